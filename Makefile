@@ -1,0 +1,50 @@
+# Every target runs in .venv, which is made on first use and again when a lock changes.
+PYTHON ?= python3
+TORCH ?= auto
+DATA_DIR ?= data
+ARGS ?=
+
+python := .venv/bin/python
+installed := .venv/.installed-$(TORCH)-$(notdir $(PYTHON))
+
+.PHONY: help demo test check soak lock format clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo 'Variables: PYTHON=python3.12, TORCH=auto|cpu|cuda, ARGS="pytest arguments"'
+
+demo: export RECIPE = demo
+demo: $(installed) ## From text to a trained model and its plot on this machine's CPU, in minutes
+	$(python) -m app prepare
+	$(python) -m app train
+	$(python) -m app sample
+	$(python) -m app report
+	@echo "Done. The plot: $(DATA_DIR)/runs/demo/report/report.png"
+
+test: $(installed) ## Run the tests
+	@$(python) -m pytest $(ARGS)
+
+soak: $(installed) ## Run the long tests: kills, restarts, full disks
+	@$(python) -m pytest -m soak $(ARGS)
+
+check: $(installed) ## Lint, formatting, types, layers, locks
+	$(python) -m ruff check
+	$(python) -m ruff format --check
+	$(python) -m mypy
+	.venv/bin/lint-imports
+	$(python) requirements/lock.py --check
+
+format: $(installed) ## Format and fix what can be fixed
+	$(python) -m ruff check --fix
+	$(python) -m ruff format
+
+lock: $(installed) ## Lock what pyproject.toml asks for (newest versions: ARGS=--upgrade)
+	$(python) requirements/lock.py $(ARGS)
+
+clean: ## Remove .venv and caches; data stays
+	rm -rf .venv .*_cache .hypothesis build dist *.egg-info
+	find app tests requirements benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(installed): $(wildcard requirements/*.txt) requirements/install.sh
+	@requirements/install.sh "$(PYTHON)" "$(TORCH)"
+	@touch $@

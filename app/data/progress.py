@@ -1,0 +1,58 @@
+"""How far preparing is: a bar on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class TokenProgress:
+    """Tokens so far, tokens/s and the time left.
+
+    Where the total is not known, it is estimated from the part of the source that is read.
+    """
+
+    def __init__(self, total: int | None) -> None:
+        self._total = total
+        self._started = self._said = time.perf_counter()
+        self._bar = tqdm(total=total, unit=" tokens", unit_scale=True, disable=None)
+
+    def show(self, tokens: int, fraction: float | None) -> None:
+        """Show `tokens` done, and the source read to `fraction` (None: unknown)."""
+        total = self._total or (round(tokens / fraction) if fraction else None)
+        if not self._bar.disable:
+            self._bar.total = total
+            self._bar.update(tokens - self._bar.n)
+            return
+        now = time.perf_counter()
+        if now - self._said >= _SECONDS_BETWEEN_LINES:
+            self._said = now
+            print(progress_line(tokens, total, now - self._started), flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+        sys.stderr.flush()
+
+
+def progress_line(tokens: int, total: int | None, seconds: float) -> str:
+    """E.g. "1,000,000 of 4,000,000 tokens (25 %), 500,000 tokens/s, 0:06 left"."""
+    rate = tokens / seconds
+    line = f"{tokens:,} tokens, {rate:,.0f} tokens/s"
+    if total is None or not tokens:
+        return line
+    left = max(0.0, (total - tokens) / rate)
+    minutes, rest = divmod(round(left), 60)
+    share = f"{tokens:,} of {total:,} tokens ({tokens / total:.0%})"
+    return f"{share}, {rate:,.0f} tokens/s, {minutes}:{rest:02d} left"

@@ -1,0 +1,207 @@
+"""Token shards and the manifest that says what they hold.
+
+A shard is llm.c's format for GPT-2 tokens (Karpathy, llm.c, dev/data/data_common.py): 256
+little-endian int32, of which the first three are magic, version and token count, then that many
+little-endian uint16 tokens.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from app.errors import UserError
+from app.files import atomic_file, read_json, write_json
+
+MAGIC = 20240520
+VERSION = 1
+HEADER_BYTES = 1024
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+
+Split = Literal["train", "val"]
+Tokens = npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What the manifest says of a shard; `documents` begin in it."""
+
+    file: str
+    split: Split
+    tokens: int
+    documents: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a dataset folder holds, where it came from, and whether it is complete.
+
+    Attributes:
+        source: what identifies the documents
+        tokenizer: name and the hash of the vocabulary
+        settings: what else determines the bytes
+        counts: documents that were encoded, and what was left out or replaced
+    """
+
+    source: dict[str, Any]
+    tokenizer: dict[str, str]
+    settings: dict[str, Any]
+    shards: tuple[ShardInfo, ...] = ()
+    counts: dict[str, int] = field(default_factory=dict)
+    complete: bool = False
+
+    def tokens(self, split: Split) -> int:
+        """Tokens of a split."""
+        return sum(shard.tokens for shard in self.shards if shard.split == split)
+
+    def save(self, folder: Path) -> None:
+        """Replace the folder's manifest atomically."""
+        totals = {"train_tokens": self.tokens("train"), "val_tokens": self.tokens("val")}
+        value = {"format_version": FORMAT_VERSION, **asdict(self), "totals": totals}
+        write_json(folder / MANIFEST, value)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest | None":
+        """Read a folder's manifest; None if it has none.
+
+        Raises:
+            UserError: it is damaged or of another version.
+        """
+        path = folder / MANIFEST
+        if not path.exists():
+            return None
+        fix = "prepare the dataset again in an empty folder"
+        value = read_json(path, fix)
+        if value.get("format_version") != FORMAT_VERSION:
+            version = value.get("format_version")
+            raise UserError(
+                f"{path} has format version {version}, this program reads {FORMAT_VERSION}", fix
+            )
+        try:
+            shards = tuple(ShardInfo(**shard) for shard in value.pop("shards"))
+            known = {item.name: value[item.name] for item in fields(cls) if item.name != "shards"}
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged: {error}", fix) from None
+        return cls(shards=shards, **known)
+
+
+def shard_name(name: str, split: Split, index: int) -> str:
+    """File name of a shard: fineweb_000000.bin, fineweb_val_000000.bin."""
+    return f"{name}_{'val_' if split == 'val' else ''}{index:06d}.bin"
+
+
+def write_shard(path: Path, tokens: Tokens) -> str:
+    """Write uint16 tokens [count] as a shard, complete or not at all; returns its SHA-256."""
+    header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
+    header[:3] = MAGIC, VERSION, tokens.size
+    content = np.ascontiguousarray(tokens, dtype="<u2")
+    digest = hashlib.sha256(header.tobytes())
+    digest.update(content.data)
+    with atomic_file(path) as file:
+        file.write(header.tobytes())
+        file.write(content.data)
+    return digest.hexdigest()
+
+
+def open_shard(path: Path) -> Tokens:
+    """Memory-map a shard's tokens, uint16 [count].
+
+    Raises:
+        UserError: the file is missing, not a shard, or not of the size its header says.
+    """
+    fix = "prepare the dataset again, or copy the file again"
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError as error:
+        raise UserError(f"shard {path} cannot be read: {error.strerror}", fix) from None
+    if len(head) < 12:
+        raise UserError(f"shard {path} is cut off: {size} bytes, its header has 1024", fix)
+    magic, version, count = (int(number) for number in np.frombuffer(head, dtype="<i4"))
+    if magic != MAGIC:
+        raise UserError(
+            f"{path} is not a token shard: it begins with {magic}, not {MAGIC}",
+            "take it out of the folder, or prepare the dataset again",
+        )
+    if version != VERSION:
+        raise UserError(
+            f"shard {path} has version {version}, this program reads {VERSION} (GPT-2 tokens)", fix
+        )
+    if size != HEADER_BYTES + 2 * count:
+        raise UserError(
+            f"shard {path} has {size} bytes; its header says {count} tokens, "
+            f"which take {HEADER_BYTES + 2 * count}",
+            fix,
+        )
+    if count == 0:
+        return np.empty(0, dtype="<u2")
+    return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The shards of a folder, verified and memory-mapped.
+
+    Attributes:
+        train, val: uint16 [count] a shard, in order
+        fingerprint: changes when the tokens do
+    """
+
+    folder: Path
+    train: list[Tokens]
+    val: list[Tokens]
+    fingerprint: str
+
+
+def open_dataset(folder: Path) -> Dataset:
+    """Open a folder that `prepare` or llm.c has written.
+
+    Raises:
+        UserError: there is no dataset, it is incomplete, or a shard is not what it should be.
+    """
+    fix = "run `python -m app prepare` with the same settings, or correct TRAIN_DATASET_DIR"
+    if not folder.is_dir():
+        raise UserError(f"no dataset in {folder}: there is no such folder", fix)
+    manifest = Manifest.load(folder)
+    if manifest is None:
+        names = sorted(path.name for path in folder.glob("*.bin"))
+        if not names:
+            raise UserError(f"no dataset in {folder}: it holds no shard (*.bin)", fix)
+        opened = {name: open_shard(folder / name) for name in names}
+        listing = "".join(f"{name}\t{opened[name].size}\n" for name in names)
+        held_out = {name for name in names if "_val_" in name}
+    else:
+        if not manifest.complete:
+            raise UserError(
+                f"the dataset in {folder} is not complete: prepare stopped after "
+                f"{manifest.tokens('train'):,} training tokens",
+                "run `python -m app prepare` with the same settings to complete it",
+            )
+        opened = {shard.file: open_shard(folder / shard.file) for shard in manifest.shards}
+        for shard in manifest.shards:
+            if opened[shard.file].size != shard.tokens:
+                raise UserError(
+                    f"shard {folder / shard.file} has {opened[shard.file].size} tokens, "
+                    f"{MANIFEST} says {shard.tokens}",
+                    "prepare the dataset again in an empty folder",
+                )
+        listing = "".join(f"{shard.file}\t{shard.sha256}\n" for shard in manifest.shards)
+        held_out = {shard.file for shard in manifest.shards if shard.split == "val"}
+    return Dataset(
+        folder,
+        train=[tokens for name, tokens in opened.items() if name not in held_out],
+        val=[tokens for name, tokens in opened.items() if name in held_out],
+        fingerprint=hashlib.sha256(listing.encode()).hexdigest(),
+    )

@@ -1,0 +1,79 @@
+"""What can go wrong, and the exit code that says whether a restart is worth it."""
+
+import errno
+import os
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every command. Only BUG and NETWORK are worth an automatic restart."""
+
+    DONE = 0
+    BUG = 1
+    USER = 2
+    NOT_FINITE = 3
+    EXHAUSTED = 4
+    NETWORK = 5
+    SIGINT = 130
+    SIGTERM = 143
+
+
+class AppError(Exception):
+    """An expected failure: `problem` is what is wrong, `fix` is what to do about it."""
+
+    exit_code = ExitCode.BUG
+
+    def __init__(self, problem: str, fix: str) -> None:
+        super().__init__(f"{problem}\n  fix: {fix}")
+        self.problem = problem
+        self.fix = fix
+
+
+class UserError(AppError):
+    """Settings, files or data that cannot work."""
+
+    exit_code = ExitCode.USER
+
+
+class NotFiniteError(AppError):
+    """The loss or the gradient norm is no longer a number."""
+
+    exit_code = ExitCode.NOT_FINITE
+
+
+class ExhaustedError(AppError):
+    """Out of memory or disk."""
+
+    exit_code = ExitCode.EXHAUSTED
+
+
+class NetworkError(AppError):
+    """The hub or the network failed; the same command may work later."""
+
+    exit_code = ExitCode.NETWORK
+
+
+class Stopped(Exception):
+    """A signal asked the program to stop, and everything worth keeping is kept."""
+
+    def __init__(self, exit_code: ExitCode, kept: str) -> None:
+        super().__init__(kept)
+        self.exit_code = exit_code
+
+
+def from_os_error(error: OSError) -> AppError | None:
+    """What a failed file operation means to the user; None if it is nothing expected."""
+    place = f" {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ExhaustedError(
+            f"the disk is full: cannot write{place}",
+            "free space, or set DATA_DIR to a larger disk; then run the same command again",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError(
+            f"no permission to write or read{place} ({error.strerror})",
+            f"give it to user {os.getuid()}, or set DATA_DIR to a folder of that user",
+        )
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return UserError(f"{error.strerror}:{place}", "name another place, or move that away")
+    return None

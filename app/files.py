@@ -1,0 +1,71 @@
+"""Files that are complete under their final name, and folders that one process owns."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from app.errors import UserError
+
+PARTIAL = ".partial"
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable: without it a rename can be lost with the power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path` that takes its name when the block ends well."""
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        fsync_folder(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` atomically with `value` as readable JSON."""
+    with atomic_file(path) as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def read_json(path: Path, fix: str) -> dict[str, Any]:
+    """Read a JSON object; UserError names the file and what is wrong with it."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}", fix) from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} does not hold a JSON object", fix)
+    return value
+
+
+@contextmanager
+def locked(folder: Path, owner: str) -> Iterator[None]:
+    """Own `folder` until the block or the process ends; UserError if another process does.
+
+    The kernel drops the lock with the process, so a killed one leaves none behind.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is working on {folder}",
+                f"wait for that {owner} to end, or stop it",
+            ) from None
+        yield

@@ -1,0 +1,143 @@
+"""The GPT: the mathematics of GPT-2 with the attention output scaled by depth.
+
+Radford et al., "Language Models are Unsupervised Multitask Learners" (2019): pre-norm blocks,
+learned positions, tied embedding and head. GELU is exact, not the tanh approximation.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Shape of a GPT; the defaults are GPT-2 124M."""
+
+    context_length: int = 1024
+    vocab_size: int = 50257
+    num_layers: int = 12
+    embd_size: int = 768
+    num_heads: int = 12
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention of each token to itself and those before it."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.c_attn = nn.Linear(config.embd_size, 3 * config.embd_size)
+        self.c_proj = nn.Linear(config.embd_size, config.embd_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [B, T, C] to [B, T, C]."""
+        B, T, C = x.shape
+        heads = (B, T, self.num_heads, C // self.num_heads)
+        q, k, v = (part.view(heads).transpose(1, 2) for part in self.c_attn(x).split(C, dim=2))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return cast(Tensor, self.c_proj(y.transpose(1, 2).reshape(B, T, C)))
+
+
+class MLP(nn.Module):
+    """Two linear layers, four times as wide between."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.embd_size, 4 * config.embd_size)
+        self.c_proj = nn.Linear(4 * config.embd_size, config.embd_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [B, T, C] to [B, T, C]."""
+        return cast(Tensor, self.c_proj(F.gelu(self.c_fc(x))))
+
+
+class Block(nn.Module):
+    """Attention, then the MLP, each on a normed copy and added to the residual stream."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.embd_size)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.embd_size)
+        self.mlp = MLP(config)
+        self.attn_scale = 1 / math.sqrt(2 * config.num_layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [B, T, C] to [B, T, C]."""
+        x = x + self.attn_scale * self.attn(self.ln_1(x))
+        return cast(Tensor, x + self.mlp(self.ln_2(x)))
+
+
+class Transformer(nn.Module):
+    """Embeddings, blocks and the last norm, under GPT-2's usual names."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.embd_size)
+        self.wpe = nn.Embedding(config.context_length, config.embd_size)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.ln_f = nn.LayerNorm(config.embd_size)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        """Map token ids int [B, T] to hidden states [B, T, C]."""
+        positions = torch.arange(idx.shape[1], device=idx.device)
+        x = self.wte(idx) + self.wpe(positions)
+        for block in self.h:
+            x = block(x)
+        return cast(Tensor, self.ln_f(x))
+
+
+class GPT(nn.Module):
+    """A GPT language model. Weights are drawn from N(0, 0.02), biases are zero."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config)
+        self.apply(_init_weights)
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Score the next token at each position.
+
+        Args:
+            idx: int [B, T], T at most the context length.
+            targets: int64 [B, T], the token that follows each position.
+
+        Returns:
+            Without targets logits [B, T, vocab]; with them the mean loss, a float32 scalar in
+            nats per token.
+        """
+        assert idx.shape[1] <= self.config.context_length, "longer than the context"
+        logits = F.linear(self.transformer(idx), self.transformer.wte.weight)
+        if targets is None:
+            return logits
+        return F.cross_entropy(logits.view(-1, logits.shape[-1]).float(), targets.view(-1))
+
+    def num_parameters(self) -> int:
+        """Number of trained values; the tied embedding counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def flops_per_token(self) -> int:
+        """Floating-point operations of a forward and backward pass, per token.
+
+        6 for each weight that multiplies, and for causal attention 6·L·T·C: half of the full
+        square's 12·L·T·C (PaLM, Chowdhery et al. 2022, appendix B).
+        """
+        config = self.config
+        matrices = sum(
+            weight.numel() for name, weight in self.named_parameters() if weight.ndim == 2
+        )
+        positions = self.transformer.wpe.weight.numel()
+        attention = 6 * config.num_layers * config.context_length * config.embd_size
+        return 6 * (matrices - positions) + attention
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, mean=0.0, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

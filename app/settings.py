@@ -1,0 +1,340 @@
+"""Every setting: its type, default, bounds and meaning.
+
+A setting `field` of a group with prefix `PREFIX_` is the variable `PREFIX_FIELD` and the flag
+`--field`. Where values come from, and in which order, is `app.sources`.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_UNITS = {"k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+
+
+def _count(value: object) -> object:
+    """Accept 20M, 1.5B and 1e7 beside plain integers."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?(?:e\d{1,2})?)([kmbt]?)", value.strip().lower())
+    if match is None:
+        return value
+    number = float(match[1]) * _UNITS.get(match[2], 1)
+    exact = re.fullmatch(r"[\d_]+", match[1]) and not match[2]
+    return value if exact or number != int(number) else int(number)
+
+
+def _pair(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    parts = value.split(",")
+    if len(parts) != 2:
+        raise ValueError("two numbers are needed, as in 0.9,0.95")
+    return parts
+
+
+Count = Annotated[int, BeforeValidator(_count)]
+CountOrAll = Annotated[
+    Annotated[int, Field(gt=0)] | Literal["all"], BeforeValidator(_count), NoDecode
+]
+CountOrAuto = Annotated[
+    Annotated[int, Field(gt=0)] | Literal["auto"], BeforeValidator(_count), NoDecode
+]
+
+
+def short_count(count: int) -> str:
+    """20_000_000 -> "20M", 1_500_000_000 -> "1.5B"; what has no short exact form stays whole."""
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if count >= size and count * 10 % size == 0:
+            return f"{count / size:g}{unit}"
+    return str(count)
+
+
+class Group(BaseSettings):
+    """Settings that share a prefix."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", env_ignore_empty=True, env_file_encoding="utf-8"
+    )
+
+    @classmethod
+    def prefix(cls) -> str:
+        """The prefix of the group's environment variables."""
+        return cls.model_config.get("env_prefix", "")
+
+    @classmethod
+    def variables(cls) -> dict[str, str]:
+        """Environment variable -> field name."""
+        return {f"{cls.prefix()}{name}".upper(): name for name in cls.model_fields}
+
+
+class GeneralSettings(Group):
+    """Where everything lives."""
+
+    data_dir: Path = Field(
+        Path("data"), description="datasets, runs/ and cache/ live below this folder"
+    )
+    recipe: str | None = Field(
+        None, description="take settings from recipes/NAME.env, below .env and the environment"
+    )
+    hf_token: SecretStr | None = Field(
+        None, description="token of the Hugging Face hub; never printed or stored"
+    )
+
+
+class PrepareSettings(Group):
+    """Text to token shards."""
+
+    model_config = SettingsConfigDict(env_prefix="PREPARE_")
+
+    dataset: str = Field(
+        "HuggingFaceFW/fineweb",
+        min_length=1,
+        description="hub id; or a local file, folder or glob of .txt .md .py .jsonl .parquet "
+        "(also .gz .bz2 .xz .zst); or stdlib, Python's own library",
+    )
+    dataset_config: str | None = Field(
+        "sample-10BT",
+        description="configuration of a hub dataset; a dataset that is set without one has its own",
+    )
+    dataset_revision: str = Field(
+        "main", min_length=1, description="branch, tag or commit of a hub dataset"
+    )
+    split: str = Field("train", min_length=1, description="split of a hub dataset")
+    text_column: str = Field("text", min_length=1, description="column that holds the text")
+    shuffle_files: bool = Field(
+        True, description="read local files in a fixed random order, not by name"
+    )
+    total_tokens: CountOrAll = Field(
+        20_000_000, description="training tokens, or all; held-out tokens come on top"
+    )
+    val_tokens: Count = Field(
+        1_048_576, ge=0, description="held-out tokens, taken from the start; 0 for none"
+    )
+    shard_size: Count = Field(
+        100_000_000, gt=0, lt=2**31, description="tokens in each shard but the last"
+    )
+    out_dir: Path | None = Field(
+        None,
+        description="dataset folder, below DATA_DIR; by default named after dataset and tokens: "
+        "fineweb20M, fineweb10B",
+    )
+    workers: CountOrAuto = Field("auto", description="threads that tokenize; auto: one per core")
+
+    @property
+    def config(self) -> str | None:
+        """The hub configuration; None for the default of a dataset that came without one."""
+        chosen = self.model_fields_set
+        own_default = "dataset" in chosen and "dataset_config" not in chosen
+        return None if own_default else self.dataset_config
+
+    @property
+    def dataset_name(self) -> str:
+        """The dataset's short name, which its shards carry: HuggingFaceFW/fineweb -> fineweb."""
+        last = self.dataset.rstrip("/").rsplit("/", 1)[-1]
+        stem = last.split(".")[0] if "." in last.strip(".") else last
+        return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "text"
+
+    @property
+    def dataset_dir(self) -> Path:
+        """Where the shards go, relative to DATA_DIR."""
+        if self.out_dir is not None:
+            return self.out_dir
+        if self.total_tokens != "all":
+            return Path(f"{self.dataset_name}{short_count(self.total_tokens)}")
+        sample = re.fullmatch(r"sample-(\d+[BMK])T", self.config or "")
+        return Path(f"{self.dataset_name}{sample[1] if sample else ''}")
+
+
+class ModelSettings(Group):
+    """The GPT; the defaults are GPT-2 124M."""
+
+    model_config = SettingsConfigDict(env_prefix="MODEL_", protected_namespaces=())
+
+    context_length: int = Field(1024, ge=2, le=65536, description="tokens a window holds (T)")
+    vocab_size: int = Field(
+        50257, ge=50257, le=65536, description="rows of the embedding; GPT-2's BPE needs 50257"
+    )
+    num_layers: int = Field(12, ge=1, description="transformer blocks")
+    embd_size: int = Field(768, ge=1, description="width of the residual stream")
+    num_heads: int = Field(12, ge=1, description="attention heads; must divide the width")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.embd_size % self.num_heads:
+            raise ValueError(
+                f"MODEL_EMBD_SIZE={self.embd_size} is not a multiple of "
+                f"MODEL_NUM_HEADS={self.num_heads}"
+            )
+        return self
+
+
+class TrainSettings(Group):
+    """Token shards to a trained GPT."""
+
+    model_config = SettingsConfigDict(env_prefix="TRAIN_")
+
+    dataset_dir: Path | None = Field(
+        None, description="dataset folder, below DATA_DIR; by default where prepare writes"
+    )
+    run_name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="the run's folder below DATA_DIR/runs; by default the dataset folder's name",
+    )
+    tokens_per_step: Count = Field(524_288, gt=0, description="tokens of one optimizer step")
+    micro_batch_size: CountOrAuto = Field(
+        "auto", description="windows in one forward pass; auto: chosen for the device"
+    )
+    max_steps: Count = Field(38, gt=0, description="optimizer steps of the whole run")
+    optimizer: Literal["adamw"] = Field("adamw", description="decoupled Adam, fused")
+    learning_rate: float = Field(
+        1.8e-3, gt=0, le=1, allow_inf_nan=False, description="highest learning rate"
+    )
+    betas: Annotated[
+        tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]],
+        BeforeValidator(_pair),
+        NoDecode,
+    ] = Field((0.9, 0.95), description="AdamW's decay of the mean and of the square, a,b")
+    lr_schedule: Literal["constant", "cosine", "linear"] = Field(
+        "cosine", description="after the warm-up: constant, cosine, linear (both decay)"
+    )
+    warmup_steps: Count = Field(4, ge=0, description="steps over which the rate grows linearly")
+    min_lr_ratio: float = Field(
+        0.1, ge=0, le=1, description="rate at the end of a decay, as a part of the highest"
+    )
+    weight_decay: float = Field(0.1, ge=0, le=1, description="decoupled weight decay")
+    weight_decay_on: Literal["matrices", "all"] = Field(
+        "matrices", description="matrices: not on biases and layer norms; all: on every tensor"
+    )
+    grad_clip: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="largest gradient norm; 0 turns clipping off"
+    )
+    shuffle: bool = Field(True, description="visit the windows in random order, new each epoch")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the weights and of the order")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one")
+    precision: Literal["auto", "bf16", "float32"] = Field(
+        "auto", description="auto: bf16 autocast where the device computes in it, else float32"
+    )
+    compile: bool = Field(True, description="compile the model with torch.compile")
+    deterministic: Literal["auto", "true", "false"] = Field(
+        "auto", description="bit-identical from run to run; auto: on a CPU only"
+    )
+    val_every: Count = Field(
+        250, ge=0, description="steps between held-out losses, also at the end; 0 for none"
+    )
+    val_tokens: Count = Field(1_048_576, gt=0, description="held-out tokens of one measurement")
+    sample_every: Count = Field(
+        250, ge=0, description="steps between samples of text, also at the end; 0 for none"
+    )
+    checkpoint_every: Count = Field(
+        250, ge=0, description="steps between checkpoints, also at the end; 0 for the end only"
+    )
+    keep_checkpoints: int = Field(2, ge=1, description="latest checkpoints that are kept")
+    resume: Literal["auto", "never"] = Field(
+        "auto", description="auto: continue the run if it exists; never: refuse an existing run"
+    )
+
+    @field_validator("deterministic", mode="before")
+    @classmethod
+    def _truth(cls, value: object) -> object:
+        words = {"1": "true", "yes": "true", "on": "true", "0": "false", "no": "false"}
+        word = str(value).strip().lower()
+        return {"off": "false", **words}.get(word, word)
+
+    @model_validator(mode="after")
+    def _warmup_within_run(self) -> Self:
+        if self.warmup_steps >= self.max_steps and self.warmup_steps:
+            raise ValueError(
+                f"TRAIN_WARMUP_STEPS={self.warmup_steps} leaves no step of "
+                f"TRAIN_MAX_STEPS={self.max_steps} at the full rate"
+            )
+        return self
+
+
+class SampleSettings(Group):
+    """The text a model writes."""
+
+    model_config = SettingsConfigDict(env_prefix="SAMPLE_")
+
+    prompt: str = Field("", description="text to continue; by default a new document")
+    num_samples: int = Field(2, ge=1, le=1000, description="texts to write")
+    max_tokens: Count = Field(200, ge=1, description="tokens to write, at most")
+    temperature: float = Field(
+        0.8, ge=0, le=100, description="0: always the likeliest token; 1: as the model says"
+    )
+    top_k: int = Field(50, ge=0, description="draw from the k likeliest tokens; 0: from all")
+    seed: int = Field(0, ge=0, lt=2**32, description="the same seed writes the same text")
+    step: Count | None = Field(None, ge=0, description="checkpoint to use; by default the last")
+
+
+class EvaluateSettings(Group):
+    """The loss on text the model has not seen."""
+
+    model_config = SettingsConfigDict(env_prefix="EVALUATE_")
+
+    split: Literal["val", "train"] = Field("val", description="val: held-out text; or train")
+    tokens: CountOrAll = Field("all", description="tokens to measure on, from the start, or all")
+    step: Count | None = Field(None, ge=0, description="checkpoint to use; by default the last")
+
+
+class Settings(BaseModel):
+    """All settings of one command, validated together and never changed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    general: GeneralSettings
+    prepare: PrepareSettings
+    model: ModelSettings
+    train: TrainSettings
+    sample: SampleSettings
+    evaluate: EvaluateSettings
+
+    GROUPS: ClassVar[dict[str, type[Group]]] = {
+        "general": GeneralSettings,
+        "prepare": PrepareSettings,
+        "model": ModelSettings,
+        "train": TrainSettings,
+        "sample": SampleSettings,
+        "evaluate": EvaluateSettings,
+    }
+
+    @model_validator(mode="after")
+    def _windows_fill_step(self) -> Self:
+        tokens, length = self.train.tokens_per_step, self.model.context_length
+        if tokens % length:
+            below = tokens // length * length
+            raise ValueError(
+                f"TRAIN_TOKENS_PER_STEP={tokens} is not a multiple of "
+                f"MODEL_CONTEXT_LENGTH={length}; {below or length} or {below + length} is"
+            )
+        return self
+
+    @property
+    def prepare_dir(self) -> Path:
+        """Where prepare writes."""
+        return self.general.data_dir / self.prepare.dataset_dir
+
+    @property
+    def train_dataset_dir(self) -> Path:
+        """Where train reads."""
+        return self.general.data_dir / (self.train.dataset_dir or self.prepare.dataset_dir)
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return self.general.data_dir / "runs" / (self.train.run_name or self.train_dataset_dir.name)
+
+    def public(self) -> dict[str, Any]:
+        """Everything but secrets, as JSON values."""
+        return self.model_dump(mode="json", exclude={"general": {"hf_token"}})

@@ -1,0 +1,1 @@
+"""Looking at what prepare and train have made."""

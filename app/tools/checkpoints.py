@@ -1,0 +1,19 @@
+"""Models from the checkpoints of a run."""
+
+from pathlib import Path
+
+from app.model.gpt import GPT, GPTConfig
+from app.train.checkpoint import Checkpoint, latest_checkpoint
+from app.train.device import Device
+
+
+def load_gpt(run_dir: Path, step: int | None, device: Device) -> tuple[GPT, Checkpoint]:
+    """The model of a run's checkpoint, by default the last, on the device.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is damaged.
+    """
+    checkpoint = latest_checkpoint(run_dir, step)
+    model = GPT(GPTConfig(**checkpoint.state["model"]))
+    checkpoint.load_model(model)
+    return model.to(device.torch_device).eval(), checkpoint

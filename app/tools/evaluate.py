@@ -1,0 +1,41 @@
+"""The loss of a checkpoint on a split."""
+
+import math
+
+from app.data.loader import TokenStream
+from app.data.shards import open_dataset
+from app.errors import UserError
+from app.settings import Settings
+from app.tools.checkpoints import load_gpt
+from app.train.device import choose_device
+from app.train.evaluate import held_out_loss
+
+
+def evaluate(settings: Settings) -> None:
+    """Print a checkpoint's mean loss and perplexity on a split.
+
+    Raises:
+        UserError: there is no such checkpoint, dataset or split.
+    """
+    chosen = settings.evaluate
+    device = choose_device(
+        settings.train.device, settings.train.precision, settings.train.deterministic
+    )
+    model, checkpoint = load_gpt(settings.run_dir, chosen.step, device)
+    dataset = open_dataset(settings.train_dataset_dir)
+    loss, tokens = held_out_loss(
+        model,
+        TokenStream(dataset.val if chosen.split == "val" else dataset.train),
+        max_tokens=None if chosen.tokens == "all" else chosen.tokens,
+        batch_size=int(checkpoint.state["micro_batch_size"]),
+        device=device,
+    )
+    if tokens == 0:
+        raise UserError(
+            f"{dataset.folder} has no {chosen.split} tokens to measure on",
+            "prepare it with PREPARE_VAL_TOKENS above 0, or set EVALUATE_SPLIT=train",
+        )
+    print(
+        f"{checkpoint.folder}: loss {loss:.4f} nats per token, perplexity {math.exp(loss):.2f}, "
+        f"on {tokens:,} {chosen.split} tokens of {dataset.folder}"
+    )

@@ -1,0 +1,110 @@
+"""The device: which one, in which precision, how deterministic, how fast it could be."""
+
+import os
+import platform
+import resource
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from app.errors import UserError
+
+Precision = Literal["bf16", "float32"]
+
+# Dense bf16 FLOP/s of data sheets. The first name that is part of the device's name counts.
+_PEAK_FLOPS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "GH200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "RTX 5090": 209.5e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and how the model is computed.
+
+    Attributes:
+        torch_device: cpu or cuda:N
+        name: as its maker calls it
+        precision: of matrix products and activations; weights stay float32
+        deterministic: only algorithms that give the same bits every time
+        peak_flops: dense bf16 FLOP/s of the data sheet; None if unknown
+    """
+
+    torch_device: torch.device
+    name: str
+    precision: Precision
+    deterministic: bool
+    peak_flops: float | None
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which the forward pass runs."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.torch_device.type, dtype=torch.bfloat16)
+
+    def peak_memory_bytes(self) -> int:
+        """Most memory in use so far: the GPU's allocations, or the process's resident memory."""
+        if self.torch_device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.torch_device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def choose_device(
+    device: Literal["auto", "cpu", "cuda"],
+    precision: Literal["auto", "bf16", "float32"],
+    deterministic: Literal["auto", "true", "false"],
+) -> Device:
+    """Choose the device and set torch up for it.
+
+    Raises:
+        UserError: there is no such device here, or it does not compute in bf16.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        built = f"this torch is built for CUDA {torch.version.cuda}"
+        raise UserError(
+            "TRAIN_DEVICE=cuda, but no GPU can be used here "
+            f"({built if torch.version.cuda else 'this torch is built for the CPU only'})",
+            "check `nvidia-smi`, or set TRAIN_DEVICE=auto to use the CPU",
+        )
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bf16" and on_gpu and not has_bf16:
+        raise UserError(
+            f"{torch.cuda.get_device_name()} does not compute in bf16",
+            "set TRAIN_PRECISION=auto, which falls back to float32",
+        )
+    chosen: Precision = "bf16" if precision == "bf16" or (precision == "auto" and has_bf16) else (
+        "float32"
+    )
+    is_deterministic = not on_gpu if deterministic == "auto" else deterministic == "true"
+    if is_deterministic:
+        # cuBLAS reads this when it is first used; without it torch refuses to be deterministic.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.use_deterministic_algorithms(is_deterministic)
+    if not on_gpu:
+        name = platform.processor() or platform.machine()
+        return Device(torch.device("cpu"), f"CPU ({name})", chosen, is_deterministic, None)
+    torch.set_float32_matmul_precision("high")
+    name = torch.cuda.get_device_name()
+    peak = next((flops for part, flops in _PEAK_FLOPS.items() if part in name), None)
+    here = torch.device("cuda", torch.cuda.current_device())
+    return Device(here, name, chosen, is_deterministic, peak)
+
+
+def default_micro_batch(sizes: list[int], context_length: int, device: Device) -> int:
+    """The largest of `sizes` whose tokens keep this kind of device busy, and fit."""
+    tokens = 32_768 if device.torch_device.type == "cuda" else 4_096
+    return max((size for size in sizes if size * context_length <= tokens), default=sizes[0])
