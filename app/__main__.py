@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from app.errors import AppError, ExitCode, Stopped, from_os_error
 from app.settings import Settings
@@ -60,7 +61,10 @@ def inspect(settings: Settings, arguments: argparse.Namespace) -> None:
     """Describe and verify a shard, a dataset folder, a checkpoint or a run."""
     from app.tools.inspect import inspect
 
-    inspect(arguments.path, settings.general.data_dir, verify=arguments.verify)
+    path = Path(arguments.path)
+    place = path if path.exists() else settings.general.data_dir / path
+    for line in inspect(place, verify=arguments.verify):
+        print(line, flush=True)
 
 
 def report(settings: Settings, arguments: argparse.Namespace) -> None:

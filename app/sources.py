@@ -51,10 +51,12 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
     ]
     env_files = [path for path in (recipe, DOTENV) if path is not None]
     groups: dict[str, Group] = {}
-    for name, group in Settings.GROUPS.items():
-        given = {field: flags[var] for var, field in group.variables().items() if var in flags}
+    for group_name, group in Settings.GROUPS.items():
+        given: dict[str, Any] = {
+            field: flags[name] for name, field in group.variables().items() if name in flags
+        }
         try:
-            groups[name] = group(_env_file=env_files, **given)
+            groups[group_name] = group(_env_file=env_files, **given)
         except ValidationError as error:
             faults += [_describe(detail, group, places) for detail in error.errors()]
     if not faults:

@@ -15,7 +15,6 @@ from glob import glob
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem

@@ -3,9 +3,9 @@
 Shards stay memory-mapped as uint16; only the batches in flight are widened.
 """
 
-import queue
-import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
@@ -56,7 +56,7 @@ class TokenStream:
 class BatchLoader:
     """The micro-batches of one rank, step after step without end, on the device.
 
-    Use as a context manager: leaving it stops the thread.
+    Use as a context manager: leaving it ends the thread that reads ahead.
 
     Args:
         stream: tokens of the split.
@@ -79,53 +79,31 @@ class BatchLoader:
         context_length: int,
         device: torch.device,
     ) -> None:
-        self._stream, self._order, self._plan = stream, order, plan
-        self._rank, self._position = rank, first_position
-        self._context_length, self._device = context_length, device
-        self._ready: queue.Queue[tuple[Tensor, Tensor] | Exception] = queue.Queue(_BATCHES_AHEAD)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._read_ahead, name="batches", daemon=True)
+        self._stream, self._order, self._device = stream, order, device
+        self._context_length = context_length
+        self._micro_batches = plan.micro_batches(first_position, rank)
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._ahead: deque[Future[tuple[Tensor, Tensor]]] = deque()
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the next micro-batch, int64 [B, T] each, on the device."""
-        batch = self._ready.get()
-        if isinstance(batch, Exception):
-            raise batch
-        inputs, targets = batch
+        while len(self._ahead) <= _BATCHES_AHEAD:
+            first, count = next(self._micro_batches)
+            self._ahead.append(self._reader.submit(self._read, first, count))
+        inputs, targets = self._ahead.popleft().result()
         return (
             inputs.to(self._device, non_blocking=True),
             targets.to(self._device, non_blocking=True),
         )
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        while True:
-            for index in range(self._plan.accumulation_steps):
-                first, count = self._plan.micro_batch(self._position, self._rank, index)
-                windows = self._order.windows(first, count)
-                inputs, targets = self._stream.windows(windows, self._context_length)
-                if self._device.type == "cuda":
-                    inputs, targets = inputs.pin_memory(), targets.pin_memory()
-                yield inputs, targets
-            self._position += self._plan.windows_per_step
-
-    def _read_ahead(self) -> None:
-        try:
-            for batch in self._batches():
-                self._put(batch)
-                if self._stop.is_set():
-                    return
-        except Exception as error:
-            self._put(error)
-
-    def _put(self, item: tuple[Tensor, Tensor] | Exception) -> None:
-        while not self._stop.is_set():
-            try:
-                return self._ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
+    def _read(self, first: int, count: int) -> tuple[Tensor, Tensor]:
+        indices = self._order.windows(first, count)
+        inputs, targets = self._stream.windows(indices, self._context_length)
+        if self._device.type == "cuda":
+            return inputs.pin_memory(), targets.pin_memory()
+        return inputs, targets
 
     def __enter__(self) -> Self:
-        self._thread.start()
         return self
 
     def __exit__(
@@ -134,5 +112,4 @@ class BatchLoader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stop.set()
-        self._thread.join()
+        self._reader.shutdown(cancel_futures=True)

@@ -144,10 +144,15 @@ def open_shard(path: Path) -> Tokens:
     return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+def refuse_wrong_hash(path: Path, sha256: str) -> None:
+    """Raise UserError if a file's SHA-256 is not the one given."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise UserError(
+            f"shard {path} is damaged: its SHA-256 is {found}, {MANIFEST} says {sha256}",
+            "delete the folder and prepare the dataset again",
+        )
 
 
 @dataclass(frozen=True)

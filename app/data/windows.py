@@ -4,6 +4,8 @@ A split is one stream of N tokens. Window i has inputs [i·T, i·T+T) and target
 so W = (N-1) // T windows make an epoch. Position g of a run is window order(g div W)[g mod W].
 """
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,9 +47,7 @@ class WindowOrder:
         ordered = np.empty_like(indices)
         for epoch in np.unique(epochs):
             of_epoch = epochs == epoch
-            ordered[of_epoch] = permuted(
-                indices[of_epoch], self.num_windows, self.seed, int(epoch)
-            )
+            ordered[of_epoch] = permuted(indices[of_epoch], self.num_windows, self.seed, int(epoch))
         return ordered
 
 
@@ -62,10 +62,8 @@ def permuted(indices: Indices, size: int, seed: int, epoch: int) -> Indices:
     mask = np.uint64((1 << half_bits) - 1)
     shift = np.uint64(half_bits)
     with np.errstate(over="ignore"):
-        keys = _mix(
-            _mix(np.uint64(seed) + np.uint64(epoch) * np.uint64(0x9E3779B97F4A7C15))
-            + np.arange(_ROUNDS, dtype=np.uint64)
-        )
+        start = _mix(np.uint64(seed) + np.uint64(epoch) * np.uint64(0x9E3779B97F4A7C15))
+        keys = _mix(np.add(start, np.arange(_ROUNDS, dtype=np.uint64), dtype=np.uint64))
         values = indices.astype(np.uint64)
         outside = np.ones(values.shape, dtype=bool)
         while outside.any():
@@ -103,16 +101,18 @@ class StepPlan:
         """Micro-batches of one rank in a step."""
         return self.windows_per_step // (self.ranks * self.micro_batch_size)
 
-    def micro_batch(self, step_start: int, rank: int, index: int) -> tuple[int, int]:
-        """Positions of a micro-batch: the first, and how many.
+    def micro_batches(self, first_position: int, rank: int) -> Iterator[tuple[int, int]]:
+        """Positions of a rank's micro-batches, as (first, count), step after step without end.
 
         Args:
-            step_start: windows that all earlier steps have consumed.
+            first_position: windows that all earlier steps have consumed.
             rank: of this process.
-            index: of the micro-batch within the rank's share.
         """
         share = self.windows_per_step // self.ranks
-        return step_start + rank * share + index * self.micro_batch_size, self.micro_batch_size
+        for step_start in itertools.count(first_position, self.windows_per_step):
+            start = step_start + rank * share
+            for first in range(start, start + share, self.micro_batch_size):
+                yield first, self.micro_batch_size
 
 
 def micro_batch_sizes(windows_per_step: int, ranks: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from app.errors import UserError
 from app.files import atomic_file, read_json
+from app.train.metrics import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,8 +23,10 @@ Format = Callable[[float], str]
 Box = tuple[int, int, int, int]
 Words = tuple[str, str, str]
 
-NEEDED = ("step", "tokens", "train_loss")
-OPTIONAL = ("val_loss", "lr", "grad_norm", "step_ms", "tokens_per_second", "mfu", "memory_bytes")
+COLUMNS = (
+    *("step", "tokens", "train_loss", "val_loss", "lr", "grad_norm"),
+    *("step_ms", "tokens_per_second", "mfu", "memory_bytes"),
+)
 WIDTH, HEIGHT, LEFT, RIGHT, DPI = 1600, 1080, 60, 1540, 100  # pixels from the top left corner
 # Okabe and Ito's blue and vermilion (https://jfly.uni-koeln.de/color/) suit all colour vision.
 TRAIN, TRAIN_TINT, HELD_OUT = "#0072B2", "#B0D1E8", "#D55E00"
@@ -46,7 +48,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     if not run_dir.is_dir():
         raise UserError(f"there is no run in {run_dir}", "check TRAIN_RUN_NAME and DATA_DIR")
     out = out or run_dir / "report" / "report.png"
-    metrics = read_metrics(run_dir / "metrics.jsonl")
+    metrics = columns(run_dir / "metrics.jsonl")
     settings = run_dir / "settings.json"
     facts = read_json(settings, "restore or remove it") if settings.is_file() else {}
 
@@ -61,24 +63,18 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     return out
 
 
-def read_metrics(path: Path) -> dict[str, Floats]:
+def columns(path: Path) -> dict[str, Floats]:
     """Read metrics.jsonl into one float64 [steps] array per column, NaN where not measured.
 
     Raises UserError if there is no step, or names the line that cannot be used.
     """
-    text = path.read_text(encoding="utf-8", errors="replace").rstrip() if path.is_file() else ""
-    rows = []
-    for number, line in enumerate(text.split("\n") if text else (), start=1):
-        try:
-            values = json.loads(line)
-            row = [*(values[name] for name in NEEDED), *(values.get(name) for name in OPTIONAL)]
-            rows.append(np.array(row, dtype=np.float64))
-        except (ValueError, TypeError, KeyError) as error:
-            problem = f"{path}, line {number} is not the JSON object of a step: {error!r}"
-            raise UserError(problem, "remove that line, or resume the run") from error
-    if not rows:
+    records = read_metrics(path) if path.is_file() else []
+    if not records:
         raise UserError(f"{path} holds no step", "let the run finish one, then draw it again")
-    return dict(zip(NEEDED + OPTIONAL, np.stack(rows, axis=1), strict=True))
+    return {
+        name: np.array([record.get(name) for record in records], dtype=np.float64)
+        for name in COLUMNS
+    }
 
 
 def smooth(values: Floats, centres: npt.NDArray[np.int64], reach: int) -> Floats:

@@ -67,6 +67,14 @@ class Checkpoint:
                 slot: tensors[f"{slot}.{name}"].to(parameter.device) for slot in sorted(slots)
             }
 
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All tensors, by name, of the model and of the optimizer.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+        return {"model": self._read(MODEL_FILE), "optimizer": self._read(OPTIMIZER_FILE)}
+
     def _read(self, file: str) -> dict[str, Tensor]:
         try:
             return load_file(self.folder / file)

@@ -85,16 +85,18 @@ def choose_device(
             f"{torch.cuda.get_device_name()} does not compute in bf16",
             "set TRAIN_PRECISION=auto, which falls back to float32",
         )
-    chosen: Precision = "bf16" if precision == "bf16" or (precision == "auto" and has_bf16) else (
-        "float32"
+    chosen: Precision = (
+        "bf16" if precision == "bf16" or (precision == "auto" and has_bf16) else ("float32")
     )
     is_deterministic = not on_gpu if deterministic == "auto" else deterministic == "true"
     if is_deterministic:
         # cuBLAS reads this when it is first used; without it torch refuses to be deterministic.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.utils.deterministic.fill_uninitialized_memory = False
     torch.use_deterministic_algorithms(is_deterministic)
     if not on_gpu:
+        # Logits are hundreds of megabytes, new each time; huge pages spare their page faults.
+        # torch reads this at its first large allocation.
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         name = platform.processor() or platform.machine()
         return Device(torch.device("cpu"), f"CPU ({name})", chosen, is_deterministic, None)
     torch.set_float32_matmul_precision("high")

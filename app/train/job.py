@@ -205,7 +205,8 @@ class _Job:
             f"{sum(shard.size for shard in self.dataset.train):,} training tokens "
             f"({epochs:.2f} epochs in {chosen.max_steps} steps), "
             f"{sum(shard.size for shard in self.dataset.val):,} held out",
-            f"{run.folder}: " + (f"continues at step {run.first_step}" if run.first_step else "new"),
+            f"{run.folder}: "
+            + (f"continues at step {run.first_step}" if run.first_step else "new"),
             *(["compiling the model; the first step waits for it"] if chosen.compile else []),
         ]
 

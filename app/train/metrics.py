@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from app.errors import UserError
 from app.files import atomic_file
 
 
@@ -24,7 +25,7 @@ class MetricsLog:
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one step's line."""
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(_line(record))
         self._file.flush()
 
     def sync(self) -> None:
@@ -44,11 +45,33 @@ class MetricsLog:
 
 
 def cut_back(path: Path, steps: int) -> None:
-    """Keep only the lines of steps 0 … steps-1; a last line that was cut off goes too."""
-    kept = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n") or json.loads(line)["step"] >= steps:
-            break
-        kept.append(line)
+    """Keep only the lines of steps 0 … steps-1."""
+    kept = [record for record in read_metrics(path) if record["step"] < steps]
     with atomic_file(path) as file:
-        file.writelines(kept)
+        file.writelines(_line(record).encode() for record in kept)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last one that is still being written is left out.
+
+    Raises:
+        UserError: a line is not the JSON object of a step.
+    """
+    records = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            record = json.loads(line)
+            float(record["step"]), float(record["tokens"]), float(record["train_loss"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{path}, line {number} is not the JSON object of a step: {error!r}",
+                "delete that line",
+            ) from error
+        records.append(record)
+    return records
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record) + "\n"
