@@ -6,65 +6,45 @@ A setting `field` of a group with prefix `PREFIX_` is the variable `PREFIX_FIELD
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    field_validator,
-    model_validator,
-)
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-_UNITS = {"k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
-
-
-def _count(value: object) -> object:
-    """Accept 20M, 1.5B and 1e7 beside plain integers."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?(?:e\d{1,2})?)([kmbt]?)", value.strip().lower())
-    if match is None:
-        return value
-    number = float(match[1]) * _UNITS.get(match[2], 1)
-    exact = re.fullmatch(r"[\d_]+", match[1]) and not match[2]
-    return value if exact or number != int(number) else int(number)
-
+from app.counts import Count, CountOrAll, CountOrAuto, short_count
 
 def _pair(value: object) -> object:
     if not isinstance(value, str):
         return value
     parts = value.split(",")
     if len(parts) != 2:
-        raise ValueError("two numbers are needed, as in 0.9,0.95")
+        raise ValueError("must be two numbers, as in 0.9,0.95")
     return parts
 
 
-Count = Annotated[int, BeforeValidator(_count)]
-CountOrAll = Annotated[
-    Annotated[int, Field(gt=0)] | Literal["all"], BeforeValidator(_count), NoDecode
-]
-CountOrAuto = Annotated[
-    Annotated[int, Field(gt=0)] | Literal["auto"], BeforeValidator(_count), NoDecode
-]
+def _truth(value: object) -> object:
+    word = str(value).strip().lower()
+    is_true, is_false = word in ("1", "yes", "on", "true"), word in ("0", "no", "off", "false")
+    return "true" if is_true else "false" if is_false else word
 
 
-def short_count(count: int) -> str:
-    """20_000_000 -> "20M", 1_500_000_000 -> "1.5B"; what has no short exact form stays whole."""
-    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if count >= size and count * 10 % size == 0:
-            return f"{count / size:g}{unit}"
-    return str(count)
+def _home(value: object) -> object:
+    try:
+        return Path(value).expanduser() if isinstance(value, str) else value
+    except RuntimeError:
+        raise ValueError("begins with ~, but there is no such user's home folder") from None
+
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Location = Annotated[Path, BeforeValidator(_home)]
 
 
 class Group(BaseSettings):
     """Settings that share a prefix."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="ignore", env_ignore_empty=True, env_file_encoding="utf-8"
+        frozen=True, extra="forbid", env_ignore_empty=True, enable_decoding=False
     )
 
     @classmethod
@@ -77,15 +57,27 @@ class Group(BaseSettings):
         """Environment variable -> field name."""
         return {f"{cls.prefix()}{name}".upper(): name for name in cls.model_fields}
 
+    @classmethod
+    def default_text(cls, field: str) -> str:
+        """A field's default as an environment variable has it; empty if it has none."""
+        default = cls.model_fields[field].default
+        if default is None:
+            return ""
+        if isinstance(default, bool):
+            return str(default).lower()
+        if isinstance(default, tuple):
+            return ",".join(map(str, default))
+        return str(default)
+
 
 class GeneralSettings(Group):
     """Where everything lives."""
 
-    data_dir: Path = Field(
+    data_dir: Location = Field(
         Path("data"), description="datasets, runs/ and cache/ live below this folder"
     )
     recipe: str | None = Field(
-        None, description="take settings from recipes/NAME.env, below .env and the environment"
+        None, description="take settings from recipes/NAME.env, or from a file: ./NAME.env"
     )
     hf_token: SecretStr | None = Field(
         None, description="token of the Hugging Face hub; never printed or stored"
@@ -99,19 +91,16 @@ class PrepareSettings(Group):
 
     dataset: str = Field(
         "HuggingFaceFW/fineweb",
-        min_length=1,
         description="hub id; or a local file, folder or glob of .txt .md .py .jsonl .parquet "
         "(also .gz .bz2 .xz .zst); or stdlib, Python's own library",
     )
     dataset_config: str | None = Field(
         "sample-10BT",
-        description="configuration of a hub dataset; a dataset that is set without one has its own",
+        description="configuration of a hub dataset; another DATASET has its own by default",
     )
-    dataset_revision: str = Field(
-        "main", min_length=1, description="branch, tag or commit of a hub dataset"
-    )
-    split: str = Field("train", min_length=1, description="split of a hub dataset")
-    text_column: str = Field("text", min_length=1, description="column that holds the text")
+    dataset_revision: str = Field("main", description="branch, tag or commit of a hub dataset")
+    split: str = Field("train", description="split of a hub dataset")
+    text_column: str = Field("text", description="column that holds the text")
     shuffle_files: bool = Field(
         True, description="read local files in a fixed random order, not by name"
     )
@@ -124,7 +113,7 @@ class PrepareSettings(Group):
     shard_size: Count = Field(
         100_000_000, gt=0, lt=2**31, description="tokens in each shard but the last"
     )
-    out_dir: Path | None = Field(
+    out_dir: Location | None = Field(
         None,
         description="dataset folder, below DATA_DIR; by default named after dataset and tokens: "
         "fineweb20M, fineweb10B",
@@ -133,10 +122,10 @@ class PrepareSettings(Group):
 
     @property
     def config(self) -> str | None:
-        """The hub configuration; None for the default of a dataset that came without one."""
-        chosen = self.model_fields_set
-        own_default = "dataset" in chosen and "dataset_config" not in chosen
-        return None if own_default else self.dataset_config
+        """The hub configuration; None for a dataset's own default."""
+        default = type(self).model_fields["dataset"].default
+        known = self.dataset == default or "dataset_config" in self.model_fields_set
+        return self.dataset_config if known else None
 
     @property
     def dataset_name(self) -> str:
@@ -161,22 +150,13 @@ class ModelSettings(Group):
 
     model_config = SettingsConfigDict(env_prefix="MODEL_", protected_namespaces=())
 
-    context_length: int = Field(1024, ge=2, le=65536, description="tokens a window holds (T)")
-    vocab_size: int = Field(
+    context_length: Count = Field(1024, ge=2, le=65536, description="tokens a window holds (T)")
+    vocab_size: Count = Field(
         50257, ge=50257, le=65536, description="rows of the embedding; GPT-2's BPE needs 50257"
     )
-    num_layers: int = Field(12, ge=1, description="transformer blocks")
-    embd_size: int = Field(768, ge=1, description="width of the residual stream")
-    num_heads: int = Field(12, ge=1, description="attention heads; must divide the width")
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Self:
-        if self.embd_size % self.num_heads:
-            raise ValueError(
-                f"MODEL_EMBD_SIZE={self.embd_size} is not a multiple of "
-                f"MODEL_NUM_HEADS={self.num_heads}"
-            )
-        return self
+    num_layers: Count = Field(12, ge=1, description="transformer blocks")
+    embd_size: Count = Field(768, ge=1, description="width of the residual stream")
+    num_heads: Count = Field(12, ge=1, description="attention heads; must divide the width")
 
 
 class TrainSettings(Group):
@@ -184,50 +164,49 @@ class TrainSettings(Group):
 
     model_config = SettingsConfigDict(env_prefix="TRAIN_")
 
-    dataset_dir: Path | None = Field(
+    dataset_dir: Location | None = Field(
         None, description="dataset folder, below DATA_DIR; by default where prepare writes"
     )
     run_name: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=200,
         description="the run's folder below DATA_DIR/runs; by default the dataset folder's name",
     )
-    tokens_per_step: Count = Field(524_288, gt=0, description="tokens of one optimizer step")
+    tokens_per_step: Count = Field(
+        524_288, gt=0, lt=2**31, description="tokens of one optimizer step"
+    )
     micro_batch_size: CountOrAuto = Field(
         "auto", description="windows in one forward pass; auto: chosen for the device"
     )
     max_steps: Count = Field(38, gt=0, description="optimizer steps of the whole run")
     optimizer: Literal["adamw"] = Field("adamw", description="decoupled Adam, fused")
-    learning_rate: float = Field(
-        1.8e-3, gt=0, le=1, allow_inf_nan=False, description="highest learning rate"
+    learning_rate: Number = Field(1.8e-3, gt=0, le=1, description="highest learning rate")
+    betas: Annotated[tuple[Beta, Beta], BeforeValidator(_pair)] = Field(
+        (0.9, 0.95), description="AdamW's decay of the mean and of the square"
     )
-    betas: Annotated[
-        tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]],
-        BeforeValidator(_pair),
-        NoDecode,
-    ] = Field((0.9, 0.95), description="AdamW's decay of the mean and of the square, a,b")
     lr_schedule: Literal["constant", "cosine", "linear"] = Field(
         "cosine", description="after the warm-up: constant, cosine, linear (both decay)"
     )
     warmup_steps: Count = Field(4, ge=0, description="steps over which the rate grows linearly")
-    min_lr_ratio: float = Field(
+    min_lr_ratio: Number = Field(
         0.1, ge=0, le=1, description="rate at the end of a decay, as a part of the highest"
     )
-    weight_decay: float = Field(0.1, ge=0, le=1, description="decoupled weight decay")
+    weight_decay: Number = Field(0.1, ge=0, le=1, description="decoupled weight decay")
     weight_decay_on: Literal["matrices", "all"] = Field(
         "matrices", description="matrices: not on biases and layer norms; all: on every tensor"
     )
-    grad_clip: float = Field(
-        1.0, ge=0, allow_inf_nan=False, description="largest gradient norm; 0 turns clipping off"
+    grad_clip: Number = Field(
+        1.0, ge=0, description="largest gradient norm; 0 turns clipping off"
     )
     shuffle: bool = Field(True, description="visit the windows in random order, new each epoch")
-    seed: int = Field(0, ge=0, lt=2**32, description="of the weights and of the order")
+    seed: Count = Field(0, ge=0, lt=2**32, description="of the weights and of the order")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one")
     precision: Literal["auto", "bf16", "float32"] = Field(
         "auto", description="auto: bf16 autocast where the device computes in it, else float32"
     )
     compile: bool = Field(True, description="compile the model with torch.compile")
-    deterministic: Literal["auto", "true", "false"] = Field(
+    deterministic: Annotated[Literal["auto", "true", "false"], BeforeValidator(_truth)] = Field(
         "auto", description="bit-identical from run to run; auto: on a CPU only"
     )
     val_every: Count = Field(
@@ -240,26 +219,10 @@ class TrainSettings(Group):
     checkpoint_every: Count = Field(
         250, ge=0, description="steps between checkpoints, also at the end; 0 for the end only"
     )
-    keep_checkpoints: int = Field(2, ge=1, description="latest checkpoints that are kept")
+    keep_checkpoints: Count = Field(2, ge=1, description="latest checkpoints that are kept")
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto: continue the run if it exists; never: refuse an existing run"
     )
-
-    @field_validator("deterministic", mode="before")
-    @classmethod
-    def _truth(cls, value: object) -> object:
-        words = {"1": "true", "yes": "true", "on": "true", "0": "false", "no": "false"}
-        word = str(value).strip().lower()
-        return {"off": "false", **words}.get(word, word)
-
-    @model_validator(mode="after")
-    def _warmup_within_run(self) -> Self:
-        if self.warmup_steps >= self.max_steps and self.warmup_steps:
-            raise ValueError(
-                f"TRAIN_WARMUP_STEPS={self.warmup_steps} leaves no step of "
-                f"TRAIN_MAX_STEPS={self.max_steps} at the full rate"
-            )
-        return self
 
 
 class SampleSettings(Group):
@@ -268,13 +231,13 @@ class SampleSettings(Group):
     model_config = SettingsConfigDict(env_prefix="SAMPLE_")
 
     prompt: str = Field("", description="text to continue; by default a new document")
-    num_samples: int = Field(2, ge=1, le=1000, description="texts to write")
+    num_samples: Count = Field(2, ge=1, le=1000, description="texts to write")
     max_tokens: Count = Field(200, ge=1, description="tokens to write, at most")
-    temperature: float = Field(
+    temperature: Number = Field(
         0.8, ge=0, le=100, description="0: always the likeliest token; 1: as the model says"
     )
-    top_k: int = Field(50, ge=0, description="draw from the k likeliest tokens; 0: from all")
-    seed: int = Field(0, ge=0, lt=2**32, description="the same seed writes the same text")
+    top_k: Count = Field(50, ge=0, description="draw from the k likeliest tokens; 0: from all")
+    seed: Count = Field(0, ge=0, lt=2**32, description="the same seed writes the same text")
     step: Count | None = Field(None, ge=0, description="checkpoint to use; by default the last")
 
 
@@ -289,7 +252,7 @@ class EvaluateSettings(Group):
 
 
 class Settings(BaseModel):
-    """All settings of one command, validated together and never changed."""
+    """All settings of one command; they never change."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -300,25 +263,18 @@ class Settings(BaseModel):
     sample: SampleSettings
     evaluate: EvaluateSettings
 
-    GROUPS: ClassVar[dict[str, type[Group]]] = {
-        "general": GeneralSettings,
-        "prepare": PrepareSettings,
-        "model": ModelSettings,
-        "train": TrainSettings,
-        "sample": SampleSettings,
-        "evaluate": EvaluateSettings,
-    }
-
-    @model_validator(mode="after")
-    def _windows_fill_step(self) -> Self:
+    def contradictions(self) -> dict[tuple[str, str], str]:
+        """Two variables that do not go together -> why, and what would."""
         tokens, length = self.train.tokens_per_step, self.model.context_length
+        width, heads = self.model.embd_size, self.model.num_heads
+        found = {}
+        if width % heads:
+            found["MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"] = _not_a_multiple(width, heads)
+        if self.train.warmup_steps >= self.train.max_steps > 0 < self.train.warmup_steps:
+            found["TRAIN_WARMUP_STEPS", "TRAIN_MAX_STEPS"] = "no step is left at the full rate"
         if tokens % length:
-            below = tokens // length * length
-            raise ValueError(
-                f"TRAIN_TOKENS_PER_STEP={tokens} is not a multiple of "
-                f"MODEL_CONTEXT_LENGTH={length}; {below or length} or {below + length} is"
-            )
-        return self
+            found["TRAIN_TOKENS_PER_STEP", "MODEL_CONTEXT_LENGTH"] = _not_a_multiple(tokens, length)
+        return found
 
     @property
     def prepare_dir(self) -> Path:
@@ -338,3 +294,20 @@ class Settings(BaseModel):
     def public(self) -> dict[str, Any]:
         """Everything but secrets, as JSON values."""
         return self.model_dump(mode="json", exclude={"general": {"hf_token"}})
+
+
+def _not_a_multiple(number: int, divisor: int) -> str:
+    above = (number // divisor + 1) * divisor
+    multiples = f"{above - divisor} and {above} are" if number > divisor else f"{divisor} is"
+    return f"{number} is not a multiple of {divisor}; {multiples}"
+
+
+GROUPS: dict[str, type[Group]] = {
+    "general": GeneralSettings,
+    "prepare": PrepareSettings,
+    "model": ModelSettings,
+    "train": TrainSettings,
+    "sample": SampleSettings,
+    "evaluate": EvaluateSettings,
+}
+VARIABLES = {variable: group for group in GROUPS.values() for variable in group.variables()}

@@ -1,29 +1,39 @@
 """Where settings come from: flag, environment, .env, recipe, default, the first that has one.
 
 Every fault is reported, with the place it stands in, before anything starts: values that do not
-fit, names that nobody knows, settings that contradict each other.
+fit, names that nobody knows, lines that say nothing, settings that contradict each other.
 """
 
-import argparse
 import difflib
+import io
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails, PydanticUndefined
+from pydantic_core import ErrorDetails
 
 from app.errors import UserError
-from app.settings import Group, Settings
+from app.settings import GROUPS, VARIABLES, Group, Settings
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DOTENV = Path(".env")
-VARIABLES = {name: group for group in Settings.GROUPS.values() for name in group.variables()}
-_PREFIXES = tuple(group.prefix() for group in Settings.GROUPS.values() if group.prefix())
+_PREFIXES = tuple(group.prefix() for group in GROUPS.values() if group.prefix())
+
+
+@dataclass(frozen=True)
+class Given:
+    """The text of a setting, and where it stands."""
+
+    text: str
+    place: str
+
+
+Source = Mapping[str, Given]
 
 
 def load_settings(flags: Mapping[str, str], command: str) -> Settings:
@@ -36,161 +46,97 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
     Raises:
         UserError: naming every invalid setting and where it stands.
     """
-    recipe = _recipe_path(flags)
-    places = {
-        "flag": flags,
-        "environment": os.environ,
-        str(DOTENV): _read(DOTENV),
-        str(recipe): _read(recipe) if recipe else {},
+    from_flags = {name: Given(text, f"flag {flag_name(name)}") for name, text in flags.items()}
+    environment = {
+        name.upper(): Given(text, "environment") for name, text in os.environ.items() if text
     }
-    faults = [
-        fault
-        for place, values in places.items()
-        if place != "flag"
-        for fault in _unknown_names(place, values, every_name=place == str(recipe))
-    ]
-    env_files = [path for path in (recipe, DOTENV) if path is not None]
-    groups: dict[str, Group] = {}
-    for group_name, group in Settings.GROUPS.items():
-        given: dict[str, Any] = {
-            field: flags[name] for name, field in group.variables().items() if name in flags
-        }
-        try:
-            groups[group_name] = group(_env_file=env_files, **given)
-        except ValidationError as error:
-            faults += [_describe(detail, group, places) for detail in error.errors()]
-    if not faults:
-        try:
-            return Settings(**groups)
-        except ValidationError as error:
-            faults = [_reason(detail) for detail in error.errors()]
-    listed = "\n".join(f"  {fault}" for fault in faults)
-    raise UserError(
-        f"{len(faults)} invalid setting{'s' if len(faults) > 1 else ''}:\n{listed}",
-        f"correct {'them' if len(faults) > 1 else 'it'}; "
-        f"`python -m app {command} --help` and .env.example explain every setting",
+    dotenv, faults = _read(DOTENV, str(DOTENV)) if DOTENV.exists() else ({}, [])
+    chosen = next(
+        (one["RECIPE"] for one in (from_flags, environment, dotenv) if "RECIPE" in one), None
     )
+    recipe, recipe_faults = _read_recipe(chosen) if chosen else ({}, [])
+    given = {**recipe, **dotenv, **environment, **from_flags}
+    faults += recipe_faults
+    faults += _unknown(environment, is_own=False) + _unknown(dotenv, is_own=False)
+    faults += _unknown(recipe, is_own=True)
 
-
-def _recipe_path(flags: Mapping[str, str]) -> Path | None:
-    name = flags.get("RECIPE") or os.environ.get("RECIPE") or _read(DOTENV).get("RECIPE")
-    if not name:
-        return None
-    known = sorted(path.stem for path in RECIPES.glob("*.env"))
-    if name not in known:
-        raise UserError(
-            f"no recipe is called {name!r}{_suggestion(name, known)}",
-            f"choose one of: {', '.join(known)}",
-        )
-    return RECIPES / f"{name}.env"
-
-
-def _read(path: Path) -> dict[str, str]:
-    return {name: value or "" for name, value in dotenv_values(path).items()}
-
-
-def _unknown_names(place: str, values: Mapping[str, str], *, every_name: bool) -> list[str]:
-    return [
-        f"{name} ({place}): no such setting{_suggestion(name.upper(), VARIABLES)}"
-        for name in values
-        if name.upper() not in VARIABLES and (every_name or name.upper().startswith(_PREFIXES))
-    ]
-
-
-def _suggestion(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _describe(
-    detail: ErrorDetails, group: type[Group], places: Mapping[str, Mapping[str, str]]
-) -> str:
-    if not detail["loc"]:
-        return _reason(detail)
-    # An alias path may stand in `loc`; its head always leads back to one field.
-    head = str(detail["loc"][0]).lower().removeprefix(group.prefix().lower())
-    variable = f"{group.prefix()}{head}".upper()
-    for place, values in places.items():
-        folded = {name.upper(): value for name, value in values.items()}
-        if folded.get(variable):
-            return f"{variable}={folded[variable]} ({place}): {_reason(detail)}"
-    return f"{variable}: {_reason(detail)}"
-
-
-def _reason(detail: ErrorDetails) -> str:
-    reason = detail["msg"].removeprefix("Value error, ")
-    return reason[0].lower() + reason[1:] if reason.startswith(("Input", "String")) else reason
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints look like every other error."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise UserError instead of printing the usage."""
-        raise UserError(message, f"see `{self.prog} --help`")
-
-
-def add_flags(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """Add a flag for each setting, named `group` (all of its settings) or `group.field`."""
-    for name in names:
-        group_name, _, only = name.partition(".")
-        group = Settings.GROUPS[group_name]
-        section = parser.add_argument_group(f"{group_name} settings")
-        for variable, field in group.variables().items():
-            if only in ("", field) and field != "hf_token":
-                section.add_argument(
-                    f"--{field.replace('_', '-')}",
-                    dest=variable,
-                    metavar=_metavar(group.model_fields[field]),
-                    help=_help(variable, group.model_fields[field]),
-                )
-
-
-def _metavar(field: FieldInfo) -> str:
-    if get_origin(field.annotation) is Literal:
-        return "|".join(get_args(field.annotation))
-    text = str(field.annotation)
-    return next((word for kind, word in _METAVARS.items() if kind in text), "TEXT")
-
-
-_METAVARS = {"bool": "true|false", "Path": "PATH", "tuple": "A,B", "float": "X", "int": "N"}
-
-
-def default_text(field: FieldInfo) -> str:
-    """The default as it is written in an environment variable."""
-    default = field.default
-    if default is None or default is PydanticUndefined:
-        return ""
-    if isinstance(default, bool):
-        return str(default).lower()
-    if isinstance(default, tuple):
-        return ",".join(str(part) for part in default)
-    return str(default)
-
-
-def _help(variable: str, field: FieldInfo) -> str:
-    default = default_text(field)
-    shown = f" [{default}]" if default else ""
-    return f"{field.description}{shown} ({variable})".replace("%", "%%")
-
-
-def with_dashes(arguments: Sequence[str]) -> list[str]:
-    """Take --total_tokens for --total-tokens."""
-    return [
-        flag.replace("_", "-") + equals + value if argument.startswith("--") else argument
-        for argument in arguments
-        for flag, equals, value in [argument.partition("=")]
-    ]
-
-
-def refuse_unknown(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> None:
-    """Raise UserError for arguments that `parser` did not take, with the closest it would."""
-    if unknown:
-        faults = [
-            f"{word}{_suggestion(word.partition('=')[0], _options(parser))}" for word in unknown
+    groups: dict[str, Group] = {}
+    wrong: set[str] = set()
+    for group_name, group in GROUPS.items():
+        groups[group_name], reasons = _validate(group, given)
+        wrong |= reasons.keys()
+        faults += [f"{_shown(name, given)}: {reason}" for name, reason in reasons.items()]
+    settings = Settings(**groups)  # type: ignore[arg-type]
+    # A recipe that is missing or cannot be read may hold what would end a contradiction.
+    if not recipe_faults:
+        faults += [
+            f"{_shown(one, given)} and {_shown(other, given)}: {reason}"
+            for (one, other), reason in settings.contradictions().items()
+            if not wrong & {one, other}
         ]
-        parser.error(f"not understood: {', '.join(faults)}")
+    if faults:
+        listed = "".join(f"\n  {fault}" for fault in faults)
+        raise UserError(
+            f"{len(faults)} settings are wrong:{listed}" if len(faults) > 1 else faults[0],
+            f"correct {'them' if len(faults) > 1 else 'it'}; "
+            f"`python -m app {command} --help` and .env.example explain every setting",
+        )
+    return settings
 
 
-def _options(parser: argparse.ArgumentParser) -> list[str]:
-    return [f"--{word}" for word in re.findall(r"\[--([a-z-]+)", parser.format_usage())]
+def _read(path: Path, name: str) -> tuple[dict[str, Given], list[str]]:
+    """The settings that a file gives, and what is wrong with its lines."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return {}, [f"{name} is not UTF-8 text"]
+    faults, lines, readable = [], {}, ""
+    for binding in parse_stream(io.StringIO(text)):
+        original = binding.original.string
+        before = original[: len(original) - len(original.lstrip())]
+        line = binding.original.line + before.count("\n")
+        if binding.error or (binding.key and binding.value is None):
+            faults.append(f"{name}, line {line}: not of the form NAME=VALUE")
+            continue
+        readable += original
+        if binding.key and binding.value:
+            variable = binding.key.upper()
+            if variable in lines:
+                faults.append(f"{variable} stands twice in {name}: lines {lines[variable]}, {line}")
+            lines[variable] = line
+    values = dotenv_values(stream=io.StringIO(readable))
+    given = {
+        variable.upper(): Given(value, f"{name}, line {lines[variable.upper()]}")
+        for variable, value in values.items()
+        if value
+    }
+    return given, faults
+
+
+def _read_recipe(chosen: Given) -> tuple[dict[str, Given], list[str]]:
+    name = chosen.text
+    path = Path(name) if "/" in name else RECIPES / f"{name}.env"
+    if not path.is_file():
+        known = sorted(path.stem for path in RECIPES.glob("*.env"))
+        hint = "" if "/" in name else f"{suggestion(name, known)}; there are: {', '.join(known)}"
+        return {}, [f"RECIPE={name} ({chosen.place}): there is no such recipe{hint}"]
+    given, faults = _read(path, name if "/" in name else f"recipes/{path.name}")
+    return given, faults
+
+
+def _unknown(source: Source, *, is_own: bool) -> list[str]:
+    """Names that are no settings; a file of our `own` holds nothing else, and no other recipe."""
+    return [
+        f"{name} ({given.place}): "
+        + ("a recipe cannot name another" if name == "RECIPE" else "there is no such setting")
+        + suggestion(name, VARIABLES.keys() - {name})
+        for name, given in source.items()
+        if (is_own and name == "RECIPE")
+        or (name not in VARIABLES and (is_own or name.startswith(_PREFIXES)))
+    ]
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """`; did you mean …?` with the closest known name, if one is close."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""

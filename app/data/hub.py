@@ -1,25 +1,47 @@
 """Text from the Hugging Face hub, or from a folder that is laid out as a repository of it.
 
-`datasets` resolves the configuration to files and the revision to a commit. Parquet files are
-then read directly, a row group at a time: only the text column travels, and the stream ends
-cleanly wherever it is left. Anything else goes through `datasets`' own streaming.
+`datasets` resolves the configuration to files. Parquet files are then read directly, a row group
+at a time: only the text column travels, and the stream ends cleanly wherever it is left. Anything
+else goes through `datasets`' own streaming.
 """
 
-import re
+import os
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import DownloadConfig, IterableDataset, load_dataset_builder
-from datasets.exceptions import DatasetNotFoundError
-from fsspec.implementations.local import LocalFileSystem
-from huggingface_hub import HfFileSystem
+from datasets import (
+    DatasetBuilder,
+    DownloadConfig,
+    IterableDataset,
+    get_dataset_config_names,
+    load_dataset_builder,
+)
+from datasets.exceptions import DatasetsError
+from huggingface_hub import HfApi, HfFileSystem
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx
 
-from app.data.documents import Batch, Documents, FileDocuments, SourceFile, batched, listing
-from app.errors import NetworkError, UserError
+from app.data.batches import Batch, Documents, batched
+from app.data.text_files import FileDocuments, SourceFile, listing
+from app.errors import AppError, NetworkError, UserError
+
+_NETWORK_ERRORS = (httpx.RequestError, HfHubHTTPError, ConnectionError, TimeoutError)
+_RETRY_AFTER_SECONDS = (1, 3)
+_TIMEOUT_SECONDS = 20.0
+
+
+class HubFileDocuments(FileDocuments):
+    """Documents in parquet files of a hub dataset."""
+
+    def batches(self) -> Iterator[Batch]:
+        """All documents, in order; see app.data.batches.Documents."""
+        with _network():
+            yield from super().batches()
 
 
 @dataclass
@@ -32,21 +54,28 @@ class StreamedDocuments:
     counts: Counter[str] = field(default_factory=Counter)
 
     def batches(self) -> Iterator[Batch]:
-        """All documents, in order; see app.data.documents.Documents."""
-        return batched(self._texts(), self.counts)
+        """All documents, in order; see app.data.batches.Documents."""
+        with _network():
+            yield from batched(self._texts(), self.counts)
 
-    def _texts(self) -> Iterator[tuple[Iterable[object], float | None]]:
-        for rows in self.rows.iter(batch_size=256):
-            if self.text_column not in rows:
-                raise UserError(
-                    f"the dataset has no column {self.text_column!r}",
-                    f"set PREPARE_TEXT_COLUMN to one of: {', '.join(rows)}",
-                )
-            yield rows[self.text_column], None
+    def _texts(self) -> Iterator[tuple[list[Any], None]]:
+        try:
+            for rows in self.rows.iter(batch_size=256):
+                if self.text_column not in rows:
+                    raise UserError(
+                        f"{self.source['dataset']} has no column {self.text_column!r}",
+                        f"set PREPARE_TEXT_COLUMN to one of: {', '.join(rows)}",
+                    )
+                yield rows[self.text_column], None
+        except (DatasetsError, ValueError) as error:
+            raise UserError(
+                f"{self.source['dataset']} cannot be read: {_first_line(error)}",
+                "correct its files, or set PREPARE_DATASET to another dataset",
+            ) from error
 
 
 def hub_documents(
-    dataset: str,
+    place: str | Path,
     config: str | None,
     revision: str,
     split: str,
@@ -55,53 +84,118 @@ def hub_documents(
 ) -> Documents:
     """Find the documents of a hub dataset; see app.data.documents.open_documents.
 
+    Args:
+        place: a hub id, or a folder, which has no revision.
+        config, revision, split, text_column, hf_token: as there.
+
     Raises:
         UserError: there is no such dataset, configuration or split.
         NetworkError: the hub does not answer.
     """
-    is_local = "/" in dataset and LocalFileSystem().isdir(dataset)
+    if isinstance(place, Path):
+        root = str(place.resolve())
+        builder = _builder(root, config, None, None)
+        paths = _paths_of_split(builder, root, split)
+        files = [
+            SourceFile(path, os.path.relpath(path, root), Path(path).stat().st_size)
+            for path in paths
+        ]
+        source = {"dataset": Path(root).name, "config": builder.config.name, "split": split}
+        source["listing"] = listing(files)
+        if _is_parquet(paths):
+            return FileDocuments(files, text_column, source)
+        return StreamedDocuments(builder.as_streaming_dataset(split), text_column, source)
+
+    commit = _commit(place, revision, hf_token)
+    with _network():
+        builder = _builder(place, config, commit, hf_token)
+        paths = _paths_of_split(builder, place, split)
+        source = {"dataset": place, "config": builder.config.name, "split": split}
+        source["revision"] = commit
+        if not _is_parquet(paths):
+            return StreamedDocuments(builder.as_streaming_dataset(split), text_column, source)
+        hub = HfFileSystem(token=hf_token)
+        files = [SourceFile(path, path, int(hub.info(path)["size"])) for path in paths]
+        return HubFileDocuments(files, text_column, source, hub)
+
+
+def _is_parquet(paths: list[str]) -> bool:
+    return all(path.endswith(".parquet") for path in paths)
+
+
+def _commit(dataset: str, revision: str, token: str | None) -> str:
+    """The commit that a revision names. Asked for first: the answer shows that the hub is there."""
+    for wait_seconds in (*_RETRY_AFTER_SECONDS, None):
+        try:
+            api = HfApi(token=token)
+            found = api.dataset_info(dataset, revision=revision, timeout=_TIMEOUT_SECONDS)
+            return str(found.sha)
+        except _NETWORK_ERRORS as error:
+            failure = _failure(error)
+            if isinstance(failure, UserError) or wait_seconds is None:
+                raise failure from error
+            print(f"{failure.problem}; trying again in {wait_seconds} s", flush=True)
+            time.sleep(wait_seconds)
+    raise AssertionError("the last try returns or raises")
+
+
+def _builder(
+    place: str, config: str | None, commit: str | None, token: str | None
+) -> DatasetBuilder:
+    download = DownloadConfig(max_retries=3, token=token)
     try:
-        builder = load_dataset_builder(
-            dataset,
-            config,
-            revision=None if is_local else revision,
-            token=hf_token,
-            download_config=DownloadConfig(max_retries=3, token=hf_token),
-        )
-    except DatasetNotFoundError as error:
-        raise UserError(
-            f"no dataset {dataset} at revision {revision}, or no right to read it: {error}",
-            "check PREPARE_DATASET and PREPARE_DATASET_REVISION; a gated dataset needs HF_TOKEN",
-        ) from error
-    except (ConnectionError, HfHubHTTPError, TimeoutError) as error:
-        raise NetworkError(
-            f"the hub does not answer: {error}",
-            "try again later, or point PREPARE_DATASET to local files",
-        ) from error
+        return load_dataset_builder(place, config, revision=commit, download_config=download)
     except ValueError as error:
+        names = get_dataset_config_names(place, revision=commit, download_config=download)
+        if config in names:
+            raise UserError(
+                f"{place} cannot be read: {_first_line(error)}",
+                "set PREPARE_DATASET to another dataset",
+            ) from error
         raise UserError(
-            f"{dataset}: {error}", "correct PREPARE_DATASET_CONFIG or PREPARE_DATASET"
+            f"{place} has no configuration {config!r}"
+            if config
+            else f"{place} has several configurations",
+            f"set PREPARE_DATASET_CONFIG to one of: {', '.join(names)}",
         ) from error
-    data_files = builder.config.data_files or {}
-    if split not in data_files:
+    except (DatasetsError, FileNotFoundError) as error:
         raise UserError(
-            f"{dataset} has no split {split!r}",
-            f"set PREPARE_SPLIT to one of: {', '.join(map(str, data_files))}",
+            f"{place} cannot be read: {_first_line(error)}",
+            "correct PREPARE_DATASET; a gated dataset needs HF_TOKEN",
+        ) from error
+
+
+def _paths_of_split(builder: DatasetBuilder, place: str, split: str) -> list[str]:
+    splits = builder.config.data_files or {}
+    if split not in splits:
+        raise UserError(
+            f"{place} has no split {split!r}",
+            f"set PREPARE_SPLIT to one of: {', '.join(map(str, splits))}",
         )
-    paths = [str(path) for path in data_files[split]]
-    source = {"dataset": dataset, "config": builder.config.name, "split": split}
-    commit = re.match(r"hf://datasets/[^@]+@([0-9a-f]{40})/", paths[0])
-    if commit:
-        source["revision"] = commit[1]
-    if not all(path.endswith(".parquet") for path in paths):
-        rows = builder.as_streaming_dataset(split=split)
-        return StreamedDocuments(rows, text_column, source)
-    filesystem = HfFileSystem(token=hf_token) if commit else LocalFileSystem()
-    files = [
-        SourceFile(path, path.partition(commit[0] if commit else dataset)[2].lstrip("/"), size)
-        for path in paths
-        for size in [int(filesystem.info(path)["size"])]
-    ]
-    if is_local:
-        source |= {"dataset": Path(dataset).name, "listing": listing(files)}
-    return FileDocuments(files, text_column, source, filesystem)
+    return [str(path) for path in splits[split]]
+
+
+@contextmanager
+def _network() -> Iterator[None]:
+    try:
+        yield
+    except _NETWORK_ERRORS as error:
+        raise _failure(error) from error
+
+
+def _failure(error: Exception) -> AppError:
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if status in (400, 401, 403, 404):
+        return UserError(
+            f"the hub refuses: {_first_line(error)}",
+            "correct PREPARE_DATASET and PREPARE_DATASET_REVISION (the hub has it, and there is "
+            "no file or folder of that name here); a gated or private one needs HF_TOKEN",
+        )
+    return NetworkError(
+        f"the hub does not answer: {_first_line(error)}",
+        "try again later, or point PREPARE_DATASET to local files",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

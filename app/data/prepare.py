@@ -3,14 +3,19 @@
 This module and what it imports never import torch: preparing needs no GPU machine.
 """
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from app.data.documents import Documents, is_hub_id, open_documents
+from app.data.batches import Documents
+from app.data.documents import is_hub_id, open_documents
 from app.data.progress import TokenProgress
 from app.data.shards import (
     MANIFEST,
@@ -42,6 +47,12 @@ class ShardBook:
         info = ShardInfo(file, split, tokens.size, documents, sha256)
         self.manifest = replace(self.manifest, shards=(*self.manifest.shards, info))
         self.manifest.save(self.folder)
+
+    def discard(self) -> None:
+        """Delete the manifest and its shards."""
+        (self.folder / MANIFEST).unlink()
+        for shard in self.manifest.shards:
+            (self.folder / shard.file).unlink(missing_ok=True)
 
 
 class ShardWriter:

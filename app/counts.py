@@ -1,0 +1,54 @@
+"""Counts as people write them: 20M, 1.5B, 1e7 and 20_000_000."""
+
+import re
+from decimal import Decimal
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+_WHOLE = "must be a whole number, such as 500, 20M, 1.5B or 1e7"
+
+
+def read_count(value: object) -> object:
+    """The whole number that a text means; anything but text stays as it is.
+
+    Raises:
+        ValueError: the text means no whole number.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.strip().lower()
+    match = re.fullmatch(r"(-?[0-9][0-9_]*(?:\.[0-9]+)?(?:e[0-9]{1,2})?)([kmbt]?)", text)
+    number = Decimal(match[1]) * _UNITS[match[2]] if match else None
+    if number is None or number != int(number):
+        raise ValueError(_WHOLE)
+    return int(number)
+
+
+def _count_or(word: str) -> BeforeValidator:
+    def read(value: object) -> object:
+        if str(value).strip().lower() == word:
+            return word
+        try:
+            count = read_count(value)
+        except ValueError:
+            raise ValueError(f"{_WHOLE}, or {word}") from None
+        if isinstance(count, int) and count <= 0:
+            raise ValueError(f"must be more than 0, or {word}")
+        return count
+
+    return BeforeValidator(read)
+
+
+Count = Annotated[int, BeforeValidator(read_count)]
+CountOrAll = Annotated[int | Literal["all"], _count_or("all")]
+CountOrAuto = Annotated[int | Literal["auto"], _count_or("auto")]
+
+
+def short_count(count: int) -> str:
+    """20_000_000 -> "20M", 1_500_000_000 -> "1.5B"; what has no short exact form stays whole."""
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if count >= size and count * 10 % size == 0:
+            return f"{count / size:g}{unit}"
+    return str(count)

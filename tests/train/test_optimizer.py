@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from app.model.gpt import GPT, GPTConfig
+from app.train.optimizer import Schedule, build_adamw
+
+
+def rates(shape: str, *, warmup: int, steps: int, ratio: float) -> list[float]:
+    schedule = Schedule(1.0, shape, warmup, steps, ratio)  # type: ignore[arg-type]
+    return [schedule.rate(step) for step in range(steps)]
+
+
+def test_warmup_begins_above_zero_and_ends_at_the_peak() -> None:
+    assert rates("constant", warmup=4, steps=6, ratio=0) == [0.25, 0.5, 0.75, 1, 1, 1]
+
+
+def test_linear_decay_ends_at_its_part_of_the_peak() -> None:
+    expected = [0.5, 1.0, 0.8, 0.6, 0.4, 0.2]
+    assert rates("linear", warmup=2, steps=6, ratio=0.2) == pytest.approx(expected)
+
+
+def test_cosine_decay_is_half_way_in_the_middle() -> None:
+    found = rates("cosine", warmup=0, steps=4, ratio=0.0)
+    assert found == pytest.approx([0.8535534, 0.5, 0.1464466, 0.0])
+
+
+def test_without_warmup_the_first_step_has_the_peak_of_a_constant_rate() -> None:
+    assert rates("constant", warmup=0, steps=2, ratio=0.1) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("decay_on", "kept"), [("matrices", True), ("all", False)])
+def test_decay_leaves_biases_and_norms_alone_unless_asked(decay_on: str, kept: bool) -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(8, 50, 1, 8, 2))
+    for parameter in model.parameters():
+        parameter.data.fill_(1.0)
+        parameter.grad = torch.zeros_like(parameter)
+    build_adamw(
+        model,
+        learning_rate=0.1,
+        betas=(0.9, 0.95),
+        weight_decay=0.5,
+        decay_on=decay_on,  # type: ignore[arg-type]
+    ).step()
+    for name, parameter in model.named_parameters():
+        expected = 1.0 if kept and parameter.ndim < 2 else 0.95
+        torch.testing.assert_close(parameter, torch.full_like(parameter, expected), msg=name)
