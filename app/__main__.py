@@ -1,19 +1,26 @@
 """The command line: one function per command."""
 
-import argparse
+from __future__ import annotations
+
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from app.errors import AppError, ExitCode, Stopped, from_os_error
-from app.settings import Settings
-from app.sources import Parser, add_flags, load_settings, refuse_unknown, with_dashes
+from app.errors import AppError, ExitCode, Stopped, UserError, expected_failure
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from types import FrameType
+
+    from app.flags import Parser
+    from app.settings import Settings
 
 
-def prepare(settings: Settings, arguments: argparse.Namespace) -> None:
+def prepare(settings: Settings, arguments: Namespace) -> None:
     """Turn text into checked token shards."""
     from app.data.prepare import prepare
 
@@ -36,38 +43,43 @@ def prepare(settings: Settings, arguments: argparse.Namespace) -> None:
     )
 
 
-def train(settings: Settings, arguments: argparse.Namespace) -> None:
+def train(settings: Settings, arguments: Namespace) -> None:
     """Train a GPT on the shards; continue the run if it exists."""
     from app.train.job import train
 
     train(settings)
 
 
-def sample(settings: Settings, arguments: argparse.Namespace) -> None:
+def sample(settings: Settings, arguments: Namespace) -> None:
     """Let a trained model write."""
     from app.tools.sample import sample
 
     sample(settings)
 
 
-def evaluate(settings: Settings, arguments: argparse.Namespace) -> None:
+def evaluate(settings: Settings, arguments: Namespace) -> None:
     """Measure a trained model's loss on held-out text."""
     from app.tools.evaluate import evaluate
 
     evaluate(settings)
 
 
-def inspect(settings: Settings, arguments: argparse.Namespace) -> None:
+def inspect(settings: Settings, arguments: Namespace) -> None:
     """Describe and verify a shard, a dataset folder, a checkpoint or a run."""
     from app.tools.inspect import inspect
 
-    path = Path(arguments.path)
-    place = path if path.exists() else settings.general.data_dir / path
+    path, data_dir = Path(arguments.path), settings.general.data_dir
+    place = next((place for place in (path, data_dir / path) if place.exists()), None)
+    if place is None:
+        raise UserError(
+            f"there is no {path}, neither here nor in {data_dir}",
+            "name a .bin file, or a folder that prepare or train has written",
+        )
     for line in inspect(place, verify=arguments.verify):
         print(line, flush=True)
 
 
-def report(settings: Settings, arguments: argparse.Namespace) -> None:
+def report(settings: Settings, arguments: Namespace) -> None:
     """Draw loss, learning rate, gradient norm and throughput of a run."""
     from app.tools.report import write_report
 
@@ -78,7 +90,7 @@ def report(settings: Settings, arguments: argparse.Namespace) -> None:
 class Command:
     """A command, the settings it has flags for, and what it takes besides."""
 
-    run: Callable[[Settings, argparse.Namespace], None]
+    run: Callable[[Settings, Namespace], None]
     flags: tuple[str, ...]
     takes_path: bool = False
 
@@ -87,15 +99,19 @@ COMMANDS = {
     "prepare": Command(prepare, ("prepare", "general")),
     "train": Command(train, ("train", "model", "general")),
     "sample": Command(sample, ("sample", "train.run_name", "train.device", "general")),
-    "evaluate": Command(evaluate, ("evaluate", "train.run_name", "train.device", "general")),
+    "evaluate": Command(
+        evaluate,
+        ("evaluate", "train.run_name", "train.dataset_dir", "train.device", "general"),
+    ),
     "inspect": Command(inspect, ("general",), takes_path=True),
     "report": Command(report, ("train.run_name", "general")),
 }
 
 _EPILOG = """\
-Every setting is a flag, an environment variable, a line of .env or of a recipe; the first of
-these that has it wins. .env.example lists them all. The order of work:
+Every setting is a flag, an environment variable, a line of .env or of a recipe;
+the first of these that has it wins. .env.example lists them all.
 
+The order of work:
   RECIPE=demo python -m app prepare     text -> shards
   RECIPE=demo python -m app train       shards -> a trained GPT
   RECIPE=demo python -m app sample      what it writes
@@ -103,59 +119,89 @@ these that has it wins. .env.example lists them all. The order of work:
 """
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m app",
-        description="From raw web text to a trained GPT-2.",
-        epilog=_EPILOG,
-        formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=100),
-        allow_abbrev=False,
-    )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, command in COMMANDS.items():
-        words = (command.run.__doc__ or "").strip()
-        one = commands.add_parser(
-            name,
-            help=words,
-            description=words,
-            formatter_class=partial(argparse.HelpFormatter, width=100, max_help_position=34),
-            allow_abbrev=False,
-        )
-        if command.takes_path:
-            one.add_argument("path", help="as it is, or below DATA_DIR")
-            one.add_argument("--verify", action="store_true", help="compare every hash as well")
-        add_flags(one, command.flags)
-    parsed, unknown = parser.parse_known_args(with_dashes(arguments))
-    refuse_unknown(commands.choices[parsed.command], unknown)
-    return parsed
-
-
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; an unexpected exception passes through."""
     try:
-        parsed = _parse(arguments)
-        flags = {name: value for name, value in vars(parsed).items() if name.isupper() and value}
-        COMMANDS[parsed.command].run(load_settings(flags, parsed.command), parsed)
+        code = _run(arguments)
+        sys.stdout.flush()
     except AppError as error:
-        return _fail(error)
-    except OSError as error:
-        expected = from_os_error(error)
+        code = _fail(error)
+    except BrokenPipeError:
+        # Whoever read the output, head or less, has seen enough.
+        code = ExitCode.SIGPIPE
+    except (OSError, MemoryError, RuntimeError) as error:
+        expected = expected_failure(error)
         if expected is None:
             raise
-        return _fail(expected)
+        code = _fail(expected)
     except Stopped as stopped:
         print(f"stopped: {stopped}", file=sys.stderr)
-        return stopped.exit_code
+        code = stopped.exit_code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        return ExitCode.SIGINT
+        code = ExitCode.SIGINT
+    _let_go_of_stdout()
+    return code
+
+
+def _run(arguments: Sequence[str]) -> ExitCode:
+    # Imported here, so that Ctrl-C ends the program in order while it starts, too.
+    from app.flags import with_dashes
+    from app.sources import load_settings, suggestion
+
+    parser, commands = _parsers()
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return ExitCode.USER
+    if arguments[0] not in (*COMMANDS, "-h", "--help"):
+        hint = suggestion(arguments[0], COMMANDS)
+        parser.error(f"the first word is a command, and {arguments[0]!r} is none{hint}")
+    parsed, unknown = parser.parse_known_args(with_dashes(arguments))
+    commands[parsed.command].refuse(unknown)
+    flags = {
+        name: text for name, text in vars(parsed).items() if name.isupper() and text is not None
+    }
+    COMMANDS[parsed.command].run(load_settings(flags, parsed.command), parsed)
     return ExitCode.DONE
 
 
-def _fail(error: AppError) -> int:
+def _parsers() -> tuple[Parser, dict[str, Parser]]:
+    from app.flags import Parser
+
+    parser = Parser(
+        prog="python -m app", description="From raw web text to a trained GPT-2.", epilog=_EPILOG
+    )
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        words = (command.run.__doc__ or "").strip()
+        path = "PATH " if command.takes_path else ""
+        usage = f"python -m app {name} {path}[--SETTING VALUE ...]"
+        one = commands.add_parser(name, help=words, description=words, usage=usage)
+        if command.takes_path:
+            one.add_argument("path", metavar="PATH", help="as it is, or below DATA_DIR")
+            one.add_argument("--verify", action="store_true", help="compare every hash as well")
+        one.add_settings(command.flags)
+    return parser, commands.choices
+
+
+def _fail(error: AppError) -> ExitCode:
     print(f"error: {error}", file=sys.stderr)
     return error.exit_code
 
 
+def _let_go_of_stdout() -> None:
+    """Drop what can no longer be written; the interpreter would complain about it at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise Stopped(ExitCode.SIGTERM, "by SIGTERM")
+
+
 if __name__ == "__main__":
+    # As process 1 of a container, the program would otherwise not notice this signal at all.
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main(sys.argv[1:]))

@@ -26,7 +26,9 @@ def read_count(value: object) -> object:
     return int(number)
 
 
-def _count_or(word: str) -> BeforeValidator:
+def count_or(word: str, at_most: int | None = None) -> BeforeValidator:
+    """Read a count above 0, or a word that stands for one."""
+
     def read(value: object) -> object:
         if str(value).strip().lower() == word:
             return word
@@ -36,14 +38,15 @@ def _count_or(word: str) -> BeforeValidator:
             raise ValueError(f"{_WHOLE}, or {word}") from None
         if isinstance(count, int) and count <= 0:
             raise ValueError(f"must be more than 0, or {word}")
+        if isinstance(count, int) and at_most is not None and count > at_most:
+            raise ValueError(f"must be at most {at_most}, or {word}")
         return count
 
     return BeforeValidator(read)
 
 
 Count = Annotated[int, BeforeValidator(read_count)]
-CountOrAll = Annotated[int | Literal["all"], _count_or("all")]
-CountOrAuto = Annotated[int | Literal["auto"], _count_or("auto")]
+CountOrAll = Annotated[int | Literal["all"], count_or("all")]
 
 
 def short_count(count: int) -> str:

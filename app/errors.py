@@ -15,6 +15,7 @@ class ExitCode(IntEnum):
     EXHAUSTED = 4
     NETWORK = 5
     SIGINT = 130
+    SIGPIPE = 141
     SIGTERM = 143
 
 
@@ -61,19 +62,47 @@ class Stopped(Exception):
         self.exit_code = exit_code
 
 
-def from_os_error(error: OSError) -> AppError | None:
-    """What a failed file operation means to the user; None if it is nothing expected."""
+def expected_failure(error: Exception) -> AppError | None:
+    """What a failure of the machine means to the user; None if it is nothing expected."""
+    if isinstance(error, OSError):
+        return _from_os_error(error)
+    # torch's own types and words, without importing it.
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    ):
+        return _out_of_memory(str(error).partition("\n")[0])
+    return None
+
+
+def _out_of_memory(details: str) -> ExhaustedError:
+    return ExhaustedError(
+        f"out of memory{f': {details}' if details else ''}",
+        "use a smaller model or TRAIN_MICRO_BATCH_SIZE, or a machine with more memory",
+    )
+
+
+def _from_os_error(error: OSError) -> AppError | None:
     place = f" {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ExhaustedError(
             f"the disk is full: cannot write{place}",
             "free space, or set DATA_DIR to a larger disk; then run the same command again",
         )
+    if error.errno == errno.ENOMEM:
+        return _out_of_memory(str(error))
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return UserError(
             f"no permission to write or read{place} ({error.strerror})",
             f"give it to user {os.getuid()}, or set DATA_DIR to a folder of that user",
         )
-    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+    if error.errno in (
+        errno.ENOTDIR,
+        errno.EEXIST,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+    ):
         return UserError(f"{error.strerror}:{place}", "name another place, or move that away")
     return None

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from app.counts import Count, CountOrAll, CountOrAuto, short_count
+from app.counts import Count, CountOrAll, count_or, short_count
+
 
 def _pair(value: object) -> object:
     if not isinstance(value, str):
@@ -36,7 +37,7 @@ def _home(value: object) -> object:
 
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
+Beta = Annotated[Number, Field(ge=0, lt=1)]
 Location = Annotated[Path, BeforeValidator(_home)]
 
 
@@ -118,7 +119,9 @@ class PrepareSettings(Group):
         description="dataset folder, below DATA_DIR; by default named after dataset and tokens: "
         "fineweb20M, fineweb10B",
     )
-    workers: CountOrAuto = Field("auto", description="threads that tokenize; auto: one per core")
+    workers: Annotated[int | Literal["auto"], count_or("auto", at_most=1024)] = Field(
+        "auto", description="threads that tokenize; auto: one per core"
+    )
 
     @property
     def config(self) -> str | None:
@@ -176,11 +179,13 @@ class TrainSettings(Group):
     tokens_per_step: Count = Field(
         524_288, gt=0, lt=2**31, description="tokens of one optimizer step"
     )
-    micro_batch_size: CountOrAuto = Field(
+    micro_batch_size: Annotated[int | Literal["auto"], count_or("auto")] = Field(
         "auto", description="windows in one forward pass; auto: chosen for the device"
     )
     max_steps: Count = Field(38, gt=0, description="optimizer steps of the whole run")
-    optimizer: Literal["adamw"] = Field("adamw", description="decoupled Adam, fused")
+    optimizer: Literal["muon", "adamw"] = Field(
+        "muon", description="muon: for the blocks' matrices, AdamW for the rest; or AdamW for all"
+    )
     learning_rate: Number = Field(1.8e-3, gt=0, le=1, description="highest learning rate")
     betas: Annotated[tuple[Beta, Beta], BeforeValidator(_pair)] = Field(
         (0.9, 0.95), description="AdamW's decay of the mean and of the square"
@@ -196,9 +201,7 @@ class TrainSettings(Group):
     weight_decay_on: Literal["matrices", "all"] = Field(
         "matrices", description="matrices: not on biases and layer norms; all: on every tensor"
     )
-    grad_clip: Number = Field(
-        1.0, ge=0, description="largest gradient norm; 0 turns clipping off"
-    )
+    grad_clip: Number = Field(1.0, ge=0, description="largest gradient norm; 0 turns clipping off")
     shuffle: bool = Field(True, description="visit the windows in random order, new each epoch")
     seed: Count = Field(0, ge=0, lt=2**32, description="of the weights and of the order")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one")
@@ -271,7 +274,9 @@ class Settings(BaseModel):
         if width % heads:
             found["MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"] = _not_a_multiple(width, heads)
         if self.train.warmup_steps >= self.train.max_steps > 0 < self.train.warmup_steps:
-            found["TRAIN_WARMUP_STEPS", "TRAIN_MAX_STEPS"] = "no step is left at the full rate"
+            found["TRAIN_WARMUP_STEPS", "TRAIN_MAX_STEPS"] = (
+                "the warm-up leaves no step at the full rate"
+            )
         if tokens % length:
             found["TRAIN_TOKENS_PER_STEP", "MODEL_CONTEXT_LENGTH"] = _not_a_multiple(tokens, length)
         return found

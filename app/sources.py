@@ -7,7 +7,7 @@ fit, names that nobody knows, lines that say nothing, settings that contradict e
 import difflib
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,9 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
     recipe, recipe_faults = _read_recipe(chosen) if chosen else ({}, [])
     given = {**recipe, **dotenv, **environment, **from_flags}
     faults += recipe_faults
-    faults += _unknown(environment, is_own=False) + _unknown(dotenv, is_own=False)
-    faults += _unknown(recipe, is_own=True)
+    faults += _unknown(environment, lambda name: name.startswith(_PREFIXES))
+    faults += _unknown(dotenv, lambda name: name.startswith(_PREFIXES) or _is_misspelt(name))
+    faults += _unknown(recipe, lambda _: True)
 
     groups: dict[str, Group] = {}
     wrong: set[str] = set()
@@ -66,7 +67,7 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
         groups[group_name], reasons = _validate(group, given)
         wrong |= reasons.keys()
         faults += [f"{_shown(name, given)}: {reason}" for name, reason in reasons.items()]
-    settings = Settings(**groups)  # type: ignore[arg-type]
+    settings = Settings(**groups)
     # A recipe that is missing or cannot be read may hold what would end a contradiction.
     if not recipe_faults:
         faults += [
@@ -90,7 +91,9 @@ def _read(path: Path, name: str) -> tuple[dict[str, Given], list[str]]:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
         return {}, [f"{name} is not UTF-8 text"]
-    faults, lines, readable = [], {}, ""
+    faults: list[str] = []
+    lines: dict[str, int] = {}
+    readable = ""
     for binding in parse_stream(io.StringIO(text)):
         original = binding.original.string
         before = original[: len(original) - len(original.lstrip())]
@@ -118,25 +121,78 @@ def _read_recipe(chosen: Given) -> tuple[dict[str, Given], list[str]]:
     path = Path(name) if "/" in name else RECIPES / f"{name}.env"
     if not path.is_file():
         known = sorted(path.stem for path in RECIPES.glob("*.env"))
-        hint = "" if "/" in name else f"{suggestion(name, known)}; there are: {', '.join(known)}"
-        return {}, [f"RECIPE={name} ({chosen.place}): there is no such recipe{hint}"]
+        fault = f"RECIPE={name} ({chosen.place}): there is no such "
+        if "/" in name:
+            return {}, [f"{fault}file"]
+        return {}, [f"{fault}recipe among {', '.join(known)}{suggestion(name, known)}"]
     given, faults = _read(path, name if "/" in name else f"recipes/{path.name}")
+    if "RECIPE" in given:
+        faults.append(f"RECIPE ({given.pop('RECIPE').place}): a recipe cannot name another")
     return given, faults
 
 
-def _unknown(source: Source, *, is_own: bool) -> list[str]:
-    """Names that are no settings; a file of our `own` holds nothing else, and no other recipe."""
+def _unknown(source: Source, is_ours: Callable[[str], bool]) -> list[str]:
     return [
-        f"{name} ({given.place}): "
-        + ("a recipe cannot name another" if name == "RECIPE" else "there is no such setting")
-        + suggestion(name, VARIABLES.keys() - {name})
+        f"{name} ({given.place}): there is no such setting{suggestion(name, VARIABLES)}"
         for name, given in source.items()
-        if (is_own and name == "RECIPE")
-        or (name not in VARIABLES and (is_own or name.startswith(_PREFIXES)))
+        if name not in VARIABLES and is_ours(name)
     ]
+
+
+def _is_misspelt(name: str) -> bool:
+    return bool(difflib.get_close_matches(name, VARIABLES, cutoff=0.85))
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """`; did you mean …?` with the closest known name, if one is close."""
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def flag_name(variable: str) -> str:
+    """TRAIN_MAX_STEPS -> --max-steps."""
+    return f"--{VARIABLES[variable].variables()[variable]}".replace("_", "-")
+
+
+def _validate(group: type[Group], given: Source) -> tuple[Group, dict[str, str]]:
+    """The group, with defaults for the values that do not fit; and why each of them does not."""
+    fields = {name: field for name, field in group.variables().items() if name in given}
+    texts: dict[str, Any] = {field: given[name].text for name, field in fields.items()}
+    try:
+        return group(**texts), {}
+    except ValidationError as error:
+        details = {detail["loc"][0]: detail for detail in reversed(error.errors())}
+    wrong = {name: field for name, field in fields.items() if field in details}
+    defaults = {field: group.model_fields[field].default for field in wrong.values()}
+    reasons = {name: _reason(details[field]) for name, field in wrong.items()}
+    return group(**texts | defaults), reasons
+
+
+_REASONS = {
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be {expected}",
+    "bool_parsing": "must be true or false",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_pattern_mismatch": "must begin with a letter or digit, and hold only these and . _ -",
+}
+
+
+def _reason(detail: ErrorDetails) -> str:
+    known = _REASONS.get(detail["type"], detail["msg"].removeprefix("Value error, "))
+    return known.format_map({name: _number(bound) for name, bound in detail.get("ctx", {}).items()})
+
+
+def _number(bound: object) -> object:
+    return f"{bound:g}" if isinstance(bound, float) else bound
+
+
+def _shown(name: str, given: Source) -> str:
+    if name in given:
+        return f"{name}={given[name].text} ({given[name].place})"
+    group = VARIABLES[name]
+    return f"{name}={group.default_text(group.variables()[name])} (default)"

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -124,7 +125,8 @@ def compare_losses(original: Path, work: Path) -> dict[str, Any]:
     config = GPTConfig(length, 50257, 3, 48, 4)
     torch.manual_seed(0)
     weights = GPT(config).state_dict()
-    torch.save({**weights, "lm_head.weight": weights["transformer.wte.weight"]}, work / "w.pt")
+    start = work / "start.safetensors"
+    save_file({**weights, "lm_head.weight": weights["transformer.wte.weight"].clone()}, start)
     shards = work / "only_shards"
     shards.mkdir()
     (shards / "tokens.bin").symlink_to(data / "tokens" / "stdlib_000000.bin")
@@ -142,7 +144,8 @@ def compare_losses(original: Path, work: Path) -> dict[str, Any]:
         r"max_steps = \d+": f"max_steps = {steps}",
         r'data_root = ".*"': f"data_root = {str(shards)!r}",
         r"GPTConfig\(.*\)": f"GPTConfig({length}, 50257, 3, 48, 4)",
-        r"\nmodel\.to\(device\)": f"\nmodel.load_state_dict(torch.load({str(work / 'w.pt')!r}))",
+        r"\nmodel\.to\(device\)": "\nfrom safetensors.torch import load_file"
+        f"\nmodel.load_state_dict(load_file({str(start)!r}))",
         r"loss_accum\.item\(\):\.4f": "loss_accum.item():.9f",
     }.items():
         script, count = re.subn(pattern, lambda _, value=value: value, script)
@@ -178,7 +181,7 @@ def run(arguments: list[str], folder: Path) -> str:
     }
     done = subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False,
+        capture_output=True, check=False,
     )  # fmt: skip
     # Leaving a parquet stream early aborts the original at exit, after its shards are written.
     if done.returncode not in (0, -6):

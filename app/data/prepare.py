@@ -4,7 +4,7 @@ This module and what it imports never import torch: preparing needs no GPU machi
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from app.data.shards import (
     ShardInfo,
     Split,
     Tokens,
+    discard_shards,
     open_dataset,
     shard_name,
     write_shard,
@@ -47,12 +48,6 @@ class ShardBook:
         info = ShardInfo(file, split, tokens.size, documents, sha256)
         self.manifest = replace(self.manifest, shards=(*self.manifest.shards, info))
         self.manifest.save(self.folder)
-
-    def discard(self) -> None:
-        """Delete the manifest and its shards."""
-        (self.folder / MANIFEST).unlink()
-        for shard in self.manifest.shards:
-            (self.folder / shard.file).unlink(missing_ok=True)
 
 
 class ShardWriter:
@@ -137,7 +132,7 @@ def prepare(
     Raises:
         UserError: what was asked for cannot be done; nothing complete is lost.
         NetworkError: the hub or the vocabulary cannot be reached.
-        Stopped: by Ctrl-C.
+        Stopped: by SIGINT or SIGTERM.
     """
     settings: dict[str, Any] = {
         "text_column": text_column,
@@ -149,7 +144,7 @@ def prepare(
     if is_hub_id(dataset):
         settings |= {"dataset": dataset, "config": config, "revision": revision, "split": split}
     out_dir.mkdir(parents=True, exist_ok=True)
-    with locked(out_dir, "prepare"):
+    with _stoppable(out_dir), locked(out_dir, "prepare"):
         previous = Manifest.load(out_dir)
         if previous is None:
             _refuse_foreign_shards(out_dir)
@@ -166,35 +161,55 @@ def prepare(
             shuffle_files=shuffle_files,
             hf_token=hf_token,
         )
+        if previous is not None and previous.complete:
+            _refuse_difference(out_dir, previous.source, documents.source)
+            return _already_complete(out_dir, previous)
+        if previous is not None:
+            print(f"{out_dir} was left incomplete; preparing it again from the start")
+            discard_shards(out_dir)
         manifest = Manifest(
             source=dict(documents.source),
             tokenizer={"name": "gpt2", "vocab_bpe_sha256": VOCABULARY["vocab.bpe"]},
             settings=settings,
         )
-        if previous is not None:
-            _refuse_difference(out_dir, previous.source, manifest.source)
-            if previous.complete:
-                return _already_complete(out_dir, previous)
-            print(f"{out_dir} was left incomplete; preparing it again from the start")
-            for shard in previous.shards:
-                (out_dir / shard.file).unlink(missing_ok=True)
+        tokenizer = Tokenizer(workers)
         manifest.save(out_dir)
+        book = ShardBook(out_dir, name, manifest)
         try:
-            return _write(documents, manifest, out_dir, name, Tokenizer(workers))
-        except KeyboardInterrupt:
-            raise Stopped(
-                ExitCode.SIGINT, f"{out_dir} is incomplete; the same command prepares it again"
-            ) from None
+            return _write(documents, book, tokenizer)
+        except UserError:
+            # The fix changes text or settings, so that nothing of this can be continued.
+            discard_shards(out_dir)
+            raise
 
 
-def _write(
-    documents: Documents, manifest: Manifest, folder: Path, name: str, tokenizer: Tokenizer
-) -> Manifest:
-    wanted = manifest.settings
+@contextmanager
+def _stoppable(folder: Path) -> Iterator[None]:
+    """Let SIGINT and SIGTERM end the block with Stopped."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        # No library takes this one for an error that it could retry.
+        raise KeyboardInterrupt(number)
+
+    before = {one: signal.signal(one, interrupt) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        terminated = error.args == (signal.SIGTERM,)
+        raise Stopped(
+            ExitCode.SIGTERM if terminated else ExitCode.SIGINT,
+            f"{folder} is incomplete; the same command prepares it again",
+        ) from None
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _write(documents: Documents, book: ShardBook, tokenizer: Tokenizer) -> Manifest:
+    wanted = book.manifest.settings
     total = None if wanted["total_tokens"] == "all" else int(wanted["total_tokens"])
     # One more than the held-out windows' inputs, so that the last of them has its last target.
     held_out = wanted["val_tokens"] + 1 if wanted["val_tokens"] else 0
-    book = ShardBook(folder, name, manifest)
     val = ShardWriter(book, "val", wanted["shard_size"], held_out)
     train = ShardWriter(book, "train", wanted["shard_size"], total)
     with TokenProgress(None if total is None else total + held_out) as progress:
@@ -226,10 +241,10 @@ def _write(
     train.flush()
     counts = {"documents": val.documents + train.documents, **documents.counts}
     manifest = replace(book.manifest, counts=counts, complete=True)
-    manifest.save(folder)
+    manifest.save(book.folder)
     if total is not None and train.taken < total:
         print(f"the dataset ended after {train.taken:,} of {total:,} training tokens")
-    print(_summary(folder, manifest))
+    print(_summary(book.folder, manifest))
     return manifest
 
 
@@ -258,9 +273,11 @@ def _refuse_foreign_shards(folder: Path) -> None:
         )
 
 
-def _refuse_difference(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _refuse_difference(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     differences = [
-        f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
+        "the files have changed"
+        if key == "listing"
+        else f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
         for key in (*before, *(now.keys() - before.keys()))
         if before.get(key) != now.get(key)
     ]

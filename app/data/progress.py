@@ -47,12 +47,11 @@ class TokenProgress:
 
 
 def progress_line(tokens: int, total: int | None, seconds: float) -> str:
-    """E.g. "1,000,000 of 4,000,000 tokens (25 %), 500,000 tokens/s, 0:06 left"."""
+    """E.g. "1,000,000 of 4,000,000 tokens (25 %), 500,000 tokens/s, 00:06 left"."""
     rate = tokens / seconds
     line = f"{tokens:,} tokens, {rate:,.0f} tokens/s"
     if total is None or not tokens:
         return line
-    left = max(0.0, (total - tokens) / rate)
-    minutes, rest = divmod(round(left), 60)
+    left = tqdm.format_interval(max(0.0, (total - tokens) / rate))
     share = f"{tokens:,} of {total:,} tokens ({tokens / total:.0%})"
-    return f"{share}, {rate:,.0f} tokens/s, {minutes}:{rest:02d} left"
+    return f"{share}, {rate:,.0f} tokens/s, {left} left"

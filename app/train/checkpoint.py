@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from app.errors import UserError
 from app.files import PARTIAL, fsync_folder, read_json
+from app.train.optimizer import Optimizers
 
 STATE_VERSION = 1
 MODEL_FILE = "model.safetensors"
@@ -51,8 +51,8 @@ class Checkpoint:
                 f"{self.folder / MODEL_FILE} does not fit the model: {error}", self._fix
             ) from None
 
-    def load_optimizer(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Load the state of every parameter into an optimizer of `model`.
+    def load_optimizers(self, model: nn.Module, optimizers: Optimizers) -> None:
+        """Load the state of every parameter of `model`.
 
         Raises:
             UserError: the file is damaged or of another model.
@@ -63,9 +63,9 @@ class Checkpoint:
             if not slots:
                 path = self.folder / OPTIMIZER_FILE
                 raise UserError(f"{path} has no state for {name}", self._fix)
-            optimizer.state[parameter] = {
-                slot: tensors[f"{slot}.{name}"].to(parameter.device) for slot in sorted(slots)
-            }
+            optimizers.state(parameter).update(
+                {slot: tensors[f"{slot}.{name}"].to(parameter.device) for slot in sorted(slots)}
+            )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All tensors, by name, of the model and of the optimizer.
@@ -87,7 +87,7 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    folder: Path, model: nn.Module, optimizers: Optimizers, state: dict[str, Any]
 ) -> None:
     """Write a checkpoint to `folder`: all of it, or nothing under that name."""
     partial = folder.with_name(folder.name + PARTIAL)
@@ -98,7 +98,7 @@ def save_checkpoint(
         slots = {
             f"{slot}.{name}": value
             for name, parameter in model.named_parameters()
-            for slot, value in optimizer.state[parameter].items()
+            for slot, value in optimizers.state(parameter).items()
         }
         save_file(_contiguous(slots), partial / OPTIMIZER_FILE)
         content = json.dumps({"state_version": STATE_VERSION, **state}, indent=2)

@@ -2,9 +2,12 @@
 
 import os
 import platform
+import re
 import resource
+import shutil
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -97,8 +100,7 @@ def choose_device(
         # Logits are hundreds of megabytes, new each time; huge pages spare their page faults.
         # torch reads this at its first large allocation.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-        name = platform.processor() or platform.machine()
-        return Device(torch.device("cpu"), f"CPU ({name})", chosen, is_deterministic, None)
+        return Device(torch.device("cpu"), _cpu_name(), chosen, is_deterministic, None)
     torch.set_float32_matmul_precision("high")
     name = torch.cuda.get_device_name()
     peak = next((flops for part, flops in _PEAK_FLOPS.items() if part in name), None)
@@ -106,7 +108,29 @@ def choose_device(
     return Device(here, name, chosen, is_deterministic, peak)
 
 
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
+    model = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    name = model[1].strip() if model else platform.machine()
+    return f"CPU ({name}, {torch.get_num_threads()} threads)"
+
+
 def default_micro_batch(sizes: list[int], context_length: int, device: Device) -> int:
     """The largest of `sizes` whose tokens keep this kind of device busy, and fit."""
-    tokens = 32_768 if device.torch_device.type == "cuda" else 4_096
+    tokens = 4_096
+    if device.torch_device.type == "cuda":
+        memory_bytes = torch.cuda.get_device_properties(device.torch_device).total_memory
+        tokens = 32_768 if memory_bytes > 40e9 else 8_192
     return max((size for size in sizes if size * context_length <= tokens), default=sizes[0])
+
+
+def prepare_compiler(cache_dir: Path) -> bool:
+    """Let compiled code survive in `cache_dir`; whether there is a compiler at all.
+
+    torch.compile writes C++ for a CPU, and for a GPU a launcher in C.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((cache_dir / "inductor").absolute()))
+    os.environ.setdefault("TRITON_CACHE_DIR", str((cache_dir / "triton").absolute()))
+    compilers = (os.environ.get("CXX"), "g++", "clang++")
+    return any(compiler and shutil.which(compiler) for compiler in compilers)

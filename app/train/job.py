@@ -14,12 +14,12 @@ from app.data.windows import StepPlan, WindowOrder, count_windows, micro_batch_s
 from app.errors import ExhaustedError, Stopped, UserError
 from app.files import locked
 from app.model.gpt import GPT, GPTConfig
-from app.settings import Settings, TrainSettings
+from app.settings import Settings
 from app.train.console import Console, summary
-from app.train.device import Device, choose_device, default_micro_batch
+from app.train.device import Device, choose_device, default_micro_batch, prepare_compiler
 from app.train.evaluate import held_out_loss
 from app.train.loop import StepResult, train_steps
-from app.train.optimizer import Schedule, build_adamw
+from app.train.optimizer import Optimizers, Schedule, build_optimizers
 from app.train.run import Identity, Run, StopRequest, stop_on_signals, write_run_settings
 from app.train.writing import write_texts
 
@@ -62,14 +62,22 @@ def train(settings: Settings) -> None:
         )
         torch.manual_seed(chosen.seed)
         model = GPT(GPTConfig(**settings.model.model_dump())).to(device.torch_device)
-        optimizer = _optimizer(model, chosen)
+        optimizers = build_optimizers(
+            model,
+            chosen.optimizer,
+            betas=chosen.betas,
+            weight_decay=chosen.weight_decay,
+            decay_on=chosen.weight_decay_on,
+        )
         if run.resumed_from:
             run.resumed_from.load_model(model)
-            run.resumed_from.load_optimizer(model, optimizer)
+            run.resumed_from.load_optimizers(model, optimizers)
         facts = {"device": {"name": device.name}, "parameters": model.num_parameters()}
         write_run_settings(run.folder, settings.public(), facts)
         order = WindowOrder(windows, chosen.seed, chosen.shuffle)
-        _Job(settings, run, device, dataset, order, plan, model, optimizer, stop).work()
+        has_compiler = prepare_compiler(settings.general.data_dir / "cache")
+        compiles = chosen.compile and has_compiler
+        _Job(settings, run, device, dataset, order, plan, model, optimizers, compiles, stop).work()
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,8 @@ class _Job:
     order: WindowOrder
     plan: StepPlan
     model: GPT
-    optimizer: torch.optim.Optimizer
+    optimizers: Optimizers
+    compiles: bool
     stop: StopRequest
 
     def work(self) -> None:
@@ -142,8 +151,8 @@ class _Job:
         chosen = self.settings.train
         return train_steps(
             self.model,
-            torch.compile(self.model) if chosen.compile else self.model,
-            self.optimizer,
+            torch.compile(self.model) if self.compiles else self.model,
+            self.optimizers,
             loader,
             self.device,
             Schedule(
@@ -171,7 +180,7 @@ class _Job:
             "micro_batch_size": self.plan.micro_batch_size,
             "model": self.settings.model.model_dump(),
         }
-        return str(self.run.save(done, self.model, self.optimizer, state))
+        return str(self.run.save(done, self.model, self.optimizers, state))
 
     def _record(self, result: StepResult) -> dict[str, Any]:
         tokens_per_step = self.settings.train.tokens_per_step
@@ -207,7 +216,11 @@ class _Job:
             f"{sum(shard.size for shard in self.dataset.val):,} held out",
             f"{run.folder}: "
             + (f"continues at step {run.first_step}" if run.first_step else "new"),
-            *(["compiling the model; the first step waits for it"] if chosen.compile else []),
+            "the first step waits for the compiler"
+            if self.compiles
+            else "not compiled: TRAIN_COMPILE=false"
+            if not chosen.compile
+            else "not compiled, and slower, because no C++ compiler is installed (g++)",
         ]
 
     def _out_of_memory(self) -> ExhaustedError:
@@ -236,13 +249,3 @@ def _micro_batch_size(settings: Settings, run: Run, device: Device) -> int:
             f"choose one of: {', '.join(map(str, sizes))}",
         )
     return asked
-
-
-def _optimizer(model: GPT, chosen: TrainSettings) -> torch.optim.Optimizer:
-    return build_adamw(
-        model,
-        learning_rate=chosen.learning_rate,
-        betas=chosen.betas,
-        weight_decay=chosen.weight_decay,
-        decay_on=chosen.weight_decay_on,
-    )

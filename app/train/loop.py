@@ -13,7 +13,7 @@ from app.data.loader import BatchLoader
 from app.errors import NotFiniteError
 from app.model.gpt import GPT
 from app.train.device import Device
-from app.train.optimizer import Schedule
+from app.train.optimizer import Optimizers, Schedule
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class StepResult:
 def train_steps(
     model: GPT,
     compiled: Callable[[Tensor, Tensor], Tensor],
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     loader: BatchLoader,
     device: Device,
     schedule: Schedule,
@@ -65,8 +65,7 @@ def train_steps(
     for step in range(first_step, schedule.max_steps):
         started = time.perf_counter()
         learning_rate = schedule.rate(step)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+        optimizers.set_learning_rate(learning_rate)
 
         loss_sum = torch.zeros((), device=device.torch_device)
         for _ in range(accumulation_steps):
@@ -89,8 +88,7 @@ def train_steps(
             )
         if grad_clip:
             clip_grads_with_norm_(parameters, grad_clip, norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizers.step()
 
         # The device may still be at the update; the next step's synchronisation waits for it.
         seconds = time.perf_counter() - started

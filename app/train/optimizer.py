@@ -1,11 +1,11 @@
-"""The optimizer and its learning rate."""
+"""The optimizers and their learning rate."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -35,24 +35,71 @@ class Schedule:
         return self.peak * (self.min_ratio + (1 - self.min_ratio) * left)
 
 
-def build_adamw(
+class Optimizers:
+    """One or more torch optimizers that together hold every parameter once."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self._parts = parts
+
+    def set_learning_rate(self, rate: float) -> None:
+        """The rate of the next step, for all parameters."""
+        for part in self._parts:
+            for group in part.param_groups:
+                group["lr"] = rate
+
+    def step(self) -> None:
+        """Update every parameter from its gradient, and drop the gradients."""
+        for part in self._parts:
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """What is kept of a parameter's past, by name; filled in place when loading."""
+        owner = next(
+            part
+            for part in self._parts
+            for group in part.param_groups
+            if any(held is parameter for held in group["params"])
+        )
+        return owner.state[parameter]
+
+
+def build_optimizers(
     model: nn.Module,
+    name: Literal["adamw", "muon"],
     *,
-    learning_rate: float,
     betas: tuple[float, float],
     weight_decay: float,
     decay_on: Literal["matrices", "all"],
-) -> torch.optim.AdamW:
-    """Fused AdamW (Loshchilov and Hutter, 2019).
+) -> Optimizers:
+    """AdamW for every parameter, or Muon for the matrices of the blocks and AdamW for the rest.
 
+    AdamW: Loshchilov and Hutter, 2019. Muon: Jordan et al., 2024, with updates scaled to AdamW's
+    size (Liu et al., "Muon is scalable for LLM training", 2025), so that both take one rate.
+    The embeddings are matrices too, but each of their rows stands for itself: AdamW's.
     With decay on `matrices`, biases and layer norms, whose scale means something, do not decay.
     """
+    embeddings = {
+        weight
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for weight in module.parameters()
+    }
     parameters = list(model.parameters())
-    decayed = [p for p in parameters if decay_on == "all" or p.ndim >= 2]
-    rest = [p for p in parameters if decay_on == "matrices" and p.ndim < 2]
+    orthogonal = [p for p in parameters if name == "muon" and p.ndim == 2 and p not in embeddings]
+    rest = [p for p in parameters if not any(p is taken for taken in orthogonal)]
     groups = [
-        {"params": group, "weight_decay": decay}
-        for group, decay in ((decayed, weight_decay), (rest, 0.0))
-        if group
+        {
+            "params": [p for p in rest if (decay_on == "all" or p.ndim == 2) == decays],
+            "weight_decay": weight_decay if decays else 0.0,
+        }
+        for decays in (True, False)
     ]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+    parts: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW([group for group in groups if group["params"]], betas=betas, fused=True)
+    ]
+    if orthogonal:
+        parts.append(
+            torch.optim.Muon(orthogonal, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return Optimizers(*parts)

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from app.errors import ExitCode, UserError
@@ -26,6 +25,7 @@ from app.train.checkpoint import (
     save_checkpoint,
 )
 from app.train.metrics import MetricsLog
+from app.train.optimizer import Optimizers
 
 _PACKAGES = ("torch", "numpy", "tiktoken", "datasets", "pydantic-settings", "safetensors")
 
@@ -114,14 +114,14 @@ class Run:
         return self.resumed_from.step if self.resumed_from else 0
 
     def save(
-        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+        self, step: int, model: nn.Module, optimizers: Optimizers, state: dict[str, Any]
     ) -> Path:
         """Write the checkpoint after `step` steps, and drop the oldest beyond those kept."""
         folder = checkpoint_folder(self.checkpoints, step)
         if step not in checkpoint_steps(self.checkpoints):
             self.metrics.sync()
             identity = {"identity": self._identity.as_state(), "versions": versions()}
-            save_checkpoint(folder, model, optimizer, {"step": step, **state, **identity})
+            save_checkpoint(folder, model, optimizers, {"step": step, **state, **identity})
             prune_checkpoints(self.checkpoints, self._keep)
         return folder
 

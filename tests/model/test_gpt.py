@@ -74,12 +74,10 @@ def test_logits_are_the_written_out_mathematics(model: GPT) -> None:
 
 def test_loss_and_gradients_are_the_written_out_mathematics(model: GPT) -> None:
     idx, targets = tokens(2, 9), tokens(2, 9, seed=2)
-    weights = {
-        name: value.double().requires_grad_() for name, value in model.state_dict().items()
-    }
+    weights = {name: value.double().requires_grad_() for name, value in model.state_dict().items()}
     logits = reference_logits(weights, idx)
     chosen = logits.log_softmax(-1).gather(-1, targets[..., None])
-    (-chosen.mean()).backward()  # type: ignore[no-untyped-call]
+    (-chosen.mean()).backward()
     loss = model(idx, targets)
     loss.backward()
     torch.testing.assert_close(loss.double(), -chosen.mean(), rtol=1e-5, atol=1e-6)

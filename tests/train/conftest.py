@@ -37,16 +37,12 @@ TinySettings = Callable[..., Settings]
 def text_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared dataset of real text: the standard library, in several shards."""
     folder = tmp_path_factory.mktemp("prepared") / "text"
-    prepare(
-        "stdlib", folder, name="stdlib", total_tokens=6000, val_tokens=1000, shard_size=2500
-    )
+    prepare("stdlib", folder, name="stdlib", total_tokens=6000, val_tokens=1000, shard_size=2500)
     return folder
 
 
 @pytest.fixture
-def data_dir(
-    text_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def data_dir(text_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A DATA_DIR with the dataset `text`, in an environment without settings."""
     for name in os.environ:
         if name.startswith(("PREPARE_", "MODEL_", "TRAIN_", "SAMPLE_", "EVALUATE_")):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from app.model.gpt import GPT, GPTConfig
-from app.train.optimizer import Schedule, build_adamw
+from app.train.optimizer import Schedule, build_optimizers
 
 
 def rates(shape: str, *, warmup: int, steps: int, ratio: float) -> list[float]:
@@ -28,20 +28,45 @@ def test_without_warmup_the_first_step_has_the_peak_of_a_constant_rate() -> None
     assert rates("constant", warmup=0, steps=2, ratio=0.1) == [1.0, 1.0]
 
 
-@pytest.mark.parametrize(("decay_on", "kept"), [("matrices", True), ("all", False)])
-def test_decay_leaves_biases_and_norms_alone_unless_asked(decay_on: str, kept: bool) -> None:
+@pytest.mark.parametrize("optimizer", ("adamw", "muon"))
+@pytest.mark.parametrize(("decay_on", "kept"), (("matrices", True), ("all", False)))
+def test_decay_leaves_biases_and_norms_alone_unless_asked(
+    optimizer: str, decay_on: str, kept: bool
+) -> None:
     torch.manual_seed(0)
     model = GPT(GPTConfig(8, 50, 1, 8, 2))
     for parameter in model.parameters():
         parameter.data.fill_(1.0)
         parameter.grad = torch.zeros_like(parameter)
-    build_adamw(
+    optimizers = build_optimizers(
         model,
-        learning_rate=0.1,
+        optimizer,  # type: ignore[arg-type]
         betas=(0.9, 0.95),
         weight_decay=0.5,
         decay_on=decay_on,  # type: ignore[arg-type]
-    ).step()
+    )
+    optimizers.set_learning_rate(0.1)
+    optimizers.step()
     for name, parameter in model.named_parameters():
         expected = 1.0 if kept and parameter.ndim < 2 else 0.95
         torch.testing.assert_close(parameter, torch.full_like(parameter, expected), msg=name)
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_makes_their_updates_orthogonal() -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(8, 50, 1, 8, 2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizers = build_optimizers(
+        model, "muon", betas=(0.9, 0.95), weight_decay=0.0, decay_on="matrices"
+    )
+    optimizers.set_learning_rate(0.1)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizers.step()
+    for name, parameter in model.named_parameters():
+        is_matrix_of_a_block = ".h." in name and parameter.ndim == 2
+        assert ("momentum_buffer" in optimizers.state(parameter)) == is_matrix_of_a_block, name
+        if is_matrix_of_a_block:
+            values = torch.linalg.svdvals(parameter.detach() - before[name])
+            # Five Newton-Schulz steps bring all singular values near one common value.
+            assert values.max() < 2 * values.min(), name

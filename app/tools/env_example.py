@@ -1,0 +1,23 @@
+"""Writes .env.example: every setting, commented out, with its default and what it is for."""
+
+from app.settings import GROUPS
+
+_HEAD = """\
+# RECIPE=demo takes settings from recipes/demo.env; .env wins over it, the environment over .env,
+# and a flag over everything. To change a setting: cp .env.example .env, then uncomment its line.
+"""
+
+
+def env_example() -> str:
+    """The content of .env.example."""
+    lines = [_HEAD]
+    for name, group in GROUPS.items():
+        lines.append(f"\n# ----- {name}: {group.__doc__} -----\n")
+        for variable, field in group.variables().items():
+            lines.append(f"\n# {group.model_fields[field].description}\n")
+            lines.append(f"#{variable}={group.default_text(field)}\n")
+    return "".join(lines)
+
+
+if __name__ == "__main__":
+    print(env_example(), end="")

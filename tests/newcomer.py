@@ -1,0 +1,50 @@
+"""A user at a shell: an empty folder, none of the developer's settings, and what they type."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.__main__ import main
+from app.settings import GROUPS, VARIABLES
+
+REPOSITORY = Path(__file__).parent.parent
+_PREFIXES = tuple(group.prefix() for group in GROUPS.values() if group.prefix())
+
+
+def settle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in a folder, with no setting in the environment."""
+    for name in [name for name in os.environ if name.upper().startswith((*_PREFIXES, *VARIABLES))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(folder)
+
+
+def type_in(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run `NAME=VALUE … COMMAND …` in this process and return the exit code."""
+    variables, arguments = _split(line)
+    with monkeypatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        return main(arguments)
+
+
+def run_really(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `NAME=VALUE … COMMAND …` as `python -m app COMMAND …`."""
+    given, arguments = _split(line)
+    return subprocess.run(
+        [sys.executable, "-m", "app", *arguments],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **given, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def _split(line: str) -> tuple[dict[str, str], list[str]]:
+    words = shlex.split(line)
+    first = next((i for i, word in enumerate(words) if not word.partition("=")[0].isupper()), 0)
+    return dict(word.split("=", 1) for word in words[:first]), words[first:]
