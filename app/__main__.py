@@ -126,6 +126,9 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except AppError as error:
         code = _fail(error)
+    except SystemExit:
+        # argparse has shown the help that was asked for.
+        code = ExitCode.DONE
     except BrokenPipeError:
         # Whoever read the output, head or less, has seen enough.
         code = ExitCode.SIGPIPE

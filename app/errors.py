@@ -90,6 +90,11 @@ def _from_os_error(error: OSError) -> AppError | None:
             f"the disk is full: cannot write{place}",
             "free space, or set DATA_DIR to a larger disk; then run the same command again",
         )
+    if error.errno == errno.EFBIG:
+        return ExhaustedError(
+            f"this file is too large for the disk or for ulimit -f:{place}",
+            "set DATA_DIR to another disk, or lower PREPARE_SHARD_SIZE",
+        )
     if error.errno == errno.ENOMEM:
         return _out_of_memory(str(error))
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -166,10 +166,9 @@ def _validate(group: type[Group], given: Source) -> tuple[Group, dict[str, str]]
         return group(**texts), {}
     except ValidationError as error:
         details = {detail["loc"][0]: detail for detail in reversed(error.errors())}
-    wrong = {name: field for name, field in fields.items() if field in details}
-    defaults = {field: group.model_fields[field].default for field in wrong.values()}
-    reasons = {name: _reason(details[field]) for name, field in wrong.items()}
-    return group(**texts | defaults), reasons
+    fitting = {field: text for field, text in texts.items() if field not in details}
+    reasons = {name: _reason(details[field]) for name, field in fields.items() if field in details}
+    return group(**fitting), reasons
 
 
 _REASONS = {

@@ -1,6 +1,7 @@
 """A user at a shell: an empty folder, none of the developer's settings, and what they type."""
 
 import os
+import resource
 import shlex
 import subprocess
 import sys
@@ -19,6 +20,8 @@ def settle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in a folder, with no setting in the environment."""
     for name in [name for name in os.environ if name.upper().startswith((*_PREFIXES, *VARIABLES))]:
         monkeypatch.delenv(name)
+    # Output that waits in a buffer fails later than output that does not.
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     monkeypatch.chdir(folder)
 
 
@@ -31,16 +34,22 @@ def type_in(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
         return main(arguments)
 
 
-def run_really(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run `NAME=VALUE … COMMAND …` as `python -m app COMMAND …`."""
+def run_really(line: str, largest_file: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `NAME=VALUE … COMMAND …` as `python -m app COMMAND …`.
+
+    A disk that fills up is what `largest_file`, in bytes, stands for.
+    """
     given, arguments = _split(line)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limits = (soft if largest_file is None else largest_file, hard)
     return subprocess.run(
         [sys.executable, "-m", "app", *arguments],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **given, **variables},
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **given},
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits),
     )
 
 

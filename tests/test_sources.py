@@ -192,7 +192,7 @@ def test_reasons_are_plain_words(variable: str, text: str, reason: str) -> None:
 
 
 def test_contradictions_are_reported_beside_other_faults_but_not_with_a_wrong_value() -> None:
-    write(".env", "TRAIN_WARMUP_STEPS=3")
+    write(".env", "TRAIN_WARMUP_STEPS=3", "MODEL_EMBD_SIZE=100")
     assert faults(MODEL_NUM_HEADS="many", TRAIN_TOKENS_PER_STEP="5", TRAIN_MAX_STEPS="3") == [
         "MODEL_NUM_HEADS=many (flag --num-heads): "
         "must be a whole number, such as 500, 20M, 1.5B or 1e7",

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
 from datasets import (
     DatasetBuilder,
     DownloadConfig,
@@ -23,7 +24,12 @@ from datasets import (
 )
 from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi, HfFileSystem
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import httpx
 
 from app.data.batches import Batch, Documents, batched
@@ -69,7 +75,7 @@ class StreamedDocuments:
                 yield rows[self.text_column], None
         except (DatasetsError, ValueError) as error:
             raise UserError(
-                f"{self.source['dataset']} cannot be read: {_first_line(error)}",
+                f"{self.source['dataset']} cannot be read: {_short(error)}",
                 "correct its files, or set PREPARE_DATASET to another dataset",
             ) from error
 
@@ -104,7 +110,7 @@ def hub_documents(
         source["listing"] = listing(files)
         if _is_parquet(paths):
             return FileDocuments(files, text_column, source)
-        return StreamedDocuments(builder.as_streaming_dataset(split), text_column, source)
+        return StreamedDocuments(_stream(builder, split), text_column, source)
 
     commit = _commit(place, revision, hf_token)
     with _network():
@@ -113,7 +119,7 @@ def hub_documents(
         source = {"dataset": place, "config": builder.config.name, "split": split}
         source["revision"] = commit
         if not _is_parquet(paths):
-            return StreamedDocuments(builder.as_streaming_dataset(split), text_column, source)
+            return StreamedDocuments(_stream(builder, split), text_column, source)
         hub = HfFileSystem(token=hf_token)
         files = [SourceFile(path, path, int(hub.info(path)["size"])) for path in paths]
         return HubFileDocuments(files, text_column, source, hub)
@@ -130,6 +136,20 @@ def _commit(dataset: str, revision: str, token: str | None) -> str:
             api = HfApi(token=token)
             found = api.dataset_info(dataset, revision=revision, timeout=_TIMEOUT_SECONDS)
             return str(found.sha)
+        except GatedRepoError as error:
+            raise UserError(
+                f"{dataset} is gated: the hub gives it to those who have accepted its terms",
+                "accept them on the dataset's page, and set HF_TOKEN",
+            ) from error
+        except RepositoryNotFoundError as error:
+            raise UserError(
+                f"there is no dataset {dataset} on the hub, and no such file or folder here",
+                "correct PREPARE_DATASET; a private dataset needs HF_TOKEN",
+            ) from error
+        except RevisionNotFoundError as error:
+            raise UserError(
+                f"{dataset} has no revision {revision!r}", "correct PREPARE_DATASET_REVISION"
+            ) from error
         except _NETWORK_ERRORS as error:
             failure = _failure(error)
             if isinstance(failure, UserError) or wait_seconds is None:
@@ -149,7 +169,7 @@ def _builder(
         names = get_dataset_config_names(place, revision=commit, download_config=download)
         if config in names:
             raise UserError(
-                f"{place} cannot be read: {_first_line(error)}",
+                f"{place} cannot be read: {_short(error)}",
                 "set PREPARE_DATASET to another dataset",
             ) from error
         raise UserError(
@@ -160,7 +180,7 @@ def _builder(
         ) from error
     except (DatasetsError, FileNotFoundError) as error:
         raise UserError(
-            f"{place} cannot be read: {_first_line(error)}",
+            f"{place} cannot be read: {_short(error)}",
             "correct PREPARE_DATASET; a gated dataset needs HF_TOKEN",
         ) from error
 
@@ -175,6 +195,12 @@ def _paths_of_split(builder: DatasetBuilder, place: str, split: str) -> list[str
     return [str(path) for path in splits[split]]
 
 
+def _stream(builder: DatasetBuilder, split: str) -> IterableDataset:
+    # Only for a base class that nobody here needs, `datasets` would import torch.
+    datasets.config.TORCH_AVAILABLE = False
+    return builder.as_streaming_dataset(split)
+
+
 @contextmanager
 def _network() -> Iterator[None]:
     try:
@@ -187,15 +213,15 @@ def _failure(error: Exception) -> AppError:
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if status in (400, 401, 403, 404):
         return UserError(
-            f"the hub refuses: {_first_line(error)}",
-            "correct PREPARE_DATASET and PREPARE_DATASET_REVISION (the hub has it, and there is "
-            "no file or folder of that name here); a gated or private one needs HF_TOKEN",
+            f"the hub refuses: {_short(error)}",
+            "correct PREPARE_DATASET or HF_TOKEN; a gated or private dataset needs one",
         )
     return NetworkError(
-        f"the hub does not answer: {_first_line(error)}",
+        f"the hub does not answer: {_short(error)}",
         "try again later, or point PREPARE_DATASET to local files",
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+def _short(error: Exception) -> str:
+    said = str(error).partition("For more information")[0]
+    return " ".join(said.split())[:200] or type(error).__name__

@@ -164,16 +164,17 @@ def prepare(
         if previous is not None and previous.complete:
             _refuse_difference(out_dir, previous.source, documents.source)
             return _already_complete(out_dir, previous)
-        if previous is not None:
-            print(f"{out_dir} was left incomplete; preparing it again from the start")
-            discard_shards(out_dir)
         manifest = Manifest(
             source=dict(documents.source),
             tokenizer={"name": "gpt2", "vocab_bpe_sha256": VOCABULARY["vocab.bpe"]},
             settings=settings,
         )
         tokenizer = Tokenizer(workers)
+        if previous is not None:
+            discard_shards(out_dir)
         manifest.save(out_dir)
+        if previous is not None:
+            print(f"{out_dir} was left incomplete; preparing it again from the start", flush=True)
         book = ShardBook(out_dir, name, manifest)
         try:
             return _write(documents, book, tokenizer)
@@ -243,8 +244,8 @@ def _write(documents: Documents, book: ShardBook, tokenizer: Tokenizer) -> Manif
     manifest = replace(book.manifest, counts=counts, complete=True)
     manifest.save(book.folder)
     if total is not None and train.taken < total:
-        print(f"the dataset ended after {train.taken:,} of {total:,} training tokens")
-    print(_summary(book.folder, manifest))
+        print(f"the dataset ended after {train.taken:,} of {total:,} training tokens", flush=True)
+    print(_summary(book.folder, manifest), flush=True)
     return manifest
 
 
@@ -261,7 +262,7 @@ def _summary(folder: Path, manifest: Manifest) -> str:
 
 def _already_complete(folder: Path, manifest: Manifest) -> Manifest:
     open_dataset(folder)
-    print(f"complete already: {_summary(folder, manifest)}")
+    print(f"complete already: {_summary(folder, manifest)}", flush=True)
     return manifest
 
 

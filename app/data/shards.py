@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.errors import UserError
-from app.files import atomic_file, read_json, write_json
+from app.files import PARTIAL, atomic_file, read_json, write_json
 
 MAGIC = 20240520
 VERSION = 1
@@ -98,8 +98,9 @@ def shard_name(name: str, split: Split, index: int) -> str:
 
 def discard_shards(folder: Path) -> None:
     """Delete the folder's shards, the manifest and what a killed process left of either."""
-    for pattern in ("*_[0-9][0-9][0-9][0-9][0-9][0-9].bin*", f"{MANIFEST}*"):
-        for path in folder.glob(pattern):
+    digits = "[0-9]" * 6
+    for name in (f"*_{digits}.bin", f"*_{digits}.bin{PARTIAL}", MANIFEST, f"{MANIFEST}{PARTIAL}"):
+        for path in folder.glob(name):
             path.unlink()
 
 

@@ -226,7 +226,9 @@ def test_column_that_is_not_text_is_refused(tmp_path: Path, value: object) -> No
     assert "PREPARE_TEXT_COLUMN" in raised.value.fix
 
 
-@pytest.mark.parametrize("name", [f"a{kind}{c}" for kind in (".txt", ".jsonl") for c in COMPRESS if c])
+@pytest.mark.parametrize(
+    "name", [f"a{kind}{c}" for kind in (".txt", ".jsonl") for c in COMPRESS if c]
+)
 @pytest.mark.parametrize("damage", ("cut", "other"))
 def test_damaged_compressed_file_is_refused(tmp_path: Path, name: str, damage: str) -> None:
     path = tmp_path / name
@@ -254,19 +256,20 @@ def test_file_of_another_kind_is_refused_with_those_that_fit(tmp_path: Path, nam
 
 def test_folder_without_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_text("no")
-    with pytest.raises(UserError, match="no text in .*none of 1 files"):
+    with pytest.raises(UserError, match=r"no text in .*: none of 1 files"):
         open_documents(str(tmp_path))
 
 
 @pytest.mark.parametrize(
-    "missing", ("{folder}/gone", "{folder}/gone.txt", "{folder}/*.txt", "gone.jsonl", "./gone", "~/go")
+    "missing",
+    ("{folder}/gone", "{folder}/gone.txt", "{folder}/*.txt", "gone.jsonl", "./gone", "~/go"),
 )
 def test_missing_place_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(UserError, match="there is no|nothing matches"):
+    with pytest.raises(UserError, match=r"there is no|nothing matches"):
         open_documents(missing.format(folder=tmp_path))
 
 
@@ -323,7 +326,7 @@ def test_fraction_rises_to_one(tmp_path: Path, name: str) -> None:
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
     match name:
         case "a.txt":
-            for number in range(4000):
+            for number in range(2200):
                 (tmp_path / f"{number}.txt").write_text("text")
         case "a.parquet":
             write_parquet(tmp_path / name, list(texts), rows_per_group=500)

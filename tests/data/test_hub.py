@@ -1,11 +1,12 @@
 import json
+import random
 import shutil
-import socketserver
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -38,10 +39,11 @@ COMMIT = "9bb295ddab0e05d785b879661af7260fed5140fc"
 SAMPLE = [[f"file {file}, row {row} " * 20 for row in range(50)] for file in range(3)]
 
 
-def write_parquet(path: Path, texts: list[str]) -> None:
+def write_parquet(path: Path, texts: list[str], *, scan_bytes: int = 8192) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     ids = [f"<urn:uuid:{number}>" for number in range(len(texts))]
-    columns = {"text": texts, "id": ids, "url": ids, "token_count": list(range(len(texts)))}
+    scans = [random.Random(number).randbytes(scan_bytes) for number in range(len(texts))]
+    columns = {"text": texts, "id": ids, "scan": scans, "token_count": list(range(len(texts)))}
     pq.write_table(pa.table(columns), path, row_group_size=16)
 
 
@@ -70,7 +72,7 @@ def repository_of(folder: Path, **files: str) -> Path:
     return folder
 
 
-def texts_of(dataset: Path, config: str | None = None, **options: str) -> list[str]:
+def texts_of(dataset: Path, config: str | None = None, **options: Any) -> list[str]:
     batches = open_documents(str(dataset), config=config, **options).batches()
     return [text for batch in batches for text in batch.texts]
 
@@ -93,12 +95,14 @@ def test_relative_folder_is_read(repository: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_another_column_is_read(repository: Path) -> None:
-    assert texts_of(repository, text_column="url") == ["<urn:uuid:0>"]
+    assert texts_of(repository, text_column="id") == ["<urn:uuid:0>"]
 
 
 def test_source_names_configuration_and_files(repository: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(repository, tmp_path / "elsewhere" / "fineweb")
-    one, other = (open_documents(str(at), config="sample-10BT").source for at in (repository, moved))
+    one, other = (
+        open_documents(str(at), config="sample-10BT").source for at in (repository, moved)
+    )
     assert one == other
     assert one["dataset"] == "fineweb"
     assert one["config"] == "sample-10BT"
@@ -131,7 +135,7 @@ def test_unknown_split_is_refused_with_those_there_are(repository: Path) -> None
 def test_unknown_column_is_refused_with_those_there_are(repository: Path) -> None:
     with pytest.raises(UserError, match="has no column 'body'") as raised:
         texts_of(repository, text_column="body")
-    assert raised.value.fix.endswith("one of: text, id, url, token_count")
+    assert raised.value.fix.endswith("one of: text, id, scan, token_count")
 
 
 def test_configuration_without_files_is_refused(tmp_path: Path) -> None:
@@ -176,29 +180,186 @@ def test_broken_file_of_a_stream_is_refused(tmp_path: Path) -> None:
     assert len(str(raised.value)) < 600
 
 
-@pytest.mark.parametrize("kind", ("parquet", "jsonl", "csv"))
-def test_leaving_a_stream_early_ends_the_process_with_0(
-    tmp_path: Path, start: Start, kind: str
-) -> None:
+LEAVE_EARLY = """
+import sys
+from pathlib import Path
+from app.data.prepare import prepare
+for kind in ("parquet", "jsonl"):
+    prepare(str(Path(sys.argv[1]) / kind), Path(sys.argv[2]) / kind, name=kind, total_tokens=1000)
+"""
+
+
+def test_leaving_a_stream_early_ends_the_process_with_0(tmp_path: Path, start: Start) -> None:
     """A token limit stops in the first of many files and row groups, three times over."""
-    texts = [f"{number} " * 500 for number in range(2000)]
-    folder = repository_of(tmp_path / "r", **{f"none_{kind}": ""})
+    texts = [f"{number} " * 50 for number in range(4000)]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     for file in range(4):
-        path = folder / f"{file}.{kind}"
-        match kind:
-            case "parquet":
-                (folder / "none.parquet").unlink(missing_ok=True)
-                write_parquet(path, texts)
-            case "jsonl":
-                path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-            case _:
-                path.write_text("text\n" + "\n".join(texts))
-    settings = {"PREPARE_DATASET": str(folder), "PREPARE_TOTAL_TOKENS": "1000"}
-    runs = [
-        start("-m", "app", "prepare", **settings, PREPARE_VAL_TOKENS="0", PREPARE_OUT_DIR=str(run))
-        for run in range(3)
-    ]
-    for run, process in enumerate(runs):
-        _, error = process.communicate(timeout=120)
+        write_parquet(tmp_path / "parquet" / f"{file}.parquet", texts, scan_bytes=40)
+        (tmp_path / "jsonl").mkdir(exist_ok=True)
+        (tmp_path / "jsonl" / f"{file}.jsonl").write_text(lines)
+    for kind in ("parquet", "jsonl"):
+        configs = "configs:\n- config_name: own\n  data_files: '*'\n"
+        (tmp_path / kind / "README.md").write_text(f"---\n{configs}---\n")
+    for process in [start("-c", LEAVE_EARLY, tmp_path, tmp_path / str(run)) for run in range(3)]:
+        output, error = process.communicate(timeout=120)
         assert process.returncode == 0, error
-        assert len((tmp_path / str(run) / "r_000000.bin").read_bytes()) == 1024 + 2 * 1000
+        assert output.count("1,000 training") == 2
+
+
+class Hub(ThreadingHTTPServer):
+    """The few endpoints of the hub that matter here, over a folder of repositories."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), HubHandler)
+        self.folder = folder
+        self.failures = 0
+        self.bytes_sent = 0
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What makes a process take this for the hub."""
+        return {"HF_ENDPOINT": f"http://127.0.0.1:{self.server_port}", "no_proxy": "127.0.0.1"}
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path).strip("/")
+        if self.server.failures and path.startswith("api/datasets"):
+            self.server.failures -= 1
+            return self._answer(503)
+        match path.split("/"):
+            case ["api", "datasets", "own", name, "revision", revision]:
+                return self._revision(name, revision)
+            case ["api", "datasets", "own", name, "tree", revision, *below]:
+                return self._tree(self.server.folder / name, "/".join(below))
+            case ["datasets", "own", name, "resolve", revision, *below]:
+                return self._file(self.server.folder / name / "/".join(below))
+        return self._answer(404)
+
+    def _revision(self, name: str, revision: str) -> None:
+        if not (self.server.folder / name).is_dir():
+            return self._answer(404, error="RepoNotFound")
+        if revision not in ("main", COMMIT):
+            return self._answer(404, error="RevisionNotFound")
+        return self._answer(200, json.dumps({"id": f"own/{name}", "sha": COMMIT}).encode())
+
+    def _tree(self, repository: Path, below: str) -> None:
+        folder = repository / below
+        recursive = "recursive=True" in self.path or "recursive=true" in self.path
+        entries = [
+            {
+                "type": "file" if path.is_file() else "directory",
+                "path": path.relative_to(repository).as_posix(),
+                "size": path.stat().st_size if path.is_file() else 0,
+                "oid": "0" * 40,
+            }
+            for path in sorted(folder.rglob("*") if recursive else folder.iterdir())
+        ]
+        self._answer(200, json.dumps(entries).encode())
+
+    def _file(self, path: Path) -> None:
+        if not path.is_file():
+            return self._answer(404, error="EntryNotFound")
+        content = path.read_bytes()
+        wanted = self.headers.get("Range")
+        if wanted is None:
+            return self._answer(200, content)
+        first, last = map(int, wanted.removeprefix("bytes=").split("-"))
+        return self._answer(206, content[first : last + 1])
+
+    def _answer(self, status: int, content: bytes = b"", error: str | None = None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{hash(content):x}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        if error:
+            self.send_header("X-Error-Code", error)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+            self.server.bytes_sent += len(content)
+
+    def log_request(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def hub(repository: Path) -> Iterator[Hub]:
+    with Hub(repository.parent) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+FINEWEB = {
+    "PREPARE_DATASET": "own/fineweb",
+    "PREPARE_DATASET_CONFIG": "sample-10BT",
+    "PREPARE_TOTAL_TOKENS": "10000",
+    "PREPARE_VAL_TOKENS": "1000",
+    "PREPARE_OUT_DIR": "out",
+}
+
+
+def test_hub_gives_the_same_as_the_folder_and_records_the_commit(
+    hub: Hub, repository: Path, tmp_path: Path, start: Start
+) -> None:
+    hub.failures = 1
+    process = start("-m", "app", "prepare", **FINEWEB, **hub.variables)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    assert "the hub does not answer" in output
+    assert "trying again in 1 s" in output
+    hub_manifest = Manifest.load(tmp_path / "out")
+    assert hub_manifest is not None
+    assert hub_manifest.source == {
+        "dataset": "own/fineweb",
+        "config": "sample-10BT",
+        "split": "train",
+        "revision": COMMIT,
+    }
+    settings: dict[str, Any] = {"total_tokens": 10_000, "val_tokens": 1000}
+    folder = tmp_path / "folder"
+    prepare(str(repository), folder, name="fineweb", config="sample-10BT", **settings)
+    folder_manifest = Manifest.load(folder)
+    assert folder_manifest is not None
+    assert hub_manifest.shards == folder_manifest.shards
+    size = (repository / "sample" / "10BT" / "000_00000.parquet").stat().st_size
+    assert hub.bytes_sent < size, "only the text column of the three files travels"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    (
+        ({"PREPARE_DATASET": "own/finewep"}, "there is no dataset own/finewep on the hub"),
+        ({"PREPARE_DATASET_REVISION": "v9"}, "own/fineweb has no revision 'v9'"),
+    ),
+)
+def test_wrong_hub_dataset_is_one_readable_error(
+    hub: Hub, start: Start, change: dict[str, str], message: str
+) -> None:
+    process = start("-m", "app", "prepare", **{**FINEWEB, **hub.variables, **change})
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert message in error
+    assert len(error.splitlines()) == 2
+
+
+def test_without_a_network_a_hub_dataset_fails_soon(start: Start) -> None:
+    begun = time.monotonic()
+    process = start("-m", "app", "prepare", **FINEWEB)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 5
+    assert time.monotonic() - begun < 20
+    assert len(output.splitlines()) == 2
+    assert error.startswith("error: the hub does not answer: ")
+    assert len(error.splitlines()) == 2

@@ -94,7 +94,9 @@ def test_half_a_character_decodes_to_a_replacement(tokenizer: Tokenizer) -> None
 
 
 def test_needs_no_network(start: Start) -> None:
-    program = "from app.data.tokenizer import Tokenizer; print(Tokenizer().encode('Hello').tolist())"
+    program = (
+        "from app.data.tokenizer import Tokenizer; print(Tokenizer().encode('Hello').tolist())"
+    )
     out, err = start("-c", program).communicate(timeout=60)
     assert out == "[15496]\n", err
 

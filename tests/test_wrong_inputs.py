@@ -1,0 +1,636 @@
+"""What a new user gets wrong, and what the program says: the list is the test."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.errors import ExitCode
+from tests.newcomer import run_really, settle, type_in
+
+SETTINGS = """\
+PREPARE_DATASET=texts
+PREPARE_TOTAL_TOKENS=2000
+PREPARE_VAL_TOKENS=200
+PREPARE_OUT_DIR=words
+MODEL_CONTEXT_LENGTH=16
+MODEL_NUM_LAYERS=1
+MODEL_EMBD_SIZE=8
+MODEL_NUM_HEADS=2
+TRAIN_RUN_NAME=tiny
+TRAIN_TOKENS_PER_STEP=64
+TRAIN_MAX_STEPS=2
+TRAIN_WARMUP_STEPS=0
+TRAIN_SAMPLE_EVERY=0
+TRAIN_COMPILE=false
+TRAIN_DEVICE=cpu
+"""
+SHARD = "data/words/texts_000000.bin"
+MANIFEST = "data/words/manifest.json"
+RUN = "data/runs/tiny"
+CHECKPOINT = f"{RUN}/checkpoints/step-000002"
+
+Change = Callable[[], object]
+
+
+def nothing() -> None:
+    pass
+
+
+def file(path: str, content: str | bytes = "") -> Change:
+    def write() -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return write
+
+
+def folder(path: str) -> Change:
+    return lambda: Path(path).mkdir(parents=True)
+
+
+def cut(path: str, size: int) -> Change:
+    return lambda: Path(path).write_bytes(Path(path).read_bytes()[:size])
+
+
+def edit(path: str, old: str, new: str) -> Change:
+    def write() -> None:
+        text = Path(path).read_text(encoding="utf-8")
+        assert old in text
+        Path(path).write_text(text.replace(old, new), encoding="utf-8")
+
+    return write
+
+
+def last_bytes(path: str, end: bytes) -> Change:
+    return lambda: Path(path).write_bytes(Path(path).read_bytes()[: -len(end)] + end)
+
+
+def removed(path: str) -> Change:
+    return lambda: Path(path).unlink()
+
+
+def appended(path: str, text: str) -> Change:
+    return lambda: Path(path).write_text(Path(path).read_text("utf-8") + text, "utf-8")
+
+
+def half_prepared() -> None:
+    """The held-out shard fits on the disk, the training shard does not."""
+    stopped = run_really("prepare --out-dir half", largest_file=3000)
+    assert stopped.returncode == ExitCode.EXHAUSTED
+    assert stopped.stderr.startswith("error: this file is too large")
+    assert [path.name for path in Path("data/half").glob("*.bin")] == ["texts_val_000000.bin"]
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """What a user did, typed and read. Before it, there are `texts`, `words` and the run `tiny`."""
+
+    did: str
+    typed: str
+    problem: str
+    fix: str
+    first: Change = nothing
+
+
+WRONG = (
+    # Settings
+    Wrong(
+        "a number that is none",
+        "train --max-steps many",
+        "TRAIN_MAX_STEPS=many (flag --max-steps): must be a whole number, such as 500, 20M",
+        "correct it; `python -m app train --help` and .env.example explain every setting",
+    ),
+    Wrong(
+        "a number out of bounds",
+        "TRAIN_LEARNING_RATE=3 train",
+        "TRAIN_LEARNING_RATE=3 (environment): must be at most 1",
+        "correct it",
+    ),
+    Wrong(
+        "three bad numbers",
+        "PREPARE_VAL_TOKENS=-1 TRAIN_SEED=x prepare --shard-size 0",
+        "3 settings are wrong:\n"
+        "  PREPARE_VAL_TOKENS=-1 (environment): must be at least 0\n"
+        "  PREPARE_SHARD_SIZE=0 (flag --shard-size): must be more than 0\n"
+        "  TRAIN_SEED=x (environment): must be a whole number",
+        "correct them",
+    ),
+    Wrong(
+        "heads that do not divide the width",
+        "train --num-heads 3",
+        "MODEL_EMBD_SIZE=8 (.env, line 7) and MODEL_NUM_HEADS=3 (flag --num-heads): "
+        "8 is not a multiple of 3; 6 and 9 are",
+        "correct it",
+    ),
+    Wrong(
+        "a step that is no whole number of windows",
+        "train --tokens-per-step 100",
+        "TRAIN_TOKENS_PER_STEP=100 (flag --tokens-per-step) and "
+        "MODEL_CONTEXT_LENGTH=16 (.env, line 5): 100 is not a multiple of 16; 96 and 112 are",
+        "correct it",
+    ),
+    Wrong(
+        "a warm-up as long as the run",
+        "train --warmup-steps 2",
+        "TRAIN_WARMUP_STEPS=2 (flag --warmup-steps) and TRAIN_MAX_STEPS=2 (.env, line 11): "
+        "the warm-up leaves no step at the full rate",
+        "correct it",
+    ),
+    Wrong(
+        "a typo in the recipe's name",
+        "RECIPE=dmeo prepare",
+        "RECIPE=dmeo (environment): there is no such recipe among demo,",
+        "correct it",
+    ),
+    Wrong(
+        "a typo in a recipe",
+        "train --recipe ./mine.env",
+        "TRAIN_LERNING_RATE (./mine.env, line 2): "
+        "there is no such setting; did you mean TRAIN_LEARNING_RATE?",
+        "correct it",
+        first=file("mine.env", "# mine\nTRAIN_LERNING_RATE=1e-3\n"),
+    ),
+    Wrong(
+        "a typo in .env",
+        "train",
+        "RECIPIE (.env, line 16): there is no such setting; did you mean RECIPE?",
+        "correct it",
+        first=appended(".env", "RECIPIE=demo\n"),
+    ),
+    Wrong(
+        "a line of .env without =",
+        "train",
+        ".env, line 16: not of the form NAME=VALUE",
+        "correct it",
+        first=appended(".env", "TRAIN_SEED 5\n"),
+    ),
+    Wrong(
+        "a typo in the environment",
+        "PREPARE_TOTAL_TOKEN=1M prepare",
+        "PREPARE_TOTAL_TOKEN (environment): "
+        "there is no such setting; did you mean PREPARE_TOTAL_TOKENS?",
+        "correct it",
+    ),
+    Wrong(
+        "a typo in a flag",
+        "train --lerning-rate 1e-3",
+        "not understood: --lerning-rate; did you mean --learning-rate?",
+        "see `python -m app train --help`",
+    ),
+    Wrong(
+        "a flag of another command",
+        "train --total-tokens 1M",
+        "not understood: --total-tokens (set PREPARE_TOTAL_TOKENS in the environment or in .env)",
+        "see `python -m app train --help`",
+    ),
+    Wrong(
+        "the hub token as a flag",
+        "prepare --hf-token hf_secret",
+        "not understood: --hf-token (set HF_TOKEN in the environment or in .env)",
+        "see `python -m app prepare --help`",
+    ),
+    Wrong(
+        "a flag twice",
+        "train --max-steps 5 --max_steps=6",
+        "--max-steps is given twice: 5 and 6",
+        "give it once",
+    ),
+    Wrong(
+        "a flag from an empty shell variable",
+        "train --run-name=",
+        "--run-name has no value",
+        "give it one, or leave the flag out",
+    ),
+    Wrong(
+        "a flag without a value",
+        "train --run-name",
+        "argument --run-name: expected one argument",
+        "see `python -m app train --help`",
+    ),
+    Wrong(
+        "a typo in the command",
+        "trian",
+        "the first word is a command, and 'trian' is none; did you mean train?",
+        "see `python -m app --help`",
+    ),
+    Wrong(
+        "flags before the command",
+        "--max-steps 5 train",
+        "the first word is a command, and '--max-steps' is none",
+        "see `python -m app --help`",
+    ),
+    Wrong(
+        "a run name that is a path",
+        "train --run-name runs/mine",
+        "TRAIN_RUN_NAME=runs/mine (flag --run-name): must begin with a letter or digit",
+        "correct it",
+    ),
+    Wrong(
+        "a vocabulary too small for the tokenizer",
+        "train --vocab-size 32000",
+        "MODEL_VOCAB_SIZE=32000 (flag --vocab-size): must be at least 50257",
+        "correct it",
+    ),
+    # Text
+    Wrong(
+        "a text folder that does not exist",
+        "prepare --dataset ./missing --out-dir new",
+        "missing",
+        "correct PREPARE_DATASET",
+    ),
+    Wrong(
+        "an empty folder",
+        "prepare --dataset empty --out-dir new",
+        "no text in empty: none of 0 files ends in .txt .md .py .jsonl .parquet",
+        "name other files; compressed ones may also end in .gz",
+        first=folder("empty"),
+    ),
+    Wrong(
+        "a kind of file that holds no text",
+        "prepare --dataset paper.pdf --out-dir new",
+        "no text in paper.pdf: none of 1 files ends in .txt .md .py .jsonl .parquet",
+        "name other files",
+        first=file("paper.pdf", "%PDF-1.7"),
+    ),
+    Wrong(
+        "a pattern that matches nothing",
+        "prepare --dataset 'texts/*.md' --out-dir new",
+        "nothing matches texts/*.md",
+        "correct PREPARE_DATASET",
+    ),
+    Wrong(
+        "a text file without text",
+        "prepare --dataset none.txt --out-dir new",
+        "the dataset has only 0 tokens, 200 were to be held out",
+        "lower PREPARE_VAL_TOKENS (0 holds nothing out), or add text",
+        first=file("none.txt"),
+    ),
+    Wrong(
+        "more held-out tokens than there are",
+        "prepare --val-tokens 1M --out-dir new",
+        "tokens, 1,000,000 were to be held out",
+        "lower PREPARE_VAL_TOKENS (0 holds nothing out), or add text",
+    ),
+    Wrong(
+        "a line that is not JSON",
+        "prepare --dataset rows.jsonl --out-dir new",
+        "rows.jsonl, line 2 is not JSON",
+        "write one JSON object a line",
+        first=file("rows.jsonl", '{"text": "one"}\n{"text": two}\n'),
+    ),
+    Wrong(
+        "a column that is not there",
+        "prepare --dataset rows.jsonl --out-dir new",
+        "rows.jsonl has no column 'text'",
+        "set PREPARE_TEXT_COLUMN to one of: id, content",
+        first=file("rows.jsonl", '{"id": 1, "content": "one"}\n'),
+    ),
+    Wrong(
+        "a column that holds no text",
+        "prepare --dataset rows.jsonl --text-column id --out-dir new",
+        "the text column holds int, not text: 1",
+        "set PREPARE_TEXT_COLUMN to the column that holds the text",
+        first=file("rows.jsonl", '{"id": 1, "content": "one"}\n'),
+    ),
+    Wrong(
+        "a parquet file that is none",
+        "prepare --dataset rows.parquet --out-dir new",
+        "rows.parquet is damaged",
+        "replace it, or leave it out",
+        first=file("rows.parquet", "not parquet at all"),
+    ),
+    Wrong(
+        "a compressed file that is none",
+        "prepare --dataset text.txt.gz --out-dir new",
+        "text.txt.gz is damaged: Not a gzipped file",
+        "replace it, or leave it out",
+        first=file("text.txt.gz", "not compressed"),
+    ),
+    # Shards
+    Wrong(
+        "prepared before with other settings",
+        "prepare --shard-size 500",
+        "data/words was prepared otherwise: shard_size was 100000000 and is now 500",
+        "set PREPARE_OUT_DIR to another folder, or delete this one to prepare it anew",
+    ),
+    Wrong(
+        "prepared before from other text",
+        "prepare",
+        "data/words was prepared otherwise",
+        "set PREPARE_OUT_DIR to another folder, or delete this one to prepare it anew",
+        first=file("texts/new.txt", "One more."),
+    ),
+    Wrong(
+        "a folder with somebody else's shards",
+        "prepare --out-dir llmc",
+        "data/llmc holds shards that prepare did not write",
+        "set PREPARE_OUT_DIR to another folder; train can use these shards as they are",
+        first=file("data/llmc/tokens.bin", "x"),
+    ),
+    Wrong(
+        "a file where DATA_DIR should be",
+        "prepare --data-dir texts/00.txt",
+        "Not a directory: texts/00.txt/words",
+        "name another place, or move that away",
+    ),
+    Wrong(
+        "a manifest that is damaged",
+        "prepare",
+        f"{MANIFEST} is not valid JSON",
+        "prepare the dataset again in an empty folder",
+        first=cut(MANIFEST, 100),
+    ),
+    Wrong(
+        "a dataset that does not exist",
+        "train --dataset-dir missing",
+        "no dataset in data/missing: there is no such folder",
+        "run `python -m app prepare` with the same settings, or correct TRAIN_DATASET_DIR",
+    ),
+    Wrong(
+        "a dataset folder without shards",
+        "train --dataset-dir empty",
+        "no dataset in data/empty: it holds no shard (*.bin)",
+        "run `python -m app prepare` with the same settings, or correct TRAIN_DATASET_DIR",
+        first=folder("data/empty"),
+    ),
+    Wrong(
+        "a dataset half prepared",
+        "train --dataset-dir half",
+        "the dataset in data/half is not complete: prepare stopped after 0 training tokens",
+        "run `python -m app prepare` with the same settings to complete it",
+        first=half_prepared,
+    ),
+    Wrong(
+        "a text file named .bin",
+        "train --dataset-dir mine",
+        "data/mine/story.bin is not a token shard: it begins with 1701015119, not 20240520",
+        "take it out of the folder, or prepare the dataset again",
+        first=file("data/mine/story.bin", "Once upon a time there was a file.\n" * 99),
+    ),
+    Wrong(
+        "an empty shard",
+        "train --dataset-dir mine",
+        "shard data/mine/story.bin is cut off: 0 bytes, its header has 1024",
+        "prepare the dataset again, or copy the file again",
+        first=file("data/mine/story.bin"),
+    ),
+    Wrong(
+        "a truncated shard",
+        "train",
+        f"shard {SHARD} has 3000 bytes; its header says 2000 tokens, which take 5024",
+        "prepare the dataset again, or copy the file again",
+        first=cut(SHARD, 3000),
+    ),
+    Wrong(
+        "a shard that is missing",
+        "train",
+        f"shard {SHARD} cannot be read: No such file or directory",
+        "prepare the dataset again, or copy the file again",
+        first=removed(SHARD),
+    ),
+    Wrong(
+        "a shard with changed tokens",
+        "inspect words --verify",
+        f"shard {SHARD} is damaged: its SHA-256 is",
+        "prepare the dataset again",
+        first=last_bytes(SHARD, b"\x00\x00"),
+    ),
+    Wrong(
+        "a shard with tokens that are none",
+        f"inspect {SHARD}",
+        f"{SHARD} holds token 65535, GPT-2's vocabulary ends at 50256",
+        "prepare the dataset again",
+        first=last_bytes(SHARD, b"\xff\xff"),
+    ),
+    Wrong(
+        "windows longer than the dataset",
+        "train --context-length 4000 --tokens-per-step 4000 --run-name new",
+        "data/words holds less than one window of training tokens: 4001 are needed",
+        "prepare more text, or lower MODEL_CONTEXT_LENGTH",
+    ),
+    # Runs
+    Wrong(
+        "a micro-batch that does not divide the step",
+        "train --micro-batch-size 3 --run-name new",
+        "TRAIN_MICRO_BATCH_SIZE=3 does not divide the 4 windows of a step",
+        "choose one of: 1, 2, 4",
+    ),
+    Wrong(
+        "the name of a run with another model",
+        "train --embd-size 12",
+        "data/runs/tiny is another run: embd_size was 8 and is now 12",
+        "set TRAIN_RUN_NAME to a new name, or set these back to continue",
+    ),
+    Wrong(
+        "a run that exists, and TRAIN_RESUME=never",
+        "train --resume never",
+        "data/runs/tiny exists and has a checkpoint of step 2",
+        "set TRAIN_RUN_NAME to a new name, or TRAIN_RESUME=auto to continue it",
+    ),
+    Wrong(
+        "a file where the run should be",
+        "train --run-name notes",
+        "File exists: data/runs/notes",
+        "name another place, or move that away",
+        first=file("data/runs/notes", "my notes"),
+    ),
+    Wrong(
+        "metrics that are damaged",
+        "train --max-steps 3",
+        f"{RUN}/metrics.jsonl, line 1 is not the JSON object of a step",
+        "delete that line",
+        first=edit(f"{RUN}/metrics.jsonl", '{"step": 0,', '{"step: 0,'),
+    ),
+    Wrong(
+        "weights cut off",
+        "train --max-steps 3",
+        f"{CHECKPOINT}/model.safetensors cannot be read",
+        f"delete {CHECKPOINT} to continue from the checkpoint before it",
+        first=cut(f"{CHECKPOINT}/model.safetensors", 10_000),
+    ),
+    Wrong(
+        "a checkpoint's state that is damaged",
+        "train --max-steps 3",
+        f"{CHECKPOINT}/state.json is not valid JSON",
+        f"delete {CHECKPOINT} to continue from the checkpoint before it",
+        first=cut(f"{CHECKPOINT}/state.json", 100),
+    ),
+    Wrong(
+        "a run that does not exist",
+        "sample --run-name missing",
+        "there is no run data/runs/missing",
+        "set TRAIN_RUN_NAME to one of: tiny",
+    ),
+    Wrong(
+        "a checkpoint that does not exist",
+        "evaluate --step 1",
+        "data/runs/tiny has no checkpoint of step 1",
+        "choose one of: 2",
+    ),
+    Wrong(
+        "weights cut off, to write with",
+        "sample",
+        f"{CHECKPOINT}/model.safetensors cannot be read",
+        f"delete {CHECKPOINT} to continue from the checkpoint before it",
+        first=cut(f"{CHECKPOINT}/model.safetensors", 10_000),
+    ),
+    Wrong(
+        "a dataset without held-out text",
+        "evaluate --dataset-dir unheld",
+        "data/unheld has no val tokens to measure on",
+        "prepare it with PREPARE_VAL_TOKENS above 0, or set EVALUATE_SPLIT=train",
+        first=lambda: run_really("prepare --val-tokens 0 --out-dir unheld"),
+    ),
+    Wrong(
+        "a report of no run",
+        "report --run-name missing",
+        "there is no run in data/runs/missing",
+        "check TRAIN_RUN_NAME and DATA_DIR",
+    ),
+    Wrong(
+        "a report of metrics that are damaged",
+        "report",
+        f"{RUN}/metrics.jsonl, line 3 is not the JSON object of a step",
+        "delete that line",
+        first=appended(f"{RUN}/metrics.jsonl", "oops\n"),
+    ),
+    Wrong(
+        "a path to inspect that does not exist",
+        "inspect runs/missing",
+        "there is no runs/missing, neither here nor in data",
+        "name a .bin file, or a folder that prepare or train has written",
+    ),
+    Wrong(
+        "a folder to inspect that is nothing of ours",
+        "inspect texts",
+        "texts is no shard, dataset folder, checkpoint or run",
+        "name a .bin file, or a folder that prepare or train has written",
+    ),
+    Wrong(
+        "nothing to inspect",
+        "inspect",
+        "the following arguments are required: PATH",
+        "see `python -m app inspect --help`",
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which text was prepared and a model trained, with the settings in .env."""
+    place = tmp_path_factory.mktemp("workshop")
+    (place / "texts").mkdir()
+    for number in range(20):
+        words = " ".join(f"word{number * i % 97}" for i in range(80))
+        (place / "texts" / f"{number:02}.txt").write_text(words, encoding="utf-8")
+    (place / ".env").write_text(SETTINGS, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        settle(place, patch)
+        assert type_in("prepare", patch) == ExitCode.DONE
+        assert type_in("train", patch) == ExitCode.DONE
+    return place
+
+
+@pytest.fixture(autouse=True)
+def newcomer(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Their own copy of the workshop; torch is left as it was found."""
+    shutil.copytree(workshop, tmp_path, dirs_exist_ok=True)
+    settle(tmp_path, monkeypatch)
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def files() -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+def is_told(error: str, problem: str, fix: str) -> None:
+    """One message and one fix, readable, and nothing else."""
+    assert error.startswith("error: ")
+    said, found, advice = error.removeprefix("error: ").partition("\n  fix: ")
+    assert problem in said
+    assert found
+    assert fix in advice
+    assert advice.endswith("\n")
+    assert advice.count("\n") == 1
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.did)
+def test_a_wrong_input_is_told_with_its_fix(
+    wrong: Wrong, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong.first()
+    before = files()
+    capsys.readouterr()
+    code = type_in(wrong.typed, monkeypatch)
+    is_told(capsys.readouterr().err, wrong.problem, wrong.fix)
+    assert code == ExitCode.USER
+    after = files()
+    assert {path: after.get(path) for path in before} == before, "something was lost"
+
+
+@pytest.mark.parametrize(
+    "did", ("three bad numbers", "a typo in .env", "more held-out tokens than there are")
+)
+def test_a_real_process_tells_the_same(did: str) -> None:
+    wrong = next(wrong for wrong in WRONG if wrong.did == did)
+    wrong.first()
+    ended = run_really(wrong.typed)
+    is_told(ended.stderr, wrong.problem, wrong.fix)
+    assert (ended.returncode, ended.stdout) == (ExitCode.USER, "")
+
+
+def test_a_gpu_that_is_not_there() -> None:
+    ended = run_really("CUDA_VISIBLE_DEVICES= train --device cuda --run-name new")
+    is_told(
+        ended.stderr,
+        "TRAIN_DEVICE=cuda, but no GPU can be used here",
+        "check `nvidia-smi`, or set TRAIN_DEVICE=auto to use the CPU",
+    )
+    assert ended.returncode == ExitCode.USER
+
+
+HOLD = """
+import fcntl, sys
+with open(sys.argv[1], "w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "place"), (("train --max-steps 3", RUN), ("prepare", "data/words"))
+)
+def test_a_folder_that_another_process_works_on(
+    command: str, place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, f"{place}/.lock"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        code = type_in(command, monkeypatch)
+        other.communicate()
+    is_told(
+        capsys.readouterr().err,
+        f"another process is working on {place}",
+        f"wait for that {command.split()[0]} to end, or stop it",
+    )
+    assert code == ExitCode.USER
+    assert type_in(command, monkeypatch) == ExitCode.DONE
+
+
+def test_there_are_many_of_them() -> None:
+    assert len({wrong.did for wrong in WRONG}) == len(WRONG) >= 50
