@@ -26,8 +26,8 @@ def read_count(value: object) -> object:
     return int(number)
 
 
-def count_or(word: str, at_most: int | None = None) -> BeforeValidator:
-    """Read a count above 0, or a word that stands for one."""
+def count_or(word: str, at_most: int | None = None, at_least: int = 1) -> BeforeValidator:
+    """Read a count within bounds, or a word that stands for one."""
 
     def read(value: object) -> object:
         if str(value).strip().lower() == word:
@@ -36,8 +36,8 @@ def count_or(word: str, at_most: int | None = None) -> BeforeValidator:
             count = read_count(value)
         except ValueError:
             raise ValueError(f"{_WHOLE}, or {word}") from None
-        if isinstance(count, int) and count <= 0:
-            raise ValueError(f"must be more than 0, or {word}")
+        if isinstance(count, int) and count < at_least:
+            raise ValueError(f"must be at least {at_least}, or {word}")
         if isinstance(count, int) and at_most is not None and count > at_most:
             raise ValueError(f"must be at most {at_most}, or {word}")
         return count

@@ -202,7 +202,9 @@ class TrainSettings(Group):
     lr_schedule: Literal["constant", "cosine", "linear"] = Field(
         "cosine", description="after the warm-up: constant, cosine, linear (both decay)"
     )
-    warmup_steps: Count = Field(4, ge=0, description="steps over which the rate grows linearly")
+    warmup_steps: Annotated[int | Literal["auto"], count_or("auto", at_least=0)] = Field(
+        "auto", description="steps over which the rate grows linearly; auto: a tenth of the run"
+    )
     min_lr_ratio: Number = Field(
         0.1, ge=0, le=1, description="rate at the end of a decay, as a part of the highest"
     )
@@ -282,7 +284,10 @@ class Settings(BaseModel):
         found = {}
         if width % heads:
             found["MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"] = _not_a_multiple(width, heads)
-        if self.train.warmup_steps >= self.train.max_steps > 0 < self.train.warmup_steps:
+        if (
+            self.train.warmup_steps != "auto"
+            and 0 < self.train.max_steps <= self.train.warmup_steps
+        ):
             found["TRAIN_WARMUP_STEPS", "TRAIN_MAX_STEPS"] = (
                 "the warm-up leaves no step at the full rate"
             )

@@ -23,6 +23,10 @@ class GPTConfig:
     embd_size: int = 768
     num_heads: int = 12
 
+    def __post_init__(self) -> None:
+        if self.embd_size % self.num_heads:
+            raise ValueError(f"{self.num_heads} heads do not divide a width of {self.embd_size}")
+
 
 class CausalSelfAttention(nn.Module):
     """Multi-head attention of each token to itself and those before it."""

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from app.errors import UserError
 from app.model.gpt import GPT, GPTConfig
 from app.train.checkpoint import Checkpoint, latest_checkpoint
 from app.train.device import Device
@@ -14,6 +15,12 @@ def load_gpt(run_dir: Path, step: int | None, device: Device) -> tuple[GPT, Chec
         UserError: there is no such checkpoint, or it is damaged.
     """
     checkpoint = latest_checkpoint(run_dir, step)
-    model = GPT(GPTConfig(**checkpoint.state["model"]))
+    try:
+        config = GPTConfig(**checkpoint.state["model"])
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{checkpoint.folder}/state.json is damaged: {error}", "use another checkpoint"
+        ) from None
+    model = GPT(config)
     checkpoint.load_model(model)
     return model.to(device.torch_device).eval(), checkpoint

@@ -112,7 +112,8 @@ def _checkpoint(path: Path, verify: bool) -> Iterator[str]:
 
 
 def _run(path: Path, verify: bool) -> Iterator[str]:
-    records = read_metrics(path / "metrics.jsonl")
+    metrics = path / "metrics.jsonl"
+    records = read_metrics(metrics) if metrics.exists() else []
     yield f"{path}: a run with {len(records):,} steps in metrics.jsonl"
     if records:
         last = records[-1]

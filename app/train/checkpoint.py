@@ -23,6 +23,7 @@ STATE_VERSION = 1
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
+STATE_KEYS = ("step", "windows_consumed", "micro_batch_size", "model", "identity", "versions")
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,9 @@ class Checkpoint:
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
+            first = str(error).splitlines()[1:2]
             raise UserError(
-                f"{self.folder / MODEL_FILE} does not fit the model: {error}", self._fix
+                f"{self.folder / MODEL_FILE} does not fit the model:{' '.join(first)}", self._fix
             ) from None
 
     def load_optimizers(self, model: nn.Module, optimizers: Optimizers) -> None:
@@ -148,6 +150,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             f"this program reads {STATE_VERSION}",
             "use the program that wrote it",
         )
+    missing = [key for key in STATE_KEYS if key not in state]
+    if missing:
+        raise UserError(f"{folder / STATE_FILE} is damaged: it lacks {', '.join(missing)}", fix)
     return Checkpoint(folder, state)
 
 

@@ -158,7 +158,9 @@ class _Job:
             Schedule(
                 chosen.learning_rate,
                 chosen.lr_schedule,
-                chosen.warmup_steps,
+                round(0.1 * chosen.max_steps)
+                if chosen.warmup_steps == "auto"
+                else chosen.warmup_steps,
                 chosen.max_steps,
                 chosen.min_lr_ratio,
             ),

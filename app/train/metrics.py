@@ -6,6 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from app.errors import UserError
 from app.files import atomic_file
 
@@ -16,11 +18,19 @@ class MetricsLog:
     Args:
         path: the file; created if it is missing.
         steps: how many steps the run continues from: only their lines are kept.
+
+    Raises:
+        UserError: lines are missing or damaged.
     """
 
     def __init__(self, path: Path, steps: int) -> None:
         if path.exists():
             cut_back(path, steps)
+        elif steps:
+            raise UserError(
+                f"{path} is missing, and the run has {steps} steps",
+                "put it back, or set TRAIN_RUN_NAME to a new name",
+            )
         self._file = path.open("a", encoding="utf-8")
 
     def append(self, record: dict[str, Any]) -> None:
@@ -45,8 +55,13 @@ class MetricsLog:
 
 
 def cut_back(path: Path, steps: int) -> None:
-    """Keep only the lines of steps 0 … steps-1."""
+    """Keep only the lines of steps 0 … steps-1; UserError if they are not all there."""
     kept = [record for record in read_metrics(path) if record["step"] < steps]
+    if [record["step"] for record in kept] != list(range(steps)):
+        raise UserError(
+            f"{path} does not have a line for each of the {steps} steps of the checkpoint",
+            "put the missing lines back, or set TRAIN_RUN_NAME to a new name",
+        )
     with atomic_file(path) as file:
         file.writelines(_line(record).encode() for record in kept)
 
@@ -63,7 +78,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             break
         try:
             record = json.loads(line)
-            float(record["step"]), float(record["tokens"]), float(record["train_loss"])
+            needed = record["step"], record["tokens"], record["train_loss"]
+            np.array([*needed, *record.values()], dtype=np.float64)
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{path}, line {number} is not the JSON object of a step: {error!r}",

@@ -34,6 +34,7 @@ def checkpoints_of(settings: Settings) -> list[str]:
 
 def test_losses_are_those_of_a_loop_written_out(tiny: TinySettings) -> None:
     settings = tiny(
+        TRAIN_OPTIMIZER="adamw",
         TRAIN_SHUFFLE="false",
         TRAIN_MAX_STEPS=20,
         TRAIN_LR_SCHEDULE="constant",
@@ -82,7 +83,12 @@ def test_losses_are_the_same_for_every_micro_batch_size(tiny: TinySettings) -> N
 def test_gradients_are_clipped_to_the_given_norm(tiny: TinySettings) -> None:
     norms = {}
     for clip in ("0", "0.001"):
-        settings = tiny(TRAIN_GRAD_CLIP=clip, TRAIN_MAX_STEPS=3, TRAIN_RUN_NAME=f"clip{clip}")
+        settings = tiny(
+            TRAIN_OPTIMIZER="adamw",
+            TRAIN_GRAD_CLIP=clip,
+            TRAIN_MAX_STEPS=3,
+            TRAIN_RUN_NAME=f"clip{clip}",
+        )
         train(settings)
         slots = load_file(settings.run_dir / "checkpoints/step-000003/optimizer.safetensors")
         norms[clip] = sum(
