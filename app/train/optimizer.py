@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from app.train.muon import Muon
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -74,8 +76,7 @@ def build_optimizers(
 ) -> Optimizers:
     """AdamW for every parameter, or Muon for the matrices of the blocks and AdamW for the rest.
 
-    AdamW: Loshchilov and Hutter, 2019. Muon: Jordan et al., 2024, with updates scaled to AdamW's
-    size (Liu et al., "Muon is scalable for LLM training", 2025), so that both take one rate.
+    AdamW: Loshchilov and Hutter, 2019. Muon: app.train.muon; both take one rate.
     The embeddings are matrices too, but each of their rows stands for itself: AdamW's.
     With decay on `matrices`, biases and layer norms, whose scale means something, do not decay.
     """
@@ -99,7 +100,5 @@ def build_optimizers(
         torch.optim.AdamW([group for group in groups if group["params"]], betas=betas, fused=True)
     ]
     if orthogonal:
-        parts.append(
-            torch.optim.Muon(orthogonal, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        )
+        parts.append(Muon(orthogonal, weight_decay=weight_decay))
     return Optimizers(*parts)

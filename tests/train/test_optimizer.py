@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from app.model.gpt import GPT, GPTConfig
+from app.train.muon import Muon
 from app.train.optimizer import Schedule, build_optimizers
 
 
@@ -70,3 +71,24 @@ def test_muon_takes_the_matrices_of_the_blocks_and_makes_their_updates_orthogona
             values = torch.linalg.svdvals(parameter.detach() - before[name])
             # Five Newton-Schulz steps bring all singular values near one common value.
             assert values.max() < 2 * values.min(), name
+
+
+@pytest.mark.parametrize("shape", ((24, 24), (16, 48), (48, 16)))
+def test_muon_is_torchs_muon_but_for_its_rounding(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for _ in range(3)]
+    ours = [torch.nn.Parameter(value.clone()) for value in start]
+    theirs = [torch.nn.Parameter(value.clone()) for value in start]
+    one = Muon(ours, lr=0.02, weight_decay=0.3)
+    other = torch.optim.Muon(
+        theirs, lr=0.02, weight_decay=0.3, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
+    for _ in range(3):
+        for mine, their in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn(shape)
+            their.grad = mine.grad.clone()
+        one.step()
+        other.step()
+    for mine, their, first in zip(ours, theirs, start, strict=True):
+        moved = (their - first).norm()
+        assert (mine - their).norm() < 0.02 * moved
