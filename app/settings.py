@@ -164,7 +164,7 @@ class ModelSettings(Group):
 
     context_length: Count = Field(1024, ge=2, le=65536, description="tokens a window holds (T)")
     vocab_size: Count = Field(
-        50257, ge=50257, le=65536, description="rows of the embedding; GPT-2's BPE needs 50257"
+        50257, ge=50257, le=50257, description="rows of the embedding: the tokens of GPT-2's BPE"
     )
     num_layers: Count = Field(12, ge=1, description="transformer blocks")
     embd_size: Count = Field(768, ge=1, description="width of the residual stream")

@@ -29,7 +29,8 @@ install() { # cpu | cuda
 
 echo "Installing the locked packages into .venv"
 if [[ $torch == auto ]]; then
-  install cpu 2>/dev/null || {
+  errors=$(install cpu 2>&1) || {
+    grep -q 'torch' <<<"$errors" || { echo "$errors" >&2; fail "the installation failed"; }
     echo "No locked CPU build of torch is at hand: taking the registry's, on Linux gigabytes with CUDA"
     install cuda
   }

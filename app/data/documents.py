@@ -50,7 +50,7 @@ def open_documents(
         UserError: there is no such dataset, configuration, split or file.
         NetworkError: the hub does not answer.
     """
-    path = Path(dataset).expanduser()
+    path = _expanded(dataset)
     is_hub_folder = dataset != STDLIB and path.is_dir() and _is_hub_layout(path)
     if is_hub_folder or is_hub_id(dataset):
         # The hub's libraries take a second to import; local text does not need them.
@@ -84,7 +84,7 @@ def is_hub_id(dataset: str) -> bool:
 
 def _find(dataset: str) -> tuple[list[Path], Path]:
     """Files that may hold text, and the folder that their names are relative to."""
-    path = Path(dataset).expanduser()
+    path = _expanded(dataset)
     if dataset == STDLIB:
         root = Path(sysconfig.get_paths()["stdlib"])
         return [path for path in _below(root, _NOT_THE_LIBRARY) if path.suffix == ".py"], root
@@ -95,11 +95,18 @@ def _find(dataset: str) -> tuple[list[Path], Path]:
     matches = {Path(name) for name in glob(str(path), recursive=True)}
     if not matches:
         raise UserError(
-            f"{'nothing matches' if _is_pattern(dataset) else 'there is no'} {path}",
+            f"{'nothing matches' if _is_pattern(dataset) else 'there is no'} {dataset}",
             "correct PREPARE_DATASET",
         )
     fixed = itertools.takewhile(lambda part: not _is_pattern(part), path.parts)
     return list(matches), Path(*fixed)
+
+
+def _expanded(dataset: str) -> Path:
+    try:
+        return Path(dataset).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{dataset}: {error}", "correct PREPARE_DATASET") from None
 
 
 def _is_pattern(text: str) -> bool:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from app.data.shards import Tokens
+from app.data.tokenizer import END_OF_TEXT
 from app.data.windows import Indices, StepPlan, WindowOrder
+from app.errors import UserError
 
 _BATCHES_AHEAD = 3
 
@@ -45,10 +47,19 @@ class TokenStream:
             shard += 1
 
     def windows(self, indices: Indices, context_length: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of windows, int64 [len(indices), context_length] each."""
+        """Inputs and targets of windows, int64 [len(indices), context_length] each.
+
+        Raises:
+            UserError: a token is not in the vocabulary.
+        """
         tokens = np.empty((len(indices), context_length + 1), dtype=np.uint16)
         for row, index in zip(tokens, indices, strict=True):
             self.read(int(index) * context_length, row)
+        if tokens.size and tokens.max() > END_OF_TEXT:
+            raise UserError(
+                f"the dataset holds token {tokens.max()}, GPT-2's vocabulary ends at {END_OF_TEXT}",
+                "prepare it again; `python -m app inspect` names the shard",
+            )
         widened = torch.from_numpy(tokens.astype(np.int64))
         return widened[:, :-1].contiguous(), widened[:, 1:].contiguous()
 

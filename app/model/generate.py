@@ -40,8 +40,8 @@ def generate(
             if 0 < top_k < logits.shape[-1]:
                 least = logits.topk(top_k).values[:, -1:]
                 logits = logits.masked_fill(logits < least, -torch.inf)
-            drawn = torch.multinomial(
-                (logits / temperature).softmax(dim=-1), 1, generator=generator
-            )
+            # From the largest down, so that no temperature is too small.
+            scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
+            drawn = torch.multinomial(scaled.softmax(dim=-1), 1, generator=generator)
         tokens = torch.cat((tokens, drawn.to(tokens.device)), dim=1)
     return tokens

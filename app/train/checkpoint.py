@@ -23,7 +23,10 @@ STATE_VERSION = 1
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
-STATE_KEYS = ("step", "windows_consumed", "micro_batch_size", "model", "identity", "versions")
+STATE_KEYS = {
+    **dict.fromkeys(("step", "windows_consumed", "micro_batch_size", "samples_bytes"), int),
+    **dict.fromkeys(("model", "identity", "settings", "versions"), dict),
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,11 @@ class Checkpoint:
                 path = self.folder / OPTIMIZER_FILE
                 raise UserError(f"{path} has no state for {name}", self._fix)
             optimizers.state(parameter).update(
-                {slot: tensors[f"{slot}.{name}"].to(parameter.device) for slot in sorted(slots)}
+                {
+                    # A copy: the tensors that were read are mapped to the file.
+                    slot: tensors[f"{slot}.{name}"].to(parameter.device, copy=True)
+                    for slot in sorted(slots)
+                }
             )
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -95,6 +102,7 @@ def save_checkpoint(
     partial = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    fsync_folder(folder.parent.parent)
     try:
         save_file(_contiguous(model.state_dict()), partial / MODEL_FILE)
         slots = {
@@ -109,10 +117,14 @@ def save_checkpoint(
             with file.open("rb") as written:
                 os.fsync(written.fileno())
         fsync_folder(partial)
-        if folder.exists():
-            shutil.rmtree(folder)
         partial.rename(folder)
         fsync_folder(folder.parent)
+    except SafetensorError as error:
+        # Its message is all that is left of the system's error.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -150,7 +162,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             f"this program reads {STATE_VERSION}",
             "use the program that wrote it",
         )
-    missing = [key for key in STATE_KEYS if key not in state]
+    missing = [key for key, kind in STATE_KEYS.items() if not isinstance(state.get(key), kind)]
     if missing:
         raise UserError(f"{folder / STATE_FILE} is damaged: it lacks {', '.join(missing)}", fix)
     return Checkpoint(folder, state)
@@ -183,4 +195,12 @@ def latest_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:
 def prune_checkpoints(checkpoints: Path, keep: int) -> None:
     """Delete all but the last `keep` checkpoints."""
     for step in checkpoint_steps(checkpoints)[:-keep]:
-        shutil.rmtree(checkpoint_folder(checkpoints, step))
+        folder = checkpoint_folder(checkpoints, step)
+        folder.rename(folder.with_name(folder.name + PARTIAL))
+    remove_partial_checkpoints(checkpoints)
+
+
+def remove_partial_checkpoints(checkpoints: Path) -> None:
+    """Delete what a killed save or pruning has left; no other process may be saving."""
+    for partial in checkpoints.glob(f"*{PARTIAL}"):
+        shutil.rmtree(partial)

@@ -5,6 +5,7 @@ import platform
 import re
 import resource
 import shutil
+import sysconfig
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,12 @@ _PEAK_FLOPS = {
     "B200": 2250e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "GH200": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "A10G": 70e12,
     "RTX 5090": 209.5e12,
@@ -103,7 +106,9 @@ def choose_device(
         return Device(torch.device("cpu"), _cpu_name(), chosen, is_deterministic, None)
     torch.set_float32_matmul_precision("high")
     name = torch.cuda.get_device_name()
-    peak = next((flops for part, flops in _PEAK_FLOPS.items() if part in name), None)
+    peak = next(
+        (flops for part, flops in _PEAK_FLOPS.items() if re.search(rf"\b{part}\b", name)), None
+    )
     here = torch.device("cuda", torch.cuda.current_device())
     return Device(here, name, chosen, is_deterministic, peak)
 
@@ -117,20 +122,23 @@ def _cpu_name() -> str:
 
 
 def default_micro_batch(sizes: list[int], context_length: int, device: Device) -> int:
-    """The largest of `sizes` whose tokens keep this kind of device busy, and fit."""
+    """The largest of `sizes` whose tokens keep this kind of device busy at GPT-2's size."""
     tokens = 4_096
     if device.torch_device.type == "cuda":
         memory_bytes = torch.cuda.get_device_properties(device.torch_device).total_memory
-        tokens = 32_768 if memory_bytes > 40e9 else 8_192
+        tokens = 32_768 if memory_bytes > 60e9 else 8_192
     return max((size for size in sizes if size * context_length <= tokens), default=sizes[0])
 
 
-def prepare_compiler(cache_dir: Path) -> bool:
-    """Let compiled code survive in `cache_dir`; whether there is a compiler at all.
+def prepare_compiler(cache_dir: Path, device: Device) -> bool:
+    """Let compiled code survive in `cache_dir`; whether this machine can compile at all.
 
-    torch.compile writes C++ for a CPU, and for a GPU a launcher in C.
+    torch.compile writes C++ for a CPU, and for a GPU a launcher in C; both call Python.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((cache_dir / "inductor").absolute()))
     os.environ.setdefault("TRITON_CACHE_DIR", str((cache_dir / "triton").absolute()))
-    compilers = (os.environ.get("CXX"), "g++", "clang++")
-    return any(compiler and shutil.which(compiler) for compiler in compilers)
+    compilers = [os.environ.get("CXX"), "g++", "clang++"]
+    if device.torch_device.type == "cuda":
+        compilers += [os.environ.get("CC"), "gcc", "clang"]
+    has_headers = Path(sysconfig.get_path("include"), "Python.h").exists()
+    return has_headers and any(compiler and shutil.which(compiler) for compiler in compilers)

@@ -75,7 +75,7 @@ def train(settings: Settings) -> None:
         facts = {"device": {"name": device.name}, "parameters": model.num_parameters()}
         write_run_settings(run.folder, settings.public(), facts)
         order = WindowOrder(windows, chosen.seed, chosen.shuffle)
-        has_compiler = prepare_compiler(settings.general.data_dir / "cache")
+        has_compiler = prepare_compiler(settings.general.data_dir / "cache", device)
         compiles = chosen.compile and has_compiler
         _Job(settings, run, device, dataset, order, plan, model, optimizers, compiles, stop).work()
 
@@ -98,6 +98,7 @@ class _Job:
         chosen, run = self.settings.train, self.run
         print("\n".join(self._introduction()), flush=True)
         held_out = TokenStream(self.dataset.val)
+        can_measure = count_windows(len(held_out), self.model.config.context_length) > 0
         tokenizer = Tokenizer()
         console = Console(run.first_step, chosen.max_steps)
         started, done = time.perf_counter(), run.first_step
@@ -108,7 +109,7 @@ class _Job:
                     record = self._record(result)
                     console.step(record)
 
-                    if chosen.val_every and len(held_out) and self._due(done, chosen.val_every):
+                    if chosen.val_every and can_measure and self._due(done, chosen.val_every):
                         record["val_loss"], _ = held_out_loss(
                             self.model,
                             held_out,
@@ -116,16 +117,16 @@ class _Job:
                             batch_size=self.plan.micro_batch_size,
                             device=self.device,
                         )
-                        console.say(f"step:{done} val_loss:{record['val_loss']:.4f}")
+                        console.say(f"after {done} steps: val_loss:{record['val_loss']:.4f}")
                     run.metrics.append(record)
 
                     if chosen.sample_every and self._due(done, chosen.sample_every):
                         texts = write_texts(self.model, tokenizer, self.settings.sample)
                         run.add_samples(done, texts)
-                        console.say(f"step:{done} writes: {texts[0]!r:.200}")
+                        console.say(f"after {done} steps it writes: {texts[0]!r:.200}")
 
                     if self._due(done, chosen.checkpoint_every):
-                        console.say(f"step:{done} saved {self._save(done)}")
+                        console.say(f"after {done} steps: saved {self._save(done)}")
         except torch.OutOfMemoryError as error:
             raise self._out_of_memory() from error
         finally:
@@ -142,7 +143,7 @@ class _Job:
             self.order,
             self.plan,
             rank=0,
-            first_position=self._windows_consumed(self.run.first_step),
+            first_position=self.run.windows_consumed,
             context_length=self.model.config.context_length,
             device=self.device.torch_device,
         )
@@ -173,14 +174,13 @@ class _Job:
     def _due(self, done: int, every: int) -> bool:
         return done == self.settings.train.max_steps or bool(every and done % every == 0)
 
-    def _windows_consumed(self, steps: int) -> int:
-        return steps * self.plan.windows_per_step
-
     def _save(self, done: int) -> str:
         state = {
-            "windows_consumed": self._windows_consumed(done),
+            "windows_consumed": self.run.windows_consumed
+            + (done - self.run.first_step) * self.plan.windows_per_step,
             "micro_batch_size": self.plan.micro_batch_size,
             "model": self.settings.model.model_dump(),
+            "settings": self.settings.public(),
         }
         return str(self.run.save(done, self.model, self.optimizers, state))
 
@@ -222,7 +222,8 @@ class _Job:
             if self.compiles
             else "not compiled: TRAIN_COMPILE=false"
             if not chosen.compile
-            else "not compiled, and slower, because no C++ compiler is installed (g++)",
+            else "not compiled, and slower: a C++ compiler or Python's headers are missing "
+            "(apt-get install g++ python3-dev)",
         ]
 
     def _out_of_memory(self) -> ExhaustedError:

@@ -1,5 +1,6 @@
 """A run's folder: what it was started with, what it has measured, and where it continues."""
 
+import os
 import platform
 import shutil
 import signal
@@ -22,6 +23,7 @@ from app.train.checkpoint import (
     checkpoint_steps,
     open_checkpoint,
     prune_checkpoints,
+    remove_partial_checkpoints,
     save_checkpoint,
 )
 from app.train.metrics import MetricsLog
@@ -36,7 +38,8 @@ class Identity:
 
     Attributes:
         dataset_fingerprint: of the tokens
-        settings: name -> value of every setting that the losses depend on from the first step
+        settings: name -> value of what a run cannot change on its way: the model and the order
+            of the data; rates and the number of steps it can
     """
 
     dataset_fingerprint: str
@@ -86,24 +89,29 @@ class Run:
     ) -> None:
         self.folder = folder
         self.checkpoints = folder / "checkpoints"
+        remove_partial_checkpoints(self.checkpoints)
         self.resumed_from = self._find_checkpoint(identity, resume)
         self._identity = identity
         self._keep = keep_checkpoints
-        self.metrics = MetricsLog(folder / "metrics.jsonl", self.first_step)
-        self._samples = folder / "samples.txt"
-        self._cut_samples()
+        metrics = folder / "metrics.jsonl"
+        if self.resumed_from is None and metrics.exists() and metrics.stat().st_size:
+            # Nothing to continue from, but perhaps all that is left of a long run.
+            metrics.replace(folder / "metrics.before.jsonl")
+        self.metrics = MetricsLog(metrics, self.first_step)
+        self._samples = (folder / "samples.txt").open("ab")
+        self._samples.truncate(self.resumed_from.state["samples_bytes"] if self.resumed_from else 0)
 
     def _find_checkpoint(
         self, identity: Identity, resume: Literal["auto", "never"]
     ) -> Checkpoint | None:
         steps = checkpoint_steps(self.checkpoints)
-        if not steps:
-            return None
-        if resume == "never":
+        if resume == "never" and (steps or (self.folder / "settings.json").exists()):
             raise UserError(
-                f"{self.folder} exists and has a checkpoint of step {steps[-1]}",
+                f"{self.folder} exists, with {f'{steps[-1]} steps' if steps else 'no checkpoint'}",
                 "set TRAIN_RUN_NAME to a new name, or TRAIN_RESUME=auto to continue it",
             )
+        if not steps:
+            return None
         checkpoint = open_checkpoint(checkpoint_folder(self.checkpoints, steps[-1]))
         identity.refuse_difference(self.folder, checkpoint.state)
         return checkpoint
@@ -113,6 +121,11 @@ class Run:
         """The step to begin with: how many are completed."""
         return self.resumed_from.step if self.resumed_from else 0
 
+    @property
+    def windows_consumed(self) -> int:
+        """Windows that all completed steps have consumed."""
+        return int(self.resumed_from.state["windows_consumed"]) if self.resumed_from else 0
+
     def save(
         self, step: int, model: nn.Module, optimizers: Optimizers, state: dict[str, Any]
     ) -> Path:
@@ -120,6 +133,8 @@ class Run:
         folder = checkpoint_folder(self.checkpoints, step)
         if step not in checkpoint_steps(self.checkpoints):
             self.metrics.sync()
+            os.fsync(self._samples.fileno())
+            state["samples_bytes"] = self._samples.tell()
             identity = {"identity": self._identity.as_state(), "versions": versions()}
             save_checkpoint(folder, model, optimizers, {"step": step, **state, **identity})
             prune_checkpoints(self.checkpoints, self._keep)
@@ -127,25 +142,10 @@ class Run:
 
     def add_samples(self, step: int, texts: list[str]) -> None:
         """Append what the model wrote after `step` steps to samples.txt."""
-        with self._samples.open("a", encoding="utf-8") as file:
-            for text in texts:
-                file.write(f"{_sample_heading(step)}\n{text}\n\n")
-
-    def _cut_samples(self) -> None:
-        if self._samples.exists():
-            lines = self._samples.read_text(encoding="utf-8").splitlines(keepends=True)
-            late = [i for i, line in enumerate(lines) if _is_after(line, self.first_step)]
-            if late:
-                self._samples.write_text("".join(lines[: late[0]]), encoding="utf-8")
-
-
-def _sample_heading(step: int) -> str:
-    return f"----- step {step} -----"
-
-
-def _is_after(line: str, step: int) -> bool:
-    words = line.split()
-    return words[:2] == ["-----", "step"] and words[2].isdigit() and int(words[2]) > step
+        for text in texts:
+            heading = f"----- after {step} steps -----"
+            self._samples.write(f"{heading}\n{text}\n\n".encode("utf-8", "replace"))
+        self._samples.flush()
 
 
 def versions() -> dict[str, str]:
@@ -159,7 +159,17 @@ def git_revision() -> str | None:
     if git is None:
         return None
     described = subprocess.run(
-        [git, "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"],
+        [
+            git,
+            "-C",
+            str(Path(__file__).parent),
+            "describe",
+            "--always",
+            "--dirty",
+            "--abbrev=40",
+            "--exclude",
+            "*",
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -180,17 +190,24 @@ class StopRequest:
     exit_code: ExitCode | None = field(default=None)
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
-        self.exit_code = ExitCode.SIGINT if number == signal.SIGINT else ExitCode.SIGTERM
-        print("stopping: saving a checkpoint first; a second signal leaves at once", flush=True)
-        for one in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(one, signal.SIG_DFL)
+        code = ExitCode.SIGINT if number == signal.SIGINT else ExitCode.SIGTERM
+        if self.exit_code is not None:
+            os._exit(code)
+        self.exit_code = code
+        # A handler may run in the middle of a print, where another print is an error.
+        os.write(2, b"stopping: saving a checkpoint first; a second signal leaves at once\n")
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request, for the length of the block."""
+    """Turn SIGINT, SIGTERM and SIGHUP (a lost connection) into a request, within the block."""
     request = StopRequest()
-    before = {one: signal.signal(one, request._ask) for one in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        one: signal.signal(one, request._ask)
+        for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        # What nohup ignores stays ignored.
+        if signal.getsignal(one) is not signal.SIG_IGN
+    }
     try:
         yield request
     finally:

@@ -8,6 +8,7 @@ import torch
 from app.data.loader import BatchLoader, TokenStream
 from app.data.shards import open_shard, write_shard
 from app.data.windows import StepPlan, WindowOrder, count_windows
+from app.errors import UserError
 
 LENGTH = 5
 TOKENS = np.random.default_rng(0).integers(0, 50257, 403).astype(np.uint16)
@@ -67,9 +68,15 @@ def test_targets_are_the_next_tokens(stream: TokenStream) -> None:
 
 
 def test_largest_token_is_not_negative() -> None:
-    stream = TokenStream([np.full(LENGTH + 1, 65535, dtype=np.uint16)])
+    stream = TokenStream([np.full(LENGTH + 1, 50256, dtype=np.uint16)])
     inputs, _ = stream.windows(np.array([0]), LENGTH)
-    assert inputs.tolist() == [[65535] * LENGTH]
+    assert inputs.tolist() == [[50256] * LENGTH]
+
+
+def test_a_token_beyond_the_vocabulary_is_refused() -> None:
+    stream = TokenStream([np.full(LENGTH + 1, 50257, dtype=np.uint16)])
+    with pytest.raises(UserError, match="token 50257"):
+        stream.windows(np.array([0]), LENGTH)
 
 
 @pytest.mark.parametrize("ranks", (1, 2, 4))
