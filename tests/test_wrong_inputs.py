@@ -430,7 +430,7 @@ WRONG = (
     Wrong(
         "a run that exists, and TRAIN_RESUME=never",
         "train --resume never",
-        "data/runs/tiny exists and has a checkpoint of step 2",
+        "data/runs/tiny exists, with 2 steps",
         "set TRAIN_RUN_NAME to a new name, or TRAIN_RESUME=auto to continue it",
     ),
     Wrong(
