@@ -281,13 +281,11 @@ class Settings(BaseModel):
         """Two variables that do not go together -> why, and what would."""
         tokens, length = self.train.tokens_per_step, self.model.context_length
         width, heads = self.model.embd_size, self.model.num_heads
+        warmup = self.train.warmup_steps
         found = {}
         if width % heads:
             found["MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"] = _not_a_multiple(width, heads)
-        if (
-            self.train.warmup_steps != "auto"
-            and 0 < self.train.max_steps <= self.train.warmup_steps
-        ):
+        if warmup != "auto" and 0 < self.train.max_steps <= warmup:
             found["TRAIN_WARMUP_STEPS", "TRAIN_MAX_STEPS"] = (
                 "the warm-up leaves no step at the full rate"
             )

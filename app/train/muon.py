@@ -7,6 +7,7 @@ time and always in bf16, which takes a CPU 25 times as long as float32.
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +35,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every matrix that has a gradient."""
+    def step(self, closure: Any = None) -> Any:
+        """Update every matrix that has a gradient; there is no use for a closure."""
         for group in self.param_groups:
             by_shape = defaultdict(list)
             for parameter in group["params"]:
