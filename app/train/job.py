@@ -18,7 +18,7 @@ from app.settings import Settings
 from app.train.console import Console, summary
 from app.train.device import Device, choose_device, default_micro_batch, prepare_compiler
 from app.train.evaluate import held_out_loss
-from app.train.loop import StepResult, train_steps
+from app.train.loop import StepResult, refuse_not_finite, train_steps
 from app.train.optimizer import Optimizers, Schedule, build_optimizers
 from app.train.run import Identity, Run, StopRequest, stop_on_signals, write_run_settings
 from app.train.writing import write_texts
@@ -118,6 +118,7 @@ class _Job:
                             device=self.device,
                         )
                         console.say(f"after {done} steps: val_loss:{record['val_loss']:.4f}")
+                        refuse_not_finite(done, held_out_loss=record["val_loss"])
                     run.metrics.append(record)
 
                     if chosen.sample_every and self._due(done, chosen.sample_every):

@@ -80,12 +80,7 @@ def train_steps(
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = get_total_norm(gradients)
         train_loss, grad_norm = torch.stack((loss_sum, norm)).tolist()
-        if not (isfinite(train_loss) and isfinite(grad_norm)):
-            raise NotFiniteError(
-                f"step {step}: the loss is {train_loss}, the gradient norm {grad_norm}",
-                "lower TRAIN_LEARNING_RATE, lengthen TRAIN_WARMUP_STEPS or clip harder "
-                "(TRAIN_GRAD_CLIP), and run again: it continues from the last checkpoint",
-            )
+        refuse_not_finite(step, loss=train_loss, gradient_norm=grad_norm)
         if grad_clip:
             clip_grads_with_norm_(parameters, grad_clip, norm)
         optimizers.step()
@@ -93,3 +88,14 @@ def train_steps(
         # The device may still be at the update; the next step's synchronisation waits for it.
         seconds = time.perf_counter() - started
         yield StepResult(step, train_loss, learning_rate, grad_norm, seconds)
+
+
+def refuse_not_finite(step: int, **values: float) -> None:
+    """Raise NotFiniteError if one of the named values of a step is not a number or infinite."""
+    if not all(map(isfinite, values.values())):
+        found = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
+        raise NotFiniteError(
+            f"step {step}: {found}",
+            "lower TRAIN_LEARNING_RATE, lengthen TRAIN_WARMUP_STEPS or clip harder "
+            "(TRAIN_GRAD_CLIP), and run again: it continues from the last checkpoint",
+        )

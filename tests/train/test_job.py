@@ -208,7 +208,7 @@ def test_weights_that_are_not_finite_end_the_run_before_the_update(tiny: TinySet
     weights = load_file(model)
     weights["transformer.ln_f.weight"][3] = torch.nan
     save_file(weights, model)
-    with pytest.raises(NotFiniteError, match="step 4: the loss is nan"):
+    with pytest.raises(NotFiniteError, match="step 4: loss nan"):
         train(settings)
     assert checkpoints_of(settings) == ["step-000004"]
     assert len(metrics_of(settings)) == 4
@@ -295,3 +295,16 @@ def test_a_disk_that_is_full_leaves_the_checkpoints_before_intact(data_dir: Path
     assert done.returncode == 4, done.stderr
     assert "Traceback" not in done.stderr
     assert list((data_dir / "runs/run/checkpoints").iterdir()) == []
+
+
+def test_an_update_that_ruins_the_held_out_loss_is_not_saved(tiny: TinySettings) -> None:
+    train(tiny(TRAIN_MAX_STEPS=4))
+    settings = tiny(TRAIN_MAX_STEPS=5)
+    optimizer = settings.run_dir / "checkpoints/step-000004/optimizer.safetensors"
+    slots = load_file(optimizer)
+    # The loss and gradients of step 4 are fine; only what it adds to the weights is not.
+    slots["exp_avg.transformer.ln_f.weight"][3] = torch.nan
+    save_file(slots, optimizer)
+    with pytest.raises(NotFiniteError, match="held out loss nan"):
+        train(settings)
+    assert checkpoints_of(settings) == ["step-000004"]
