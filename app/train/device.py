@@ -130,13 +130,20 @@ def default_micro_batch(sizes: list[int], context_length: int, device: Device) -
     return max((size for size in sizes if size * context_length <= tokens), default=sizes[0])
 
 
-def prepare_compiler(cache_dir: Path, device: Device) -> bool:
-    """Let compiled code survive in `cache_dir`; whether this machine can compile at all.
+def keep_compiled_code(cache_dir: Path) -> None:
+    """Let compiled code survive in `cache_dir`; before choose_device, which lets torch fix its own.
 
-    torch.compile writes C++ for a CPU, and for a GPU a launcher in C; both call Python.
+    What the user has set stays.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((cache_dir / "inductor").absolute()))
     os.environ.setdefault("TRITON_CACHE_DIR", str((cache_dir / "triton").absolute()))
+
+
+def can_compile(device: Device) -> bool:
+    """Whether torch.compile has what it needs here.
+
+    It writes C++ for a CPU, and for a GPU a launcher in C; both call Python.
+    """
     compilers = [os.environ.get("CXX"), "g++", "clang++"]
     if device.torch_device.type == "cuda":
         compilers += [os.environ.get("CC"), "gcc", "clang"]

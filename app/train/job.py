@@ -16,7 +16,13 @@ from app.files import locked
 from app.model.gpt import GPT, GPTConfig
 from app.settings import Settings
 from app.train.console import Console, summary
-from app.train.device import Device, choose_device, default_micro_batch, prepare_compiler
+from app.train.device import (
+    Device,
+    can_compile,
+    choose_device,
+    default_micro_batch,
+    keep_compiled_code,
+)
 from app.train.evaluate import held_out_loss
 from app.train.loop import StepResult, refuse_not_finite, train_steps
 from app.train.optimizer import Optimizers, Schedule, build_optimizers
@@ -34,6 +40,7 @@ def train(settings: Settings) -> None:
         Stopped: by SIGINT or SIGTERM, after a checkpoint.
     """
     chosen = settings.train
+    keep_compiled_code(settings.general.data_dir / "cache")
     device = choose_device(chosen.device, chosen.precision, chosen.deterministic)
     dataset = open_dataset(settings.train_dataset_dir)
     length = settings.model.context_length
@@ -75,8 +82,7 @@ def train(settings: Settings) -> None:
         facts = {"device": {"name": device.name}, "parameters": model.num_parameters()}
         write_run_settings(run.folder, settings.public(), facts)
         order = WindowOrder(windows, chosen.seed, chosen.shuffle)
-        has_compiler = prepare_compiler(settings.general.data_dir / "cache", device)
-        compiles = chosen.compile and has_compiler
+        compiles = chosen.compile and can_compile(device)
         _Job(settings, run, device, dataset, order, plan, model, optimizers, compiles, stop).work()
 
 

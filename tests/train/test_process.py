@@ -14,6 +14,8 @@ import pytest
 from tests.train.conftest import TINY
 
 CHECKOUT = Path(__file__).parents[2]
+# torch and earlier tests in this process set the caches.
+_NOT_INHERITED = {"RECIPE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
 TIMINGS = {"step_ms", "tokens_per_second", "mfu", "memory_bytes"}
 
 
@@ -23,7 +25,7 @@ class Process:
     def __init__(self, data_dir: Path, **changes: object) -> None:
         settings = TINY | {name: str(value) for name, value in changes.items()}
         environment = {
-            **{name: value for name, value in os.environ.items() if name not in ("RECIPE",)},
+            **{name: value for name, value in os.environ.items() if name not in _NOT_INHERITED},
             **settings,
             "DATA_DIR": str(data_dir),
             "PYTHONPATH": str(CHECKOUT),
@@ -96,6 +98,7 @@ def test_killed_twice_and_continued_equals_unbroken(start: Start) -> None:
         assert killed.end()[0] == -signal.SIGKILL
     continued = run_to_end(start, **compiled)
     assert_same_run(continued.run_dir, unbroken.run_dir)
+    assert any((continued.run_dir.parents[1] / "cache" / "inductor").iterdir())
 
 
 @pytest.mark.parametrize(
