@@ -27,11 +27,14 @@ test: $(installed) ## Run the tests
 soak: $(installed) ## Run the long tests: kills, restarts, full disks
 	@$(python) -m pytest -m soak $(ARGS)
 
-check: $(installed) ## Lint, formatting, types, layers, locks
+check: $(installed) ## Lint, formatting, types, layers, image, workflow, locks
 	$(python) -m ruff check
 	$(python) -m ruff format --check
 	$(python) -m mypy
 	.venv/bin/lint-imports
+	[ ! -x .venv/bin/shellcheck ] || .venv/bin/shellcheck .ci/run requirements/*.sh
+	.venv/bin/hadolint docker/Dockerfile
+	.venv/bin/zizmor --quiet --offline --pedantic .github
 	$(python) requirements/lock.py --check
 
 format: $(installed) ## Format and fix what can be fixed

@@ -98,10 +98,7 @@ def _from_os_error(error: OSError) -> AppError | None:
     if error.errno == errno.ENOMEM:
         return _out_of_memory(str(error))
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return UserError(
-            f"no permission to write or read{place} ({error.strerror})",
-            f"give it to user {os.getuid()}, or set DATA_DIR to a folder of that user",
-        )
+        return UserError(f"no permission to write or read{place} ({error.strerror})", _own_it())
     if error.errno in (
         errno.ENOTDIR,
         errno.EEXIST,
@@ -111,3 +108,14 @@ def _from_os_error(error: OSError) -> AppError | None:
     ):
         return UserError(f"{error.strerror}:{place}", "name another place, or move that away")
     return None
+
+
+def _own_it() -> str:
+    user = os.getuid()
+    if os.environ.get("IN_CONTAINER"):
+        return (
+            f"this container works as user {user}: on the machine outside, give that user the "
+            f"folder (sudo chown -R {user}:{user} FOLDER), or work as the folder's owner "
+            "(RUN_AS=UID:GID in .env)"
+        )
+    return f"give it to user {user}, or set DATA_DIR to a folder of that user"

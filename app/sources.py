@@ -83,7 +83,12 @@ def _collect(flags: Mapping[str, str]) -> tuple[Source, list[str], bool]:
     above = {**dotenv, **environment, **from_flags}
     recipe, recipe_faults = _read_recipe(above["RECIPE"]) if "RECIPE" in above else ({}, [])
     faults += recipe_faults
-    faults += _unknown(environment, lambda name: name.startswith(_PREFIXES))
+    # In a container the environment is ours, and .env comes with it.
+    in_container = bool(os.environ.get("IN_CONTAINER"))
+    faults += _unknown(
+        environment,
+        lambda name: name.startswith(_PREFIXES) or (in_container and _is_misspelt(name)),
+    )
     faults += _unknown(dotenv, lambda name: name.startswith(_PREFIXES) or _is_misspelt(name))
     faults += _unknown(recipe, lambda _: True)
     return recipe | above, faults, not recipe_faults

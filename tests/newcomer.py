@@ -20,8 +20,10 @@ def settle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in a folder, with no setting in the environment."""
     for name in [name for name in os.environ if name.upper().startswith((*_PREFIXES, *VARIABLES))]:
         monkeypatch.delenv(name)
-    # Output that waits in a buffer fails later than output that does not.
-    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    # Output that waits in a buffer fails later than output that does not. And the newcomer's shell
+    # is in no container, even if this one is.
+    for name in ("PYTHONUNBUFFERED", "IN_CONTAINER"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(folder)
 
 

@@ -125,7 +125,7 @@ class _Job:
                         )
                         console.say(f"after {done} steps: val_loss:{record['val_loss']:.4f}")
                         refuse_not_finite(done, held_out_loss=record["val_loss"])
-                    run.metrics.append(record)
+                    run.add_metrics(record)
 
                     if chosen.sample_every and self._due(done, chosen.sample_every):
                         texts = write_texts(self.model, tokenizer, self.settings.sample)

@@ -26,8 +26,9 @@ from app.train.checkpoint import (
     remove_partial_checkpoints,
     save_checkpoint,
 )
-from app.train.metrics import MetricsLog
+from app.train.metrics import MetricsLog, read_metrics
 from app.train.optimizer import Optimizers
+from app.train.tensorboard import EventLog
 
 _PACKAGES = ("torch", "numpy", "tiktoken", "datasets", "pydantic-settings", "safetensors")
 
@@ -97,7 +98,8 @@ class Run:
         if self.resumed_from is None and metrics.exists() and metrics.stat().st_size:
             # Nothing to continue from, but perhaps all that is left of a long run.
             metrics.replace(folder / "metrics.before.jsonl")
-        self.metrics = MetricsLog(metrics, self.first_step)
+        self._metrics = MetricsLog(metrics, self.first_step)
+        self._events = EventLog(folder / "tensorboard", read_metrics(metrics))
         self._samples = (folder / "samples.txt").open("ab")
         self._samples.truncate(self.resumed_from.state["samples_bytes"] if self.resumed_from else 0)
 
@@ -132,13 +134,18 @@ class Run:
         """Write the checkpoint after `step` steps, and drop the oldest beyond those kept."""
         folder = checkpoint_folder(self.checkpoints, step)
         if step not in checkpoint_steps(self.checkpoints):
-            self.metrics.sync()
+            self._metrics.sync()
             os.fsync(self._samples.fileno())
             state["samples_bytes"] = self._samples.tell()
             identity = {"identity": self._identity.as_state(), "versions": versions()}
             save_checkpoint(folder, model, optimizers, {"step": step, **state, **identity})
             prune_checkpoints(self.checkpoints, self._keep)
         return folder
+
+    def add_metrics(self, record: dict[str, Any]) -> None:
+        """Append a step's line to metrics.jsonl, and its points to TensorBoard's events."""
+        self._metrics.append(record)
+        self._events.append(record)
 
     def add_samples(self, step: int, texts: list[str]) -> None:
         """Append what the model wrote after `step` steps to samples.txt."""

@@ -1,0 +1,145 @@
+"""The commands in their containers: from text to a model and its picture, stopped and continued."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.containers.conftest import DEMO, NONE, TINY, Engine
+
+pytestmark = pytest.mark.container
+
+
+def metrics(engine: Engine, run: str) -> list[dict[str, float]]:
+    lines = engine.inside(f"cat /data/runs/{run}/metrics.jsonl").splitlines()
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+def test_from_text_to_a_model_that_writes_and_its_picture(demo: Engine, tmp_path: Path) -> None:
+    assert "class " in demo.job("sample", variables=DEMO)
+    assert "perplexity" in demo.job("evaluate", variables=DEMO)
+    assert "ok" in demo.job("inspect", "demo", "--verify")
+    demo.job("report", variables=DEMO)
+    records = metrics(demo, "demo")
+    assert [record["step"] for record in records] == list(range(80))
+    assert records[-1]["val_loss"] < 5 < records[0]["train_loss"]
+
+    demo.docker("compose", "create", "report")
+    demo.docker("compose", "cp", "report:/data/runs/demo", str(tmp_path))
+    picture = tmp_path / "demo" / "report" / "report.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    # Compiled inside, with what the image has, to where it survives.
+    assert int(demo.inside("find /data/cache/inductor -name '*.so' | wc -l")) > 0
+
+
+@contextmanager
+def in_background(
+    engine: Engine, *words: str, variables: Mapping[str, str] = NONE
+) -> Iterator[str]:
+    """The container of a job that runs; it is stopped and removed in the end."""
+    run = ("docker", "compose", "run", "--detach", "--no-TTY", *words)
+    container = engine.run(*run, variables=variables).stdout.split()[-1]
+    yield container
+    engine.docker("rm", "--force", container)
+
+
+def wait_for(engine: Engine, container: str, text: str) -> None:
+    """Return when the container prints a line with `text`."""
+    command = ("docker", "logs", "--follow", container)
+    with subprocess.Popen(
+        command, env=engine.variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as logs:
+        assert logs.stdout is not None
+        printed = ""
+        for line in logs.stdout:
+            printed += line
+            if text in line:
+                logs.kill()
+                return
+    pytest.fail(f"{text!r} did not come: {printed}")
+
+
+def stopped(engine: Engine, container: str) -> tuple[int, str]:
+    """`docker stop`: the exit code, and what was printed."""
+    engine.docker("stop", container)
+    code = engine.docker("inspect", "--format", "{{.State.ExitCode}}", container)
+    done = engine.run("docker", "logs", container)
+    return int(code), done.stdout + done.stderr
+
+
+def test_docker_stop_saves_and_the_next_train_continues(tiny: Engine) -> None:
+    endless = TINY | {"TRAIN_RUN_NAME": "stopped", "TRAIN_MAX_STEPS": "1000000"}
+    with in_background(tiny, "train", variables=endless) as container:
+        wait_for(tiny, container, "step:20/")
+        code, printed = stopped(tiny, container)
+    assert code == 128 + signal.SIGTERM
+    assert "stopped: /data/runs/stopped/checkpoints/step-" in printed
+    done = len(metrics(tiny, "stopped"))
+    printed = tiny.job("train", "--max-steps", str(done + 2), variables=endless)
+    assert f"continues at step {done}" in printed
+    assert len(metrics(tiny, "stopped")) == done + 2
+
+
+def test_docker_stop_ends_prepare_and_the_next_one_completes(engine: Engine) -> None:
+    engine.inside("""seq 3000000 | sed 's/.*/{"text": "& after &"}/' > /data/long.jsonl""")
+    text = {"PREPARE_DATASET": "/data/long.jsonl", "PREPARE_TOTAL_TOKENS": "all"}
+    text |= {"PREPARE_OUT_DIR": "long", "PREPARE_WORKERS": "1", "PREPARE_SHARD_SIZE": "1000000"}
+    with in_background(engine, "prepare", variables=text) as container:
+        until_a_shard = "until [ -e /data/long/long_000001.bin ]; do sleep 0.1; done"
+        engine.docker("exec", container, "sh", "-c", until_a_shard)
+        code, printed = stopped(engine, container)
+    assert code == 128 + signal.SIGTERM, printed
+    engine.job("prepare", variables=text)
+    assert "ok" in engine.job("inspect", "long", "--verify")
+
+
+def test_ctrl_c_saves_and_gives_130(tiny: Engine) -> None:
+    endless = TINY | {"TRAIN_RUN_NAME": "interrupted", "TRAIN_MAX_STEPS": "1000000"}
+    keyboard, terminal = pty.openpty()
+    process = subprocess.Popen(
+        ["docker", "compose", "run", "--rm", "train"],
+        cwd=tiny.folder,
+        env=tiny.variables | endless,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    )
+    os.close(terminal)
+    printed = b""
+    while b"step:5/" not in printed:
+        printed += os.read(keyboard, 65536)
+    os.write(keyboard, b"\x03")
+    code = process.wait(timeout=60)
+    printed += os.read(keyboard, 65536)
+    os.close(keyboard)
+    assert code == 128 + signal.SIGINT, printed
+    assert metrics(tiny, "interrupted")
+
+
+def test_a_run_without_data_says_what_to_do(engine: Engine) -> None:
+    printed = engine.job("train", "--dataset-dir", "nowhere", code=2)
+    assert "prepare" in printed
+    assert "Traceback" not in printed
+
+
+def test_tensorboard_answers_on_this_machine_only(tiny: Engine) -> None:
+    port = {"TENSORBOARD_PORT": "16006"}
+    tiny.job("train", variables=TINY)
+    tiny.docker("compose", "up", "--detach", "tensorboard", variables=port)
+    try:
+        address = tiny.docker("compose", "port", "tensorboard", "6006", variables=port)
+        assert address.strip() == "127.0.0.1:16006"
+        runs = tiny.run(
+            *("curl", "--silent", "--show-error", "--fail", "--retry", "30", "--retry-all-errors"),
+            *("--retry-delay", "1", "http://127.0.0.1:16006/data/plugin/scalars/tags"),
+        )
+        assert "train_loss" in json.loads(runs.stdout)["tiny/tensorboard"]
+    finally:
+        tiny.docker("compose", "rm", "--stop", "--force", "tensorboard")

@@ -1,0 +1,82 @@
+"""compose.yaml and the Dockerfile, read as files: what must agree with the program, and be safe."""
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from app.settings import VARIABLES
+from tests.newcomer import REPOSITORY
+
+COMPOSE = yaml.safe_load((REPOSITORY / "compose.yaml").read_text(encoding="utf-8"))
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+JOBS = SERVICES.keys() - {"test"}
+
+
+def test_every_setting_of_the_shell_reaches_every_container() -> None:
+    for name in JOBS:
+        environment = SERVICES[name]["environment"]
+        passed_on = {variable for variable, value in environment.items() if value is None}
+        assert passed_on - {"HF_TOKEN"} == VARIABLES.keys() - {"DATA_DIR", "HF_TOKEN"}
+        assert environment["DATA_DIR"] == "/data"
+
+
+def test_only_prepare_gets_the_token() -> None:
+    assert SERVICES["prepare"]["environment"]["HF_TOKEN"] is None
+    assert [name for name in SERVICES if "secrets" in SERVICES[name]] == ["prepare"]
+    for name in JOBS - {"prepare"}:
+        assert SERVICES[name]["environment"]["HF_TOKEN"] == ""
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_is_hardened(name: str) -> None:
+    service = SERVICES[name]
+    assert service["user"].startswith("${RUN_AS:-10001:")
+    assert service["read_only"] is True
+    assert service["init"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["stop_grace_period"] == "2m"
+    assert set(service["logging"]["options"]) == {"max-size", "max-file"}
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+
+
+def test_what_computes_on_the_model_gets_the_gpu_and_nothing_else() -> None:
+    on_gpu = {"train", "sample", "evaluate"}
+    assert {name for name in SERVICES if "deploy" in SERVICES[name]} == on_gpu
+    hidden = {
+        name
+        for name in JOBS
+        if SERVICES[name]["environment"].get("NVIDIA_VISIBLE_DEVICES") == "void"
+    }
+    assert hidden == JOBS - on_gpu
+
+
+def test_only_what_needs_the_network_has_it() -> None:
+    offline = {name for name in SERVICES if SERVICES[name].get("network_mode") == "none"}
+    assert offline == SERVICES.keys() - {"prepare", "tensorboard"}
+
+
+def test_no_command_starts_another() -> None:
+    assert not [name for name in SERVICES if "depends_on" in SERVICES[name]]
+    assert not [name for name in SERVICES if "restart" in SERVICES[name]]
+
+
+def test_the_example_lists_what_the_files_take_with_its_defaults() -> None:
+    example = (REPOSITORY / ".env.example").read_text(encoding="utf-8")
+    compose = (REPOSITORY / "compose.yaml").read_text(encoding="utf-8")
+    dockerfile = (REPOSITORY / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    defaults = set(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", compose))
+    defaults |= set(re.findall(r"^ARG (BASE_IMAGE|TORCH|TORCH_INDEX)=(.*)$", dockerfile, re.M))
+    assert len(defaults) == 9
+    for variable, default in defaults:
+        assert f"#{variable}={default}\n" in example
+
+
+def test_the_cpu_override_lacks_no_service_with_a_gpu() -> None:
+    override = (REPOSITORY / "docker" / "compose.cpu.yaml").read_text(encoding="utf-8")
+    for name in SERVICES:
+        line = re.search(rf"^  {name}: (.*)$", override, re.M)
+        assert line, f"docker/compose.cpu.yaml does not have {name}"
+        assert ("deploy: !reset null" in line[1]) == ("deploy" in SERVICES[name])

@@ -1,0 +1,178 @@
+"""Real runs, whose events TensorBoard's own reader reads back."""
+
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from app.settings import Settings
+from app.train.job import train
+from app.train.tensorboard import EventLog
+from tests.train.conftest import TinySettings
+from tests.train.test_job import metrics_of
+from tests.train.test_process import Process
+
+Points = dict[str, list[tuple[int, float]]]
+DRAWN = {
+    *("train_loss", "val_loss", "lr", "grad_norm"),
+    *("step_ms", "tokens_per_second", "mfu", "memory_bytes"),
+}
+
+
+def read_events(run_dir: Path) -> EventAccumulator:
+    (file,) = (run_dir / "tensorboard").iterdir()
+    reader = EventAccumulator(str(file), size_guidance={"scalars": 0})
+    return reader.Reload()
+
+
+def events_of(settings: Settings) -> Points:
+    reader = read_events(settings.run_dir)
+    return {
+        tag: [(event.step, event.value) for event in reader.Scalars(tag)]
+        for tag in reader.Tags()["scalars"]
+    }
+
+
+def expected_of(settings: Settings) -> Points:
+    """What metrics.jsonl holds; TensorBoard's scalars are float32."""
+    records = metrics_of(settings)
+    columns = {
+        name: [
+            (record["step"], float(np.float32(record[name])))
+            for record in records
+            if record.get(name) is not None
+        ]
+        for name in DRAWN
+    }
+    return {name: points for name, points in columns.items() if points}
+
+
+def test_events_are_the_lines_of_the_metrics(tiny: TinySettings) -> None:
+    settings = tiny()
+    train(settings)
+    events = events_of(settings)
+    assert events == expected_of(settings)
+    assert events.keys() == DRAWN - {"mfu"}  # a CPU has none
+    assert [step for step, _ in events["train_loss"]] == list(range(10))
+    assert [step for step, _ in events["val_loss"]] == [4, 9]
+
+
+def test_a_continued_run_has_one_point_a_step(tiny: TinySettings) -> None:
+    train(tiny(TRAIN_MAX_STEPS=4))
+    settings = tiny()
+    train(settings)
+    assert events_of(settings) == expected_of(settings)
+    assert len(events_of(settings)["train_loss"]) == 10
+
+
+def test_events_are_cut_back_to_the_checkpoint(tiny: TinySettings) -> None:
+    settings = tiny(TRAIN_KEEP_CHECKPOINTS=10)
+    train(settings)
+    # What a kill after step 9 would have left, in the middle of writing an event.
+    for step in (8, 10):
+        folder = settings.run_dir / "checkpoints" / f"step-{step:06d}"
+        folder.rename(settings.run_dir / folder.name)
+    (file,) = (settings.run_dir / "tensorboard").iterdir()
+    os.truncate(file, file.stat().st_size - 7)
+    train(settings)
+    assert events_of(settings) == expected_of(settings)
+    assert len(events_of(settings)["train_loss"]) == 10
+
+
+def test_a_stopped_and_killed_process_leaves_events_and_continues_them(
+    data_dir: Path, tiny: TinySettings
+) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        process = Process(data_dir)
+        process.signal_at("step:", number)
+        process.end()
+        # A kill may come between a step's line and its event.
+        events, expected = events_of(tiny()), expected_of(tiny())
+        assert expected["lr"][:-1] == events["lr"][: len(expected["lr"]) - 1]
+        assert number == signal.SIGKILL or events == expected
+    code, output = Process(data_dir).end()
+    assert code == 0, output
+    assert events_of(tiny()) == expected_of(tiny())
+    assert len(events_of(tiny())["lr"]) == 10
+
+
+def test_a_finished_run_makes_lost_events_again(tiny: TinySettings) -> None:
+    settings = tiny(TRAIN_MAX_STEPS=3)
+    train(settings)
+    (file,) = (settings.run_dir / "tensorboard").iterdir()
+    file.unlink()
+    train(settings)
+    assert events_of(settings) == expected_of(settings)
+
+
+def test_a_run_that_starts_over_has_no_event_of_the_one_before(tiny: TinySettings) -> None:
+    settings = tiny(TRAIN_MAX_STEPS=3)
+    train(settings)
+    (settings.run_dir / "checkpoints").rename(settings.run_dir / "aside")
+    train(settings)
+    assert len(events_of(settings)["train_loss"]) == 3
+    assert events_of(settings) == expected_of(settings)
+
+
+def test_rewritten_steps_lie_as_far_apart_in_time_as_they_took(tiny: TinySettings) -> None:
+    settings = tiny(TRAIN_MAX_STEPS=6)
+    train(settings)
+    train(settings)
+    reader = read_events(settings.run_dir)
+    times = [event.wall_time for event in reader.Scalars("train_loss")]
+    assert abs(times[-1] - time.time()) < 60
+    took = [record["step_ms"] / 1000 for record in metrics_of(settings)]
+    assert np.diff(times) == pytest.approx(took[1:], abs=1e-4)
+    assert reader.FirstEventTimestamp() == pytest.approx(times[0] - took[0], abs=1e-4)
+
+
+def test_training_goes_on_where_events_cannot_be_written(
+    tiny: TinySettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tiny(TRAIN_MAX_STEPS=3)
+    settings.run_dir.mkdir(parents=True)
+    (settings.run_dir / "tensorboard").write_text("a file where the folder should be")
+    train(settings)
+    assert len(metrics_of(settings)) == 3
+    assert capsys.readouterr().err.count("without TensorBoard events") == 1
+
+
+def test_a_full_disk_ends_the_events_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [
+        {"step": step, "tokens": step + 1, "train_loss": 1 / (step + 1), "step_ms": 100.0}
+        for step in range(3000)
+    ]
+    log = EventLog(tmp_path / "tensorboard", records[:1])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # A limit on the size of a file is the smallest real disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        for record in records[1:]:
+            log.append(record)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert capsys.readouterr().err.count("File too large") == 1
+    read = read_events(tmp_path).Scalars("train_loss")
+    assert 1000 < len(read) < 2999
+    assert [event.step for event in read] == list(range(len(read)))
+
+
+def test_training_needs_no_tensorboard(
+    tiny: TinySettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboard"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    settings = tiny(TRAIN_MAX_STEPS=3)
+    train(settings)
+    assert len(metrics_of(settings)) == 3
+    assert not (settings.run_dir / "tensorboard").exists()
+    assert "TensorBoard" not in capsys.readouterr().err
