@@ -99,7 +99,7 @@ class Run:
             # Nothing to continue from, but perhaps all that is left of a long run.
             metrics.replace(folder / "metrics.before.jsonl")
         self._metrics = MetricsLog(metrics, self.first_step)
-        self._events = EventLog(folder / "tensorboard", read_metrics(metrics))
+        self._events: EventLog | None = None
         self._samples = (folder / "samples.txt").open("ab")
         self._samples.truncate(self.resumed_from.state["samples_bytes"] if self.resumed_from else 0)
 
@@ -144,6 +144,10 @@ class Run:
 
     def add_metrics(self, record: dict[str, Any]) -> None:
         """Append a step's line to metrics.jsonl, and its points to TensorBoard's events."""
+        if self._events is None:
+            # Not before a step is done: a start that fails changes nothing.
+            history = read_metrics(self.folder / "metrics.jsonl")
+            self._events = EventLog(self.folder / "tensorboard", history)
         self._metrics.append(record)
         self._events.append(record)
 

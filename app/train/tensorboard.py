@@ -1,4 +1,4 @@
-"""tensorboard/: the lines of metrics.jsonl as scalars for TensorBoard, made from it at every start.
+"""tensorboard/: the lines of metrics.jsonl as scalars for TensorBoard, made anew by every start.
 
 The format is that of its readers: protobuf `Event`s, each framed as a TFRecord
 (https://github.com/tensorflow/tensorboard/blob/master/tensorboard/compat/proto/event.proto).

@@ -102,15 +102,6 @@ def test_a_stopped_and_killed_process_leaves_events_and_continues_them(
     assert len(events_of(tiny())["lr"]) == 10
 
 
-def test_a_finished_run_makes_lost_events_again(tiny: TinySettings) -> None:
-    settings = tiny(TRAIN_MAX_STEPS=3)
-    train(settings)
-    (file,) = (settings.run_dir / "tensorboard").iterdir()
-    file.unlink()
-    train(settings)
-    assert events_of(settings) == expected_of(settings)
-
-
 def test_a_run_that_starts_over_has_no_event_of_the_one_before(tiny: TinySettings) -> None:
     settings = tiny(TRAIN_MAX_STEPS=3)
     train(settings)
