@@ -112,14 +112,14 @@ def test_a_run_that_starts_over_has_no_event_of_the_one_before(tiny: TinySetting
 
 
 def test_rewritten_steps_lie_as_far_apart_in_time_as_they_took(tiny: TinySettings) -> None:
-    settings = tiny(TRAIN_MAX_STEPS=6)
-    train(settings)
+    train(tiny(TRAIN_MAX_STEPS=6))
+    settings = tiny(TRAIN_MAX_STEPS=7)
     train(settings)
     reader = read_events(settings.run_dir)
     times = [event.wall_time for event in reader.Scalars("train_loss")]
     assert abs(times[-1] - time.time()) < 60
     took = [record["step_ms"] / 1000 for record in metrics_of(settings)]
-    assert np.diff(times) == pytest.approx(took[1:], abs=1e-4)
+    assert np.diff(times[:6]) == pytest.approx(took[1:6], abs=1e-4)
     assert reader.FirstEventTimestamp() == pytest.approx(times[0] - took[0], abs=1e-4)
 
 
