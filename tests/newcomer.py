@@ -3,6 +3,7 @@
 import os
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,18 @@ from app.settings import GROUPS, VARIABLES
 
 REPOSITORY = Path(__file__).parent.parent
 _PREFIXES = tuple(group.prefix() for group in GROUPS.values() if group.prefix())
+
+
+def copy_checkout(folder: Path) -> None:
+    """Copy what a clone would hold into a new folder."""
+    made_here = {".git", ".venv", ".env", "data"}
+    for place in REPOSITORY.iterdir():
+        if place.name in made_here or place.name.endswith("_cache"):
+            continue
+        if place.is_dir():
+            shutil.copytree(place, folder / place.name)
+        else:
+            shutil.copy(place, folder)
 
 
 def settle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """A copy of the checkout, and the real engine that builds and runs it there."""
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.settings import VARIABLES
-from tests.newcomer import REPOSITORY
+from tests.newcomer import copy_checkout
 
 PROJECT = "gpt-compose-tests"
 NONE: Mapping[str, str] = {}
@@ -88,13 +87,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     )
     assert found.returncode == 0, f"these tests need a container engine: {found.stderr}"
     folder = tmp_path_factory.mktemp("checkout")
-    for place in REPOSITORY.iterdir():
-        if place.name in {".git", ".venv", ".env", "data"}:
-            continue
-        if place.is_dir():
-            shutil.copytree(place, folder / place.name)
-        else:
-            shutil.copy(place, folder)
+    copy_checkout(folder)
     variables = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     variables |= {
         "COMPOSE_PROJECT_NAME": PROJECT,
