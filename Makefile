@@ -7,10 +7,10 @@ ARGS ?=
 python := .venv/bin/python
 installed := .venv/.installed-$(TORCH)-$(notdir $(PYTHON))
 
-.PHONY: help demo test check soak lock format clean
+.PHONY: help demo test test-containers check soak lock format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo 'Variables: PYTHON=python3.12, TORCH=auto|cpu|cuda, ARGS="pytest arguments"'
 
 demo: export RECIPE = demo
@@ -23,6 +23,9 @@ demo: $(installed) ## From text to a trained model and its plot on this machine'
 
 test: $(installed) ## Run the tests
 	@$(python) -m pytest $(ARGS)
+
+test-containers: $(installed) ## Build the images and test them on this machine's container engine
+	@$(python) -m pytest -m container tests/containers $(ARGS)
 
 soak: $(installed) ## Run the long tests: kills, restarts, full disks
 	@$(python) -m pytest -m soak $(ARGS)

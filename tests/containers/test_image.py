@@ -126,6 +126,13 @@ def test_a_change_of_the_program_builds_only_its_own_layers(engine: Engine) -> N
     assert done_again == {"runtime"}, log
 
 
+def test_the_whole_suite_passes_in_the_test_image(engine: Engine) -> None:
+    engine.docker("compose", "build", "test")
+    printed = engine.job("test", "-q")
+    assert re.search(r"^\d+ passed", printed.splitlines()[-1]), printed[-3000:]
+    print(printed.splitlines()[-1])
+
+
 def test_files_and_settings_are_clean(engine: Engine) -> None:
     engine.docker("compose", "config", "--quiet")
     engine.docker("compose", "config", "--quiet", variables=ON_GPU)

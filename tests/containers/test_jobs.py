@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.containers.conftest import DEMO, NONE, TINY, Engine
+from tests.newcomer import REPOSITORY
 
 pytestmark = pytest.mark.container
 
@@ -30,8 +31,9 @@ def test_from_text_to_a_model_that_writes_and_its_picture(demo: Engine, tmp_path
     assert [record["step"] for record in records] == list(range(80))
     assert records[-1]["val_loss"] < 5 < records[0]["train_loss"]
 
-    demo.docker("compose", "create", "report")
-    demo.docker("compose", "cp", "report:/data/runs/demo", str(tmp_path))
+    copied = "docker compose run --rm -T --entrypoint tar report -C /data/runs -c demo | tar -x"
+    assert copied.replace("demo", "fineweb20M") in (REPOSITORY / "README.md").read_text()
+    demo.run("sh", "-c", f"{copied} -C {tmp_path}")
     picture = tmp_path / "demo" / "report" / "report.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
     # Compiled inside, with what the image has, to where it survives.
