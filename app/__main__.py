@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.errors import AppError, ExitCode, Stopped, UserError, expected_failure
+from app.errors import AppError, ExitCode, Stopped, UserError, expected_failure, program
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -112,10 +112,10 @@ Every setting is a flag, an environment variable, a line of .env or of a recipe;
 the first of these that has it wins. .env.example lists them all.
 
 The order of work:
-  RECIPE=demo python -m app prepare     text -> shards
-  RECIPE=demo python -m app train       shards -> a trained GPT
-  RECIPE=demo python -m app sample      what it writes
-  RECIPE=demo python -m app report      how it learned, as a picture
+  RECIPE=demo {program} prepare     text -> shards
+  RECIPE=demo {program} train       shards -> a trained GPT
+  RECIPE=demo {program} sample      what it writes
+  RECIPE=demo {program} report      how it learned, as a picture
 """
 
 
@@ -172,13 +172,15 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     from app.flags import Parser
 
     parser = Parser(
-        prog="python -m app", description="From raw web text to a trained GPT-2.", epilog=_EPILOG
+        prog=program(),
+        description="From raw web text to a trained GPT-2.",
+        epilog=_EPILOG.format(program=program()),
     )
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
         words = (command.run.__doc__ or "").strip()
         path = "PATH " if command.takes_path else ""
-        usage = f"python -m app {name} {path}[--SETTING VALUE ...]"
+        usage = f"{program()} {name} {path}[--SETTING VALUE ...]"
         one = commands.add_parser(name, help=words, description=words, usage=usage)
         if command.takes_path:
             one.add_argument("path", metavar="PATH", help="as it is, or below DATA_DIR")

@@ -5,6 +5,16 @@ import os
 from enum import IntEnum
 
 
+def in_container() -> bool:
+    """Whether this is the project's image; it says so."""
+    return bool(os.environ.get("IN_CONTAINER"))
+
+
+def program() -> str:
+    """What stands before a command where the user types it."""
+    return "docker compose run --rm" if in_container() else "python -m app"
+
+
 class ExitCode(IntEnum):
     """Exit codes of every command. Only BUG and NETWORK are worth an automatic restart."""
 
@@ -112,7 +122,7 @@ def _from_os_error(error: OSError) -> AppError | None:
 
 def _own_it() -> str:
     user = os.getuid()
-    if os.environ.get("IN_CONTAINER"):
+    if in_container():
         return (
             f"this container works as user {user}: on the machine outside, give that user the "
             f"folder (sudo chown -R {user}:{user} FOLDER), or work as the folder's owner "

@@ -17,7 +17,7 @@ from dotenv.parser import parse_stream
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from app.errors import UserError
+from app.errors import UserError, in_container, program
 from app.settings import GROUPS, VARIABLES, Group, Settings
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -65,7 +65,7 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
         raise UserError(
             f"{len(faults)} settings are wrong:{listed}" if len(faults) > 1 else faults[0],
             f"correct {'them' if len(faults) > 1 else 'it'}; "
-            f"`python -m app {command} --help` and .env.example explain every setting",
+            f"`{program()} {command} --help` and .env.example explain every setting",
         )
     return settings
 
@@ -84,10 +84,10 @@ def _collect(flags: Mapping[str, str]) -> tuple[Source, list[str], bool]:
     recipe, recipe_faults = _read_recipe(above["RECIPE"]) if "RECIPE" in above else ({}, [])
     faults += recipe_faults
     # In a container the environment is ours, and .env comes with it.
-    in_container = bool(os.environ.get("IN_CONTAINER"))
+    is_all_ours = in_container()
     faults += _unknown(
         environment,
-        lambda name: name.startswith(_PREFIXES) or (in_container and _is_misspelt(name)),
+        lambda name: name.startswith(_PREFIXES) or (is_all_ours and _is_misspelt(name)),
     )
     faults += _unknown(dotenv, lambda name: name.startswith(_PREFIXES) or _is_misspelt(name))
     faults += _unknown(recipe, lambda _: True)

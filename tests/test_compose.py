@@ -58,7 +58,8 @@ def test_only_what_needs_the_network_has_it() -> None:
     assert offline == SERVICES.keys() - {"prepare", "tensorboard"}
 
 
-def test_no_command_starts_another() -> None:
+def test_no_command_starts_another_and_up_starts_only_the_two() -> None:
+    assert {name for name in SERVICES if "profiles" not in SERVICES[name]} == {"prepare", "train"}
     assert not [name for name in SERVICES if "depends_on" in SERVICES[name]]
     assert not [name for name in SERVICES if "restart" in SERVICES[name]]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from app.data.shards import Tokens
 from app.data.tokenizer import END_OF_TEXT
 from app.data.windows import Indices, StepPlan, WindowOrder
-from app.errors import UserError
+from app.errors import UserError, program
 
 _BATCHES_AHEAD = 3
 
@@ -58,7 +58,7 @@ class TokenStream:
         if tokens.size and tokens.max() > END_OF_TEXT:
             raise UserError(
                 f"the dataset holds token {tokens.max()}, GPT-2's vocabulary ends at {END_OF_TEXT}",
-                "prepare it again; `python -m app inspect` names the shard",
+                f"prepare it again; `{program()} inspect` names the shard",
             )
         widened = torch.from_numpy(tokens.astype(np.int64))
         return widened[:, :-1].contiguous(), widened[:, 1:].contiguous()

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from app.errors import UserError
+from app.errors import UserError, program
 from app.files import PARTIAL, atomic_file, read_json, write_json
 
 MAGIC = 20240520
@@ -185,7 +185,7 @@ def open_dataset(folder: Path) -> Dataset:
     Raises:
         UserError: there is no dataset, it is incomplete, or a shard is not what it should be.
     """
-    fix = "run `python -m app prepare` with the same settings, or correct TRAIN_DATASET_DIR"
+    fix = f"run `{program()} prepare` with the same settings, or correct TRAIN_DATASET_DIR"
     if not folder.is_dir():
         raise UserError(f"no dataset in {folder}: there is no such folder", fix)
     manifest = Manifest.load(folder)
@@ -201,7 +201,7 @@ def open_dataset(folder: Path) -> Dataset:
             raise UserError(
                 f"the dataset in {folder} is not complete: prepare stopped after "
                 f"{manifest.tokens('train'):,} training tokens",
-                "run `python -m app prepare` with the same settings to complete it",
+                f"run `{program()} prepare` with the same settings to complete it",
             )
         opened = {shard.file: open_shard(folder / shard.file) for shard in manifest.shards}
         for shard in manifest.shards:

@@ -127,7 +127,7 @@ def test_ctrl_c_saves_and_gives_130(tiny: Engine) -> None:
 
 def test_a_run_without_data_says_what_to_do(engine: Engine) -> None:
     printed = engine.job("train", "--dataset-dir", "nowhere", code=2)
-    assert "prepare" in printed
+    assert "run `docker compose run --rm prepare` with the same settings" in printed
     assert "Traceback" not in printed
 
 
