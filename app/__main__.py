@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.errors import AppError, ExitCode, Stopped, UserError, expected_failure, program
+from app.containers import program
+from app.errors import AppError, ExitCode, Stopped, UserError, expected_failure
 
 if TYPE_CHECKING:
     from argparse import Namespace

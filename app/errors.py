@@ -1,18 +1,12 @@
 """What can go wrong, and the exit code that says whether a restart is worth it."""
 
 import errno
-import os
 from enum import IntEnum
 
+from app.containers import how_to_get_permission
 
-def in_container() -> bool:
-    """Whether this is the project's image; it says so."""
-    return bool(os.environ.get("IN_CONTAINER"))
-
-
-def program() -> str:
-    """What stands before a command where the user types it."""
-    return "docker compose run --rm" if in_container() else "python -m app"
+# Signals this close are one request: Ctrl-C reaches a container on two ways, say.
+SAME_REQUEST_SECONDS = 2.0
 
 
 class ExitCode(IntEnum):
@@ -108,7 +102,10 @@ def _from_os_error(error: OSError) -> AppError | None:
     if error.errno == errno.ENOMEM:
         return _out_of_memory(str(error))
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return UserError(f"no permission to write or read{place} ({error.strerror})", _own_it())
+        return UserError(
+            f"no permission to write or read{place} ({error.strerror})",
+            how_to_get_permission(str(error.filename or ""), read_only=error.errno == errno.EROFS),
+        )
     if error.errno in (
         errno.ENOTDIR,
         errno.EEXIST,
@@ -118,14 +115,3 @@ def _from_os_error(error: OSError) -> AppError | None:
     ):
         return UserError(f"{error.strerror}:{place}", "name another place, or move that away")
     return None
-
-
-def _own_it() -> str:
-    user = os.getuid()
-    if in_container():
-        return (
-            f"this container works as user {user}: on the machine outside, give that user the "
-            f"folder (sudo chown -R {user}:{user} FOLDER), or work as the folder's owner "
-            "(RUN_AS=UID:GID in .env)"
-        )
-    return f"give it to user {user}, or set DATA_DIR to a folder of that user"

@@ -17,11 +17,14 @@ from dotenv.parser import parse_stream
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from app.errors import UserError, in_container, program
+from app import containers
+from app.containers import in_container, program
+from app.errors import UserError
 from app.settings import GROUPS, VARIABLES, Group, Settings
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DOTENV = Path(".env")
+_KNOWN = (*VARIABLES, *containers.VARIABLES)
 _PREFIXES = tuple(group.prefix() for group in GROUPS.values() if group.prefix())
 
 
@@ -142,14 +145,14 @@ def _read_recipe(chosen: Given) -> tuple[dict[str, Given], list[str]]:
 
 def _unknown(source: Source, is_ours: Callable[[str], bool]) -> list[str]:
     return [
-        f"{name} ({given.place}): there is no such setting{suggestion(name, VARIABLES)}"
+        f"{name} ({given.place}): there is no such setting{suggestion(name, _KNOWN)}"
         for name, given in source.items()
-        if name not in VARIABLES and is_ours(name)
+        if name not in _KNOWN and is_ours(name)
     ]
 
 
 def _is_misspelt(name: str) -> bool:
-    return bool(difflib.get_close_matches(name, VARIABLES, cutoff=0.85))
+    return bool(difflib.get_close_matches(name, _KNOWN, cutoff=0.85))
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

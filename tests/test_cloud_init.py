@@ -82,7 +82,7 @@ def test_the_recipe_it_starts_with_exists(files: dict[str, str]) -> None:
 
 def test_its_services_exist(files: dict[str, str], services: dict[str, Any]) -> None:
     named = re.findall(r"^compose_run (\w+)$", files["gpt-compose-run"], re.MULTILINE)
-    named += re.findall(r"^docker compose build (\w+)$", files["gpt-compose-setup"], re.MULTILINE)
+    named += re.findall(r"^in_container\(\).* (\w+) \"", files["gpt-compose-setup"], re.MULTILINE)
 
     assert named == ["prepare", "train", "train"]
     assert set(named) <= services.keys()

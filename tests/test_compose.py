@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from app import containers
 from app.settings import VARIABLES
 from tests.newcomer import REPOSITORY
 
@@ -45,12 +46,18 @@ def test_every_service_is_hardened(name: str) -> None:
 def test_what_computes_on_the_model_gets_the_gpu_and_nothing_else() -> None:
     on_gpu = {"train", "sample", "evaluate"}
     assert {name for name in SERVICES if "deploy" in SERVICES[name]} == on_gpu
-    hidden = {
-        name
-        for name in JOBS
-        if SERVICES[name]["environment"].get("NVIDIA_VISIBLE_DEVICES") == "void"
-    }
-    assert hidden == JOBS - on_gpu
+    for name, service in SERVICES.items():
+        environment = service["environment"]
+        assert (environment.get("NVIDIA_VISIBLE_DEVICES") == "void") == (name not in on_gpu)
+        assert ("EXPECTS_GPU" in environment) == (name in on_gpu)
+
+
+def test_an_image_is_built_by_one_service_and_pulled_by_none() -> None:
+    built = [service["image"] for service in SERVICES.values() if "build" in service]
+    assert sorted(built) == sorted({service["image"] for service in SERVICES.values()})
+    assert "build" in SERVICES["prepare"]
+    for service in SERVICES.values():
+        assert ("build" in service) == (service.get("pull_policy", "missing") == "missing")
 
 
 def test_only_what_needs_the_network_has_it() -> None:
@@ -70,7 +77,7 @@ def test_the_example_lists_what_the_files_take_with_its_defaults() -> None:
     dockerfile = (REPOSITORY / "docker" / "Dockerfile").read_text(encoding="utf-8")
     defaults = set(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", compose))
     defaults |= set(re.findall(r"^ARG (BASE_IMAGE|TORCH|TORCH_INDEX)=(.*)$", dockerfile, re.M))
-    assert len(defaults) == 9
+    assert defaults == {(name, default) for name, (default, _) in containers.VARIABLES.items()}
     for variable, default in defaults:
         assert f"#{variable}={default}\n" in example
 
@@ -80,4 +87,5 @@ def test_the_cpu_override_lacks_no_service_with_a_gpu() -> None:
     for name in SERVICES:
         line = re.search(rf"^  {name}: (.*)$", override, re.M)
         assert line, f"docker/compose.cpu.yaml does not have {name}"
-        assert ("deploy: !reset null" in line[1]) == ("deploy" in SERVICES[name])
+        without_gpu = 'deploy: !reset null, environment: {EXPECTS_GPU: ""}' in line[1]
+        assert without_gpu == ("deploy" in SERVICES[name])

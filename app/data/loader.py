@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.containers import program
 from app.data.shards import Tokens
 from app.data.tokenizer import END_OF_TEXT
 from app.data.windows import Indices, StepPlan, WindowOrder
-from app.errors import UserError, program
+from app.errors import UserError
 
 _BATCHES_AHEAD = 3
 

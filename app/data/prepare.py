@@ -3,7 +3,9 @@
 This module and what it imports never import torch: preparing needs no GPU machine.
 """
 
+import os
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,7 +31,7 @@ from app.data.shards import (
     write_shard,
 )
 from app.data.tokenizer import VOCABULARY, Tokenizer
-from app.errors import ExitCode, Stopped, UserError
+from app.errors import SAME_REQUEST_SECONDS, ExitCode, Stopped, UserError
 from app.files import locked
 
 
@@ -187,10 +189,16 @@ def prepare(
 @contextmanager
 def _stoppable(folder: Path) -> Iterator[None]:
     """Let SIGINT and SIGTERM end the block with Stopped."""
+    asked_at: float | None = None
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
-        # No library takes this one for an error that it could retry.
-        raise KeyboardInterrupt(number)
+        nonlocal asked_at
+        if asked_at is None:
+            asked_at = time.monotonic()
+            # No library takes this one for an error that it could retry.
+            raise KeyboardInterrupt(number)
+        if time.monotonic() - asked_at > SAME_REQUEST_SECONDS:
+            os._exit(128 + number)
 
     before = {one: signal.signal(one, interrupt) for one in (signal.SIGINT, signal.SIGTERM)}
     try:

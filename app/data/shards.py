@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from app.errors import UserError, program
+from app.containers import program
+from app.errors import UserError
 from app.files import PARTIAL, atomic_file, read_json, write_json
 
 MAGIC = 20240520

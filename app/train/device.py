@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from app.containers import expects_gpu
 from app.errors import UserError
 
 Precision = Literal["bf16", "float32"]
@@ -85,6 +86,13 @@ def choose_device(
             "check `nvidia-smi`, or set TRAIN_DEVICE=auto to use the CPU",
         )
     on_gpu = device != "cpu" and torch.cuda.is_available()
+    if device == "auto" and not on_gpu and expects_gpu() and torch.version.cuda:
+        raise UserError(
+            "this container was given a GPU, but torch, built for CUDA "
+            f"{torch.version.cuda}, cannot use it",
+            "check `nvidia-smi` and the driver's version on the machine outside, "
+            "or set TRAIN_DEVICE=cpu",
+        )
     has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bf16" and on_gpu and not has_bf16:
         raise UserError(

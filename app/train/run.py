@@ -5,6 +5,7 @@ import platform
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from app.errors import ExitCode, UserError
+from app.errors import SAME_REQUEST_SECONDS, ExitCode, UserError
 from app.files import write_json
 from app.train.checkpoint import (
     Checkpoint,
@@ -165,7 +166,13 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The commit of the program, with `-dirty` if files differ; None outside a git checkout."""
+    """The commit of the program, with `-dirty` if files differ; None outside a git checkout.
+
+    An image has the commit it was built from in a file; whether files differed is not known there.
+    """
+    built_from = Path(__file__).parents[2] / "revision"
+    if built_from.exists():
+        return built_from.read_text(encoding="utf-8").strip() or None
     git = shutil.which("git")
     if git is None:
         return None
@@ -199,12 +206,15 @@ class StopRequest:
     """Whether a signal has asked the program to stop; the loop looks between micro-batches."""
 
     exit_code: ExitCode | None = field(default=None)
+    _asked_at: float = 0.0
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         code = ExitCode.SIGINT if number == signal.SIGINT else ExitCode.SIGTERM
         if self.exit_code is not None:
-            os._exit(code)
-        self.exit_code = code
+            if time.monotonic() - self._asked_at > SAME_REQUEST_SECONDS:
+                os._exit(code)
+            return
+        self.exit_code, self._asked_at = code, time.monotonic()
         # A handler may run in the middle of a print, where another print is an error.
         os.write(2, b"stopping: saving a checkpoint first; a second signal leaves at once\n")
 

@@ -3,6 +3,8 @@
 import json
 import os
 import pty
+import re
+import select
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -22,10 +24,23 @@ def metrics(engine: Engine, run: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines if line.startswith("{")]
 
 
+def assert_whole(engine: Engine, dataset: str) -> None:
+    """Every shard of the dataset has the hash that the manifest says."""
+    shards = int(engine.inside(f"ls /data/{dataset}/*.bin | wc -l").split()[-1])
+    assert engine.job("inspect", dataset, "--verify").count("SHA-256 is right") == shards > 0
+
+
+def saved_by(printed: str) -> str:
+    """The checkpoint that a stopped train says it has saved."""
+    match = re.search(r"stopped: /data/(runs/\S+/checkpoints/step-\d+);", printed)
+    assert match, printed
+    return match[1]
+
+
 def test_from_text_to_a_model_that_writes_and_its_picture(demo: Engine, tmp_path: Path) -> None:
     assert "class " in demo.job("sample", variables=DEMO)
     assert "perplexity" in demo.job("evaluate", variables=DEMO)
-    assert "ok" in demo.job("inspect", "demo", "--verify")
+    assert_whole(demo, "demo")
     demo.job("report", variables=DEMO)
     records = metrics(demo, "demo")
     assert [record["step"] for record in records] == list(range(80))
@@ -47,13 +62,15 @@ def in_background(
     """The container of a job that runs; it is stopped and removed in the end."""
     run = ("docker", "compose", "run", "--detach", "--no-TTY", *words)
     container = engine.run(*run, variables=variables).stdout.split()[-1]
-    yield container
-    engine.docker("rm", "--force", container)
+    try:
+        yield container
+    finally:
+        engine.docker("rm", "--force", container)
 
 
 def wait_for(engine: Engine, container: str, text: str) -> None:
     """Return when the container prints a line with `text`."""
-    command = ("docker", "logs", "--follow", container)
+    command = ("timeout", "300", "docker", "logs", "--follow", container)
     with subprocess.Popen(
         command, env=engine.variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as logs:
@@ -81,7 +98,7 @@ def test_docker_stop_saves_and_the_next_train_continues(tiny: Engine) -> None:
         wait_for(tiny, container, "step:20/")
         code, printed = stopped(tiny, container)
     assert code == 128 + signal.SIGTERM
-    assert "stopped: /data/runs/stopped/checkpoints/step-" in printed
+    assert saved_by(printed).startswith("runs/stopped/")
     done = len(metrics(tiny, "stopped"))
     printed = tiny.job("train", "--max-steps", str(done + 2), variables=endless)
     assert f"continues at step {done}" in printed
@@ -98,7 +115,7 @@ def test_docker_stop_ends_prepare_and_the_next_one_completes(engine: Engine) -> 
         code, printed = stopped(engine, container)
     assert code == 128 + signal.SIGTERM, printed
     engine.job("prepare", variables=text)
-    assert "ok" in engine.job("inspect", "long", "--verify")
+    assert_whole(engine, "long")
 
 
 def test_ctrl_c_saves_and_gives_130(tiny: Engine) -> None:
@@ -114,15 +131,38 @@ def test_ctrl_c_saves_and_gives_130(tiny: Engine) -> None:
         start_new_session=True,
     )
     os.close(terminal)
-    printed = b""
-    while b"step:5/" not in printed:
-        printed += os.read(keyboard, 65536)
-    os.write(keyboard, b"\x03")
-    code = process.wait(timeout=60)
-    printed += os.read(keyboard, 65536)
-    os.close(keyboard)
+    printed = ""
+    with os.fdopen(keyboard, "r+b", buffering=0) as screen:
+        while "step:5/" not in printed:
+            assert select.select([screen], [], [], 120)[0], printed
+            printed += screen.read(65536).decode()
+        screen.write(b"\x03")
+        code = process.wait(timeout=60)
+        printed += screen.read(65536).decode()
     assert code == 128 + signal.SIGINT, printed
-    assert metrics(tiny, "interrupted")
+    assert saved_by(printed).startswith("runs/interrupted/")
+
+
+def test_two_stops_at_once_are_one(tiny: Engine) -> None:
+    endless = TINY | {"TRAIN_RUN_NAME": "twice", "TRAIN_MAX_STEPS": "1000000"}
+    with in_background(tiny, "train", variables=endless) as container:
+        wait_for(tiny, container, "step:20/")
+        tiny.docker("kill", "--signal", "INT", container)
+        code, printed = stopped(tiny, container)
+    assert code == 128 + signal.SIGINT, printed
+    assert saved_by(printed).startswith("runs/twice/")
+
+
+def test_up_starts_stop_saves_and_up_continues(tiny: Engine) -> None:
+    endless = TINY | {"TRAIN_RUN_NAME": "up", "TRAIN_MAX_STEPS": "1000000"}
+    for reached in ("step:20/", "continues at step"):
+        tiny.docker("compose", "up", "--detach", "train", variables=endless)
+        container = tiny.docker("compose", "ps", "--quiet", "train", variables=endless).strip()
+        wait_for(tiny, container, reached)
+        tiny.docker("compose", "stop", "train", variables=endless)
+        state = tiny.docker("compose", "ps", "--all", "--format", "json", "train")
+        assert json.loads(state)["ExitCode"] == 128 + signal.SIGTERM
+    tiny.docker("compose", "rm", "--force", "train")
 
 
 def test_a_run_without_data_says_what_to_do(engine: Engine) -> None:

@@ -1,0 +1,64 @@
+"""What is special about running in a container of this project's compose.yaml."""
+
+import os
+
+# Variables of compose.yaml and docker/Dockerfile that are no settings -> default, description.
+VARIABLES = {
+    "GPU": ("all", "which GPU of several the containers get: 0, 1, ... as in nvidia-smi; or all"),
+    "DATA_VOLUME": ("data", "what /data is: the volume data; or a folder: /mnt/disk or ./disk"),
+    "RUN_AS": (
+        "10001:10001",
+        "user and group in the containers; to work in a folder of yours, what `id` says: 1000:1000",
+    ),
+    "HF_TOKEN_FILE": (
+        "/dev/null",
+        "file with the token of the Hugging Face hub; the user in the container must read it",
+    ),
+    "TENSORBOARD_PORT": ("6006", "port of TensorBoard, on this machine only"),
+    "IMAGE": ("gpt-compose", "name of the image"),
+    "BASE_IMAGE": (
+        "nvidia/cuda:13.0.3-base-ubuntu24.04",
+        "image to build on: Ubuntu or Debian; for CUDA, with a driver at least as new",
+    ),
+    "TORCH": (
+        "cuda",
+        "build of torch: cuda; cpu; auto: cpu where pip is set up to find it; with TORCH_INDEX "
+        "any that it has: cpu, cu126, ...",
+    ),
+    "TORCH_INDEX": (
+        "",
+        "address of a package index with other builds of torch; the image keeps it, so without "
+        "a password",
+    ),
+}
+
+
+def in_container() -> bool:
+    """Whether this is the project's image; it says so."""
+    return bool(os.environ.get("IN_CONTAINER"))
+
+
+def program() -> str:
+    """What stands before a command where the user types it."""
+    return "docker compose run --rm" if in_container() else "python -m app"
+
+
+def expects_gpu() -> bool:
+    """Whether this container was given a GPU."""
+    return bool(os.environ.get("EXPECTS_GPU"))
+
+
+def how_to_get_permission(place: str, *, read_only: bool) -> str:
+    """What to do about a file or folder that this process may not use."""
+    user = os.getuid()
+    if not in_container():
+        return f"give it to user {user}, or set DATA_DIR to a folder of that user"
+    if place.startswith("/run/secrets/"):
+        return f"let user {user} read the file that HF_TOKEN_FILE names"
+    if read_only:
+        return "name a place below /data, or mount a folder of yours there: `run -v FOLDER:/PLACE`"
+    return (
+        f"this container works as user {user}: on the machine outside, give that user the "
+        f"folder (sudo chown -R {user}:{user} FOLDER), or work as the folder's owner "
+        "(RUN_AS=UID:GID in .env)"
+    )
