@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers.conftest import DEMO, NONE, TINY, Engine
+from tests.containers.conftest import DEMO, NONE, PROJECT, TINY, Engine
 from tests.newcomer import REPOSITORY
 
 pytestmark = pytest.mark.container
@@ -185,3 +185,18 @@ def test_tensorboard_answers_on_this_machine_only(tiny: Engine) -> None:
         assert "train_loss" in json.loads(runs.stdout)["tiny/tensorboard"]
     finally:
         tiny.docker("compose", "rm", "--stop", "--force", "tensorboard")
+
+
+def test_the_tear_down_of_the_docs_leaves_nothing(engine: Engine) -> None:
+    command = "docker compose --profile '*' down -v --remove-orphans"
+    assert command in (REPOSITORY / "docs" / "cloud.md").read_text()
+    project = f"{PROJECT}-gone"
+    own = {"COMPOSE_PROJECT_NAME": project, "TENSORBOARD_PORT": "16007"}
+    engine.docker("compose", "run", "--detach", "report", variables=own)
+    engine.docker("compose", "up", "--detach", "tensorboard", variables=own)
+    label = ("--filter", f"label=com.docker.compose.project={project}", "--quiet")
+    assert len(engine.docker("ps", "--all", *label).split()) == 2
+    assert engine.docker("volume", "ls", *label).split() == [f"{project}_data"]
+    engine.run("sh", "-c", command, variables=own)
+    for kind in (("ps", "--all"), ("volume", "ls"), ("network", "ls")):
+        assert engine.docker(*kind, *label) == ""
