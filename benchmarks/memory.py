@@ -23,6 +23,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from app.data.batches import Position  # noqa: E402
 from app.data.documents import open_documents  # noqa: E402
 from app.data.loader import BatchLoader, TokenStream  # noqa: E402
 from app.data.shards import open_shard, write_shard  # noqa: E402
@@ -48,7 +49,12 @@ def main() -> None:
 def prepare_peak(work: Path) -> dict[str, float]:
     """Peak while `prepare` writes a full shard of 100M tokens and begins a second."""
     source = work / "text.parquet"
-    texts = [text for batch in open_documents("stdlib").batches() for text in batch.texts]
+    texts = [
+        text
+        for piece in open_documents("stdlib").pieces(Position(0, 0))
+        for text in piece.texts.to_pylist()
+        if text
+    ]
     pieces = [text[at : at + 3000] for text in texts for at in range(0, len(text), 3000)]
     shuffled = np.random.default_rng(0)
     with pq.ParquetWriter(source, pa.schema({"text": pa.string()})) as writer:

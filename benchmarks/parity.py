@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from app.data.batches import Position  # noqa: E402
 from app.data.documents import open_documents  # noqa: E402
 from app.data.tokenizer import VOCABULARY, vocabulary_files  # noqa: E402
 from app.model.gpt import GPT, GPTConfig  # noqa: E402
@@ -59,7 +60,12 @@ def main() -> None:
 
 def compare_shards(original: Path, work: Path) -> dict[str, Any]:
     """Prepare the same hub-like folder with both, and compare every shard byte for byte."""
-    texts = [text for batch in open_documents("stdlib").batches() for text in batch.texts]
+    texts = [
+        text
+        for piece in open_documents("stdlib").pieces(Position(0, 0))
+        for text in piece.texts.to_pylist()
+        if text
+    ]
     texts = [text[:200_000] for text in texts[:150]]
     hub = work / "HuggingFaceFW" / "fineweb"
     parquet = hub / "sample" / "10BT" / "000_00000.parquet"

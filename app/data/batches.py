@@ -1,27 +1,68 @@
-"""What every source of text is: batches of documents in a fixed order."""
+"""What every source of text is: rows of text in a fixed order, from any position on."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from app.errors import UserError
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
-_BATCH_DOCUMENTS = 1024
-_BATCH_CHARACTERS = 4 << 20
+_BATCH_ROWS = 1024
+_BATCH_BYTES = 4 << 20
+
+
+class Position(NamedTuple):
+    """A row of the source, counted within its file; rows without text count, too."""
+
+    file: int
+    row: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive rows of one file.
+
+    Attributes:
+        first: position of the first row
+        texts: large_string [rows], without nulls; an empty one is no document
+        fraction: how much of the source is read after them, in [0, 1]; None if unknown
+        not_utf8: whether bytes had to be replaced
+    """
+
+    first: Position
+    texts: pa.LargeStringArray
+    fraction: float | None
+    not_utf8: bool = False
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Consecutive documents.
+    """Consecutive rows, of one file or of several."""
 
-    Attributes:
-        texts: none of them empty
-        fraction: how much of the source is read once these are, in [0, 1]; None if unknown
-    """
+    pieces: Sequence[Piece]
 
-    texts: list[str]
-    fraction: float | None
+    def texts(self) -> pa.LargeStringArray:
+        """large_string [rows], all pieces."""
+        return pa.concat_arrays([piece.texts for piece in self.pieces])
+
+    def position(self, row: int) -> Position:
+        """Where the batch's `row` stands in the source; its end is just after its last row."""
+        for piece in self.pieces:
+            if row < len(piece.texts):
+                return Position(piece.first.file, piece.first.row + row)
+            row -= len(piece.texts)
+        last = self.pieces[-1]
+        return Position(last.first.file, last.first.row + len(last.texts) + row)
+
+    def not_utf8(self, rows: int) -> int:
+        """How many of the first `rows` rows had bytes replaced."""
+        starts = np.cumsum([0, *(len(piece.texts) for piece in self.pieces)])
+        return sum(
+            piece.not_utf8
+            for piece, start in zip(self.pieces, starts[:-1], strict=True)
+            if start < rows
+        )
 
 
 class Documents(Protocol):
@@ -29,14 +70,12 @@ class Documents(Protocol):
 
     Attributes:
         source: what identifies the text, for the manifest; equal sources give equal documents
-        counts: `skipped` documents without text, `not_utf8` files with replaced bytes
     """
 
     source: Mapping[str, Any]
-    counts: Counter[str]
 
-    def batches(self) -> Iterator[Batch]:
-        """All documents, in order.
+    def pieces(self, start: Position) -> Iterator[Piece]:
+        """All rows from `start` on, in order.
 
         Raises:
             UserError: a file or column that cannot be read as text.
@@ -45,36 +84,23 @@ class Documents(Protocol):
         ...
 
 
-def batched(
-    pieces: Iterable[tuple[Iterable[object], float | None]], counts: Counter[str]
-) -> Iterator[Batch]:
-    """Gather texts into batches of a useful size, leaving out and counting the empty ones.
+def batches(pieces: Iterable[Piece]) -> Iterator[Batch]:
+    """Gather pieces into batches of a size that is worth a thread's while."""
+    gathered: list[Piece] = []
+    rows = size = 0
+    for piece in pieces:
+        gathered.append(piece)
+        rows += len(piece.texts)
+        size += piece.texts.nbytes
+        if rows >= _BATCH_ROWS or size >= _BATCH_BYTES:
+            yield Batch(gathered)
+            gathered, rows, size = [], 0, 0
+    if gathered:
+        yield Batch(gathered)
 
-    Args:
-        pieces: texts, and how much of the source is read after them.
-        counts: `skipped` grows by the texts left out.
 
-    Raises:
-        UserError: a value is not text.
-    """
-    texts: list[str] = []
-    characters = 0
-    fraction: float | None = 0.0
-    for values, after in pieces:
-        for value in values:
-            if value is None or value == "":
-                counts["skipped"] += 1
-                continue
-            if not isinstance(value, str):
-                raise UserError(
-                    f"the text column holds {type(value).__name__}, not text: {value!r:.80}",
-                    "set PREPARE_TEXT_COLUMN to the column that holds the text",
-                )
-            texts.append(value)
-            characters += len(value)
-            if len(texts) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
-                yield Batch(texts, fraction)
-                texts, characters = [], 0
-        fraction = after
-    if texts:
-        yield Batch(texts, 1.0)
+def text_bytes(texts: pa.LargeStringArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """Offsets, int64 [rows + 1], into the UTF-8 bytes of `texts`; neither is copied."""
+    _, offsets, data = texts.buffers()
+    ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    return ends, np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)

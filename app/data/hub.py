@@ -7,14 +7,15 @@ else goes through `datasets`' own streaming.
 
 import os
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import (
     DatasetBuilder,
     DownloadConfig,
@@ -32,22 +33,30 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx
 
-from app.data.batches import Batch, Documents, batched
-from app.data.text_files import FileDocuments, SourceFile, listing
+from app.data.batches import Documents, Piece, Position
+from app.data.text_files import FileDocuments, SourceFile, as_texts, listing
 from app.errors import AppError, NetworkError, UserError
 
+Answer = TypeVar("Answer")
+
 _NETWORK_ERRORS = (httpx.RequestError, HfHubHTTPError, ConnectionError, TimeoutError)
-_RETRY_AFTER_SECONDS = (1, 3)
+_RETRY_SECONDS = "1,3,10,30,60"
+_LONGEST_WAIT_SECONDS = 120.0
+_ROW_GROUPS_AHEAD = 8
 _TIMEOUT_SECONDS = 20.0
 
 
 class HubFileDocuments(FileDocuments):
     """Documents in parquet files of a hub dataset."""
 
-    def batches(self) -> Iterator[Batch]:
-        """All documents, in order; see app.data.batches.Documents."""
-        with _network():
-            yield from super().batches()
+    def read_metadata(self, file: SourceFile) -> pq.FileMetaData:
+        """The footer of a parquet file; see FileDocuments."""
+        return _retried(lambda: super(HubFileDocuments, self).read_metadata(file))
+
+    def read_row_group(self, file: SourceFile, metadata: pq.FileMetaData, group: int) -> pa.Table:
+        """The text column of one row group; see FileDocuments."""
+        read = super().read_row_group
+        return _retried(lambda: read(file, metadata, group))
 
 
 @dataclass
@@ -57,22 +66,25 @@ class StreamedDocuments:
     rows: IterableDataset
     text_column: str
     source: Mapping[str, Any]
-    counts: Counter[str] = field(default_factory=Counter)
 
-    def batches(self) -> Iterator[Batch]:
-        """All documents, in order; see app.data.batches.Documents."""
+    def pieces(self, start: Position) -> Iterator[Piece]:
+        """All rows from `start` on, in order; see app.data.batches.Documents."""
         with _network():
-            yield from batched(self._texts(), self.counts)
+            row = start.row
+            for texts in self._texts(row):
+                yield Piece(Position(0, row), texts, None)
+                row += len(texts)
 
-    def _texts(self) -> Iterator[tuple[list[Any], None]]:
+    def _texts(self, first_row: int) -> Iterator[pa.LargeStringArray]:
+        rows = self.rows.skip(first_row) if first_row else self.rows
         try:
-            for rows in self.rows.iter(batch_size=256):
-                if self.text_column not in rows:
+            for values in rows.iter(batch_size=256):
+                if self.text_column not in values:
                     raise UserError(
                         f"{self.source['dataset']} has no column {self.text_column!r}",
-                        f"set PREPARE_TEXT_COLUMN to one of: {', '.join(rows)}",
+                        f"set PREPARE_TEXT_COLUMN to one of: {', '.join(values)}",
                     )
-                yield rows[self.text_column], None
+                yield as_texts(values[self.text_column])
         except (DatasetsError, ValueError) as error:
             raise UserError(
                 f"{self.source['dataset']} cannot be read: {_short(error)}",
@@ -122,7 +134,7 @@ def hub_documents(
             return StreamedDocuments(_stream(builder, split), text_column, source)
         hub = HfFileSystem(token=hf_token)
         files = [SourceFile(path, path, int(hub.info(path)["size"])) for path in paths]
-        return HubFileDocuments(files, text_column, source, hub)
+        return HubFileDocuments(files, text_column, source, hub, _ROW_GROUPS_AHEAD)
 
 
 def _is_parquet(paths: list[str]) -> bool:
@@ -131,32 +143,27 @@ def _is_parquet(paths: list[str]) -> bool:
 
 def _commit(dataset: str, revision: str, token: str | None) -> str:
     """The commit that a revision names. Asked for first: the answer shows that the hub is there."""
-    for wait_seconds in (*_RETRY_AFTER_SECONDS, None):
-        try:
-            api = HfApi(token=token)
-            found = api.dataset_info(dataset, revision=revision, timeout=_TIMEOUT_SECONDS)
-            return str(found.sha)
-        except GatedRepoError as error:
-            raise UserError(
-                f"{dataset} is gated: the hub gives it to those who have accepted its terms",
-                "accept them on the dataset's page, and set HF_TOKEN",
-            ) from error
-        except RepositoryNotFoundError as error:
-            raise UserError(
-                f"there is no dataset {dataset} on the hub, and no such file or folder here",
-                "correct PREPARE_DATASET; a private dataset needs HF_TOKEN",
-            ) from error
-        except RevisionNotFoundError as error:
-            raise UserError(
-                f"{dataset} has no revision {revision!r}", "correct PREPARE_DATASET_REVISION"
-            ) from error
-        except _NETWORK_ERRORS as error:
-            failure = _failure(error)
-            if isinstance(failure, UserError) or wait_seconds is None:
-                raise failure from error
-            print(f"{failure.problem}; trying again in {wait_seconds} s", flush=True)
-            time.sleep(wait_seconds)
-    raise AssertionError("the last try returns or raises")
+
+    def ask() -> str:
+        api = HfApi(token=token)
+        return str(api.dataset_info(dataset, revision=revision, timeout=_TIMEOUT_SECONDS).sha)
+
+    try:
+        return _retried(ask)
+    except GatedRepoError as error:
+        raise UserError(
+            f"{dataset} is gated: the hub gives it to those who have accepted its terms",
+            "accept them on the dataset's page, and set HF_TOKEN",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"there is no dataset {dataset} on the hub, and no such file or folder here",
+            "correct PREPARE_DATASET; a private dataset needs HF_TOKEN",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(
+            f"{dataset} has no revision {revision!r}", "correct PREPARE_DATASET_REVISION"
+        ) from error
 
 
 def _builder(
@@ -199,6 +206,34 @@ def _stream(builder: DatasetBuilder, split: str) -> IterableDataset:
     # Only for a base class that nobody here needs, `datasets` would import torch.
     datasets.config.TORCH_AVAILABLE = False
     return builder.as_streaming_dataset(split)
+
+
+def _retried(ask: Callable[[], Answer]) -> Answer:
+    """What `ask` returns, asked again a few times while the network or the hub fails.
+
+    Raises:
+        NetworkError: the last time, too.
+    """
+    waits = os.environ.get("HUB_RETRY_SECONDS", _RETRY_SECONDS).split(",")
+    for wait in (*map(float, waits), None):
+        try:
+            return ask()
+        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
+            raise
+        except (*_NETWORK_ERRORS, pa.ArrowInvalid) as error:
+            failure = _failure(error)
+            if isinstance(failure, UserError) or wait is None:
+                raise failure from error
+            seconds = max(wait, _asked_to_wait(error))
+            print(f"{failure.problem}; trying again in {seconds:g} s", flush=True)
+            time.sleep(seconds)
+    raise AssertionError("the last try returns or raises")
+
+
+def _asked_to_wait(error: Exception) -> float:
+    """Seconds of the answer's Retry-After, within reason."""
+    said = error.response.headers.get("Retry-After") if isinstance(error, HfHubHTTPError) else None
+    return min(float(said), _LONGEST_WAIT_SECONDS) if said and said.isdigit() else 0.0
 
 
 @contextmanager

@@ -7,101 +7,25 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from app.data.batches import Documents
+from app.data.ahead import ahead
+from app.data.batches import Batch, Documents, batches
 from app.data.documents import is_hub_id, open_documents
+from app.data.encoder import DocumentEncoder
 from app.data.progress import TokenProgress
-from app.data.shards import (
-    MANIFEST,
-    Manifest,
-    ShardInfo,
-    Split,
-    Tokens,
-    discard_shards,
-    open_dataset,
-    shard_name,
-    write_shard,
-)
-from app.data.tokenizer import VOCABULARY, Tokenizer
+from app.data.shard_writer import EncodedBatch, ShardWriter
+from app.data.shards import MANIFEST, Manifest, open_dataset, remove_leftovers
+from app.data.tokenizer import VOCABULARY
 from app.errors import SAME_REQUEST_SECONDS, ExitCode, Stopped, UserError
 from app.files import locked
 
 
-@dataclass
-class ShardBook:
-    """The shards written so far; the manifest in the folder always lists exactly these."""
-
-    folder: Path
-    name: str
-    manifest: Manifest
-
-    def add(self, split: Split, index: int, tokens: Tokens, documents: int) -> None:
-        """Write a shard and record it."""
-        file = shard_name(self.name, split, index)
-        sha256 = write_shard(self.folder / file, tokens)
-        info = ShardInfo(file, split, tokens.size, documents, sha256)
-        self.manifest = replace(self.manifest, shards=(*self.manifest.shards, info))
-        self.manifest.save(self.folder)
-
-
-class ShardWriter:
-    """Cuts a split's stream of tokens into shards.
-
-    At most `limit` tokens are taken; None takes all.
-    """
-
-    def __init__(self, book: ShardBook, split: Split, shard_size: int, limit: int | None) -> None:
-        self.taken = 0
-        self.documents = 0
-        self._book, self._split, self._limit = book, split, limit
-        self._buffer = np.empty(min(shard_size, limit or shard_size), dtype=np.uint16)
-        self._filled = self._shards = self._documents_before = 0
-
-    @property
-    def full(self) -> bool:
-        """Whether the limit is reached."""
-        return self.taken == self._limit
-
-    def write(self, tokens: Tokens, starts: npt.NDArray[np.int64]) -> int:
-        """Append documents up to the limit.
-
-        Args:
-            tokens: uint16 [count]
-            starts: int64 [documents], where in `tokens` each document begins
-
-        Returns:
-            How many of the documents were begun.
-        """
-        room = tokens.size if self._limit is None else self._limit - self.taken
-        position, end = 0, min(room, tokens.size)
-        while position < end:
-            if self._filled == self._buffer.size:
-                self.flush()
-            take = min(self._buffer.size - self._filled, end - position)
-            self._buffer[self._filled : self._filled + take] = tokens[position : position + take]
-            begun = np.searchsorted(starts, (position, position + take))
-            self.documents += int(begun[1] - begun[0])
-            self._filled += take
-            self.taken += take
-            position += take
-        return int(np.searchsorted(starts, end))
-
-    def flush(self) -> None:
-        """Write what is buffered as a shard."""
-        if self._filled:
-            begun = self.documents - self._documents_before
-            self._book.add(self._split, self._shards, self._buffer[: self._filled], begun)
-            self._documents_before = self.documents
-            self._shards += 1
-            self._filled = 0
+class _TooLittleText(UserError):
+    """The whole source is less than what was asked for."""
 
 
 def prepare(
@@ -154,6 +78,8 @@ def prepare(
             _refuse_difference(out_dir, previous.settings, settings)
             if previous.complete and is_hub_id(dataset):
                 return _already_complete(out_dir, previous)
+            # What a branch named at the beginning stays the source, wherever it points by now.
+            revision = previous.source.get("revision", revision)
         documents = open_documents(
             dataset,
             config=config,
@@ -163,26 +89,30 @@ def prepare(
             shuffle_files=shuffle_files,
             hf_token=hf_token,
         )
-        if previous is not None and previous.complete:
+        if previous is not None:
             _refuse_difference(out_dir, previous.source, documents.source)
-            return _already_complete(out_dir, previous)
-        manifest = Manifest(
+            if previous.complete:
+                return _already_complete(out_dir, previous)
+        encoder = DocumentEncoder()
+        manifest = previous or Manifest(
             source=dict(documents.source),
             tokenizer={"name": "gpt2", "vocab_bpe_sha256": VOCABULARY["vocab.bpe"]},
             settings=settings,
         )
-        tokenizer = Tokenizer(workers)
-        if previous is not None:
-            discard_shards(out_dir)
+        remove_leftovers(out_dir, manifest.shards)
         manifest.save(out_dir)
-        if previous is not None:
-            print(f"{out_dir} was left incomplete; preparing it again from the start", flush=True)
-        book = ShardBook(out_dir, name, manifest)
+        if manifest.shards:
+            tokens = manifest.tokens("val") + manifest.tokens("train")
+            print(f"{out_dir}: continues after {tokens:,} tokens", flush=True)
+        writer = ShardWriter(out_dir, name, manifest)
         try:
-            return _write(documents, book, tokenizer)
-        except UserError:
-            # The fix changes text or settings, so that nothing of this can be continued.
-            discard_shards(out_dir)
+            with writer:
+                return _write(documents, encoder, writer, out_dir, workers)
+        except UserError as error:
+            if isinstance(error, _TooLittleText) or not writer.manifest.shards:
+                # The fix makes it another dataset, which would be refused.
+                remove_leftovers(out_dir, ())
+                (out_dir / MANIFEST).unlink()
             raise
 
 
@@ -207,53 +137,54 @@ def _stoppable(folder: Path) -> Iterator[None]:
         terminated = error.args == (signal.SIGTERM,)
         raise Stopped(
             ExitCode.SIGTERM if terminated else ExitCode.SIGINT,
-            f"{folder} is incomplete; the same command prepares it again",
+            f"{folder} is incomplete; the same command continues",
         ) from None
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
 
 
-def _write(documents: Documents, book: ShardBook, tokenizer: Tokenizer) -> Manifest:
-    wanted = book.manifest.settings
-    total = None if wanted["total_tokens"] == "all" else int(wanted["total_tokens"])
-    # One more than the held-out windows' inputs, so that the last of them has its last target.
-    held_out = wanted["val_tokens"] + 1 if wanted["val_tokens"] else 0
-    val = ShardWriter(book, "val", wanted["shard_size"], held_out)
-    train = ShardWriter(book, "train", wanted["shard_size"], total)
-    with TokenProgress(None if total is None else total + held_out) as progress:
-        for batch in documents.batches():
-            tokens, lengths = tokenizer.encode_documents(batch.texts)
-            starts = np.cumsum(lengths) - lengths
-            if not val.full:
-                first = val.write(tokens, starts)
-                if val.full:
-                    val.flush()
-                skipped = int(starts[first]) if first < starts.size else tokens.size
-                tokens, starts = tokens[skipped:], starts[first:] - skipped
-            train.write(tokens, starts)
-            progress.show(val.taken + train.taken, batch.fraction)
-            if train.full:
+def _write(
+    documents: Documents,
+    encoder: DocumentEncoder,
+    writer: ShardWriter,
+    folder: Path,
+    workers: int,
+) -> Manifest:
+    def encode(batch: Batch) -> EncodedBatch:
+        return EncodedBatch(batch, *encoder.encode(batch.texts()))
+
+    held_out, total = writer.held_out, writer.total
+    texts = batches(documents.pieces(writer.cursor.position))
+    encoded = ahead(encode, texts, threads=workers, waiting=2 * workers)
+    with (
+        closing(encoded),
+        TokenProgress(None if total is None else total + held_out) as progress,
+    ):
+        for batch in encoded:
+            writer.write(batch)
+            progress.show(sum(writer.taken.values()), batch.fraction)
+            if writer.full:
                 break
-    if not val.full:
-        raise UserError(
-            f"the dataset has only {val.taken:,} tokens, "
-            f"{wanted['val_tokens']:,} were to be held out",
+    if writer.taken["val"] < held_out:
+        raise _TooLittleText(
+            f"the dataset has only {writer.taken['val']:,} tokens, "
+            f"{held_out - 1:,} were to be held out",
             "lower PREPARE_VAL_TOKENS (0 holds nothing out), or add text",
         )
-    if train.taken == 0:
-        raise UserError(
+    if writer.taken["train"] == 0:
+        raise _TooLittleText(
             "the dataset has no text to train on"
             + (f" after the {held_out:,} held-out tokens" if held_out else ""),
             "check PREPARE_TEXT_COLUMN, lower PREPARE_VAL_TOKENS, or add text",
         )
-    train.flush()
-    counts = {"documents": val.documents + train.documents, **documents.counts}
-    manifest = replace(book.manifest, counts=counts, complete=True)
-    manifest.save(book.folder)
-    if total is not None and train.taken < total:
-        print(f"the dataset ended after {train.taken:,} of {total:,} training tokens", flush=True)
-    print(_summary(book.folder, manifest), flush=True)
+    manifest = writer.finish()
+    if total is not None and writer.taken["train"] < total:
+        print(
+            f"the dataset ended after {writer.taken['train']:,} of {total:,} training tokens",
+            flush=True,
+        )
+    print(_summary(folder, manifest), flush=True)
     return manifest
 
 

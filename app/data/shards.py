@@ -7,6 +7,7 @@ little-endian uint16 tokens.
 
 import hashlib
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +49,7 @@ class Manifest:
         tokenizer: name and the hash of the vocabulary
         settings: what else determines the bytes
         counts: documents that were encoded, and what was left out or replaced
+        position: where the next shard begins in the source, until the dataset is complete
     """
 
     source: dict[str, Any]
@@ -55,6 +57,7 @@ class Manifest:
     settings: dict[str, Any]
     shards: tuple[ShardInfo, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
+    position: dict[str, int] | None = None
     complete: bool = False
 
     def tokens(self, split: Split) -> int:
@@ -65,6 +68,8 @@ class Manifest:
         """Replace the folder's manifest atomically."""
         totals = {"train_tokens": self.tokens("train"), "val_tokens": self.tokens("val")}
         value = {"format_version": FORMAT_VERSION, **asdict(self), "totals": totals}
+        if self.position is None:
+            del value["position"]
         write_json(folder / MANIFEST, value)
 
     @classmethod
@@ -86,6 +91,7 @@ class Manifest:
             )
         try:
             shards = tuple(ShardInfo(**shard) for shard in value.pop("shards"))
+            value.setdefault("position", None)
             known = {item.name: value[item.name] for item in fields(cls) if item.name != "shards"}
         except (KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged: {error}", fix) from None
@@ -97,12 +103,28 @@ def shard_name(name: str, split: Split, index: int) -> str:
     return f"{name}_{'val_' if split == 'val' else ''}{index:06d}.bin"
 
 
-def discard_shards(folder: Path) -> None:
-    """Delete the folder's shards, the manifest and what a killed process left of either."""
+def remove_leftovers(folder: Path, shards: Collection[ShardInfo]) -> None:
+    """Delete what a killed process has left: half a file, or a shard besides `shards`.
+
+    Raises:
+        UserError: one of `shards` is missing or of another size.
+    """
+    for shard in shards:
+        _refuse_other_size(folder, shard, open_shard(folder / shard.file))
+    kept = {shard.file for shard in shards}
     digits = "[0-9]" * 6
-    for name in (f"*_{digits}.bin", f"*_{digits}.bin{PARTIAL}", MANIFEST, f"{MANIFEST}{PARTIAL}"):
+    for name in (f"*_{digits}.bin", f"*_{digits}.bin{PARTIAL}", f"{MANIFEST}{PARTIAL}"):
         for path in folder.glob(name):
-            path.unlink()
+            if path.name not in kept:
+                path.unlink()
+
+
+def _refuse_other_size(folder: Path, shard: ShardInfo, tokens: Tokens) -> None:
+    if tokens.size != shard.tokens:
+        raise UserError(
+            f"shard {folder / shard.file} has {tokens.size} tokens, {MANIFEST} says {shard.tokens}",
+            "prepare the dataset again in an empty folder",
+        )
 
 
 def write_shard(path: Path, tokens: Tokens) -> str:
@@ -206,12 +228,7 @@ def open_dataset(folder: Path) -> Dataset:
             )
         opened = {shard.file: open_shard(folder / shard.file) for shard in manifest.shards}
         for shard in manifest.shards:
-            if opened[shard.file].size != shard.tokens:
-                raise UserError(
-                    f"shard {folder / shard.file} has {opened[shard.file].size} tokens, "
-                    f"{MANIFEST} says {shard.tokens}",
-                    "prepare the dataset again in an empty folder",
-                )
+            _refuse_other_size(folder, shard, opened[shard.file])
         listing = "".join(f"{shard.file}\t{shard.sha256}\n" for shard in manifest.shards)
         held_out = {shard.file for shard in manifest.shards if shard.split == "val"}
     return Dataset(

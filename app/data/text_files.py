@@ -8,12 +8,14 @@ import bz2
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import lzma
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
@@ -22,13 +24,17 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from app.data.batches import Batch, batched
+from app.data.ahead import ahead
+from app.data.batches import Piece, Position
 from app.errors import UserError
 
 KINDS = (".txt", ".md", ".py", ".jsonl", ".parquet")
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _PIECE_BYTES = 1 << 20
 _PIECE_ROWS = 1024
+_AHEAD_BYTES = 64 << 20
+# Position of the first row, texts, fraction of the file that is read, whether bytes were replaced.
+_Rows = tuple[int, pa.LargeStringArray, float, bool]
 _DAMAGE = (
     EOFError,
     gzip.BadGzipFile,
@@ -56,70 +62,161 @@ class FileDocuments:
     text_column: str
     source: Mapping[str, Any]
     filesystem: AbstractFileSystem = field(default_factory=LocalFileSystem)
-    counts: Counter[str] = field(default_factory=Counter)
+    row_groups_ahead: int = 2
 
-    def batches(self) -> Iterator[Batch]:
-        """All documents, in order; see app.data.batches.Documents."""
-        return batched(self._texts(), self.counts)
-
-    def _texts(self) -> Iterator[tuple[list[Any], float]]:
+    def pieces(self, start: Position) -> Iterator[Piece]:
+        """All rows from `start` on, in order; see app.data.batches.Documents."""
         total_bytes = sum(file.bytes for file in self.files) or 1
-        done_bytes = 0
-        for file in self.files:
-            try:
-                for values, fraction in self._read(file):
-                    yield values, (done_bytes + fraction * file.bytes) / total_bytes
-            except _DAMAGE as error:
-                raise _damaged(file, error) from error
-            except OSError as error:
-                # bz2 and Arrow raise the bare class for bad data; the system's errors have numbers.
-                if type(error) is OSError and error.errno is None:
-                    raise _damaged(file, error) from error
-                raise
+        done_bytes = sum(file.bytes for file in self.files[: start.file])
+        for index, file in enumerate(self.files[start.file :], start.file):
+            first_row = start.row if index == start.file else 0
+            with _damage_named(file):
+                for row, texts, fraction, not_utf8 in self._read(file, first_row):
+                    done = (done_bytes + fraction * file.bytes) / total_bytes
+                    yield Piece(Position(index, row), texts, done, not_utf8)
             done_bytes += file.bytes
 
-    def _read(self, file: SourceFile) -> Iterator[tuple[list[Any], float]]:
-        with self.filesystem.open(file.path, "rb", cache_type="none") as raw:
-            match kind_of(file.name):
-                case ".parquet":
-                    yield from self._rows(file, raw)
-                case ".jsonl":
-                    yield from self._lines(file, raw)
-                case _:
-                    yield [self._decoded(_decompressed(raw, file.name).read())], 1.0
+    def _read(self, file: SourceFile, first_row: int) -> Iterator[_Rows]:
+        match kind_of(file.name):
+            case ".parquet":
+                yield from self._row_groups(file, first_row)
+            case ".jsonl":
+                with self.open(file) as raw:
+                    yield from self._lines(file, raw, first_row)
+            case _ if first_row == 0:
+                with self.open(file) as raw:
+                    content = _decompressed(raw, file.name).read()
+                text, not_utf8 = _decoded(content)
+                yield 0, as_texts([text]), 1.0, not_utf8
 
-    def _decoded(self, content: bytes) -> str:
-        try:
-            return content.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            self.counts["not_utf8"] += 1
-            return content.decode("utf-8-sig", "replace")
+    def open(self, file: SourceFile) -> BinaryIO:
+        """Open a file of the source for reading."""
+        return cast(BinaryIO, self.filesystem.open(file.path, "rb", cache_type="none"))
 
-    def _lines(self, file: SourceFile, raw: BinaryIO) -> Iterator[tuple[list[Any], float]]:
-        first = 1
+    def _lines(self, file: SourceFile, raw: BinaryIO, first_row: int) -> Iterator[_Rows]:
+        row = 0
+        has_column = False
         lines = _decompressed(raw, file.name)
         while piece := lines.readlines(_PIECE_BYTES):
+            first, row = row, row + len(piece)
+            if row <= first_row:
+                continue
+            skipped = max(first_row - first, 0)
             rows = [
-                _json_object(line, f"{file.path}, line {number}")
-                for number, line in enumerate(piece, start=first)
-                if line.strip()
+                _json_object(line, f"{file.path}, line {number}") if line.strip() else {}
+                for number, line in enumerate(piece[skipped:], start=first + skipped + 1)
             ]
-            if first == 1 and rows and not any(self.text_column in row for row in rows):
-                raise _no_column(file, self.text_column, rows[0])
-            first += len(piece)
-            yield [row.get(self.text_column) for row in rows], raw.tell() / file.bytes
+            filled = [one for one in rows if one]
+            if filled and not has_column and first_row == 0:
+                if not any(self.text_column in one for one in filled):
+                    raise _no_column(file, self.text_column, filled[0])
+                has_column = True
+            texts = as_texts([one.get(self.text_column) for one in rows])
+            yield first + skipped, texts, raw.tell() / file.bytes, False
 
-    def _rows(self, file: SourceFile, raw: BinaryIO) -> Iterator[tuple[list[Any], float]]:
-        parquet = pq.ParquetFile(raw, pre_buffer=True)
-        columns = parquet.schema_arrow.names
+    def _row_groups(self, file: SourceFile, first_row: int) -> Iterator[_Rows]:
+        metadata = self.read_metadata(file)
+        columns = metadata.schema.to_arrow_schema().names
         if self.text_column not in columns:
             raise _no_column(file, self.text_column, columns)
-        done_rows = 0
-        for group in range(parquet.num_row_groups):
-            table = parquet.read_row_group(group, columns=[self.text_column])
-            for rows in table.to_batches(max_chunksize=_PIECE_ROWS):
-                done_rows += rows.num_rows
-                yield rows.column(0).to_pylist(), done_rows / parquet.metadata.num_rows
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        firsts = list(itertools.accumulate(sizes, initial=0))
+        wanted = [group for group, size in enumerate(sizes) if firsts[group] + size > first_row]
+        read = partial(self.read_row_group, file, metadata)
+        largest = max((metadata.row_group(group).total_byte_size for group in wanted), default=0)
+        count = min(self.row_groups_ahead, max(1, _AHEAD_BYTES // max(1, largest)))
+        tables = ahead(read, wanted, threads=count, waiting=count)
+        for group, table in zip(wanted, tables, strict=True):
+            column = table.column(0)
+            for at in range(0, len(column), _PIECE_ROWS):
+                row = firsts[group] + at
+                rows = column[at : at + _PIECE_ROWS]
+                if row + len(rows) <= first_row:
+                    continue
+                skipped = max(first_row - row, 0)
+                fraction = (row + len(rows)) / metadata.num_rows
+                yield row + skipped, arrow_texts(rows[skipped:]), fraction, False
+
+    def read_metadata(self, file: SourceFile) -> pq.FileMetaData:
+        """The footer of a parquet file."""
+        with self.open(file) as raw:
+            return pq.ParquetFile(raw).metadata
+
+    def read_row_group(self, file: SourceFile, metadata: pq.FileMetaData, group: int) -> pa.Table:
+        """The text column of one row group."""
+        with self.open(file) as raw:
+            parquet = pq.ParquetFile(raw, metadata=metadata, pre_buffer=True)
+            return parquet.read_row_group(group, columns=[self.text_column])
+
+
+@contextmanager
+def _damage_named(file: SourceFile) -> Iterator[None]:
+    """Turn what a damaged file raises into an error that names it."""
+    try:
+        yield
+    except _DAMAGE as error:
+        raise _damaged(file, error) from error
+    except OSError as error:
+        # bz2 and Arrow raise the bare class for bad data; the system's errors have numbers.
+        if type(error) is OSError and error.errno is None:
+            raise _damaged(file, error) from error
+        raise
+
+
+def as_texts(values: Sequence[object]) -> pa.LargeStringArray:
+    """Python values as texts; None is an empty one.
+
+    Raises:
+        UserError: a value is not text.
+    """
+    for value in values:
+        if value is not None and not isinstance(value, str):
+            raise _not_text(type(value).__name__, value)
+    try:
+        return pa.array(["" if value is None else value for value in values], pa.large_string())
+    except UnicodeEncodeError:
+        # JSON can spell half a surrogate pair, which has no UTF-8; tiktoken replaces it like this.
+        whole = [
+            ""
+            if value is None
+            else str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            for value in values
+        ]
+        return pa.array(whole, pa.large_string())
+
+
+def arrow_texts(column: pa.ChunkedArray) -> pa.LargeStringArray:
+    """A column as texts; a null is an empty one.
+
+    Raises:
+        UserError: the column does not hold text.
+        ArrowInvalid: its bytes are not UTF-8.
+    """
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_null(kind):
+        return as_texts([None] * len(column))
+    if not (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    ):
+        raise _not_text(str(kind), column[0].as_py())
+    texts = column.cast(pa.large_string()).fill_null("").combine_chunks()
+    texts.validate(full=True)
+    return texts
+
+
+def _not_text(kind: str, value: object) -> UserError:
+    return UserError(
+        f"the text column holds {kind}, not text: {value!r:.80}",
+        "set PREPARE_TEXT_COLUMN to the column that holds the text",
+    )
+
+
+def _decoded(content: bytes) -> tuple[str, bool]:
+    """The text, and whether bytes had to be replaced."""
+    try:
+        return content.decode("utf-8-sig"), False
+    except UnicodeDecodeError:
+        return content.decode("utf-8-sig", "replace"), True
 
 
 def _decompressed(raw: BinaryIO, name: str) -> BinaryIO:

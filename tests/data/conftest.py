@@ -10,10 +10,20 @@ import pytest
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
+from app.data.batches import Documents, Position
+
 CHECKOUT = Path(__file__).parents[2]
 NOWHERE = "http://127.0.0.1:9"
 
 Start = Callable[..., subprocess.Popen[str]]
+
+
+START = Position(0, 0)
+
+
+def read(documents: Documents) -> list[str]:
+    """All texts."""
+    return [text for piece in documents.pieces(START) for text in piece.texts.to_pylist() if text]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,7 +5,7 @@ import lzma
 import os
 import random
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from app.data.batches import Batch
+from app.data.batches import Piece, Position, batches
 from app.data.documents import is_hub_id, open_documents
 from app.errors import UserError
+from tests.data.conftest import START, read
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
@@ -27,12 +28,12 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def batches_of(dataset: Path | str, **options: Any) -> list[Batch]:
-    return list(open_documents(str(dataset), **options).batches())
+def pieces_of(dataset: Path | str, start: Position = START, **options: Any) -> list[Piece]:
+    return list(open_documents(str(dataset), **options).pieces(start))
 
 
 def texts_of(dataset: Path | str, **options: Any) -> list[str]:
-    return [text for batch in batches_of(dataset, **options) for text in batch.texts]
+    return read(open_documents(str(dataset), **options))
 
 
 def write_json_lines(path: Path, *rows: object) -> Path:
@@ -170,8 +171,9 @@ def test_bytes_that_are_not_utf8_are_replaced_and_counted(tmp_path: Path) -> Non
     (tmp_path / "a.txt").write_bytes("naïve".encode("latin-1"))
     (tmp_path / "b.txt").write_text("fine")
     documents = open_documents(str(tmp_path), shuffle_files=False)
-    assert [batch.texts for batch in documents.batches()] == [["na\ufffdve", "fine"]]
-    assert documents.counts == {"not_utf8": 1}
+    pieces = list(documents.pieces(START))
+    assert [piece.texts.to_pylist() for piece in pieces] == [["na\ufffdve"], ["fine"]]
+    assert [piece.not_utf8 for piece in pieces] == [True, False]
 
 
 @pytest.mark.parametrize("name", ("a.jsonl", "a.parquet", "folder"))
@@ -186,8 +188,8 @@ def test_empty_and_missing_text_is_left_out_and_counted(tmp_path: Path, name: st
         for file, content in {"1": b"", "2": b"one", "3": b"\xef\xbb\xbf", "4": b""}.items():
             (path / f"{file}.txt").write_bytes(content)
     documents = open_documents(str(path), shuffle_files=False)
-    assert [batch.texts for batch in documents.batches()] == [["one"]]
-    assert documents.counts == {"skipped": 3}
+    texts = [text for piece in documents.pieces(START) for text in piece.texts.to_pylist()]
+    assert sorted(texts) == ["", "", "", "one"]
 
 
 @pytest.mark.parametrize("line", ("not json", '{"text": "cut', "\udcff", '{"text": NULL}'))
@@ -322,7 +324,7 @@ def test_source_changes_with_the_files_and_not_with_the_place(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ("a.txt", "a.jsonl", "a.jsonl.gz", "a.parquet"))
 def test_fraction_rises_to_one(tmp_path: Path, name: str) -> None:
-    texts = [f"{number} " * 100 for number in range(4000)]
+    texts = [f"{number} " * 100 for number in range(8000)]
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
     match name:
         case "a.txt":
@@ -332,7 +334,7 @@ def test_fraction_rises_to_one(tmp_path: Path, name: str) -> None:
             write_parquet(tmp_path / name, list(texts), rows_per_group=500)
         case _:
             (tmp_path / name).write_bytes(COMPRESS[Path(name).suffix.replace(".jsonl", "")](lines))
-    fractions = [batch.fraction for batch in batches_of(tmp_path)]
+    fractions = [piece.fraction for piece in pieces_of(tmp_path)]
     assert fractions == sorted(fraction for fraction in fractions if fraction is not None)
     assert len(set(fractions)) > 2
     assert fractions[-1] == 1.0
@@ -340,4 +342,30 @@ def test_fraction_rises_to_one(tmp_path: Path, name: str) -> None:
 
 def test_long_documents_make_short_batches(tmp_path: Path) -> None:
     write_json_lines(tmp_path / "a.jsonl", *({"text": "x" * 1_000_000} for _ in range(10)))
-    assert [len(batch.texts) for batch in batches_of(tmp_path)] == [5, 5]
+    assert [len(batch.texts()) for batch in batches(pieces_of(tmp_path))] == [6, 4]
+
+
+@pytest.mark.parametrize("name", ("a.jsonl", "a.jsonl.gz", "a.parquet"))
+def test_reading_from_any_position_gives_the_rest(tmp_path: Path, name: str) -> None:
+    texts = [None if number % 5 == 3 else f"text {number}" for number in range(23)]
+    for file in ("1", "2"):
+        (tmp_path / file).mkdir()
+        path = tmp_path / file / name
+        if name == "a.parquet":
+            write_parquet(path, texts, rows_per_group=4)
+        else:
+            lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+            path.write_bytes(COMPRESS[path.suffix.replace(".jsonl", "")](lines))
+    documents = open_documents(str(tmp_path), shuffle_files=False)
+    rows = [(Position(file, row), texts[row] or "") for file in (0, 1) for row in range(23)]
+    for number in range(len(rows)):
+        assert rows_of(documents.pieces(rows[number][0])) == rows[number:]
+    assert rows_of(documents.pieces(Position(1, 23))) == []
+
+
+def rows_of(pieces: Iterable[Piece]) -> list[tuple[Position, str]]:
+    return [
+        (Position(piece.first.file, piece.first.row + number), text)
+        for piece in pieces
+        for number, text in enumerate(piece.texts.to_pylist())
+    ]

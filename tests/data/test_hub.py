@@ -1,63 +1,29 @@
 import json
-import random
 import shutil
-import threading
+import sysconfig
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
+from app.data.batches import Position
 from app.data.documents import open_documents
 from app.data.prepare import prepare
 from app.data.shards import Manifest
 from app.errors import UserError
 from tests.data.conftest import Start
+from tests.data.hub_folders import write_fineweb, write_parquet
+from tests.data.loopback_hub import Hub
 
-README = """---
-license: odc-by
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: data/*/*
-  - split: test
-    path: held/*
-- config_name: sample-10BT
-  data_files:
-  - split: train
-    path: sample/10BT/*
----
-# A dataset
-"""
-COMMIT = "9bb295ddab0e05d785b879661af7260fed5140fc"
 SAMPLE = [[f"file {file}, row {row} " * 20 for row in range(50)] for file in range(3)]
-
-
-def write_parquet(path: Path, texts: list[str], *, scan_bytes: int = 8192) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ids = [f"<urn:uuid:{number}>" for number in range(len(texts))]
-    scans = [random.Random(number).randbytes(scan_bytes) for number in range(len(texts))]
-    columns = {"text": texts, "id": ids, "scan": scans, "token_count": list(range(len(texts)))}
-    pq.write_table(pa.table(columns), path, row_group_size=16)
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that is laid out as FineWeb is on the hub."""
-    folder = tmp_path_factory.mktemp("hub") / "fineweb"
-    folder.mkdir()
-    (folder / "README.md").write_text(README)
-    write_parquet(folder / "data" / "CC-MAIN-2024-10" / "000_00000.parquet", ["default"])
-    write_parquet(folder / "held" / "000.parquet", ["test"])
-    for file in (2, 0, 1):
-        write_parquet(folder / "sample" / "10BT" / f"{file:03d}_00000.parquet", SAMPLE[file])
-    return folder
+    return write_fineweb(tmp_path_factory.mktemp("hub") / "fineweb", SAMPLE)
 
 
 def repository_of(folder: Path, **files: str) -> Path:
@@ -73,8 +39,8 @@ def repository_of(folder: Path, **files: str) -> Path:
 
 
 def texts_of(dataset: Path, config: str | None = None, **options: Any) -> list[str]:
-    batches = open_documents(str(dataset), config=config, **options).batches()
-    return [text for batch in batches for text in batch.texts]
+    pieces = open_documents(str(dataset), config=config, **options).pieces(Position(0, 0))
+    return [text for piece in pieces for text in piece.texts.to_pylist()]
 
 
 def test_configuration_is_read_in_the_order_of_files_and_rows(repository: Path) -> None:
@@ -154,9 +120,7 @@ def test_json_lines_are_streamed_in_order(tmp_path: Path) -> None:
 
 def test_csv_is_streamed(tmp_path: Path) -> None:
     folder = repository_of(tmp_path / "r", a_csv='id,text\n1,"one, ""1"""\n2,\n3,"three\n3"\n')
-    documents = open_documents(str(folder))
-    assert [batch.texts for batch in documents.batches()] == [['one, "1"', "three\n3"]]
-    assert documents.counts == {"skipped": 1}
+    assert texts_of(folder) == ['one, "1"', "", "three\n3"]
 
 
 def test_streamed_source_changes_with_its_files(tmp_path: Path) -> None:
@@ -206,157 +170,77 @@ def test_leaving_a_stream_early_ends_the_process_with_0(tmp_path: Path, start: S
         assert output.count("1,000 training") == 2
 
 
-class Hub(ThreadingHTTPServer):
-    """The few endpoints of the hub that matter here, over a folder of repositories."""
-
-    daemon_threads = True
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), HubHandler)
-        self.folder = folder
-        self.failures = 0
-        self.bytes_sent = 0
-
-    @property
-    def variables(self) -> dict[str, str]:
-        """What makes a process take this for the hub."""
-        return {"HF_ENDPOINT": f"http://127.0.0.1:{self.server_port}", "no_proxy": "127.0.0.1"}
-
-
-class HubHandler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Hub
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path).strip("/")
-        if self.server.failures and path.startswith("api/datasets"):
-            self.server.failures -= 1
-            return self._answer(503)
-        match path.split("/"):
-            case ["api", "datasets", "own", name, "revision", revision]:
-                return self._revision(name, revision)
-            case ["api", "datasets", "own", name, "tree", revision, *below]:
-                return self._tree(self.server.folder / name, "/".join(below))
-            case ["datasets", "own", name, "resolve", revision, *below]:
-                return self._file(self.server.folder / name / "/".join(below))
-        return self._answer(404)
-
-    def _revision(self, name: str, revision: str) -> None:
-        if not (self.server.folder / name).is_dir():
-            return self._answer(404, error="RepoNotFound")
-        if revision not in ("main", COMMIT):
-            return self._answer(404, error="RevisionNotFound")
-        return self._answer(200, json.dumps({"id": f"own/{name}", "sha": COMMIT}).encode())
-
-    def _tree(self, repository: Path, below: str) -> None:
-        folder = repository / below
-        recursive = "recursive=True" in self.path or "recursive=true" in self.path
-        entries = [
-            {
-                "type": "file" if path.is_file() else "directory",
-                "path": path.relative_to(repository).as_posix(),
-                "size": path.stat().st_size if path.is_file() else 0,
-                "oid": "0" * 40,
-            }
-            for path in sorted(folder.rglob("*") if recursive else folder.iterdir())
-        ]
-        self._answer(200, json.dumps(entries).encode())
-
-    def _file(self, path: Path) -> None:
-        if not path.is_file():
-            return self._answer(404, error="EntryNotFound")
-        content = path.read_bytes()
-        wanted = self.headers.get("Range")
-        if wanted is None:
-            return self._answer(200, content)
-        first, last = map(int, wanted.removeprefix("bytes=").split("-"))
-        return self._answer(206, content[first : last + 1])
-
-    def _answer(self, status: int, content: bytes = b"", error: str | None = None) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{hash(content):x}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        if error:
-            self.send_header("X-Error-Code", error)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-            self.server.bytes_sent += len(content)
-
-    def log_request(self, *_: object) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture
-def hub(repository: Path) -> Iterator[Hub]:
-    with Hub(repository.parent) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+def hub() -> Iterator[Hub]:
+    with Hub() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
-FINEWEB = {
-    "PREPARE_DATASET": "own/fineweb",
-    "PREPARE_DATASET_CONFIG": "sample-10BT",
-    "PREPARE_TOTAL_TOKENS": "10000",
-    "PREPARE_VAL_TOKENS": "1000",
-    "PREPARE_OUT_DIR": "out",
-}
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """FineWeb's layout with as much real text as the default settings hold out, and more."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    modules = sorted((*root.glob("[a-z]*.py"), *root.glob("[a-r]*/*.py")))
+    texts = [module.read_text("utf-8", "replace") for module in modules]
+    return write_fineweb(tmp_path_factory.mktemp("library") / "fineweb", [texts[0::2], texts[1::2]])
 
 
-def test_hub_gives_the_same_as_the_folder_and_records_the_commit(
-    hub: Hub, repository: Path, tmp_path: Path, start: Start
+def test_default_settings_prepare_fineweb_through_the_hub(
+    hub: Hub, library: Path, tmp_path: Path, start: Start
 ) -> None:
-    hub.failures = 1
-    process = start("-m", "app", "prepare", **FINEWEB, **hub.variables)
+    commit = hub.publish("HuggingFaceFW/fineweb", library)
+    process = start("-m", "app", "prepare", **hub.variables)
     output, error = process.communicate(timeout=60)
     assert process.returncode == 0, error
-    assert "the hub does not answer" in output
-    assert "trying again in 1 s" in output
-    hub_manifest = Manifest.load(tmp_path / "out")
-    assert hub_manifest is not None
-    assert hub_manifest.source == {
-        "dataset": "own/fineweb",
+    assert error == ""
+    assert "training tokens" in output
+    manifest = Manifest.load(tmp_path / "fineweb20M")
+    assert manifest is not None
+    assert manifest.source == {
+        "dataset": "HuggingFaceFW/fineweb",
         "config": "sample-10BT",
         "split": "train",
-        "revision": COMMIT,
+        "revision": commit,
     }
-    settings: dict[str, Any] = {"total_tokens": 10_000, "val_tokens": 1000}
+    settings: dict[str, Any] = {"total_tokens": 20_000_000, "val_tokens": 1_048_576}
     folder = tmp_path / "folder"
-    prepare(str(repository), folder, name="fineweb", config="sample-10BT", **settings)
-    folder_manifest = Manifest.load(folder)
-    assert folder_manifest is not None
-    assert hub_manifest.shards == folder_manifest.shards
-    size = (repository / "sample" / "10BT" / "000_00000.parquet").stat().st_size
-    assert hub.bytes_sent < size, "only the text column of the three files travels"
+    local = prepare(str(library), folder, name="fineweb", config="sample-10BT", **settings)
+    assert manifest.shards == local.shards
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    (
-        ({"PREPARE_DATASET": "own/finewep"}, "there is no dataset own/finewep on the hub"),
-        ({"PREPARE_DATASET_REVISION": "v9"}, "own/fineweb has no revision 'v9'"),
-    ),
-)
-def test_wrong_hub_dataset_is_one_readable_error(
-    hub: Hub, start: Start, change: dict[str, str], message: str
-) -> None:
-    process = start("-m", "app", "prepare", **{**FINEWEB, **hub.variables, **change})
+def test_only_the_text_column_travels(hub: Hub, repository: Path, start: Start) -> None:
+    hub.publish("HuggingFaceFW/fineweb", repository)
+    process = start("-m", "app", "prepare", **SMALL, **hub.variables)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert message in error
-    assert len(error.splitlines()) == 2
+    assert process.returncode == 0, error
+    size = (repository / "sample" / "10BT" / "000_00000.parquet").stat().st_size
+    assert hub.bytes_sent < size, "that is of one of three files"
+
+
+SMALL = {"PREPARE_TOTAL_TOKENS": "10000", "PREPARE_VAL_TOKENS": "1000", "PREPARE_OUT_DIR": "out"}
+
+
+@pytest.mark.parametrize("kind", ("jsonl", "csv"))
+def test_other_files_are_streamed_from_the_hub(
+    hub: Hub, tmp_path: Path, start: Start, kind: str
+) -> None:
+    texts = [f"row {row} " * 20 for row in range(400)]
+    rows = texts if kind == "csv" else [json.dumps({"text": text}) for text in texts]
+    lines = [*(["text"] if kind == "csv" else ()), *rows]
+    folder = repository_of(tmp_path / kind, **{f"a_{kind}": "\n".join(lines)})
+    hub.publish(f"own/{kind}", folder)
+    process = start("-m", "app", "prepare", "--dataset", f"own/{kind}", **SMALL, **hub.variables)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    manifest = Manifest.load(tmp_path / "out")
+    assert manifest is not None
+    local = prepare(str(folder), tmp_path / "x", name=kind, total_tokens=10_000, val_tokens=1000)
+    assert manifest.shards == local.shards
 
 
 def test_without_a_network_a_hub_dataset_fails_soon(start: Start) -> None:
     begun = time.monotonic()
-    process = start("-m", "app", "prepare", **FINEWEB)
+    process = start("-m", "app", "prepare", HUB_RETRY_SECONDS="0.1,0.2")
     output, error = process.communicate(timeout=60)
     assert process.returncode == 5
     assert time.monotonic() - begun < 20

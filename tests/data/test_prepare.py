@@ -3,7 +3,6 @@ import signal
 import struct
 import subprocess
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,10 +209,25 @@ def test_source_that_cannot_be_read_can_be_corrected(tmp_path: Path) -> None:
     good = source.read_text()
     source.write_text(good + "{broken\n")
     with pytest.raises(UserError, match="is not JSON"):
-        prepared(source, tmp_path / "out", shard_size=1000)
+        prepared(source, tmp_path / "out")
     assert shards_in(tmp_path / "out") == {}
     source.write_text(good)
-    prepared(source, tmp_path / "out", shard_size=1000)
+    prepared(source, tmp_path / "out")
+
+
+def test_damage_costs_no_shard_that_is_written(tmp_path: Path) -> None:
+    source = write_texts(tmp_path / "a.jsonl", [f"{number} words" * 20 for number in range(20000)])
+    good = source.read_text()
+    unbroken = prepared(source, tmp_path / "unbroken", shard_size=100_000)
+    source.write_text(good[:-2] + "?\n")
+    with pytest.raises(UserError, match="is not JSON"):
+        prepared(source, tmp_path / "out", shard_size=100_000)
+    kept = shards_in(tmp_path / "out")
+    assert 1 < len(kept) < len(unbroken.shards)
+    source.write_text(good)
+    assert prepared(source, tmp_path / "out", shard_size=100_000) == unbroken
+    assert shards_in(tmp_path / "out") == shards_in(tmp_path / "unbroken")
+    assert kept.items() <= shards_in(tmp_path / "out").items()
 
 
 def test_source_shorter_than_the_limit_is_complete_and_says_so(
@@ -323,12 +337,13 @@ def test_prepare_interrupted_thrice_is_refused_by_train_and_ends_like_an_unbroke
 ) -> None:
     settings = {**BIG, "PREPARE_DATASET": str(big_source)}
     out = tmp_path / "out"
-    for number, exit_code in {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}.items():
+    stops = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}
+    for times, (number, exit_code) in enumerate(stops.items()):
         process = start("-m", "app", "prepare", **settings, PREPARE_WORKERS="1")
-        if number != signal.SIGKILL:
+        if times:
             assert process.stdout is not None
-            assert "was left incomplete" in process.stdout.readline()
-        wait_for(out / "big_000000.bin", process)
+            assert "continues after" in process.stdout.readline()
+        wait_for(out / f"big_{4 * times:06d}.bin", process)
         process.send_signal(number)
         _, error = process.communicate(timeout=60)
         assert process.returncode == exit_code
@@ -343,18 +358,6 @@ def test_prepare_interrupted_thrice_is_refused_by_train_and_ends_like_an_unbroke
     assert shards_in(out) == shards_in(unbroken)
     assert (out / "manifest.json").read_bytes() == (unbroken / "manifest.json").read_bytes()
     assert not list(out.glob("*.partial"))
-
-
-def test_shard_that_a_killed_prepare_had_not_recorded_is_no_obstacle(
-    big_source: Path, source: Path, tmp_path: Path
-) -> None:
-    """Killed between a shard's rename and the manifest's; the source was then corrected."""
-    manifest = prepared(source, tmp_path / "out", shard_size=500)
-    replace(manifest, shards=manifest.shards[:1], complete=False).save(tmp_path / "out")
-    assert (tmp_path / "out" / "text_000002.bin").exists()
-    write_texts(source, TEXTS[:3])
-    manifest = prepared(source, tmp_path / "out", shard_size=500)
-    assert sorted(shards_in(tmp_path / "out")) == [one.file for one in manifest.shards]
 
 
 def test_second_prepare_on_a_folder_is_refused(

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import tiktoken
 from hypothesis import given, settings
@@ -65,24 +64,6 @@ def test_megabyte_of_one_character_equals_encode_ordinary(
 
 def test_end_of_text_inside_a_document_is_ordinary_text(tokenizer: Tokenizer) -> None:
     assert END_OF_TEXT not in tokenizer.encode("one<|endoftext|>two")
-
-
-@pytest.mark.parametrize("workers", (1, 2, 3))
-@settings(max_examples=60, deadline=None)
-@given(texts=st.lists(any_text, max_size=8))
-def test_documents_equal_their_encodings_after_end_of_text(
-    encoders: dict[int, Tokenizer], gpt2: tiktoken.Encoding, workers: int, texts: list[str]
-) -> None:
-    documents = [[END_OF_TEXT, *gpt2.encode_ordinary(text)] for text in texts]
-    tokens, lengths = encoders[workers].encode_documents(texts)
-    assert tokens.dtype == np.uint16
-    assert tokens.tolist() == [token for document in documents for token in document]
-    assert lengths.tolist() == [len(document) for document in documents]
-
-
-@pytest.fixture(scope="module")
-def encoders(tokenizer: Tokenizer) -> dict[int, Tokenizer]:
-    return {1: tokenizer, 2: Tokenizer(2), 3: Tokenizer(3)}
 
 
 @settings(max_examples=200, deadline=None)

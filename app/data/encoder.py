@@ -1,0 +1,93 @@
+"""Documents to tokens, in bulk.
+
+gigatoken gives tiktoken's tokens, ten times as fast; it takes and gives Arrow's layout of strings
+through awkward arrays, without a copy. Where there are no vocabulary files for it, tiktoken itself
+does the work.
+"""
+
+import base64
+import tempfile
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from gigatoken.gigatoken_rs import BPETokenizer
+
+from app.data.batches import text_bytes
+from app.data.shards import Tokens
+from app.data.tokenizer import END_OF_TEXT, Tokenizer, ranks, vocabulary_files
+
+Lengths = npt.NDArray[np.int64]
+
+_BYTES_OF_ONE_ENCODER = 512 << 20
+
+
+class DocumentEncoder:
+    """Encodes documents; several threads can use it at once.
+
+    Args:
+        exact: take tiktoken, the reference, whatever there is.
+
+    Raises:
+        NetworkError: the vocabulary is not on this machine and cannot be downloaded.
+    """
+
+    def __init__(self, *, exact: bool = False) -> None:
+        self._files = None if exact else vocabulary_files()
+        self._reference = Tokenizer() if self._files is None else None
+        self._fast = self._new()
+        self._encoded_bytes = 0
+
+    def encode(self, texts: pa.LargeStringArray) -> tuple[Tokens, Lengths]:
+        """Encode documents in order, each after an `<|endoftext|>`; an empty text is none.
+
+        Args:
+            texts: large_string [rows], without nulls
+
+        Returns:
+            tokens: uint16 [total], all documents one after the other
+            lengths: int64 [rows], tokens of each row, `<|endoftext|>` included; 0 if it is empty
+        """
+        ends, data = text_bytes(texts)
+        if self._reference is None:
+            content, counts = self._encode_fast(ends, data)
+        else:
+            parts = [self._reference.encode(text) for text in texts.to_pylist()]
+            content = np.concatenate(parts or [np.empty(0, np.uint32)])
+            counts = np.array([part.size for part in parts], np.int64)
+        is_document = np.diff(ends) > 0
+        lengths = counts + is_document
+        starts = (np.cumsum(lengths) - lengths)[is_document]
+        tokens = np.empty(content.size + starts.size, np.uint16)
+        is_text = np.ones(tokens.size, np.bool_)
+        is_text[starts] = False
+        tokens[starts] = END_OF_TEXT
+        tokens[is_text] = content
+        return tokens, lengths
+
+    def _encode_fast(
+        self, ends: Lengths, data: npt.NDArray[np.uint8]
+    ) -> tuple[npt.NDArray[np.uint32], Lengths]:
+        characters = ak.contents.NumpyArray(data, parameters={"__array__": "char"})
+        strings = ak.contents.ListOffsetArray(
+            ak.index.Index64(ends), characters, parameters={"__array__": "string"}
+        )
+        # Its cache of words only grows.
+        self._encoded_bytes += int(ends[-1] - ends[0])
+        if self._encoded_bytes > _BYTES_OF_ONE_ENCODER:
+            self._fast, self._encoded_bytes = self._new(), 0
+        encoded = self._fast.encode_batch(ak.Array(strings), parallel=False).layout
+        offsets = np.asarray(encoded.offsets)
+        return np.asarray(encoded.content.data)[offsets[0] : offsets[-1]], np.diff(offsets)
+
+    def _new(self) -> Any:
+        """A new encoder, without special tokens: `<|endoftext|>` in a text is ordinary text."""
+        if self._files is None:
+            return None
+        with tempfile.NamedTemporaryFile("wb", suffix=".tiktoken") as file:
+            for token, rank in ranks(*self._files).items():
+                file.write(base64.b64encode(token) + f" {rank}\n".encode())
+            file.flush()
+            return BPETokenizer.from_tiktoken(file.name, "gpt2")

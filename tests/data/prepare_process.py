@@ -1,0 +1,260 @@
+"""Real `python -m app prepare` processes, and faults at exact points of what they write."""
+
+import ctypes
+import functools
+import gzip
+import hashlib
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGSTOP, Signals
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from app.data.shards import Manifest
+from tests.data.conftest import CHECKOUT
+
+_DROP_CAPABILITY = 24
+_CAP_DAC_OVERRIDE = 1
+# Such a path leads to another process's mounts; those of open files lack the beginning.
+_IN_NAMESPACE = re.compile(r"^/proc/\d+/root")
+STORY = "the cat sat on a mat and it rained in Spain: 3 times 7 é 😀"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A moment of a run: before a call that changes the folder, or within a write ("torn")."""
+
+    number: int
+    kind: str
+    file: str
+    bytes: int
+
+    @property
+    def what(self) -> str:
+        """Shard, manifest, lock or folder."""
+        name = self.file.removesuffix(".partial")
+        return {".": "folder", ".lock": "lock"}.get(
+            self.file, "shard" if name.endswith(".bin") else name
+        )
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens at a point: a signal, or an error of this call and the later ones."""
+
+    at: int
+    sends: Signals | None = None
+    fails: int | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a process left: exit code, what it printed, the points it passed."""
+
+    code: int
+    output: str
+    error: str
+    points: list[Point]
+
+
+class Preparation:
+    """A folder that is prepared, again and again, by processes that a fault may befall.
+
+    Args:
+        place: the folder that DATA_DIR is.
+        settings: environment variables.
+    """
+
+    def __init__(self, place: Path, settings: Mapping[str, str]) -> None:
+        self.place, self.out = place, place / "out"
+        self.settings = settings
+        self._log = tempfile.mkstemp(prefix="points-", dir=_library().parent)[1]
+
+    def start(self, workers: int = 1, fault: Fault | None = None) -> subprocess.Popen[str]:
+        """Begin to prepare."""
+        Path(self._log).write_text("")
+        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        places = {
+            "DATA_DIR": self.place,
+            "PYTHONPATH": CHECKOUT,
+            "LD_PRELOAD": _library(),
+            "FAULTS_FOLDER": _IN_NAMESPACE.sub("", str(self.out)),
+            "FAULTS_LOG": self._log,
+        }
+        faults: dict[str, int] = {}
+        if fault is not None:
+            faults = {
+                "FAULTS_AT": fault.at,
+                "FAULTS_SIGNAL": fault.sends or 0,
+                "FAULTS_ERRNO": fault.fails or 0,
+            }
+        settings = {"PREPARE_OUT_DIR": "out", "PREPARE_WORKERS": workers, **self.settings}
+        variables = {name: str(value) for name, value in (places | settings | faults).items()}
+        return subprocess.Popen(
+            [sys.executable, "-m", "app", "prepare"],
+            cwd=_library().parent,
+            env=kept | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=_bind,
+        )
+
+    def end(self, process: subprocess.Popen[str]) -> Ended:
+        """Wait for a process that was started."""
+        output, error = process.communicate(timeout=120)
+        return Ended(process.returncode, output, error, self.points()[0])
+
+    def run(self, workers: int = 1, fault: Fault | None = None) -> Ended:
+        """Prepare until it is done or a fault ends it."""
+        return self.end(self.start(workers, fault))
+
+    @contextmanager
+    def stopped(self, at: int) -> Iterator[subprocess.Popen[str]]:
+        """A process that waits at a point, for SIGCONT."""
+        process = self.start(fault=Fault(at, SIGSTOP))
+        try:
+            _, status = os.waitpid(process.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status), f"ended before point {at}"
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+    def committed(self) -> dict[str, tuple[int, int, int]]:
+        """Inode, time of change and tokens of the shards that the manifest lists."""
+        manifest = Manifest.load(self.out)
+        files = {shard.file: shard.tokens for shard in manifest.shards} if manifest else {}
+        found = {file: (self.out / file).stat() for file in files}
+        return {file: (one.st_ino, one.st_mtime_ns, files[file]) for file, one in found.items()}
+
+    def points(self) -> tuple[list[Point], bool]:
+        """The points that the latest process passed, and whether it was within the last call."""
+        lines = Path(self._log).read_text().splitlines()
+        reached = [line.split(" ", 2) for line in lines if line != "-"]
+        points = [
+            Point(number, kind, file, int(count))
+            for number, (kind, count, file) in enumerate(reached, start=1)
+        ]
+        return points, bool(lines) and lines[-1] != "-"
+
+
+@dataclass(frozen=True)
+class Unbroken:
+    """A run that nothing befell: what every other one must come to."""
+
+    settings: Mapping[str, str]
+    contents: dict[str, tuple[int, str]]
+    points: list[Point]
+
+    def again(self, place: Path) -> Preparation:
+        """The same in another folder."""
+        return Preparation(place, self.settings)
+
+    def is_reached_by(self, preparation: Preparation, workers: int = 1) -> Ended:
+        """Continue to the end: shards that were there stay as they are, the rest is the same."""
+        before = preparation.committed()
+        ended = preparation.run(workers)
+        assert ended.code == 0, ended
+        assert contents(preparation.out) == self.contents
+        assert before.items() <= preparation.committed().items()
+        if before and len(before) < len(preparation.committed()):
+            tokens = sum(tokens for *_, tokens in before.values())
+            assert f"{preparation.out}: continues after {tokens:,} tokens" in ended.output
+        return ended
+
+
+def unbroken(place: Path, settings: Mapping[str, str]) -> Unbroken:
+    """Prepare without a fault."""
+    preparation = Preparation(place, settings)
+    ended = preparation.run()
+    assert ended.code == 0, ended
+    return Unbroken(settings, contents(preparation.out), ended.points)
+
+
+def contents(folder: Path) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of every file in a folder."""
+    return {
+        path.relative_to(folder).as_posix(): (
+            path.stat().st_size,
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+        )
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@functools.cache
+def _library() -> Path:
+    """The compiled faults.c, in a folder that goes with this process."""
+    folder = tempfile.TemporaryDirectory(prefix="faults-")
+    _folders.append(folder)
+    source, library = Path(__file__).with_name("faults.c"), Path(folder.name, "faults.so")
+    compile_c = [os.environ.get("CXX", "g++"), "-x", "c", "-shared", "-fPIC"]
+    subprocess.run([*compile_c, "-o", library, source, "-ldl"], check=True)
+    return library
+
+
+_folders: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def _bind() -> None:
+    """Make permissions count for root as well, before the program starts."""
+    ctypes.CDLL(None).prctl(_DROP_CAPABILITY, _CAP_DAC_OVERRIDE, 0, 0, 0)
+
+
+def _texts(seed: int, count: int) -> list[str]:
+    chosen, words = random.Random(seed), STORY.split(" ")
+    return [" ".join(chosen.choices(words, k=chosen.randrange(20, 120))) for _ in range(count)]
+
+
+def parquet_source(folder: Path, rows: int = 60, shard_size: int = 8000) -> dict[str, str]:
+    """Files of several row groups; a document over several shards, and some without text."""
+    folder.mkdir()
+    for number in range(4):
+        texts: list[str | None] = [*_texts(number, rows)]
+        texts[rows // 2 : rows // 2 + 2] = ["", None]
+        if number == 1:
+            texts[rows // 3] = " ".join(_texts(99, 150))
+        table = pa.table({"id": range(len(texts)), "text": texts})
+        pq.write_table(table, folder / f"{number}.parquet", row_group_size=16)
+    return _settings(folder, total="all", val=1000, shard=shard_size)
+
+
+def mixed_source(folder: Path) -> dict[str, str]:
+    """Text and JSON lines, compressed or not; held-out shards, and a limit within a document."""
+    (folder / "deep").mkdir(parents=True)
+    for number in range(6):
+        texts = _texts(number, 40)
+        lines = [json.dumps({"text": text}).encode() + b"\n" for text in ["", *texts]]
+        (folder / f"rows{number}.jsonl").write_bytes(b"".join(lines))
+        (folder / f"rows{number}.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[:20])))
+        (folder / "deep" / f"{number}.md").write_text("\n".join(texts[:9]))
+        (folder / f"{number}.txt.gz").write_bytes(gzip.compress("".join(texts).encode()))
+        (folder / f"latin{number}.txt").write_bytes(texts[0].encode("utf-16"))
+    (folder / "long.txt").write_text("\n".join(_texts(99, 150)))
+    return _settings(folder, total="27000", val=6000, shard=2500)
+
+
+def library_source() -> dict[str, str]:
+    """Python's own standard library."""
+    return _settings("stdlib", total="60000", val=1000, shard=10_000)
+
+
+def _settings(dataset: Path | str, total: str, val: int, shard: int) -> dict[str, str]:
+    return {
+        "PREPARE_DATASET": str(dataset),
+        "PREPARE_TOTAL_TOKENS": total,
+        "PREPARE_VAL_TOKENS": str(val),
+        "PREPARE_SHARD_SIZE": str(shard),
+    }
