@@ -512,7 +512,7 @@ def memory(corpus: Path, work: Path, megabytes: int, workers: int) -> dict[str, 
     table: dict[int, int] = {}
     for read, anonymous in samples:
         text = min(read / parquet_bytes, 1) * made["bytes"]
-        step = -int(-text // TABLE_STEP)
+        step = max(1, -int(-text // TABLE_STEP))
         table[step] = max(table.get(step, 0), anonymous)
     return {
         **made,

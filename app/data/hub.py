@@ -6,16 +6,14 @@ else goes through `datasets`' own streaming.
 """
 
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import (
     DatasetBuilder,
     DownloadConfig,
@@ -34,14 +32,11 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import httpx
 
 from app.data.batches import Documents, Piece, Position
+from app.data.hub_client import giving_up, use_hub_client
 from app.data.text_files import FileDocuments, SourceFile, as_texts, listing
 from app.errors import AppError, NetworkError, UserError
 
-Answer = TypeVar("Answer")
-
 _NETWORK_ERRORS = (httpx.RequestError, HfHubHTTPError, ConnectionError, TimeoutError)
-_RETRY_SECONDS = "1,3,10,30,60"
-_LONGEST_WAIT_SECONDS = 120.0
 _ROW_GROUPS_AHEAD = 8
 _TIMEOUT_SECONDS = 20.0
 
@@ -49,14 +44,14 @@ _TIMEOUT_SECONDS = 20.0
 class HubFileDocuments(FileDocuments):
     """Documents in parquet files of a hub dataset."""
 
-    def read_metadata(self, file: SourceFile) -> pq.FileMetaData:
-        """The footer of a parquet file; see FileDocuments."""
-        return _retried(lambda: super(HubFileDocuments, self).read_metadata(file))
-
-    def read_row_group(self, file: SourceFile, metadata: pq.FileMetaData, group: int) -> pa.Table:
-        """The text column of one row group; see FileDocuments."""
-        read = super().read_row_group
-        return _retried(lambda: read(file, metadata, group))
+    def pieces(self, start: Position) -> Iterator[Piece]:
+        """All rows from `start` on, in order; see app.data.batches.Documents."""
+        giving_up.clear()
+        try:
+            yield from super().pieces(start)
+        finally:
+            # A thread that has read ahead in vain does not keep the process.
+            giving_up.set()
 
 
 @dataclass
@@ -124,6 +119,9 @@ def hub_documents(
             return FileDocuments(files, text_column, source)
         return StreamedDocuments(_stream(builder, split), text_column, source)
 
+    use_hub_client()
+    giving_up.clear()
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     commit = _commit(place, revision, hf_token)
     with _network():
         builder = _builder(place, config, commit, hf_token)
@@ -149,12 +147,9 @@ def _commit(dataset: str, revision: str, token: str | None) -> str:
         return str(api.dataset_info(dataset, revision=revision, timeout=_TIMEOUT_SECONDS).sha)
 
     try:
-        return _retried(ask)
+        return ask()
     except GatedRepoError as error:
-        raise UserError(
-            f"{dataset} is gated: the hub gives it to those who have accepted its terms",
-            "accept them on the dataset's page, and set HF_TOKEN",
-        ) from error
+        raise _gated(dataset) from error
     except RepositoryNotFoundError as error:
         raise UserError(
             f"there is no dataset {dataset} on the hub, and no such file or folder here",
@@ -162,7 +157,9 @@ def _commit(dataset: str, revision: str, token: str | None) -> str:
         ) from error
     except RevisionNotFoundError as error:
         raise UserError(
-            f"{dataset} has no revision {revision!r}", "correct PREPARE_DATASET_REVISION"
+            f"{dataset} has no revision {revision!r}",
+            "correct PREPARE_DATASET_REVISION; a folder that was begun with a commit which the hub "
+            "has no more cannot be continued: set PREPARE_OUT_DIR to another",
         ) from error
 
 
@@ -186,10 +183,19 @@ def _builder(
             f"set PREPARE_DATASET_CONFIG to one of: {', '.join(names)}",
         ) from error
     except (DatasetsError, FileNotFoundError) as error:
+        if "gated dataset" in str(error):
+            raise _gated(place) from error
         raise UserError(
             f"{place} cannot be read: {_short(error)}",
             "correct PREPARE_DATASET; a gated dataset needs HF_TOKEN",
         ) from error
+
+
+def _gated(dataset: str) -> UserError:
+    return UserError(
+        f"{dataset} is gated: the hub gives it to those who have accepted its terms",
+        "accept them on the dataset's page, and set HF_TOKEN",
+    )
 
 
 def _paths_of_split(builder: DatasetBuilder, place: str, split: str) -> list[str]:
@@ -206,34 +212,6 @@ def _stream(builder: DatasetBuilder, split: str) -> IterableDataset:
     # Only for a base class that nobody here needs, `datasets` would import torch.
     datasets.config.TORCH_AVAILABLE = False
     return builder.as_streaming_dataset(split)
-
-
-def _retried(ask: Callable[[], Answer]) -> Answer:
-    """What `ask` returns, asked again a few times while the network or the hub fails.
-
-    Raises:
-        NetworkError: the last time, too.
-    """
-    waits = os.environ.get("HUB_RETRY_SECONDS", _RETRY_SECONDS).split(",")
-    for wait in (*map(float, waits), None):
-        try:
-            return ask()
-        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
-            raise
-        except (*_NETWORK_ERRORS, pa.ArrowInvalid) as error:
-            failure = _failure(error)
-            if isinstance(failure, UserError) or wait is None:
-                raise failure from error
-            seconds = max(wait, _asked_to_wait(error))
-            print(f"{failure.problem}; trying again in {seconds:g} s", flush=True)
-            time.sleep(seconds)
-    raise AssertionError("the last try returns or raises")
-
-
-def _asked_to_wait(error: Exception) -> float:
-    """Seconds of the answer's Retry-After, within reason."""
-    said = error.response.headers.get("Retry-After") if isinstance(error, HfHubHTTPError) else None
-    return min(float(said), _LONGEST_WAIT_SECONDS) if said and said.isdigit() else 0.0
 
 
 @contextmanager

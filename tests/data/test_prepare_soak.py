@@ -96,13 +96,13 @@ def test_killed_at_every_point_of_a_continuation_equals_unbroken(
 
 
 @pytest.mark.parametrize(
-    ("kills", "rows"), ((3, 300), pytest.param(200, 1500, marks=pytest.mark.soak))
+    ("kills", "rows"), ((3, 60), pytest.param(200, 1500, marks=pytest.mark.soak))
 )
 def test_killed_at_random_moments_equals_unbroken(
     tmp_path: Path, say: Say, kills: int, rows: int
 ) -> None:
-    """Each 300 rows a file make 20 shards; what is complete too early is begun anew."""
-    settings = parquet_source(tmp_path / "rows", rows, shard_size=5000)
+    """Sixty rows a file make 30 shards, 1500 make 500; what is complete too early is begun anew."""
+    settings = parquet_source(tmp_path / "rows", rows, shard_size=1000)
     begun = time.monotonic()
     clean = unbroken(new_place(tmp_path), settings)
     span = time.monotonic() - begun
@@ -118,7 +118,10 @@ def test_killed_at_random_moments_equals_unbroken(
         ended = preparation.end(process)
         if ended.code == -signal.SIGKILL:
             phases[phase(preparation)] += 1
+            span *= 1.05
             continue
+        # However fast the machine is by now, two of three are killed before their end.
+        span *= 0.9
         assert ended.code == 0, ended
         clean.is_reached_by(preparation)
         preparation, completed = clean.again(new_place(tmp_path)), completed + 1

@@ -1,0 +1,88 @@
+"""How the hub's libraries talk to the hub: one place for time limits and for retries that are told.
+
+By themselves they wait for some answers without a limit, try others again for a minute in
+silence, and close each other's connections when one fails.
+"""
+
+import os
+import threading
+from typing import Any
+
+from huggingface_hub import constants, get_session, set_client_factory
+from huggingface_hub.utils import httpx
+
+from app.errors import NetworkError
+
+_RETRY_SECONDS = "1,3,10,30,60"
+_LONGEST_WAIT_SECONDS = 120.0
+_WORTH_A_RETRY = (408, 429, 500, 502, 503, 504)
+# Anything else is telemetry, which may fail.
+_NEEDED = (f"{constants.ENDPOINT}/api/datasets/", f"{constants.ENDPOINT}/datasets/")
+
+# Once it is set, a request that fails is given up: nobody waits for it any more.
+giving_up = threading.Event()
+
+
+class HubClient(httpx.Client):
+    """Gives whole answers only, and asks again a few times while the network or the hub fails.
+
+    It raises NetworkError in the end, which no library takes for an error that it could retry.
+    """
+
+    def send(
+        self, request: httpx.Request, *, stream: bool = False, **options: Any
+    ) -> httpx.Response:
+        """Send a request; see httpx."""
+        limit = httpx.Timeout(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        request.extensions["timeout"] = limit.as_dict()
+        if not str(request.url).startswith(_NEEDED):
+            return super().send(request, stream=stream, **options)
+        # Without what a signed address ends in, which nobody else may see.
+        place = request.url.copy_with(query=None)
+        waits = os.environ.get("HUB_RETRY_SECONDS", _RETRY_SECONDS).split(",")
+        for wait in (*map(float, waits), None):
+            asked_seconds = 0.0
+            try:
+                response = super().send(request, **options)
+            except httpx.TransportError as error:
+                problem = str(error) or type(error).__name__
+            else:
+                if (found := _problem(response)) is None:
+                    return response
+                problem = found
+                asked_seconds = _asked_to_wait(response)
+            if wait is None or giving_up.is_set():
+                raise NetworkError(
+                    f"the hub does not answer: {problem} ({place})",
+                    "run the same command again later; it continues",
+                )
+            seconds = max(wait, asked_seconds)
+            print(
+                f"the hub does not answer: {problem} ({place}); trying again in {seconds:g} s",
+                flush=True,
+            )
+            giving_up.wait(seconds)
+        raise AssertionError("the last try returns or raises")
+
+
+def use_hub_client() -> None:
+    """Let huggingface_hub, and so `datasets`, send everything through HubClient."""
+    hooks = get_session().event_hooks
+    set_client_factory(lambda: HubClient(event_hooks=hooks, follow_redirects=True))
+
+
+def _problem(response: httpx.Response) -> str | None:
+    if response.status_code in _WORTH_A_RETRY:
+        return f"{response.status_code} {response.reason_phrase}"
+    if response.status_code == 206:
+        first, _, last = response.request.headers["Range"].removeprefix("bytes=").partition("-")
+        wanted = int(last) + 1 - int(first) if last else None
+        if wanted is not None and len(response.content) != wanted:
+            return f"{len(response.content):,} of {wanted:,} bytes came"
+    return None
+
+
+def _asked_to_wait(response: httpx.Response) -> float:
+    """Seconds of the answer's Retry-After, within reason."""
+    said = response.headers.get("Retry-After", "")
+    return min(float(said), _LONGEST_WAIT_SECONDS) if said.isdigit() else 0.0
