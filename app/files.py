@@ -5,8 +5,9 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedRandom
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from app.errors import UserError
 
@@ -23,11 +24,11 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path) -> Iterator[BufferedRandom]:
     """Open a temporary file beside `path` that takes its name when the block ends well."""
     partial = path.with_name(path.name + PARTIAL)
     try:
-        with partial.open("wb") as file:
+        with partial.open("w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

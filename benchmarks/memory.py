@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from app.data.batches import Position  # noqa: E402
 from app.data.documents import open_documents  # noqa: E402
 from app.data.loader import BatchLoader, TokenStream  # noqa: E402
-from app.data.shards import open_shard, write_shard  # noqa: E402
+from app.data.shards import ShardFile, open_shard  # noqa: E402
 from app.data.windows import StepPlan, WindowOrder, count_windows  # noqa: E402
 
 SHARD_TOKENS = 100_000_000
@@ -82,7 +82,9 @@ def prepare_peak(work: Path) -> dict[str, float]:
 def batches_growth(work: Path) -> dict[str, float]:
     """What drawing 200 batches of 32 x 1024 adds."""
     path = work / "batches.bin"
-    write_shard(path, np.random.default_rng(0).integers(0, 50257, SHARD_TOKENS, dtype=np.uint16))
+    with ShardFile(path, SHARD_TOKENS) as shard:
+        shard.write(np.random.default_rng(0).integers(0, 50257, SHARD_TOKENS, dtype=np.uint16))
+        shard.commit()
     stream = TokenStream([open_shard(path)])
     windows = count_windows(len(stream), 1024)
     loader = BatchLoader(

@@ -22,7 +22,6 @@ bounds it.
 """
 
 import argparse
-import base64
 import gzip
 import hashlib
 import html
@@ -361,17 +360,15 @@ def in_fresh_process(job: Callable[..., None], *arguments: Any, **environment: s
 
 def encode_from_memory(result: str, folder: str, workers: str) -> None:
     """Time the encoder, one for each thread, on batches that are in memory."""
-    from gigatoken.gigatoken_rs import BPETokenizer
+    from gigatoken.gigatoken_rs import load_hf_json
 
     from app.data.batches import Position, batches, text_bytes
     from app.data.documents import open_documents
-    from app.data.tokenizer import ranks, vocabulary_files
+    from app.data.encoder import tokenizer_json
+    from app.data.tokenizer import vocabulary_files
 
-    with tempfile.NamedTemporaryFile("wb", suffix=".tiktoken") as file:
-        for token, rank in ranks(*(vocabulary_files() or ())).items():
-            file.write(base64.b64encode(token) + f" {rank}\n".encode())
-        file.flush()
-        encoders = [BPETokenizer.from_tiktoken(file.name, "gpt2") for _ in range(int(workers))]
+    vocabulary = tokenizer_json(vocabulary_files() or ())
+    encoders = [load_hf_json(vocabulary) for _ in range(int(workers))]
     strings = []
     for batch in batches(open_documents(folder, shuffle_files=False).pieces(Position(0, 0))):
         ends, data = text_bytes(batch.texts())
@@ -383,7 +380,7 @@ def encode_from_memory(result: str, folder: str, workers: str) -> None:
         strings.append(ak.Array(layout))
     waiting = iter(strings)
 
-    def work(encoder: BPETokenizer) -> None:
+    def work(encoder: Any) -> None:
         for texts in waiting:
             encoder.encode_batch(texts, parallel=False)
 
@@ -399,6 +396,7 @@ def prepare_with_clocks(result: str) -> None:
     import app.data.encoder as encoder
     import app.data.prepare as prepare
     import app.data.shard_writer as shard_writer
+    import app.data.shards as shards
     import app.data.text_files as text_files
     from app.data.batches import Batch
 
@@ -441,10 +439,6 @@ def prepare_with_clocks(result: str) -> None:
             finally:
                 count(-1)
 
-        @classmethod
-        def from_tiktoken(cls, *arguments: Any) -> Any:
-            return cls(real.from_tiktoken(*arguments))
-
     def clock(owner: Any, name: str, stage: str) -> None:
         setattr(owner, name, clocked(stage, getattr(owner, name)))
 
@@ -452,14 +446,16 @@ def prepare_with_clocks(result: str) -> None:
         spent["start"] = time.process_time()
         return open_documents(*positional, **named)
 
-    real, open_documents = encoder.BPETokenizer, prepare.open_documents
-    encoder.BPETokenizer, prepare.open_documents = ClockedEncoder, opened
+    load, open_documents = encoder.load_hf_json, prepare.open_documents
+    encoder.load_hf_json = lambda vocabulary: ClockedEncoder(load(vocabulary))
+    prepare.open_documents = opened
     clock(text_files.FileDocuments, "read_row_group", "read parquet")
     clock(text_files, "arrow_texts", "check and cast texts")
     clock(Batch, "texts", "join texts")
     clock(encoder.DocumentEncoder, "encode", "around the encoder")
-    clock(shard_writer.ShardWriter, "write", "copy into shards")
-    clock(shard_writer, "write_shard", "hash and write shards")
+    clock(shard_writer.ShardWriter, "write", "cut into shards")
+    clock(shards.ShardFile, "write", "hash and write shards")
+    clock(shards.ShardFile, "commit", "hash and write shards")
     sys.argv = ["app", "prepare"]
     since = time.perf_counter()
     try:

@@ -44,7 +44,8 @@ class Batch:
 
     def texts(self) -> pa.LargeStringArray:
         """large_string [rows], all pieces."""
-        return pa.concat_arrays([piece.texts for piece in self.pieces])
+        first, *others = (piece.texts for piece in self.pieces)
+        return pa.concat_arrays([first, *others]) if others else first
 
     def position(self, row: int) -> Position:
         """Where the batch's `row` stands in the source; its end is just after its last row."""

@@ -5,23 +5,33 @@ through awkward arrays, without a copy. Where there are no vocabulary files for 
 does the work.
 """
 
-import base64
-import tempfile
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import awkward as ak
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from gigatoken.gigatoken_rs import BPETokenizer
+from gigatoken.gigatoken_rs import load_hf_json
 
 from app.data.batches import text_bytes
 from app.data.shards import Tokens
-from app.data.tokenizer import END_OF_TEXT, Tokenizer, ranks, vocabulary_files
+from app.data.tokenizer import END_OF_TEXT, Tokenizer, vocabulary_files
 
 Lengths = npt.NDArray[np.int64]
 
 _BYTES_OF_ONE_ENCODER = 512 << 20
+
+
+@dataclass
+class _Fast:
+    """An encoder of gigatoken's, and how much text it has seen."""
+
+    encoder: Any
+    bytes: int = 0
 
 
 class DocumentEncoder:
@@ -35,10 +45,10 @@ class DocumentEncoder:
     """
 
     def __init__(self, *, exact: bool = False) -> None:
-        self._files = None if exact else vocabulary_files()
-        self._reference = Tokenizer() if self._files is None else None
-        self._fast = self._new()
-        self._encoded_bytes = 0
+        files = None if exact else vocabulary_files()
+        self._reference = Tokenizer() if files is None else None
+        self._vocabulary = b"" if files is None else tokenizer_json(files)
+        self._idle: list[_Fast] = []
 
     def encode(self, texts: pa.LargeStringArray) -> tuple[Tokens, Lengths]:
         """Encode documents in order, each after an `<|endoftext|>`; an empty text is none.
@@ -64,7 +74,7 @@ class DocumentEncoder:
         is_text = np.ones(tokens.size, np.bool_)
         is_text[starts] = False
         tokens[starts] = END_OF_TEXT
-        tokens[is_text] = content
+        tokens[is_text] = content.astype(np.uint16)
         return tokens, lengths
 
     def _encode_fast(
@@ -74,20 +84,24 @@ class DocumentEncoder:
         strings = ak.contents.ListOffsetArray(
             ak.index.Index64(ends), characters, parameters={"__array__": "string"}
         )
+        # One for each thread: threads that share one wait for each other.
+        try:
+            fast = self._idle.pop()
+        except IndexError:
+            fast = _Fast(load_hf_json(self._vocabulary))
+        encoded = fast.encoder.encode_batch(ak.Array(strings), parallel=False).layout
         # Its cache of words only grows.
-        self._encoded_bytes += int(ends[-1] - ends[0])
-        if self._encoded_bytes > _BYTES_OF_ONE_ENCODER:
-            self._fast, self._encoded_bytes = self._new(), 0
-        encoded = self._fast.encode_batch(ak.Array(strings), parallel=False).layout
+        fast.bytes += int(ends[-1] - ends[0])
+        if fast.bytes < _BYTES_OF_ONE_ENCODER:
+            self._idle.append(fast)
         offsets = np.asarray(encoded.offsets)
         return np.asarray(encoded.content.data)[offsets[0] : offsets[-1]], np.diff(offsets)
 
-    def _new(self) -> Any:
-        """A new encoder, without special tokens: `<|endoftext|>` in a text is ordinary text."""
-        if self._files is None:
-            return None
-        with tempfile.NamedTemporaryFile("wb", suffix=".tiktoken") as file:
-            for token, rank in ranks(*self._files).items():
-                file.write(base64.b64encode(token) + f" {rank}\n".encode())
-            file.flush()
-            return BPETokenizer.from_tiktoken(file.name, "gpt2")
+
+def tokenizer_json(files: Sequence[Path]) -> bytes:
+    """GPT-2 as tokenizer.json, without special tokens: `<|endoftext|>` in a text is text."""
+    vocab_bpe, encoder_json = files
+    _version, *merges = vocab_bpe.read_text("utf-8").splitlines()
+    model = {"type": "BPE", "vocab": json.loads(encoder_json.read_bytes()), "merges": merges}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    return json.dumps({"model": model, "pre_tokenizer": byte_level}).encode()

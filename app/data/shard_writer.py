@@ -4,17 +4,21 @@ With each shard the manifest is committed, and in it the place in the source whe
 on. A run that was killed begins there.
 """
 
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from app.data.batches import Batch, Position
 from app.data.encoder import Lengths
-from app.data.shards import Manifest, ShardInfo, Split, Tokens, shard_name, write_shard
+from app.data.shards import Manifest, ShardFile, ShardInfo, Split, Tokens, shard_name
+
+_BATCHES_BEHIND = 8
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class EncodedBatch:
 
 
 class ShardWriter:
-    """Writes shards in a thread of its own, one while the next is filled.
+    """Writes shards in a thread of its own, a few batches behind what it is given.
 
     Args:
         folder: of the dataset.
@@ -119,13 +123,11 @@ class ShardWriter:
         }
         self._folder, self._name = folder, name
         self._skip = self.cursor.token
-        self._buffer = self._new_buffer()
-        self._filled = self._documents = 0
-        self._numbers = {
-            split: sum(shard.split == split for shard in manifest.shards) for split in self.taken
-        }
+        self._size = self._filled = self._documents = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
-        self._commit: Future[Manifest] | None = None
+        self._tasks = deque[Future[None]]()
+        # The thread's, while there are tasks, and so is the manifest.
+        self._file: ShardFile | None = None
 
     @property
     def full(self) -> bool:
@@ -137,21 +139,18 @@ class ShardWriter:
         at, self._skip = self._skip, 0
         while at < encoded.tokens.size and not self.full:
             split = self._split()
-            take = min(
-                self._buffer.size - self._filled,
-                encoded.tokens.size - at,
-                self._room() or encoded.tokens.size,
-            )
-            end = at + take
-            self._buffer[self._filled : self._filled + take] = encoded.tokens[at:end]
+            if not self._filled:
+                size, room = int(self.manifest.settings["shard_size"]), self._room()
+                self._size = size if room is None else min(size, room)
+            end = min(at + self._size - self._filled, encoded.tokens.size)
+            self._do(self._append, split, self._size, encoded.tokens[at:end])
             self._documents += encoded.documents(at, end)
-            self._filled += take
-            self.taken[split] += take
+            self._filled += end - at
+            self.taken[split] += end - at
             at = end
-            if split == "val" and self._split() == "train":
-                at = encoded.next_document(at)
-                self._flush(split, encoded.cursor(at, self.cursor))
-            elif self._filled == self._buffer.size and not self.full:
+            if self._filled == self._size and not self.full:
+                if self._split() != split:
+                    at = encoded.next_document(at)
                 self._flush(split, encoded.cursor(at, self.cursor))
         self.cursor = encoded.counted(at, self.cursor) if self.full else encoded.end(self.cursor)
 
@@ -159,7 +158,8 @@ class ShardWriter:
         """Write what is left and the complete manifest."""
         if self._filled:
             self._flush(self._split(), self.cursor)
-        self._wait()
+        if self._tasks:
+            self._tasks[-1].result()
         counts = {
             "documents": sum(shard.documents for shard in self.manifest.shards),
             "skipped": self.cursor.skipped,
@@ -179,38 +179,31 @@ class ShardWriter:
         limit = self.held_out if split == "val" else self.total
         return None if limit is None else limit - self.taken[split]
 
-    def _new_buffer(self) -> Tokens:
-        size = int(self.manifest.settings["shard_size"])
-        room = self._room()
-        return np.empty(size if room is None else max(1, min(size, room)), np.uint16)
-
     def _flush(self, split: Split, cursor: Cursor) -> None:
-        self._wait()
-        tokens, documents = self._buffer[: self._filled], self._documents
-        number = self._numbers[split]
-        self._commit = self._thread.submit(
-            self._write_shard, split, number, tokens, documents, cursor
-        )
-        self._numbers[split] += 1
+        self._do(self._commit, split, self._documents, cursor)
         self._filled = self._documents = 0
-        self._buffer = self._new_buffer()
 
-    def _write_shard(
-        self, split: Split, number: int, tokens: Tokens, documents: int, cursor: Cursor
-    ) -> Manifest:
-        file = shard_name(self._name, split, number)
-        info = ShardInfo(
-            file, split, tokens.size, documents, write_shard(self._folder / file, tokens)
+    def _do(self, task: Callable[..., None], *arguments: Any) -> None:
+        before = self._tasks[-1] if self._tasks else None
+        self._tasks.append(self._thread.submit(_after, before, task, *arguments))
+        if len(self._tasks) > _BATCHES_BEHIND:
+            self._tasks.popleft().result()
+
+    def _append(self, split: Split, size: int, tokens: Tokens) -> None:
+        if self._file is None:
+            number = sum(shard.split == split for shard in self.manifest.shards)
+            self._file = ShardFile(self._folder / shard_name(self._name, split, number), size)
+        self._file.write(tokens)
+
+    def _commit(self, split: Split, documents: int, cursor: Cursor) -> None:
+        assert self._file is not None
+        sha256 = self._file.commit()
+        shard = ShardInfo(self._file.name, split, self._file.tokens, documents, sha256)
+        self._file = None
+        self.manifest = replace(
+            self.manifest, shards=(*self.manifest.shards, shard), position=asdict(cursor)
         )
-        shards = (*self.manifest.shards, info)
-        manifest = replace(self.manifest, shards=shards, position=asdict(cursor))
-        manifest.save(self._folder)
-        return manifest
-
-    def _wait(self) -> None:
-        if self._commit is not None:
-            commit, self._commit = self._commit, None
-            self.manifest = commit.result()
+        self.manifest.save(self._folder)
 
     def __enter__(self) -> Self:
         return self
@@ -221,7 +214,14 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # What is being written is committed, also when the run is stopped.
+        # What is complete is committed, also when the run is stopped.
         self._thread.shutdown(wait=True)
-        if self._commit is not None and self._commit.exception() is None:
-            self._wait()
+        if self._file is not None:
+            self._file.__exit__(kind, error, trace)
+
+
+def _after(before: Future[None] | None, task: Callable[..., None], *arguments: Any) -> None:
+    """Do a task unless the one before has failed: nothing is to follow a torn write."""
+    if before is not None:
+        before.result()
+    task(*arguments)

@@ -8,9 +8,11 @@ little-endian uint16 tokens.
 import hashlib
 import re
 from collections.abc import Collection
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -127,17 +129,69 @@ def _refuse_other_size(folder: Path, shard: ShardInfo, tokens: Tokens) -> None:
         )
 
 
-def write_shard(path: Path, tokens: Tokens) -> str:
-    """Write uint16 tokens [count] as a shard, complete or not at all; returns its SHA-256."""
+class ShardFile:
+    """A shard that is written piece by piece, and takes its name when it is committed.
+
+    As a context manager it leaves nothing behind that was not.
+
+    Args:
+        expected: tokens that will come. With another number the shard is as right, but is read
+            again for its hash.
+
+    Attributes:
+        name: of the file
+        tokens: written so far
+    """
+
+    def __init__(self, path: Path, expected: int) -> None:
+        self.name = path.name
+        self.tokens = 0
+        self._expected = expected
+        self._ending = ExitStack()
+        self._file = self._ending.enter_context(atomic_file(path))
+        self._digest = hashlib.sha256()
+        self._put(_header(expected))
+
+    def write(self, tokens: Tokens) -> None:
+        """Append uint16 tokens [count]."""
+        self._put(np.ascontiguousarray(tokens, "<u2").data)
+        self.tokens += tokens.size
+
+    def commit(self) -> str:
+        """Complete the shard; returns its SHA-256."""
+        with self._ending:
+            if self.tokens != self._expected:
+                self._file.seek(0)
+                self._file.write(_header(self.tokens))
+                self._file.seek(0)
+                self._digest = hashlib.file_digest(self._file, "sha256")
+        return self._digest.hexdigest()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with suppress(_Discarded), self._ending:
+            raise _Discarded
+
+    def _put(self, content: bytes | memoryview) -> None:
+        self._file.write(content)
+        self._digest.update(content)
+
+
+class _Discarded(Exception):
+    """The block that writes a file is left before its end."""
+
+
+def _header(tokens: int) -> bytes:
     header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
-    header[:3] = MAGIC, VERSION, tokens.size
-    content = np.ascontiguousarray(tokens, dtype="<u2")
-    digest = hashlib.sha256(header.tobytes())
-    digest.update(content.data)
-    with atomic_file(path) as file:
-        file.write(header.tobytes())
-        file.write(content.data)
-    return digest.hexdigest()
+    header[:3] = MAGIC, VERSION, tokens
+    return header.tobytes()
 
 
 def open_shard(path: Path) -> Tokens:

@@ -199,7 +199,10 @@ def arrow_texts(column: pa.ChunkedArray) -> pa.LargeStringArray:
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     ):
         raise _not_text(str(kind), column[0].as_py())
-    texts = column.cast(pa.large_string()).fill_null("").combine_chunks()
+    column = column.cast(pa.large_string())
+    if column.null_count:
+        column = column.fill_null("")
+    texts = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     texts.validate(full=True)
     return texts
 

@@ -50,20 +50,15 @@ class Tokenizer:
 
 
 @functools.cache
-def ranks(vocab_bpe: Path, encoder_json: Path) -> dict[bytes, int]:
-    """Bytes of each token -> its number, which is its rank among the merges."""
-    return data_gym_to_mergeable_bpe_ranks(str(vocab_bpe), str(encoder_json))
-
-
-@functools.cache
 def _encoding() -> tiktoken.Encoding:
     files = vocabulary_files()
     if files is not None:
+        vocab_bpe, encoder_json = map(str, files)
         return tiktoken.Encoding(
             "gpt2",
             explicit_n_vocab=END_OF_TEXT + 1,
             pat_str=r50k_pat_str,
-            mergeable_ranks=ranks(*files),
+            mergeable_ranks=data_gym_to_mergeable_bpe_ranks(vocab_bpe, encoder_json),
             special_tokens={ENDOFTEXT: END_OF_TEXT},
         )
     try:

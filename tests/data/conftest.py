@@ -11,6 +11,7 @@ import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from app.data.batches import Documents, Position
+from app.data.shards import ShardFile, Tokens
 
 CHECKOUT = Path(__file__).parents[2]
 NOWHERE = "http://127.0.0.1:9"
@@ -24,6 +25,15 @@ START = Position(0, 0)
 def read(documents: Documents) -> list[str]:
     """All texts."""
     return [text for piece in documents.pieces(START) for text in piece.texts.to_pylist() if text]
+
+
+def write_shard(path: Path, *pieces: Tokens, expected: int | None = None) -> str:
+    """A shard of these tokens; its SHA-256."""
+    total = sum(piece.size for piece in pieces)
+    with ShardFile(path, total if expected is None else expected) as shard:
+        for piece in pieces:
+            shard.write(piece)
+        return shard.commit()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from app.data.loader import BatchLoader, TokenStream
-from app.data.shards import open_shard, write_shard
+from app.data.shards import open_shard
 from app.data.windows import StepPlan, WindowOrder, count_windows
 from app.errors import UserError
+from tests.data.conftest import write_shard
 
 LENGTH = 5
 TOKENS = np.random.default_rng(0).integers(0, 50257, 403).astype(np.uint16)

@@ -12,9 +12,9 @@ import tiktoken
 
 from app.data.prepare import prepare
 from app.data.progress import progress_line
-from app.data.shards import Manifest, open_dataset, write_shard
+from app.data.shards import Manifest, open_dataset
 from app.errors import UserError
-from tests.data.conftest import Start
+from tests.data.conftest import Start, write_shard
 
 END_OF_TEXT = 50256
 STORY = "the cat sat on a mat and it rained in Spain: 3 times 7 é 😀"

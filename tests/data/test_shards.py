@@ -11,15 +11,15 @@ import pytest
 
 from app.data.shards import (
     Manifest,
+    ShardFile,
     ShardInfo,
     open_dataset,
     open_shard,
     refuse_wrong_hash,
     shard_name,
-    write_shard,
 )
 from app.errors import UserError
-from tests.data.conftest import Start
+from tests.data.conftest import Start, write_shard
 
 HEADER = struct.pack("<3i", 20240520, 1, 5) + bytes(1024 - 12)
 TOKENS = np.array([50256, 0, 1, 255, 256], dtype=np.uint16)
@@ -81,6 +81,22 @@ def test_shard_is_the_same_from_any_array(tmp_path: Path) -> None:
 def test_write_returns_the_files_hash(tmp_path: Path) -> None:
     sha256 = write_shard(tmp_path / "a.bin", TOKENS)
     assert sha256 == hashlib.sha256((tmp_path / "a.bin").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("expected", (0, 4, 5, 6, 100_000))
+def test_shard_is_the_same_in_pieces_and_whatever_is_expected(
+    tmp_path: Path, expected: int
+) -> None:
+    path = tmp_path / "a.bin"
+    sha256 = write_shard(path, TOKENS[:1], TOKENS[1:1], TOKENS[1:], expected=expected)
+    assert path.read_bytes() == HEADER + TOKENS.tobytes()
+    assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_shard_that_is_left_leaves_no_file(tmp_path: Path) -> None:
+    with ShardFile(tmp_path / "a.bin", 5) as shard:
+        shard.write(TOKENS)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("count", (0, 1, 2, 1000))
@@ -148,7 +164,7 @@ WRITE_TOO_MUCH = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from app.data.shards import write_shard
+from tests.data.conftest import write_shard
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     write_shard(Path(sys.argv[1]), np.zeros(1_000_000, dtype=np.uint16))
