@@ -24,11 +24,21 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let the system's errors say which file it was; those of a write or fsync do not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
 def atomic_file(path: Path) -> Iterator[BufferedRandom]:
     """Open a temporary file beside `path` that takes its name when the block ends well."""
     partial = path.with_name(path.name + PARTIAL)
     try:
-        with partial.open("w+b") as file:
+        with named(path), partial.open("w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

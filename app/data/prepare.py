@@ -161,11 +161,9 @@ def _write(
         closing(encoded),
         TokenProgress(None if total is None else total + held_out) as progress,
     ):
-        for batch in encoded:
+        while not writer.full and (batch := next(encoded, None)):
             writer.write(batch)
             progress.show(sum(writer.taken.values()), batch.fraction)
-            if writer.full:
-                break
     if writer.taken["val"] < held_out:
         raise _TooLittleText(
             f"the dataset has only {writer.taken['val']:,} tokens, "

@@ -198,7 +198,7 @@ class ShardWriter:
     def _commit(self, split: Split, documents: int, cursor: Cursor) -> None:
         assert self._file is not None
         sha256 = self._file.commit()
-        shard = ShardInfo(self._file.name, split, self._file.tokens, documents, sha256)
+        shard = ShardInfo(self._file.path.name, split, self._file.tokens, documents, sha256)
         self._file = None
         self.manifest = replace(
             self.manifest, shards=(*self.manifest.shards, shard), position=asdict(cursor)

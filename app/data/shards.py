@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from app.containers import program
 from app.errors import UserError
-from app.files import PARTIAL, atomic_file, read_json, write_json
+from app.files import PARTIAL, atomic_file, named, read_json, write_json
 
 MAGIC = 20240520
 VERSION = 1
@@ -139,12 +139,12 @@ class ShardFile:
             again for its hash.
 
     Attributes:
-        name: of the file
+        path: the name that it takes
         tokens: written so far
     """
 
     def __init__(self, path: Path, expected: int) -> None:
-        self.name = path.name
+        self.path = path
         self.tokens = 0
         self._expected = expected
         self._ending = ExitStack()
@@ -180,7 +180,8 @@ class ShardFile:
             raise _Discarded
 
     def _put(self, content: bytes | memoryview) -> None:
-        self._file.write(content)
+        with named(self.path):
+            self._file.write(content)
         self._digest.update(content)
 
 

@@ -60,7 +60,9 @@ def test_every_byte_and_every_name_is_a_point(rows: Unbroken) -> None:
         if point.kind == "write" and point.what == "shard":
             written[point.file.removesuffix(".partial")] += point.bytes
     sizes = {name: size for name, (size, _) in rows.contents.items() if name.endswith(".bin")}
-    assert written == sizes
+    # Only at its end it is known how long the last one is: its header is written twice.
+    last = max(name for name in sizes if "val" not in name)
+    assert written - Counter({last: 1024}) == sizes
     assert sizes.keys() == {
         point.file for point in rows.points if (point.kind, point.what) == ("rename", "shard")
     }
