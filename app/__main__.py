@@ -40,6 +40,7 @@ def prepare(settings: Settings, arguments: Namespace) -> None:
         val_tokens=chosen.val_tokens,
         shard_size=chosen.shard_size,
         workers=(os.cpu_count() or 1) if chosen.workers == "auto" else chosen.workers,
+        retry_seconds=chosen.retry_seconds,
         hf_token=token.get_secret_value() if token else None,
     )
 

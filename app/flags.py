@@ -85,7 +85,7 @@ class _Once(argparse.Action):
 def _metavar(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
-    kinds = {"bool": "true|false", "Path": "PATH", "tuple": "A,B", "float": "X", "int": "N"}
+    kinds = {"bool": "true|false", "Path": "PATH", "tuple": "X,Y", "float": "X", "int": "N"}
     shown = next((word for kind, word in kinds.items() if kind in str(annotation)), "TEXT")
     words = [part for part in get_args(annotation) if get_origin(part) is Literal]
     return "|".join([shown, *(word for part in words for word in get_args(part))])

@@ -23,6 +23,10 @@ def _pair(value: object) -> object:
     return parts
 
 
+def _listed(value: object) -> object:
+    return value.split(",") if isinstance(value, str) else value
+
+
 def _truth(value: object) -> object:
     word = str(value).strip().lower()
     is_true, is_false = word in ("1", "yes", "on", "true"), word in ("0", "no", "off", "false")
@@ -38,6 +42,7 @@ def _home(value: object) -> object:
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Beta = Annotated[Number, Field(ge=0, lt=1)]
+Wait = Annotated[Number, Field(ge=0, le=86400)]
 Location = Annotated[Path, BeforeValidator(_home)]
 
 
@@ -130,6 +135,10 @@ class PrepareSettings(Group):
     )
     workers: Annotated[int | Literal["auto"], count_or("auto", at_most=1024)] = Field(
         "auto", description="threads that tokenize; auto: one per core"
+    )
+    retry_seconds: Annotated[tuple[Wait, ...], BeforeValidator(_listed)] = Field(
+        (1, 3, 10, 30, 60),
+        description="waits before each new try when the hub does not answer",
     )
 
     @property

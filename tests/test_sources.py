@@ -171,6 +171,8 @@ def test_every_fault_is_reported_once_with_its_place(monkeypatch: pytest.MonkeyP
         ("TRAIN_MICRO_BATCH_SIZE", "0", "must be at least 1, or auto"),
         ("PREPARE_TOTAL_TOKENS", "0", "must be at least 1, or all"),
         ("PREPARE_WORKERS", "1e9", "must be at most 1024, or auto"),
+        ("PREPARE_RETRY_SECONDS", "1,x", "must be a number"),
+        ("PREPARE_RETRY_SECONDS", "1,-1", "must be at least 0"),
         ("TRAIN_LR_SCHEDULE", "Cosine", "must be 'constant', 'cosine' or 'linear'"),
         ("TRAIN_DETERMINISTIC", "maybe", "must be 'auto', 'true' or 'false'"),
         (

@@ -4,7 +4,7 @@ import itertools
 import os
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
 
@@ -33,6 +33,7 @@ def open_documents(
     split: str = "train",
     text_column: str = "text",
     shuffle_files: bool = True,
+    retry_seconds: Sequence[float] = (),
     hf_token: str | None = None,
 ) -> Documents:
     """Find the documents of a dataset without reading them.
@@ -44,6 +45,7 @@ def open_documents(
         text_column: of .jsonl, .parquet and hub datasets.
         shuffle_files: local files in an order fixed by the hash of their names, since folders
             are sorted by topic; otherwise by name.
+        retry_seconds: waits before each new try when the hub does not answer.
         hf_token: for gated hub datasets.
 
     Raises:
@@ -57,7 +59,7 @@ def open_documents(
         from app.data.hub import hub_documents
 
         place = path if is_hub_folder else dataset
-        return hub_documents(place, config, revision, split, text_column, hf_token)
+        return hub_documents(place, config, revision, split, text_column, retry_seconds, hf_token)
 
     paths, root = _find(dataset)
     files = [

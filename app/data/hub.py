@@ -6,7 +6,7 @@ else goes through `datasets`' own streaming.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,13 +93,14 @@ def hub_documents(
     revision: str,
     split: str,
     text_column: str,
+    retry_seconds: Sequence[float],
     hf_token: str | None,
 ) -> Documents:
     """Find the documents of a hub dataset; see app.data.documents.open_documents.
 
     Args:
         place: a hub id, or a folder, which has no revision.
-        config, revision, split, text_column, hf_token: as there.
+        config, revision, split, text_column, retry_seconds, hf_token: as there.
 
     Raises:
         UserError: there is no such dataset, configuration or split.
@@ -119,7 +120,7 @@ def hub_documents(
             return FileDocuments(files, text_column, source)
         return StreamedDocuments(_stream(builder, split), text_column, source)
 
-    use_hub_client()
+    use_hub_client(retry_seconds)
     giving_up.clear()
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     commit = _commit(place, revision, hf_token)

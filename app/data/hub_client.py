@@ -4,8 +4,8 @@ By themselves they wait for some answers without a limit, try others again for a
 silence, and close each other's connections when one fails.
 """
 
-import os
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from huggingface_hub import constants, get_session, set_client_factory
@@ -13,7 +13,6 @@ from huggingface_hub.utils import httpx
 
 from app.errors import NetworkError
 
-_RETRY_SECONDS = "1,3,10,30,60"
 _LONGEST_WAIT_SECONDS = 120.0
 _WORTH_A_RETRY = (408, 429, 500, 502, 503, 504)
 # Anything else is telemetry, which may fail.
@@ -27,7 +26,15 @@ class HubClient(httpx.Client):
     """Gives whole answers only, and asks again a few times while the network or the hub fails.
 
     It raises NetworkError in the end, which no library takes for an error that it could retry.
+
+    Args:
+        retry_seconds: waits before each new try.
+        options: of httpx.Client.
     """
+
+    def __init__(self, *, retry_seconds: Sequence[float], **options: Any) -> None:
+        super().__init__(**options)
+        self._retry_seconds = retry_seconds
 
     def send(
         self, request: httpx.Request, *, stream: bool = False, **options: Any
@@ -39,8 +46,7 @@ class HubClient(httpx.Client):
             return super().send(request, stream=stream, **options)
         # Without what a signed address ends in, which nobody else may see.
         place = request.url.copy_with(query=None)
-        waits = os.environ.get("HUB_RETRY_SECONDS", _RETRY_SECONDS).split(",")
-        for wait in (*map(float, waits), None):
+        for wait in (*self._retry_seconds, None):
             asked_seconds = 0.0
             try:
                 response = super().send(request, **options)
@@ -65,10 +71,12 @@ class HubClient(httpx.Client):
         raise AssertionError("the last try returns or raises")
 
 
-def use_hub_client() -> None:
+def use_hub_client(retry_seconds: Sequence[float]) -> None:
     """Let huggingface_hub, and so `datasets`, send everything through HubClient."""
     hooks = get_session().event_hooks
-    set_client_factory(lambda: HubClient(event_hooks=hooks, follow_redirects=True))
+    set_client_factory(
+        lambda: HubClient(retry_seconds=retry_seconds, event_hooks=hooks, follow_redirects=True)
+    )
 
 
 def _problem(response: httpx.Response) -> str | None:

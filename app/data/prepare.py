@@ -6,7 +6,7 @@ This module and what it imports never import torch: preparing needs no GPU machi
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -42,13 +42,14 @@ def prepare(
     val_tokens: int = 0,
     shard_size: int = 100_000_000,
     workers: int = 1,
+    retry_seconds: Sequence[float] = (),
     hf_token: str | None = None,
 ) -> Manifest:
     """Write a dataset's shards and manifest to `out_dir`.
 
     Args:
-        dataset, config, revision, split, text_column, shuffle_files, hf_token: see
-            app.data.documents.open_documents.
+        dataset, config, revision, split, text_column, shuffle_files, retry_seconds, hf_token:
+            see app.data.documents.open_documents.
         name: what the shards' names begin with.
         total_tokens: training tokens; None for all.
         val_tokens: held-out tokens, before the training ones; one more is kept, the last target.
@@ -87,6 +88,7 @@ def prepare(
             split=split,
             text_column=text_column,
             shuffle_files=shuffle_files,
+            retry_seconds=retry_seconds,
             hf_token=hf_token,
         )
         if previous is not None:

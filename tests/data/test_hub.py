@@ -240,7 +240,7 @@ def test_other_files_are_streamed_from_the_hub(
 
 def test_without_a_network_a_hub_dataset_fails_soon(start: Start) -> None:
     begun = time.monotonic()
-    process = start("-m", "app", "prepare", HUB_RETRY_SECONDS="0.1,0.2")
+    process = start("-m", "app", "prepare", PREPARE_RETRY_SECONDS="0.1,0.2")
     output, error = process.communicate(timeout=60)
     assert process.returncode == 5
     assert time.monotonic() - begun < 20

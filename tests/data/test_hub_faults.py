@@ -18,9 +18,6 @@ from tests.data.hub_folders import write_fineweb
 from tests.data.hub_preparer import Preparer
 from tests.data.loopback_hub import Fault, Hub
 
-pytestmark = pytest.mark.soak
-
-
 FINEWEB = "HuggingFaceFW/fineweb"
 FILE = "sample/10BT/{:03d}_00000.parquet"
 LAST_GROUP = 5
@@ -228,7 +225,7 @@ def test_gated_dataset_is_prepared_with_its_token(
 
 def test_end_does_not_wait_for_what_is_read_ahead(preparer: Preparer, fineweb: Path) -> None:
     preparer.hub.faults = [Fault(row_group(fineweb, 0, LAST_GROUP), status=503)]
-    ended = preparer.run(PREPARE_TOTAL_TOKENS="10000", HUB_RETRY_SECONDS="60")
+    ended = preparer.run(PREPARE_TOTAL_TOKENS="10000", PREPARE_RETRY_SECONDS="60")
     assert (ended.code, ended.error) == (0, "")
     assert ended.seconds < 20
     assert preparer.manifest.complete
@@ -236,7 +233,7 @@ def test_end_does_not_wait_for_what_is_read_ahead(preparer: Preparer, fineweb: P
 
 def test_signal_does_not_wait_for_a_retry(preparer: Preparer, fineweb: Path) -> None:
     preparer.hub.faults = [Fault(row_group(fineweb, 1, 0), status=503)]
-    running = preparer.begin(HUB_RETRY_SECONDS="60")
+    running = preparer.begin(PREPARE_RETRY_SECONDS="60")
     assert "trying again in 60 s" in running.line()
     running.process.send_signal(signal.SIGTERM)
     ended = running.end()

@@ -20,9 +20,6 @@ from tests.data.prepare_process import (
     unbroken,
 )
 
-pytestmark = pytest.mark.soak
-
-
 BEFORE_THE_MANIFEST = 3
 
 

@@ -19,9 +19,6 @@ from tests.data.prepare_process import (
     unbroken,
 )
 
-pytestmark = pytest.mark.soak
-
-
 CALLS = ("create", "write", "torn", "fsync", "rename", "unlink")
 KINDS = (
     ("mkdir", "folder"),
