@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,4 +212,9 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 if __name__ == "__main__":
     # As process 1 of a container, the program would otherwise not notice this signal at all.
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(main(sys.argv[1:]))
+    exit_code = main(sys.argv[1:])
+    sys.stderr.flush()
+    if threading.active_count() > 1:
+        # All is done; who still waits for the network or a disk does not keep the process.
+        os._exit(exit_code)
+    sys.exit(exit_code)

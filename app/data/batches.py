@@ -1,6 +1,6 @@
 """What every source of text is: rows of text in a fixed order, from any position on."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -75,7 +75,7 @@ class Documents(Protocol):
 
     source: Mapping[str, Any]
 
-    def pieces(self, start: Position) -> Iterator[Piece]:
+    def pieces(self, start: Position) -> Generator[Piece]:
         """All rows from `start` on, in order.
 
         Raises:

@@ -63,7 +63,7 @@ def open_documents(
 
     paths, root = _find(dataset)
     files = [
-        SourceFile(str(path), path.relative_to(root).as_posix(), path.stat().st_size)
+        SourceFile(str(path.absolute()), path.relative_to(root).as_posix(), path.stat().st_size)
         for path in paths
         if kind_of(path.name) and path.is_file()
     ]
@@ -116,9 +116,13 @@ def _is_pattern(text: str) -> bool:
 
 
 def _below(folder: Path, left_out: frozenset[str] = frozenset()) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if name not in left_out and name[0] != "."]
         yield from (Path(parent, name) for name in names if name[0] != ".")
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _is_hub_layout(folder: Path) -> bool:

@@ -5,8 +5,10 @@ at a time: only the text column travels, and the stream ends cleanly wherever it
 else goes through `datasets`' own streaming.
 """
 
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,13 +46,14 @@ _TIMEOUT_SECONDS = 20.0
 class HubFileDocuments(FileDocuments):
     """Documents in parquet files of a hub dataset."""
 
-    def pieces(self, start: Position) -> Iterator[Piece]:
+    def pieces(self, start: Position) -> Generator[Piece]:
         """All rows from `start` on, in order; see app.data.batches.Documents."""
         giving_up.clear()
         try:
-            yield from super().pieces(start)
+            with _network():
+                yield from super().pieces(start)
         finally:
-            # A thread that has read ahead in vain does not keep the process.
+            # A thread that has read ahead in vain does not try again.
             giving_up.set()
 
 
@@ -62,7 +65,7 @@ class StreamedDocuments:
     text_column: str
     source: Mapping[str, Any]
 
-    def pieces(self, start: Position) -> Iterator[Piece]:
+    def pieces(self, start: Position) -> Generator[Piece]:
         """All rows from `start` on, in order; see app.data.batches.Documents."""
         with _network():
             row = start.row
@@ -123,8 +126,8 @@ def hub_documents(
     use_hub_client(retry_seconds)
     giving_up.clear()
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    commit = _commit(place, revision, hf_token)
     with _network():
+        commit = _commit(place, revision, hf_token)
         builder = _builder(place, config, commit, hf_token)
         paths = _paths_of_split(builder, place, split)
         source = {"dataset": place, "config": builder.config.name, "split": split}
@@ -142,13 +145,9 @@ def _is_parquet(paths: list[str]) -> bool:
 
 def _commit(dataset: str, revision: str, token: str | None) -> str:
     """The commit that a revision names. Asked for first: the answer shows that the hub is there."""
-
-    def ask() -> str:
-        api = HfApi(token=token)
-        return str(api.dataset_info(dataset, revision=revision, timeout=_TIMEOUT_SECONDS).sha)
-
+    api = HfApi(token=token)
     try:
-        return ask()
+        return str(api.dataset_info(dataset, revision=revision, timeout=_TIMEOUT_SECONDS).sha)
     except GatedRepoError as error:
         raise _gated(dataset) from error
     except RepositoryNotFoundError as error:
@@ -161,6 +160,11 @@ def _commit(dataset: str, revision: str, token: str | None) -> str:
             f"{dataset} has no revision {revision!r}",
             "correct PREPARE_DATASET_REVISION; a folder that was begun with a commit which the hub "
             "has no more cannot be continued: set PREPARE_OUT_DIR to another",
+        ) from error
+    except json.JSONDecodeError as error:
+        raise NetworkError(
+            "what answers is not the hub, but a proxy or a log-in page, say: no JSON came",
+            "connect this machine to the hub, or point PREPARE_DATASET to local files",
         ) from error
 
 
@@ -238,4 +242,6 @@ def _failure(error: Exception) -> AppError:
 
 def _short(error: Exception) -> str:
     said = str(error).partition("For more information")[0]
+    # Whoever has a signed address may read.
+    said = re.sub(r"(https?://[^\s?]+)\?[^\s'\")]*", r"\1", said)
     return " ".join(said.split())[:200] or type(error).__name__

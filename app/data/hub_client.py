@@ -14,7 +14,7 @@ from huggingface_hub.utils import httpx
 from app.errors import NetworkError
 
 _LONGEST_WAIT_SECONDS = 120.0
-_WORTH_A_RETRY = (408, 429, 500, 502, 503, 504)
+_WORTH_A_RETRY = (408, 429, *range(500, 600))
 # Anything else is telemetry, which may fail.
 _NEEDED = (f"{constants.ENDPOINT}/api/datasets/", f"{constants.ENDPOINT}/datasets/")
 
@@ -67,7 +67,8 @@ class HubClient(httpx.Client):
                 f"the hub does not answer: {problem} ({place}); trying again in {seconds:g} s",
                 flush=True,
             )
-            giving_up.wait(seconds)
+            if giving_up.wait(seconds):
+                raise NetworkError("the hub does not answer", "run the same command again later")
         raise AssertionError("the last try returns or raises")
 
 

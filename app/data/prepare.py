@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -96,12 +97,15 @@ def prepare(
             if previous.complete:
                 return _already_complete(out_dir, previous)
         encoder = DocumentEncoder()
+        if previous is not None and previous.shards:
+            # A folder of local files may have another name by now.
+            name = previous.shards[0].dataset_name
         manifest = previous or Manifest(
             source=dict(documents.source),
             tokenizer={"name": "gpt2", "vocab_bpe_sha256": VOCABULARY["vocab.bpe"]},
             settings=settings,
         )
-        remove_leftovers(out_dir, manifest.shards)
+        remove_leftovers(out_dir, name, manifest.shards)
         manifest.save(out_dir)
         if manifest.shards:
             tokens = manifest.tokens("val") + manifest.tokens("train")
@@ -113,7 +117,8 @@ def prepare(
         except UserError as error:
             if isinstance(error, _TooLittleText) or not writer.manifest.shards:
                 # The fix makes it another dataset, which would be refused.
-                remove_leftovers(out_dir, ())
+                replace(manifest, shards=(), position=None).save(out_dir)
+                remove_leftovers(out_dir, name, ())
                 (out_dir / MANIFEST).unlink()
             raise
 
@@ -157,11 +162,11 @@ def _write(
         return EncodedBatch(batch, *encoder.encode(batch.texts()))
 
     held_out, total = writer.held_out, writer.total
-    texts = batches(documents.pieces(writer.cursor.position))
-    encoded = ahead(encode, texts, threads=workers, waiting=2 * workers)
+    limit = None if total is None else total + held_out
     with (
-        closing(encoded),
-        TokenProgress(None if total is None else total + held_out) as progress,
+        closing(documents.pieces(writer.cursor.position)) as pieces,
+        closing(ahead(encode, batches(pieces), threads=workers, waiting=2 * workers)) as encoded,
+        TokenProgress(limit, done=sum(writer.taken.values())) as progress,
     ):
         while not writer.full and (batch := next(encoded, None)):
             writer.write(batch)

@@ -14,12 +14,16 @@ class TokenProgress:
     """Tokens so far, tokens/s and the time left.
 
     Where the total is not known, it is estimated from the part of the source that is read.
+
+    Args:
+        total: tokens there will be; None if unknown.
+        done: tokens of earlier processes.
     """
 
-    def __init__(self, total: int | None) -> None:
-        self._total = total
+    def __init__(self, total: int | None, *, done: int = 0) -> None:
+        self._total, self._done_before = total, done
         self._started = self._said = time.perf_counter()
-        self._bar = tqdm(total=total, unit=" tokens", unit_scale=True, disable=None)
+        self._bar = tqdm(total=total, initial=done, unit=" tokens", unit_scale=True, disable=None)
 
     def show(self, tokens: int, fraction: float | None) -> None:
         """Show `tokens` done, and the source read to `fraction` (None: unknown)."""
@@ -31,7 +35,8 @@ class TokenProgress:
         now = time.perf_counter()
         if now - self._said >= _SECONDS_BETWEEN_LINES:
             self._said = now
-            print(progress_line(tokens, total, now - self._started), flush=True)
+            rate = (tokens - self._done_before) / (now - self._started)
+            print(progress_line(tokens, total, rate), flush=True)
 
     def __enter__(self) -> Self:
         return self
@@ -46,11 +51,10 @@ class TokenProgress:
         sys.stderr.flush()
 
 
-def progress_line(tokens: int, total: int | None, seconds: float) -> str:
+def progress_line(tokens: int, total: int | None, rate: float) -> str:
     """E.g. "1,000,000 of 4,000,000 tokens (25 %), 500,000 tokens/s, 00:06 left"."""
-    rate = tokens / seconds
     line = f"{tokens:,} tokens, {rate:,.0f} tokens/s"
-    if total is None or not tokens:
+    if total is None or not rate:
         return line
     left = tqdm.format_interval(max(0.0, (total - tokens) / rate))
     share = f"{tokens:,} of {total:,} tokens ({tokens / total:.0%})"

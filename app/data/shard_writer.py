@@ -17,6 +17,7 @@ import numpy as np
 from app.data.batches import Batch, Position
 from app.data.encoder import Lengths
 from app.data.shards import Manifest, ShardFile, ShardInfo, Split, Tokens, shard_name
+from app.errors import AppError, UserError
 
 _BATCHES_BEHIND = 8
 
@@ -137,6 +138,12 @@ class ShardWriter:
     def write(self, encoded: EncodedBatch) -> None:
         """Take the batch's tokens, as many as are wanted; `cursor` is then at its end."""
         at, self._skip = self._skip, 0
+        if at and at >= encoded.next_document(1):
+            raise UserError(
+                "the document that the last shard ends in is shorter than it was: "
+                "the files have changed",
+                "set PREPARE_OUT_DIR to another folder, or delete this one to prepare it anew",
+            )
         while at < encoded.tokens.size and not self.full:
             split = self._split()
             if not self._filled:
@@ -186,7 +193,7 @@ class ShardWriter:
     def _do(self, task: Callable[..., None], *arguments: Any) -> None:
         before = self._tasks[-1] if self._tasks else None
         self._tasks.append(self._thread.submit(_after, before, task, *arguments))
-        if len(self._tasks) > _BATCHES_BEHIND:
+        while self._tasks and (self._tasks[0].done() or len(self._tasks) > _BATCHES_BEHIND):
             self._tasks.popleft().result()
 
     def _append(self, split: Split, size: int, tokens: Tokens) -> None:
@@ -214,10 +221,16 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # What is complete is committed, also when the run is stopped.
-        self._thread.shutdown(wait=True)
-        if self._file is not None:
-            self._file.__exit__(kind, error, trace)
+        # What is complete is committed, also when the run is stopped, even while it waits here.
+        try:
+            self._thread.shutdown(wait=True)
+        finally:
+            self._thread.shutdown(wait=True)
+            if self._file is not None:
+                self._file.__exit__(kind, error, trace)
+        if isinstance(error, AppError) and self._tasks:
+            # A disk that was full before matters more.
+            self._tasks[-1].result()
 
 
 def _after(before: Future[None] | None, task: Callable[..., None], *arguments: Any) -> None:

@@ -41,6 +41,12 @@ class ShardInfo:
     documents: int
     sha256: str
 
+    @property
+    def dataset_name(self) -> str:
+        """What shard_name made the file's name from."""
+        stem = self.file.rpartition("_")[0]
+        return stem.removesuffix("_val") if self.split == "val" else stem
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -105,8 +111,8 @@ def shard_name(name: str, split: Split, index: int) -> str:
     return f"{name}_{'val_' if split == 'val' else ''}{index:06d}.bin"
 
 
-def remove_leftovers(folder: Path, shards: Collection[ShardInfo]) -> None:
-    """Delete what a killed process has left: half a file, or a shard besides `shards`.
+def remove_leftovers(folder: Path, name: str, shards: Collection[ShardInfo]) -> None:
+    """Delete what a killed process has left: half a file, or a shard `name` besides `shards`.
 
     Raises:
         UserError: one of `shards` is missing or of another size.
@@ -114,11 +120,11 @@ def remove_leftovers(folder: Path, shards: Collection[ShardInfo]) -> None:
     for shard in shards:
         _refuse_other_size(folder, shard, open_shard(folder / shard.file))
     kept = {shard.file for shard in shards}
-    digits = "[0-9]" * 6
-    for name in (f"*_{digits}.bin", f"*_{digits}.bin{PARTIAL}", f"{MANIFEST}{PARTIAL}"):
-        for path in folder.glob(name):
-            if path.name not in kept:
-                path.unlink()
+    ours = rf"{re.escape(name)}_(val_)?\d{{6}}\.bin({re.escape(PARTIAL)})?"
+    for path in folder.iterdir():
+        left = path.name == MANIFEST + PARTIAL or re.fullmatch(ours, path.name)
+        if left and path.name not in kept:
+            path.unlink()
 
 
 def _refuse_other_size(folder: Path, shard: ShardInfo, tokens: Tokens) -> None:

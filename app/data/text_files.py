@@ -5,6 +5,7 @@ nothing twice.
 """
 
 import bz2
+import errno
 import gzip
 import hashlib
 import io
@@ -12,7 +13,7 @@ import itertools
 import json
 import lzma
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,7 +31,8 @@ from app.errors import UserError
 
 KINDS = (".txt", ".md", ".py", ".jsonl", ".parquet")
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 4 << 20
+_LINES_BYTES = 1 << 20
 _PIECE_ROWS = 1024
 _AHEAD_BYTES = 64 << 20
 # Position of the first row, texts, fraction of the file that is read, whether bytes were replaced.
@@ -41,6 +43,7 @@ _DAMAGE = (
     lzma.LZMAError,
     zlib.error,
     pa.ArrowInvalid,
+    pa.ArrowNotImplementedError,
     UnicodeDecodeError,
 )
 
@@ -64,7 +67,7 @@ class FileDocuments:
     filesystem: AbstractFileSystem = field(default_factory=LocalFileSystem)
     row_groups_ahead: int = 2
 
-    def pieces(self, start: Position) -> Iterator[Piece]:
+    def pieces(self, start: Position) -> Generator[Piece]:
         """All rows from `start` on, in order; see app.data.batches.Documents."""
         total_bytes = sum(file.bytes for file in self.files) or 1
         done_bytes = sum(file.bytes for file in self.files[: start.file])
@@ -97,7 +100,7 @@ class FileDocuments:
         row = 0
         has_column = False
         lines = _decompressed(raw, file.name)
-        while piece := lines.readlines(_PIECE_BYTES):
+        while piece := lines.readlines(_LINES_BYTES):
             first, row = row, row + len(piece)
             if row <= first_row:
                 continue
@@ -112,7 +115,7 @@ class FileDocuments:
                     raise _no_column(file, self.text_column, filled[0])
                 has_column = True
             texts = as_texts([one.get(self.text_column) for one in rows])
-            yield first + skipped, texts, raw.tell() / file.bytes, False
+            yield first + skipped, texts, raw.tell() / max(1, file.bytes), False
 
     def _row_groups(self, file: SourceFile, first_row: int) -> Iterator[_Rows]:
         metadata = self.read_metadata(file)
@@ -128,9 +131,11 @@ class FileDocuments:
         tables = ahead(read, wanted, threads=count, waiting=count)
         for group, table in zip(wanted, tables, strict=True):
             column = table.column(0)
-            for at in range(0, len(column), _PIECE_ROWS):
+            mean_bytes = column.nbytes // max(1, len(column))
+            step = max(1, min(_PIECE_ROWS, _PIECE_BYTES // max(1, mean_bytes)))
+            for at in range(0, len(column), step):
                 row = firsts[group] + at
-                rows = column[at : at + _PIECE_ROWS]
+                rows = column[at : at + step]
                 if row + len(rows) <= first_row:
                     continue
                 skipped = max(first_row - row, 0)
@@ -160,6 +165,10 @@ def _damage_named(file: SourceFile) -> Iterator[None]:
         # bz2 and Arrow raise the bare class for bad data; the system's errors have numbers.
         if type(error) is OSError and error.errno is None:
             raise _damaged(file, error) from error
+        if error.errno in (errno.ENOENT, errno.EIO, errno.ESTALE):
+            raise UserError(
+                f"{file.path} cannot be read: {error.strerror}", "bring it back, or leave it out"
+            ) from error
         raise
 
 
@@ -171,7 +180,7 @@ def as_texts(values: Sequence[object]) -> pa.LargeStringArray:
     """
     for value in values:
         if value is not None and not isinstance(value, str):
-            raise _not_text(type(value).__name__, value)
+            raise _not_text(type(value).__name__, f": {value!r:.80}")
     try:
         return pa.array(["" if value is None else value for value in values], pa.large_string())
     except UnicodeEncodeError:
@@ -198,7 +207,7 @@ def arrow_texts(column: pa.ChunkedArray) -> pa.LargeStringArray:
     if not (
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     ):
-        raise _not_text(str(kind), column[0].as_py())
+        raise _not_text(str(kind))
     column = column.cast(pa.large_string())
     if column.null_count:
         column = column.fill_null("")
@@ -207,9 +216,9 @@ def arrow_texts(column: pa.ChunkedArray) -> pa.LargeStringArray:
     return texts
 
 
-def _not_text(kind: str, value: object) -> UserError:
+def _not_text(kind: str, example: str = "") -> UserError:
     return UserError(
-        f"the text column holds {kind}, not text: {value!r:.80}",
+        f"the text column holds {kind}, not text{example}",
         "set PREPARE_TEXT_COLUMN to the column that holds the text",
     )
 
@@ -240,7 +249,7 @@ def _decompressed(raw: BinaryIO, name: str) -> BinaryIO:
 def _json_object(line: bytes, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{place} is not JSON: {error}", "write one JSON object a line, or leave it out"
         ) from None

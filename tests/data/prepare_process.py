@@ -24,7 +24,7 @@ from app.data.shards import Manifest
 from tests.data.conftest import CHECKOUT
 
 _DROP_CAPABILITY = 24
-_CAP_DAC_OVERRIDE = 1
+_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2
 # Such a path leads to another process's mounts; those of open files lack the beginning.
 _IN_NAMESPACE = re.compile(r"^/proc/\d+/root")
 STORY = "the cat sat on a mat and it rained in Spain: 3 times 7 é 😀"
@@ -210,7 +210,8 @@ _folders: list[tempfile.TemporaryDirectory[str]] = []
 
 def _bind() -> None:
     """Make permissions count for root as well, before the program starts."""
-    ctypes.CDLL(None).prctl(_DROP_CAPABILITY, _CAP_DAC_OVERRIDE, 0, 0, 0)
+    for capability in (_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH):
+        ctypes.CDLL(None).prctl(_DROP_CAPABILITY, capability, 0, 0, 0)
 
 
 def _texts(seed: int, count: int) -> list[str]:

@@ -345,6 +345,30 @@ def test_long_documents_make_short_batches(tmp_path: Path) -> None:
     assert [len(batch.texts()) for batch in batches(pieces_of(tmp_path))] == [6, 4]
 
 
+def test_long_rows_of_parquet_make_short_batches(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", ["x" * 1_000_000] * 10, rows_per_group=10)
+    assert [len(batch.texts()) for batch in batches(pieces_of(tmp_path))] == [8, 2]
+
+
+@pytest.mark.parametrize("name", ("gone.jsonl", "gone.txt", "gone.parquet"))
+def test_file_that_is_gone_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("one")
+    documents = open_documents(str(tmp_path))
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=f"{name} cannot be read: No such file"):
+        read(documents)
+
+
+def test_names_that_look_like_places_elsewhere_are_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "~").mkdir()
+    (tmp_path / "~" / "a.txt").write_text("one")
+    (tmp_path / "file:b.txt").write_text("two")
+    monkeypatch.chdir(tmp_path)
+    assert sorted(texts_of(".")) == ["one", "two"]
+
+
 @pytest.mark.parametrize("name", ("a.jsonl", "a.jsonl.gz", "a.parquet"))
 def test_reading_from_any_position_gives_the_rest(tmp_path: Path, name: str) -> None:
     texts = [None if number % 5 == 3 else f"text {number}" for number in range(23)]

@@ -3,6 +3,7 @@
 import json
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -240,3 +241,45 @@ def test_signal_does_not_wait_for_a_retry(preparer: Preparer, fineweb: Path) -> 
     assert ended.code == 143
     assert ended.error.endswith("the same command continues\n")
     assert ended.seconds < 20
+
+
+def test_signal_does_not_wait_for_a_download(preparer: Preparer, fineweb: Path) -> None:
+    preparer.hub.faults = [Fault(row_group(fineweb, 1, 0), body="stall")]
+    running = preparer.begin(HF_HUB_DOWNLOAD_TIMEOUT="60")
+    shard = preparer.place / "out" / "fineweb_000000.bin"
+    while running.process.poll() is None and not shard.exists():
+        threading.Event().wait(0.01)
+    running.process.send_signal(signal.SIGTERM)
+    ended = running.end()
+    assert ended.code == 143
+    assert ended.error.endswith("the same command continues\n")
+    assert ended.seconds < 20
+
+
+@pytest.mark.parametrize("status", (401, 403, 404))
+def test_refusal_in_the_middle_is_one_readable_error(
+    preparer: Preparer, fineweb: Path, status: int
+) -> None:
+    preparer.hub.faults = [Fault(row_group(fineweb, 1, 0), status=status)]
+    ended = preparer.run()
+    ended.assert_refused(2, "the hub refuses", str(status), "HF_TOKEN")
+    assert "signed" not in ended.output + ended.error
+    assert preparer.committed()
+    preparer.hub.faults = []
+    preparer.run().assert_done()
+
+
+def test_wrong_token_and_what_is_no_hub_are_told(new_preparer: NewPreparer) -> None:
+    asked = "GET api/datasets/.*/revision/"
+    refused = new_preparer("token")
+    refused.hub.faults = [
+        Fault(asked, status=401, headers={"X-Error-Message": "Invalid credentials"})
+    ]
+    log_in = new_preparer("portal")
+    log_in.hub.faults = [Fault(asked, status=200)]
+    strange = new_preparer("strange")
+    strange.hub.faults = [Fault(asked, status=522)]
+    runs = [one.begin(HF_TOKEN="hf_wrong") for one in (refused, log_in, strange)]
+    runs[0].end().assert_refused(2, "the hub", "HF_TOKEN")
+    runs[1].end().assert_refused(5, "no JSON came")
+    runs[2].end().assert_given_up()

@@ -11,7 +11,7 @@ import pytest
 import tiktoken
 
 from app.data.prepare import prepare
-from app.data.progress import progress_line
+from app.data.progress import TokenProgress, progress_line
 from app.data.shards import Manifest, open_dataset
 from app.errors import UserError
 from tests.data.conftest import Start, write_shard
@@ -383,6 +383,15 @@ def test_prepare_never_imports_torch(source: Path, tmp_path: Path, start: Start)
     assert not {name for name in modules if name.split(".")[0] == "datasets"}
 
 
+def test_speed_after_a_continuation_is_of_this_process(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.data.progress._SECONDS_BETWEEN_LINES", 0.0)
+    with TokenProgress(None, done=10**9) as progress:
+        progress.show(10**9, None)
+    assert capsys.readouterr().out == "1,000,000,000 tokens, 0 tokens/s\n"
+
+
 @pytest.mark.parametrize(
     ("tokens", "total", "seconds", "line"),
     (
@@ -400,4 +409,4 @@ def test_prepare_never_imports_torch(source: Path, tmp_path: Path, start: Start)
     ),
 )
 def test_progress_line(tokens: int, total: int | None, seconds: float, line: str) -> None:
-    assert progress_line(tokens, total, seconds) == line
+    assert progress_line(tokens, total, tokens / seconds) == line

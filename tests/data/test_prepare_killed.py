@@ -1,5 +1,6 @@
 """Real processes that are killed while they prepare: the next ones end as if nothing had been."""
 
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
@@ -145,6 +146,31 @@ def test_what_is_tokenized_is_not_read_again(source: Path, rows: Unbroken, tmp_p
     killed(preparation, middle(clean, "create", "shard"))
     wipe(clean_copy / "0.parquet")
     clean.is_reached_by(preparation)
+
+
+def test_source_that_has_moved_continues_under_the_first_name(
+    source: Path, rows: Unbroken, tmp_path: Path
+) -> None:
+    preparation = rows.again(tmp_path)
+    killed(preparation, middle(rows, "create", "shard"))
+    foreign = preparation.out / "mine_000000.bin"
+    foreign.write_bytes(b"mine")
+    shutil.copytree(source, tmp_path / "moved")
+    moved = {**rows.settings, "PREPARE_DATASET": str(tmp_path / "moved")}
+    ended = Preparation(tmp_path, moved).run()
+    assert ended.code == 0, ended
+    assert foreign.read_bytes() == b"mine"
+    foreign.unlink()
+    assert contents(preparation.out) == rows.contents
+
+
+def test_folder_that_cannot_be_read_is_told(source: Path, rows: Unbroken, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path / "text")
+    (tmp_path / "text" / "closed").mkdir(mode=0)
+    settings = {**rows.settings, "PREPARE_DATASET": str(tmp_path / "text")}
+    ended = Preparation(tmp_path, settings).run()
+    assert ended.code == ExitCode.USER
+    assert f"no permission to write or read {tmp_path}/text/closed" in ended.error
 
 
 def wipe(path: Path) -> None:

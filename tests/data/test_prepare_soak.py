@@ -62,14 +62,16 @@ def test_a_fault_at_every_point_equals_unbroken(
     fails: int | None,
     code: int,
 ) -> None:
-    for point in small.points:
+    # What tidies up does not fail; after the last other call nothing can.
+    last = max(point.number for point in small.points if sends or point.kind != "unlink")
+    for point in small.points[:last]:
         preparation = small.again(new_place(tmp_path))
         ended = preparation.run(WORKERS[point.number % 3], Fault(point.number, sends, fails))
         assert ended.code == code, (point, ended)
         assert "Traceback" not in ended.error, (point, ended)
         assert sends == signal.SIGKILL or not list(preparation.out.glob("*.partial")), point
         small.is_reached_by(preparation, WORKERS[(point.number + 1) % 3])
-    say(f"{len(small.points)} points")
+    say(f"{last} points")
 
 
 @pytest.mark.soak
