@@ -28,7 +28,6 @@ import html
 import json
 import os
 import re
-import runpy
 import shutil
 import statistics
 import subprocess
@@ -398,6 +397,7 @@ def prepare_with_clocks(result: str) -> None:
     import app.data.shard_writer as shard_writer
     import app.data.shards as shards
     import app.data.text_files as text_files
+    from app.__main__ import main
     from app.data.batches import Batch
 
     spent: Counter[str] = Counter()
@@ -456,10 +456,9 @@ def prepare_with_clocks(result: str) -> None:
     clock(shard_writer.ShardWriter, "write", "cut into shards")
     clock(shards.ShardFile, "write", "hash and write shards")
     clock(shards.ShardFile, "commit", "hash and write shards")
-    sys.argv = ["app", "prepare"]
     since = time.perf_counter()
     try:
-        runpy.run_module("app", run_name="__main__", alter_sys=True)
+        sys.exit(main(["prepare"]))
     finally:
         in_encoder = sum(with_encoder[1:])
         Path(result).write_text(json.dumps({"cpu": spent, "in_encoder_seconds": in_encoder}))
