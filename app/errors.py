@@ -75,6 +75,7 @@ def expected_failure(error: Exception) -> AppError | None:
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
         or "can't allocate memory" in str(error)
+        or "Storage size calculation overflowed" in str(error)
     ):
         return _out_of_memory(str(error).partition("\n")[0])
     return None

@@ -33,6 +33,11 @@ def _truth(value: object) -> object:
     return "true" if is_true else "false" if is_false else word
 
 
+def _extent(value: object) -> object:
+    word = _truth(value)
+    return "auto" if word == "true" else word
+
+
 def _home(value: object) -> object:
     try:
         return Path(value).expanduser() if isinstance(value, str) else value
@@ -228,7 +233,13 @@ class TrainSettings(Group):
     precision: Literal["auto", "bf16", "float32"] = Field(
         "auto", description="auto: bf16 autocast where the device computes in it, else float32"
     )
-    compile: bool = Field(True, description="compile the model with torch.compile")
+    compile: Annotated[Literal["auto", "model", "blocks", "false"], BeforeValidator(_extent)] = (
+        Field(
+            "auto",
+            description="with torch.compile: the whole model at once; blocks: one block for all, "
+            "which starts sooner; auto: what suits the run's length; false: nothing",
+        )
+    )
     deterministic: Annotated[Literal["auto", "true", "false"], BeforeValidator(_truth)] = Field(
         "auto", description="bit-identical from run to run; auto: on a CPU only"
     )

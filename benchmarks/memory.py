@@ -1,6 +1,6 @@
 """Private memory (RssAnon) of drawing batches in random order from a shard of 100M tokens.
 
-    python benchmarks/memory.py [--out FILE.json]
+python benchmarks/memory.py [--out FILE.json]
 """
 
 import argparse

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+VOCAB_MULTIPLE = 64
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -77,7 +79,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embeddings, blocks and the last norm, under GPT-2's usual names."""
+    """What GPT-2's weights call the transformer: embeddings, blocks and the last norm."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -85,14 +87,6 @@ class Transformer(nn.Module):
         self.wpe = nn.Embedding(config.context_length, config.embd_size)
         self.h = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.ln_f = nn.LayerNorm(config.embd_size)
-
-    def forward(self, idx: Tensor) -> Tensor:
-        """Map token ids int [B, T] to hidden states [B, T, C]."""
-        positions = torch.arange(idx.shape[1], device=idx.device)
-        x = self.wte(idx) + self.wpe(positions)
-        for block in self.h:
-            x = block(x)
-        return cast(Tensor, self.ln_f(x))
 
 
 class GPT(nn.Module):
@@ -115,11 +109,28 @@ class GPT(nn.Module):
             Without targets logits [B, T, vocab]; with them the mean loss, a float32 scalar in
             nats per token.
         """
+        x = self.embed(idx)
+        for block in self.transformer.h:
+            x = block(x)
+        if targets is not None:
+            return self.loss(x, targets)
+        return F.linear(self.transformer.ln_f(x), self.transformer.wte.weight)
+
+    def embed(self, idx: Tensor) -> Tensor:
+        """Map token ids int [B, T] to what enters the first block [B, T, C]."""
         assert idx.shape[1] <= self.config.context_length, "longer than the context"
-        logits = F.linear(self.transformer(idx), self.transformer.wte.weight)
-        if targets is None:
-            return logits
-        return F.cross_entropy(logits.view(-1, logits.shape[-1]).float(), targets.view(-1))
+        positions = torch.arange(idx.shape[1], device=idx.device)
+        return cast(Tensor, self.transformer.wte(idx) + self.transformer.wpe(positions))
+
+    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss, float32 scalar, of what leaves the last block [B, T, C]; targets [B, T]."""
+        weight = self.transformer.wte.weight
+        if x.is_cuda:
+            # Tensor cores take matrices whose sides are multiples of 64 at full speed, and 50257 is
+            # odd. What the added rows score is cut off again: the softmax stays exact.
+            weight = F.pad(weight, (0, 0, 0, -len(weight) % VOCAB_MULTIPLE))
+        logits = F.linear(self.transformer.ln_f(x), weight)[..., : self.config.vocab_size]
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
     def num_parameters(self) -> int:
         """Number of trained values; the tied embedding counts once."""

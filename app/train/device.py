@@ -4,14 +4,14 @@ import os
 import platform
 import re
 import resource
-import shutil
-import sysconfig
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from app.containers import expects_gpu
 from app.errors import UserError
@@ -46,6 +46,7 @@ class Device:
         name: as its maker calls it
         precision: of matrix products and activations; weights stay float32
         deterministic: only algorithms that give the same bits every time
+        attention: kernels in the order of their speed; empty for torch's own choice
         peak_flops: dense bf16 FLOP/s of the data sheet; None if unknown
     """
 
@@ -54,12 +55,17 @@ class Device:
     precision: Precision
     deterministic: bool
     peak_flops: float | None
+    attention: tuple[SDPBackend, ...] = ()
 
-    def autocast(self) -> AbstractContextManager[object]:
+    @contextmanager
+    def forward_pass(self) -> Iterator[None]:
         """The context in which the forward pass runs."""
-        if self.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.torch_device.type, dtype=torch.bfloat16)
+        with ExitStack() as stack:
+            if self.precision == "bf16":
+                stack.enter_context(torch.autocast(self.torch_device.type, dtype=torch.bfloat16))
+            if self.attention:
+                stack.enter_context(sdpa_kernel(list(self.attention), set_priority=True))
+            yield
 
     def peak_memory_bytes(self) -> int:
         """Most memory in use so far: the GPU's allocations, or the process's resident memory."""
@@ -93,7 +99,9 @@ def choose_device(
             "check `nvidia-smi` and the driver's version on the machine outside, "
             "or set TRAIN_DEVICE=cpu",
         )
-    has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    has_bf16 = (
+        torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _cpu_has_bf16()
+    )
     if precision == "bf16" and on_gpu and not has_bf16:
         raise UserError(
             f"{torch.cuda.get_device_name()} does not compute in bf16",
@@ -121,39 +129,17 @@ def choose_device(
     return Device(here, name, chosen, is_deterministic, peak)
 
 
+def _cpu_has_bf16() -> bool:
+    """Whether it has units for matrices in bf16: Intel's AMX."""
+    return re.search(r"^flags\s*:.*\bamx_bf16\b", _cpuinfo(), re.MULTILINE) is not None
+
+
+def _cpuinfo() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
 def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
-    model = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    model = re.search(r"^model name\s*: (.+)$", _cpuinfo(), re.MULTILINE)
     name = model[1].strip() if model else platform.machine()
     return f"CPU ({name}, {torch.get_num_threads()} threads)"
-
-
-def default_micro_batch(sizes: list[int], context_length: int, device: Device) -> int:
-    """The largest of `sizes` whose tokens keep this kind of device busy at GPT-2's size."""
-    tokens = 4_096
-    if device.torch_device.type == "cuda":
-        memory_bytes = torch.cuda.get_device_properties(device.torch_device).total_memory
-        tokens = 32_768 if memory_bytes > 60e9 else 8_192
-    return max((size for size in sizes if size * context_length <= tokens), default=sizes[0])
-
-
-def keep_compiled_code(cache_dir: Path) -> None:
-    """Let compiled code survive in `cache_dir`; before choose_device, which lets torch fix its own.
-
-    What the user has set stays.
-    """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((cache_dir / "inductor").absolute()))
-    os.environ.setdefault("TRITON_CACHE_DIR", str((cache_dir / "triton").absolute()))
-
-
-def can_compile(device: Device) -> bool:
-    """Whether torch.compile has what it needs here.
-
-    It writes C++ for a CPU, and for a GPU a launcher in C; both call Python.
-    """
-    compilers = [os.environ.get("CXX"), "g++", "clang++"]
-    if device.torch_device.type == "cuda":
-        compilers += [os.environ.get("CC"), "gcc", "clang"]
-    has_headers = Path(sysconfig.get_path("include"), "Python.h").exists()
-    return has_headers and any(compiler and shutil.which(compiler) for compiler in compilers)

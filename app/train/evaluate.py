@@ -35,7 +35,7 @@ def held_out_loss(
     for first in range(0, windows, batch_size):
         indices = np.arange(first, min(first + batch_size, windows), dtype=np.int64)
         inputs, targets = stream.windows(indices, length)
-        with device.autocast():
+        with device.forward_pass():
             loss = model(inputs.to(device.torch_device), targets.to(device.torch_device))
         total += loss.double() * len(indices)
     return total.item() / windows, windows * length

@@ -15,16 +15,20 @@ from app.errors import ExhaustedError, Stopped, UserError
 from app.files import locked
 from app.model.gpt import GPT, GPTConfig
 from app.settings import Settings
-from app.train.console import Console, summary
-from app.train.device import (
-    Device,
+from app.train.attention import choose_attention
+from app.train.compilation import (
+    Extent,
+    cache_report,
     can_compile,
-    choose_device,
-    default_micro_batch,
+    compiled_loss,
     keep_compiled_code,
+    suitable_extent,
 )
+from app.train.console import Console, summary
+from app.train.device import Device, choose_device
 from app.train.evaluate import held_out_loss
 from app.train.loop import StepResult, refuse_not_finite, train_steps
+from app.train.micro_batch import largest_micro_batch, memory_need
 from app.train.optimizer import Optimizers, Schedule, build_optimizers
 from app.train.run import Identity, Run, StopRequest, stop_on_signals, write_run_settings
 from app.train.writing import write_texts
@@ -62,13 +66,15 @@ def train(settings: Settings) -> None:
         if run.first_step >= chosen.max_steps:
             print(f"{run.folder} is finished: {run.first_step} steps are done")
             return
+        config = GPTConfig(**settings.model.model_dump())
         plan = StepPlan(
             windows_per_step=chosen.tokens_per_step // length,
             ranks=1,
-            micro_batch_size=_micro_batch_size(settings, run, device),
+            micro_batch_size=_micro_batch_size(settings, run, device, config),
         )
+        device, attention = choose_attention(device, config)
         torch.manual_seed(chosen.seed)
-        model = GPT(GPTConfig(**settings.model.model_dump())).to(device.torch_device)
+        model = GPT(config).to(device.torch_device)
         optimizers = build_optimizers(
             model,
             chosen.optimizer,
@@ -82,8 +88,10 @@ def train(settings: Settings) -> None:
         facts = {"device": {"name": device.name}, "parameters": model.num_parameters()}
         write_run_settings(run.folder, settings.public(), facts)
         order = WindowOrder(windows, chosen.seed, chosen.shuffle)
-        compiles = chosen.compile and can_compile(device)
-        _Job(settings, run, device, dataset, order, plan, model, optimizers, compiles, stop).work()
+        extent = _compile_extent(settings, run, device, model)
+        _Job(
+            settings, run, device, dataset, order, plan, model, optimizers, extent, attention, stop
+        ).work()
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,8 @@ class _Job:
     plan: StepPlan
     model: GPT
     optimizers: Optimizers
-    compiles: bool
+    extent: Extent | None
+    attention: str
     stop: StopRequest
 
     def work(self) -> None:
@@ -114,6 +123,8 @@ class _Job:
                     done = result.step + 1
                     record = self._record(result)
                     console.step(record)
+                    if self.extent and result.step == run.first_step:
+                        console.say(cache_report())
 
                     if chosen.val_every and can_measure and self._due(done, chosen.val_every):
                         record["val_loss"], _ = held_out_loss(
@@ -159,7 +170,7 @@ class _Job:
         chosen = self.settings.train
         return train_steps(
             self.model,
-            torch.compile(self.model) if self.compiles else self.model,
+            compiled_loss(self.model, self.extent) if self.extent else self.model,
             self.optimizers,
             loader,
             self.device,
@@ -219,6 +230,7 @@ class _Job:
             f"Gradient accumulation steps: {plan.accumulation_steps}",
             f"{self.device.name}, {self.device.precision}, "
             f"{'deterministic' if self.device.deterministic else 'not deterministic'}",
+            self.attention,
             f"{self.model.num_parameters():,} parameters; {self.dataset.folder}: "
             f"{sum(shard.size for shard in self.dataset.train):,} training tokens "
             f"({epochs:.2f} epochs in {chosen.max_steps} steps), "
@@ -226,9 +238,9 @@ class _Job:
             f"{run.folder}: "
             + (f"continues at step {run.first_step}" if run.first_step else "new"),
             "the first step waits for the compiler"
-            if self.compiles
+            if self.extent
             else "not compiled: TRAIN_COMPILE=false"
-            if not chosen.compile
+            if chosen.compile == "false"
             else "not compiled, and slower: a C++ compiler or Python's headers are missing "
             "(apt-get install g++ python3-dev)",
         ]
@@ -244,14 +256,29 @@ class _Job:
         )
 
 
-def _micro_batch_size(settings: Settings, run: Run, device: Device) -> int:
+def _compile_extent(settings: Settings, run: Run, device: Device, model: GPT) -> Extent | None:
+    chosen = settings.train
+    if chosen.compile == "false" or not can_compile(device):
+        return None
+    if chosen.compile != "auto":
+        return chosen.compile
+    if device.torch_device.type == "cpu":
+        return suitable_extent(None)
+    tokens = (chosen.max_steps - run.first_step) * chosen.tokens_per_step
+    at_half_the_peak = 2 * model.flops_per_token() / (device.peak_flops or 100e12)
+    return suitable_extent(tokens * at_half_the_peak)
+
+
+def _micro_batch_size(settings: Settings, run: Run, device: Device, config: GPTConfig) -> int:
     length, asked = settings.model.context_length, settings.train.micro_batch_size
     windows_per_step = settings.train.tokens_per_step // length
     sizes = micro_batch_sizes(windows_per_step, ranks=1)
     if asked == "auto":
         # The same split of the batch keeps a continued run bit-identical.
         before = run.resumed_from.state["micro_batch_size"] if run.resumed_from else None
-        return before if before in sizes else default_micro_batch(sizes, length, device)
+        here = device.torch_device
+        need = memory_need(config, device.precision, here.type)
+        return before if before in sizes else largest_micro_batch(sizes, length, need, here)
     if asked not in sizes:
         raise UserError(
             f"TRAIN_MICRO_BATCH_SIZE={asked} does not divide the {windows_per_step} windows "

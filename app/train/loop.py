@@ -72,7 +72,7 @@ def train_steps(
             if should_stop():
                 return
             inputs, targets = loader.next_batch()
-            with device.autocast():
+            with device.forward_pass():
                 loss = compiled(inputs, targets) / accumulation_steps
             loss.backward()
             loss_sum += loss.detach()

@@ -22,6 +22,7 @@ TINY = {
     "TRAIN_RUN_NAME": "run",
     "TRAIN_DEVICE": "cpu",
     "TRAIN_COMPILE": "false",
+    "TRAIN_PRECISION": "float32",
     "TRAIN_VAL_TOKENS": "512",
     "TRAIN_VAL_EVERY": "5",
     "TRAIN_SAMPLE_EVERY": "5",

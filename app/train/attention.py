@@ -1,0 +1,81 @@
+"""Which of torch's attention kernels is fastest here: measured, since no rule holds for long.
+
+cuDNN's beats FlashAttention-2 on some Hopper shapes, by up to 2.3 times, and loses on others; which
+one torch prefers by itself changes with its version and cuDNN's.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from app.model.gpt import GPTConfig
+from app.train.device import Device
+
+_WINDOWS = 8
+_REPEATS = 5
+
+
+def choose_attention(device: Device, config: GPTConfig) -> tuple[Device, str]:
+    """The device with its kernels in the order of their speed, and what to say of it.
+
+    A CPU has one kernel.
+    """
+    if device.torch_device.type == "cpu":
+        return device, "attention: torch's own kernel for CPUs"
+    candidates = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+    if not device.deterministic:
+        candidates.insert(0, SDPBackend.CUDNN_ATTENTION)
+    dtype = torch.bfloat16 if device.precision == "bf16" else torch.float32
+    ranked = rank_attention(config, device.torch_device, dtype, candidates)
+    told = ", ".join(f"{one.name.lower()} {1000 * time:.2f} ms" for one, time in ranked.items())
+    return (
+        replace(device, attention=(*ranked, SDPBackend.MATH)),
+        f"attention of {_WINDOWS} windows, forward and backward: {told or 'no fast kernel'}",
+    )
+
+
+def rank_attention(
+    config: GPTConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    candidates: Sequence[SDPBackend],
+) -> dict[SDPBackend, float]:
+    """Seconds of a forward and backward pass for each candidate that works, fastest first."""
+    heads = config.num_heads
+    shape = (_WINDOWS, heads, config.context_length, config.embd_size // heads)
+    # Of its own random numbers: the run's begin with its seed.
+    numbers = torch.Generator(device).manual_seed(0)
+    q, k, v = (
+        torch.randn(shape, device=device, dtype=dtype, generator=numbers, requires_grad=True)
+        for _ in "qkv"
+    )
+    found: dict[SDPBackend, float] = {}
+    for backend in candidates:
+        try:
+            with sdpa_kernel(backend):
+                found[backend] = _seconds(q, k, v)
+        except RuntimeError:
+            continue  # it has no kernel for this device, type or shape
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def _seconds(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> float:
+    """The fastest of a few; the first one also builds plans."""
+    seconds = []
+    for _ in range(1 + _REPEATS):
+        _wait(q.device)
+        started = time.perf_counter()
+        y = scaled_dot_product_attention(q, k, v, is_causal=True)
+        torch.autograd.grad(y.sum(), (q, k, v))
+        _wait(q.device)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

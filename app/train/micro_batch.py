@@ -1,0 +1,134 @@
+"""How many windows go through the model at once: as many as fit into memory, and help."""
+
+import resource
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+
+from app.model.gpt import GPT, GPTConfig
+from app.train.device import Precision
+
+# More tokens at once do not make a device faster at GPT-2's size.
+_TOKENS_THAT_FILL = {"cuda": 65_536, "cpu": 4_096}
+# The allocator's gaps, the libraries' workspaces, whatever else runs on the machine.
+_USABLE = 0.85
+_LIBRARIES_BYTES = {"cuda": 1_500_000_000, "cpu": 500_000_000}
+# A weight, its gradient, and two moments of it, in float32.
+_BYTES_OF_A_PARAMETER = 16
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes that training takes at most: `fixed`, and `per_window` for each window at once."""
+
+    fixed: int
+    per_window: int
+
+    def of(self, windows: int) -> int:
+        """Bytes with micro-batches of so many windows."""
+        return self.fixed + windows * self.per_window
+
+
+def memory_need(config: GPTConfig, precision: Precision, device_type: str) -> MemoryNeed:
+    """Count what the backward pass keeps, without computing anything.
+
+    Uncompiled; compiled code keeps less, so that this is an upper bound.
+    """
+    with FakeTensorMode():
+        model = GPT(config)
+        one, two = (_kept_bytes(model, precision, windows) for windows in (1, 2))
+    # At its beginning the backward pass has the logits' gradient twice in float32, once in bf16.
+    head = 10 * config.context_length * config.vocab_size
+    fixed = _BYTES_OF_A_PARAMETER * model.num_parameters() + (2 * one - two)
+    return MemoryNeed(fixed + _LIBRARIES_BYTES[device_type], two - one + head)
+
+
+def _kept_bytes(model: GPT, precision: Precision, windows: int) -> int:
+    parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, tuple[Tensor, int]] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in parameters:
+            # With the tensor itself, so that no later storage gets its number.
+            kept[storage._cdata] = tensor, storage.nbytes()
+        return tensor
+
+    idx = torch.zeros(windows, model.config.context_length, dtype=torch.int64)
+    with (
+        saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+    ):
+        # Until here the graph lives, and all that it keeps.
+        _loss = model(idx, idx)
+    return sum(size for _, size in kept.values())
+
+
+def largest_micro_batch(
+    sizes: list[int], context_length: int, need: MemoryNeed, device: torch.device
+) -> int:
+    """The largest of `sizes`, in windows, that fits and helps; the smallest if none does."""
+    useful = [size for size in sizes if size * context_length <= _TOKENS_THAT_FILL[device.type]]
+    usable = _USABLE * available_bytes(device)
+    return max((size for size in useful if need.of(size) <= usable), default=sizes[0])
+
+
+def available_bytes(device: torch.device) -> int:
+    """What this process may still take of the device's memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min(_free_on_the_machine(), *_left_of_limits(), *_left_of_cgroups())
+
+
+def _free_on_the_machine() -> int:
+    found = _numbers(Path("/proc/meminfo"))
+    return found.get("MemAvailable:", 1 << 62 >> 10) << 10
+
+
+def _left_of_limits() -> Iterator[int]:
+    used = _numbers(Path("/proc/self/status"))
+    for limit, name in ((resource.RLIMIT_AS, "VmSize:"), (resource.RLIMIT_DATA, "VmData:")):
+        allowed = resource.getrlimit(limit)[0]
+        if allowed != resource.RLIM_INFINITY:
+            yield max(0, allowed - (used.get(name, 0) << 10))
+
+
+def _left_of_cgroups() -> Iterator[int]:
+    """Of this process's control group and of those it is in; in a container, of the container."""
+    root = Path("/sys/fs/cgroup")
+    own = Path("/proc/self/cgroup")
+    groups = own.read_text().splitlines() if own.exists() else []
+    for line in groups:
+        _, controllers, name = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        top = root / controllers
+        # A container may see its host's name for the group, and its own at the top.
+        for folder in (top, top / name.strip("/"), *(top / name.strip("/")).parents):
+            if folder != top and top not in folder.parents:
+                continue
+            for limit, used in (
+                ("memory.max", "memory.current"),
+                ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+            ):
+                allowed, taken = (_number(folder / file) for file in (limit, used))
+                if allowed is not None and taken is not None:
+                    cached = _numbers(folder / "memory.stat").get("inactive_file", 0)
+                    yield max(0, allowed - taken + cached)
+
+
+def _number(path: Path) -> int | None:
+    text = path.read_text().strip() if path.exists() else ""
+    return int(text) if text.isdigit() else None
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """Lines of a name, a number and perhaps a unit."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    words = [line.split() for line in lines]
+    return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdigit()}
