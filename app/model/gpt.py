@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 VOCAB_MULTIPLE = 64
+PADDED_ON = ("cuda",)
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class GPT(nn.Module):
     def loss(self, x: Tensor, targets: Tensor) -> Tensor:
         """Mean loss, float32 scalar, of what leaves the last block [B, T, C]; targets [B, T]."""
         weight = self.transformer.wte.weight
-        if x.is_cuda:
+        if x.device.type in PADDED_ON:
             # Tensor cores take matrices whose sides are multiples of 64 at full speed, and 50257 is
             # odd. What the added rows score is cut off again: the softmax stays exact.
             weight = F.pad(weight, (0, 0, 0, -len(weight) % VOCAB_MULTIPLE))

@@ -1,6 +1,7 @@
 """How many windows go through the model at once: as many as fit into memory, and help."""
 
 import resource
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,11 @@ _TOKENS_THAT_FILL = {"cuda": 65_536, "cpu": 4_096}
 # The allocator's gaps, the libraries' workspaces, whatever else runs on the machine.
 _USABLE = 0.85
 _LIBRARIES_BYTES = {"cuda": 1_500_000_000, "cpu": 500_000_000}
+# Of control groups, version 2 and 1.
+_CGROUP_FILES = (
+    ("memory.max", "memory.current"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 # A weight, its gradient, and two moments of it, in float32.
 _BYTES_OF_A_PARAMETER = 16
 
@@ -87,7 +93,7 @@ def available_bytes(device: torch.device) -> int:
 
 def _free_on_the_machine() -> int:
     found = _numbers(Path("/proc/meminfo"))
-    return found.get("MemAvailable:", 1 << 62 >> 10) << 10
+    return found["MemAvailable:"] << 10 if found else sys.maxsize
 
 
 def _left_of_limits() -> Iterator[int]:
@@ -108,18 +114,19 @@ def _left_of_cgroups() -> Iterator[int]:
         if controllers not in ("", "memory"):
             continue
         top = root / controllers
-        # A container may see its host's name for the group, and its own at the top.
-        for folder in (top, top / name.strip("/"), *(top / name.strip("/")).parents):
-            if folder != top and top not in folder.parents:
-                continue
-            for limit, used in (
-                ("memory.max", "memory.current"),
-                ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-            ):
-                allowed, taken = (_number(folder / file) for file in (limit, used))
-                if allowed is not None and taken is not None:
-                    cached = _numbers(folder / "memory.stat").get("inactive_file", 0)
-                    yield max(0, allowed - taken + cached)
+        group = top / name.strip("/")
+        # A container may see the name that its host has for the group, and the group at the top.
+        for folder in (group, *group.parents):
+            if top in (folder, *folder.parents):
+                yield from _left_of_cgroup(folder)
+
+
+def _left_of_cgroup(folder: Path) -> Iterator[int]:
+    for limit, used in _CGROUP_FILES:
+        allowed, taken = (_number(folder / file) for file in (limit, used))
+        if allowed is not None and taken is not None:
+            cached = _numbers(folder / "memory.stat").get("inactive_file", 0)
+            yield max(0, allowed - taken + cached)
 
 
 def _number(path: Path) -> int | None:
