@@ -5,7 +5,9 @@ one torch prefers by itself changes with its version and cuDNN's.
 """
 
 import time
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -55,11 +57,9 @@ def rank_attention(
     )
     found: dict[SDPBackend, float] = {}
     for backend in candidates:
-        try:
-            with sdpa_kernel(backend):
-                found[backend] = _seconds(q, k, v)
-        except RuntimeError:
-            continue  # it has no kernel for this device, type or shape
+        # One that has no kernel for this device, type or shape warns of every reason, then raises.
+        with warnings.catch_warnings(action="ignore"), suppress(RuntimeError), sdpa_kernel(backend):
+            found[backend] = _seconds(q, k, v)
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 

@@ -88,7 +88,7 @@ def train(settings: Settings) -> None:
         facts = {"device": {"name": device.name}, "parameters": model.num_parameters()}
         write_run_settings(run.folder, settings.public(), facts)
         order = WindowOrder(windows, chosen.seed, chosen.shuffle)
-        extent = _compile_extent(settings, run, device, model)
+        extent = _compile_extent(settings, device, model)
         _Job(
             settings, run, device, dataset, order, plan, model, optimizers, extent, attention, stop
         ).work()
@@ -256,7 +256,7 @@ class _Job:
         )
 
 
-def _compile_extent(settings: Settings, run: Run, device: Device, model: GPT) -> Extent | None:
+def _compile_extent(settings: Settings, device: Device, model: GPT) -> Extent | None:
     chosen = settings.train
     if chosen.compile == "false" or not can_compile(device):
         return None
@@ -264,7 +264,8 @@ def _compile_extent(settings: Settings, run: Run, device: Device, model: GPT) ->
         return chosen.compile
     if device.torch_device.type == "cpu":
         return suitable_extent(None)
-    tokens = (chosen.max_steps - run.first_step) * chosen.tokens_per_step
+    # Of the whole run, so that a continued one is compiled alike.
+    tokens = chosen.max_steps * chosen.tokens_per_step
     at_half_the_peak = 2 * model.flops_per_token() / (device.peak_flops or 100e12)
     return suitable_extent(tokens * at_half_the_peak)
 
