@@ -165,7 +165,7 @@ def compare_losses(original: Path, work: Path) -> dict[str, Any]:
          "ours", "--data-dir", str(data), "--device", "cpu", "--max-steps", str(steps),
          "--tokens-per-step", str(2 * batch * length), "--micro-batch-size", str(batch),
          "--context-length", str(length), "--num-layers", "3", "--embd-size", "48",
-         "--num-heads", "4", "--sample-every", "0"],
+         "--num-heads", "4", "--sample-every", "0", "--precision", "float32"],
         work,
     )  # fmt: skip
     lines = (data / "runs" / "ours" / "metrics.jsonl").read_text().splitlines()

@@ -278,7 +278,8 @@ def _micro_batch_size(settings: Settings, run: Run, device: Device, config: GPTC
         # The same split of the batch keeps a continued run bit-identical.
         before = run.resumed_from.state["micro_batch_size"] if run.resumed_from else None
         here = device.torch_device
-        need = memory_need(config, device.precision, here.type)
+        compiled = settings.train.compile != "false" and can_compile(device)
+        need = memory_need(config, device.precision, here.type, compiled=compiled)
         return before if before in sizes else largest_micro_batch(sizes, length, need, here)
     if asked not in sizes:
         raise UserError(

@@ -24,6 +24,14 @@ _CGROUP_FILES = (
     ("memory.max", "memory.current"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
+# Logits, their softmax and gradients. Compiled code has the logits and one gradient at a time, and
+# here room for a third copy; uncompiled there are float32 copies of each.
+_BYTES_OF_A_LOGIT = {
+    ("bf16", True): 6,
+    ("float32", True): 12,
+    ("bf16", False): 14,
+    ("float32", False): 16,
+}
 # A weight, its gradient, and two moments of it, in float32.
 _BYTES_OF_A_PARAMETER = 16
 
@@ -40,21 +48,25 @@ class MemoryNeed:
         return self.fixed + windows * self.per_window
 
 
-def memory_need(config: GPTConfig, precision: Precision, device_type: str) -> MemoryNeed:
+def memory_need(
+    config: GPTConfig, precision: Precision, device_type: str, *, compiled: bool
+) -> MemoryNeed:
     """Count what the backward pass keeps, without computing anything.
 
-    Uncompiled; compiled code keeps less, so that this is an upper bound.
+    The blocks are counted as uncompiled code keeps them; compiled code keeps less of them, so that
+    this is an upper bound.
     """
     with FakeTensorMode():
         model = GPT(config)
         one, two = (_kept_bytes(model, precision, windows) for windows in (1, 2))
-    # At its beginning the backward pass has the logits' gradient twice in float32, once in bf16.
-    head = 10 * config.context_length * config.vocab_size
     fixed = _BYTES_OF_A_PARAMETER * model.num_parameters() + (2 * one - two)
+    logits = config.context_length * config.vocab_size
+    head = _BYTES_OF_A_LOGIT[precision, compiled] * logits
     return MemoryNeed(fixed + _LIBRARIES_BYTES[device_type], two - one + head)
 
 
 def _kept_bytes(model: GPT, precision: Precision, windows: int) -> int:
+    """Of the embedding and the blocks; the head is another matter."""
     parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, tuple[Tensor, int]] = {}
 
@@ -65,13 +77,13 @@ def _kept_bytes(model: GPT, precision: Precision, windows: int) -> int:
             kept[storage._cdata] = tensor, storage.nbytes()
         return tensor
 
-    idx = torch.zeros(windows, model.config.context_length, dtype=torch.int64)
     with (
         saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
     ):
-        # Until here the graph lives, and all that it keeps.
-        _loss = model(idx, idx)
+        x = model.embed(torch.zeros(windows, model.config.context_length, dtype=torch.int64))
+        for block in model.transformer.h:
+            x = block(x)
     return sum(size for _, size in kept.values())
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,30 +25,36 @@ PEAK = """
 import sys
 import torch
 from app.model.gpt import GPT, GPTConfig
+from app.train.compilation import compiled_loss
 from app.train.device import choose_device
 from app.train.optimizer import build_optimizers
 device = choose_device("cpu", sys.argv[1], "auto")
+is_compiled = sys.argv[2] == "compiled"
 torch.manual_seed(0)
 model = GPT(GPTConfig(context_length=256, num_layers=4, embd_size=256, num_heads=4))
+loss_of = compiled_loss(model, "blocks") if is_compiled else model
 optimizers = build_optimizers(
     model, "muon", betas=(0.9, 0.95), weight_decay=0.1, decay_on="matrices"
 )
 optimizers.set_learning_rate(1e-3)
-idx = torch.randint(0, 50257, (int(sys.argv[2]), 256))
+idx = torch.randint(0, 50257, (int(sys.argv[3]), 256))
 for _ in range(2):
     with device.forward_pass():
-        loss = model(idx, idx)
+        loss = loss_of(idx, idx)
     loss.backward()
     optimizers.step()
 print(device.peak_memory_bytes())
 """
 
 
-@pytest.mark.parametrize("precision", ("float32", "bf16"))
-def test_estimate_is_an_upper_bound_of_what_a_process_takes(precision: str) -> None:
-    need = memory_need(CONFIG, "bf16" if precision == "bf16" else "float32", "cpu")
+@pytest.mark.parametrize(
+    ("precision", "code"),
+    (("float32", "plain"), ("bf16", "plain"), ("bf16", "compiled")),
+)
+def test_estimate_is_an_upper_bound_of_what_a_process_takes(precision: Any, code: str) -> None:
+    need = memory_need(CONFIG, precision, "cpu", compiled=code == "compiled")
     for windows in (1, 8):
-        command = [sys.executable, "-c", PEAK, precision, str(windows)]
+        command = [sys.executable, "-c", PEAK, precision, code, str(windows)]
         taken = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         assert need.of(windows) / 2 < taken < need.of(windows)
 
@@ -56,7 +63,7 @@ def test_estimate_computes_nothing() -> None:
     """GPT-2 XL's would need 25 GB."""
     config = GPTConfig(num_layers=48, embd_size=1600, num_heads=25)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    need = memory_need(config, "bf16", "cuda")
+    need = memory_need(config, "bf16", "cuda", compiled=True)
     assert need.fixed > 16 * 1_550_000_000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000
 

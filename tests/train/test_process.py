@@ -89,7 +89,7 @@ def measured(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def test_killed_twice_and_continued_equals_unbroken(start: Start) -> None:
-    compiled = {"TRAIN_COMPILE": "true"}
+    compiled = {"TRAIN_COMPILE": "true", "TRAIN_PRECISION": "bf16"}
     unbroken = run_to_end(start, **compiled, TRAIN_RUN_NAME="unbroken")
     # Killed after steps that no checkpoint holds: 4 and 8 are saved, 7 and 9 reached.
     for reached in ("step:6/", "step:8/"):
