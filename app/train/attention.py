@@ -31,8 +31,7 @@ def choose_attention(device: Device, config: GPTConfig) -> tuple[Device, str]:
     candidates = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
     if not device.deterministic:
         candidates.insert(0, SDPBackend.CUDNN_ATTENTION)
-    dtype = torch.bfloat16 if device.precision == "bf16" else torch.float32
-    ranked = rank_attention(config, device.torch_device, dtype, candidates)
+    ranked = rank_attention(config, device.torch_device, device.dtype, candidates)
     told = ", ".join(f"{one.name.lower()} {1000 * time:.2f} ms" for one, time in ranked.items())
     return (
         replace(device, attention=(*ranked, SDPBackend.MATH)),

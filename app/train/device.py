@@ -57,12 +57,17 @@ class Device:
     peak_flops: float | None
     attention: tuple[SDPBackend, ...] = ()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of matrix products."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
     @contextmanager
     def forward_pass(self) -> Iterator[None]:
         """The context in which the forward pass runs."""
         with ExitStack() as stack:
             if self.precision == "bf16":
-                stack.enter_context(torch.autocast(self.torch_device.type, dtype=torch.bfloat16))
+                stack.enter_context(torch.autocast(self.torch_device.type, dtype=self.dtype))
             if self.attention:
                 stack.enter_context(sdpa_kernel(list(self.attention), set_priority=True))
             yield

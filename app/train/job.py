@@ -81,6 +81,7 @@ def train(settings: Settings) -> None:
             betas=chosen.betas,
             weight_decay=chosen.weight_decay,
             decay_on=chosen.weight_decay_on,
+            muon_iterated_in=device.dtype,
         )
         if run.resumed_from:
             run.resumed_from.load_model(model)

@@ -22,6 +22,9 @@ class Muon(torch.optim.Optimizer):
 
     Updates have AdamW's usual size (Liu et al., "Muon is scalable for LLM training", 2025), so
     that AdamW's learning rates and decay fit.
+
+    Args:
+        iterated_in: dtype of the iterations; bf16 is as good, where it is fast.
     """
 
     def __init__(
@@ -31,7 +34,9 @@ class Muon(torch.optim.Optimizer):
         lr: float = 1e-3,
         momentum: float = 0.95,
         weight_decay: float = 0.1,
+        iterated_in: torch.dtype = torch.float32,
     ) -> None:
+        self._iterated_in = iterated_in
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -47,7 +52,8 @@ class Muon(torch.optim.Optimizer):
                     [self._direction(p, group["momentum"]) for p in parameters]
                 )
                 size = 0.2 * math.sqrt(max(rows, columns))
-                for parameter, update in zip(parameters, orthogonal(directions), strict=True):
+                updates = orthogonal(directions.to(self._iterated_in)).float()
+                for parameter, update in zip(parameters, updates, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(update, alpha=-group["lr"] * size)
 
@@ -65,16 +71,15 @@ def orthogonal(matrices: Tensor) -> Tensor:
     """The nearest orthogonal matrices, roughly, by Newton-Schulz iterations.
 
     Args:
-        matrices: float32 [n, rows, columns]
+        matrices: float32 or bfloat16 [n, rows, columns]
 
     Returns:
-        float32 [n, rows, columns], singular values in about [0.7, 1.2]
+        the same dtype [n, rows, columns], singular values in about [0.7, 1.2]
     """
-    x = matrices.bfloat16() if matrices.is_cuda else matrices
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = _A * x + (_B * gram + _C * gram @ gram) @ x
-    return (x.mT if tall else x).float()
+    return x.mT if tall else x

@@ -74,12 +74,15 @@ def test_muon_takes_the_matrices_of_the_blocks_and_makes_their_updates_orthogona
 
 
 @pytest.mark.parametrize("shape", ((24, 24), (16, 48), (48, 16)))
-def test_muon_is_torchs_muon_but_for_its_rounding(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_muon_is_torchs_muon_but_for_its_rounding(
+    shape: tuple[int, int], dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
     start = [torch.randn(shape) for _ in range(3)]
     ours = [torch.nn.Parameter(value.clone()) for value in start]
     theirs = [torch.nn.Parameter(value.clone()) for value in start]
-    one = Muon(ours, lr=0.02, weight_decay=0.3)
+    one = Muon(ours, lr=0.02, weight_decay=0.3, iterated_in=dtype)
     other = torch.optim.Muon(
         theirs, lr=0.02, weight_decay=0.3, momentum=0.95, adjust_lr_fn="match_rms_adamw"
     )
