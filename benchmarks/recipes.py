@@ -1,0 +1,259 @@
+"""Recipes for a run of 38 steps against the original one: loss on held-out text, equal tokens.
+
+    python benchmarks/recipes.py --dataset DIR [--out FILE.json] [--only coarse|finals] [--plot PNG]
+
+DIR is what `prepare` has written. Each run is a whole `train` process of a small GPT in a folder of
+its own; all share one compiler cache. Runs that FILE.json already holds, with the same settings,
+are not repeated, so that an interrupted comparison continues.
+
+Coarse: one seed, one to three settings of the default recipe changed. The vocabulary is GPT-2's, so
+that most of the work is the head, and steps of 2,048 tokens are what a CPU can do in a minute.
+Finals: original, default and best, three seeds, with a held-out curve.
+
+`ADAMW_RATE` is no setting of the product: it multiplies the rate of what AdamW updates beside Muon.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+Settings = dict[str, str]
+
+ALWAYS: Settings = {
+    "MODEL_CONTEXT_LENGTH": "256",
+    "MODEL_NUM_LAYERS": "4",
+    "MODEL_EMBD_SIZE": "256",
+    "MODEL_NUM_HEADS": "4",
+    "TRAIN_TOKENS_PER_STEP": "2048",
+    "TRAIN_MAX_STEPS": "38",
+    "TRAIN_VAL_TOKENS": "16384",
+    "TRAIN_SAMPLE_EVERY": "0",
+    "TRAIN_CHECKPOINT_EVERY": "0",
+    "TRAIN_RUN_NAME": "run",
+}
+VAL_EVERY = {"coarse": "38", "finals": "13"}
+DEFAULT: Settings = {
+    "TRAIN_OPTIMIZER": "muon",
+    "TRAIN_LEARNING_RATE": "1.8e-3",
+    "TRAIN_BETAS": "0.9,0.95",
+    "TRAIN_WEIGHT_DECAY": "0.1",
+    "TRAIN_WEIGHT_DECAY_ON": "matrices",
+    "TRAIN_GRAD_CLIP": "1.0",
+    "TRAIN_WARMUP_STEPS": "4",
+    "TRAIN_LR_SCHEDULE": "cosine",
+    "TRAIN_MIN_LR_RATIO": "0.1",
+    "TRAIN_SHUFFLE": "true",
+}
+ORIGINAL: Settings = {
+    "TRAIN_OPTIMIZER": "adamw",
+    "TRAIN_LEARNING_RATE": "3e-4",
+    "TRAIN_BETAS": "0.9,0.999",
+    "TRAIN_WEIGHT_DECAY": "0.01",
+    "TRAIN_WEIGHT_DECAY_ON": "all",
+    "TRAIN_GRAD_CLIP": "0",
+    "TRAIN_WARMUP_STEPS": "0",
+    "TRAIN_LR_SCHEDULE": "constant",
+    "TRAIN_MIN_LR_RATIO": "0.1",
+    "TRAIN_SHUFFLE": "false",
+}
+BEST: Settings = DEFAULT | {"TRAIN_LEARNING_RATE": "7.2e-3", "TRAIN_WARMUP_STEPS": "0"}
+FINALS = {"original": ORIGINAL, "default": DEFAULT, "best": BEST}
+SEEDS = (0, 1, 2)
+COARSE: dict[str, Settings] = {
+    "default": {},
+    "rate 3.6e-3": {"TRAIN_LEARNING_RATE": "3.6e-3"},
+    "rate 7.2e-3": {"TRAIN_LEARNING_RATE": "7.2e-3"},
+    "rate 1.44e-2": {"TRAIN_LEARNING_RATE": "1.44e-2"},
+    "AdamW, rate 3.6e-3": {"TRAIN_OPTIMIZER": "adamw", "TRAIN_LEARNING_RATE": "3.6e-3"},
+    "rate 3.6e-3, no warm-up": {"TRAIN_LEARNING_RATE": "3.6e-3", "TRAIN_WARMUP_STEPS": "0"},
+    "rate 7.2e-3, no warm-up": {"TRAIN_LEARNING_RATE": "7.2e-3", "TRAIN_WARMUP_STEPS": "0"},
+    "rate 7.2e-3, linear to 0": {
+        "TRAIN_LEARNING_RATE": "7.2e-3",
+        "TRAIN_LR_SCHEDULE": "linear",
+        "TRAIN_MIN_LR_RATIO": "0",
+    },
+    "rate 7.2e-3, no warm-up, AdamW's part at twice the rate": {
+        "TRAIN_LEARNING_RATE": "7.2e-3",
+        "TRAIN_WARMUP_STEPS": "0",
+        "ADAMW_RATE": "2",
+    },
+    "twice the tokens a step": {"TRAIN_TOKENS_PER_STEP": "4096"},
+    "twice the tokens a step, rate 3.6e-3": {
+        "TRAIN_TOKENS_PER_STEP": "4096",
+        "TRAIN_LEARNING_RATE": "3.6e-3",
+    },
+}
+COLORS = {"original": "tab:gray", "default": "tab:blue", "best": "tab:red"}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--dataset", type=Path, required=True, help="a prepared dataset folder")
+    arguments.add_argument("--out", type=Path)
+    arguments.add_argument("--only", choices=tuple(VAL_EVERY))
+    arguments.add_argument("--plot", type=Path, metavar="PNG", help="the finals' curves")
+    chosen = arguments.parse_args()
+    before = json.loads(chosen.out.read_text()) if chosen.out and chosen.out.exists() else {}
+    results = about(chosen.dataset) | {"runs": before.get("runs", [])}
+    with tempfile.TemporaryDirectory() as cache:
+        for part, name, settings in planned():
+            if chosen.only not in (None, part):
+                continue
+            run = next((run for run in results["runs"] if run["settings"] == settings), None)
+            if run is None:
+                measured = train(chosen.dataset.resolve(), settings, Path(cache))
+                run = {"settings": settings} | measured
+                results["runs"].append(run)
+                print(f"{part}, {name}: {run['val_loss'][-1]:.4f}", file=sys.stderr, flush=True)
+            run |= {"part": part, "name": name}
+            results["summary"] = summary(results["runs"])
+            if chosen.out:
+                chosen.out.write_text(json.dumps(results, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
+    if chosen.plot:
+        plot(results["runs"], chosen.plot)
+
+
+def about(dataset: Path) -> dict[str, Any]:
+    cpu = Path("/proc/cpuinfo").read_text()
+    model = next(line for line in cpu.splitlines() if line.startswith("model name"))
+    return {
+        "date": date.today().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {model.partition(':')[2].strip()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "dataset": json.loads((dataset / "manifest.json").read_text()),
+    }
+
+
+def planned() -> Iterator[tuple[str, str, Settings]]:
+    """Part, name and all settings of each run."""
+    for name, changes in COARSE.items():
+        yield "coarse", name, run_settings("coarse", DEFAULT | changes, seed=0)
+    for seed in SEEDS:
+        for name, recipe in FINALS.items():
+            yield "finals", name, run_settings("finals", recipe, seed)
+
+
+def run_settings(part: str, recipe: Settings, seed: int) -> Settings:
+    return ALWAYS | {"TRAIN_VAL_EVERY": VAL_EVERY[part], "TRAIN_SEED": str(seed)} | recipe
+
+
+def train(dataset: Path, settings: Settings, cache: Path) -> dict[str, Any]:
+    """Losses of a whole process."""
+    product = {name: value for name, value in settings.items() if name != "ADAMW_RATE"}
+    arguments = ["-m", "app", "train"]
+    if "ADAMW_RATE" in settings:
+        code = "import benchmarks.recipes as it; it.train_with_adamw_rate"
+        arguments = ["-c", f"{code}({settings['ADAMW_RATE']})"]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "dataset").symlink_to(dataset)
+        environment = {
+            "DATA_DIR": folder,
+            "TRAIN_DATASET_DIR": "dataset",
+            "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(cache)),
+        }
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=ROOT, env=os.environ | product | environment,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        if done.returncode:
+            sys.exit(f"{settings} failed ({done.returncode}):\n{done.stdout[-2000:]}")
+        metrics = Path(folder) / "runs" / settings["TRAIN_RUN_NAME"] / "metrics.jsonl"
+        records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    measured = [record for record in records if "val_loss" in record]
+    return {
+        "seconds": round(time.perf_counter() - started, 1),
+        "val_tokens_seen": [record["tokens"] for record in measured],
+        "val_loss": [round(record["val_loss"], 5) for record in measured],
+        "train_loss": [round(record["train_loss"], 4) for record in records],
+        "grad_norm": [round(record["grad_norm"], 4) for record in records],
+    }
+
+
+def train_with_adamw_rate(multiple: float) -> None:
+    """Train with another rate for what AdamW updates: embeddings, biases and norms."""
+    from app.__main__ import main
+    from app.train.muon import Muon
+    from app.train.optimizer import Optimizers
+
+    def set_learning_rate(self: Optimizers, rate: float) -> None:
+        for part in self._parts:
+            for group in part.param_groups:
+                group["lr"] = rate if isinstance(part, Muon) else rate * multiple
+
+    Optimizers.set_learning_rate = set_learning_rate
+    sys.exit(main(["train"]))
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Held-out losses at the end; of the finals mean, deviation over seeds, and difference."""
+    losses: dict[str, list[float]] = {}
+    for run in runs:
+        if run["part"] == "finals":
+            losses.setdefault(run["name"], []).append(run["val_loss"][-1])
+    means = {name: statistics.fmean(values) for name, values in losses.items()}
+    return {
+        "coarse": {run["name"]: run["val_loss"][-1] for run in runs if run["part"] == "coarse"},
+        "finals": {
+            name: {
+                "mean": round(means[name], 4),
+                "standard_deviation": round(statistics.stdev(values), 4)
+                if len(values) > 1
+                else None,
+                "below_original_nats": round(means.get("original", float("nan")) - means[name], 4),
+                "seeds": len(values),
+            }
+            for name, values in losses.items()
+        },
+    }
+
+
+def plot(runs: list[dict[str, Any]], path: Path) -> None:
+    """Held-out loss against tokens: a thin line for each seed of the finals."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 5), dpi=100, layout="constrained")
+    for name, color in COLORS.items():
+        curves = [run for run in runs if run["part"] == "finals" and run["name"] == name]
+        for run in curves:
+            axes.plot(
+                [tokens / 1e3 for tokens in run["val_tokens_seen"]], run["val_loss"],
+                color=color, linewidth=0.9, marker="o", markersize=3,
+            )  # fmt: skip
+        if curves:
+            mean = statistics.fmean(run["val_loss"][-1] for run in curves)
+            axes.annotate(
+                f"{name}: {mean:.2f}", (curves[0]["val_tokens_seen"][-1] / 1e3, mean),
+                xytext=(8, 0), textcoords="offset points", color=color, va="center",
+            )  # fmt: skip
+    axes.set_xlabel("training tokens, thousands")
+    axes.set_ylabel("held-out loss, nats per token")
+    axes.set_title("The same 38 steps and tokens, three recipes, three seeds each")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    axes.set_xlim(right=axes.get_xlim()[1] * 1.17)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()
