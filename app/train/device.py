@@ -3,7 +3,6 @@
 import os
 import platform
 import re
-import resource
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -73,10 +72,13 @@ class Device:
             yield
 
     def peak_memory_bytes(self) -> int:
-        """Most memory in use so far: the GPU's allocations, or the process's resident memory."""
+        """Most memory in use so far: the GPU's allocations, or the process's resident memory.
+
+        0 where the system does not tell.
+        """
         if self.torch_device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.torch_device)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return _most_resident_bytes()
 
 
 def choose_device(
@@ -132,6 +134,14 @@ def choose_device(
     )
     here = torch.device("cuda", torch.cuda.current_device())
     return Device(here, name, chosen, is_deterministic, peak)
+
+
+def _most_resident_bytes() -> int:
+    # Not getrusage: its figure starts with that of the process which started this one.
+    path = Path("/proc/self/status")
+    status = path.read_text(encoding="utf-8") if path.exists() else ""
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) << 10 if found else 0
 
 
 def _cpu_has_bf16() -> bool:

@@ -138,5 +138,16 @@ def free_of_this_process() -> int:
     return int(found[1]) << 10
 
 
+def test_peak_is_not_that_of_the_process_which_started_this_one() -> None:
+    code = (
+        "from app.train.device import choose_device\n"
+        "print(choose_device('cpu', 'float32', 'auto').peak_memory_bytes())"
+    )
+    ballast = b"x" * (1 << 30)
+    command = [sys.executable, "-c", code]
+    taken = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert 50_000_000 < taken < len(ballast)
+
+
 def test_memory_of_this_machine_is_known() -> None:
     assert 100_000_000 < available_bytes(CPU) < 1 << 50
