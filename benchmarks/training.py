@@ -37,7 +37,7 @@ from benchmarks.training_process import (  # noqa: E402
     prepared,
     run_process,
 )
-from benchmarks.training_steps import meta_model  # noqa: E402
+from benchmarks.training_setup import meta_model  # noqa: E402
 
 SMALL = {"context_length": 64, "num_layers": 2, "embd_size": 64, "num_heads": 2}
 MEDIUM = {"context_length": 128, "num_layers": 4, "embd_size": 128, "num_heads": 4}

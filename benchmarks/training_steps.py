@@ -7,14 +7,11 @@ prints what it found, as JSON in its last line.
 
 import json
 import os
-import re
 import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from subprocess import PIPE, Popen
@@ -22,34 +19,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import DeviceType
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from app.data.windows import micro_batch_sizes
-from app.model import gpt
 from app.model.gpt import GPT, GPTConfig
-from app.train.attention import choose_attention
-from app.train.compilation import can_compile, compiled_loss
-from app.train.device import Device, choose_device
+from app.train.compilation import can_compile
+from app.train.device import choose_device
 from app.train.micro_batch import available_bytes, largest_micro_batch, memory_need
-from app.train.optimizer import Optimizers, build_optimizers
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-# The first that is found in a kernel's name is its class.
-CLASSES = {
-    "attention backward": r"^(?!.*(triton_|cpp_fused)).*(flash|fmha|sdpa|attention)"
-    r".*(bwd|backward|bprop|dot_do_o|convert_dq)",
-    "attention forward": r"^(?!.*(triton_|cpp_fused)).*(flash|fmha|sdpa|attention)",
-    "cross-entropy, softmax": r"softmax|nll_loss|cross_entropy|logsumexp",
-    "casts, copies, padding": r"memcpy|memset|aten::(_to_copy|copy_|clone|fill_|zero_|constant_pad)"
-    r"|fused_(_?_to_copy|constant_pad_nd|clone|_)*(_?\d+)?$",
-    "matmul": r"gemm|nvjet|cutlass|cublas|wgmma|xmma|splitk|gemv|mkl|aten::(mm|addmm|bmm|linear)$",
-    "norms and pointwise": r"triton_|cpp_fused|layer_norm|gelu|elementwise|vectorized|reduce_kernel"
-    r"|aten::(add|mul|div|sum|embedding|index|native_layer_norm)",
-}
+from benchmarks.training_profile import profile
+from benchmarks.training_setup import meta_model, optimizers_of, set_up, timed, update
 
 
 def facts(device: str) -> dict[str, Any]:
@@ -76,81 +54,6 @@ def facts(device: str) -> dict[str, Any]:
         "can_compile": can_compile(chosen),
         "has_linear_cross_entropy": hasattr(F, "linear_cross_entropy"),
     }
-
-
-def meta_model(model: dict[str, int]) -> GPT:
-    with torch.device("meta"):
-        return GPT(GPTConfig(**model))
-
-
-def wait(device: Device) -> None:
-    if device.torch_device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def timed(device: Device, job: Callable[[], Any], warm: int, repeats: int) -> list[float]:
-    seconds = []
-    for _ in range(warm + repeats):
-        wait(device)
-        started = time.perf_counter()
-        job()
-        wait(device)
-        seconds.append(time.perf_counter() - started)
-    return seconds[warm:]
-
-
-def set_up(spec: dict[str, Any]) -> tuple[Device, GPT, Loss, tuple[Tensor, Tensor]]:
-    """Device, model, compiled loss and one micro-batch of random tokens."""
-    gpt.VOCAB_MULTIPLE = spec.get("vocab_multiple", gpt.VOCAB_MULTIPLE)
-    device = choose_device(
-        spec["device"], spec.get("precision", "auto"), spec.get("deterministic", "auto")
-    )
-    config = GPTConfig(**spec["model"])
-    torch.manual_seed(0)
-    model = GPT(config).to(device.torch_device)
-    if "attention" in spec:
-        device = replace(device, attention=(getattr(SDPBackend, spec["attention"]),))
-    else:
-        device, _ = choose_attention(device, config)
-    if spec.get("loss") == "linear_cross_entropy":
-        if not hasattr(F, "linear_cross_entropy"):
-            raise NotImplementedError("this torch has no linear_cross_entropy")
-        model.loss = partial(chunked_loss, model)  # type: ignore[method-assign]
-    extent = spec.get("extent", "blocks")
-    loss: Loss = compiled_loss(model, extent) if extent else model
-    if "mode" in spec:
-        loss = torch.compile(model, mode=spec["mode"])
-    tokens = torch.randint(
-        0, config.vocab_size, (spec["micro_batch"], config.context_length + 1)
-    ).to(device.torch_device)
-    return device, model, loss, (tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
-
-
-def chunked_loss(model: GPT, x: Tensor, targets: Tensor) -> Tensor:
-    """torch's own fused head and loss, in the chunks that it chooses itself."""
-    hidden = model.transformer.ln_f(x).flatten(0, 1)
-    weight = model.transformer.wte.weight
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
-    return F.linear_cross_entropy(hidden, weight, targets.flatten()).float()
-
-
-def optimizers_of(model: GPT, name: str) -> Optimizers:
-    decayed = {"betas": (0.9, 0.95), "weight_decay": 0.1}
-    if name == "adamw, foreach":
-        return Optimizers(torch.optim.AdamW(model.parameters(), foreach=True, **decayed))
-    return build_optimizers(model, name.split(",")[0], **decayed, decay_on="matrices")
-
-
-def update(model: GPT, optimizers: Optimizers, clip: bool = True) -> None:
-    """The end of a step, as in app.train.loop."""
-    parameters = list(model.parameters())
-    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-    norm.item()
-    if clip:
-        clip_grads_with_norm_(parameters, 1.0, norm)
-    optimizers.step()
 
 
 def rung(spec: dict[str, Any]) -> dict[str, Any]:
@@ -241,96 +144,6 @@ def optimizer_step(spec: dict[str, Any]) -> dict[str, Any]:
         "with_norm_and_clipping_ms": 1000 * statistics.median(whole),
         "peak_bytes": device.peak_memory_bytes(),
     }
-
-
-def profile(spec: dict[str, Any]) -> dict[str, Any]:
-    """Where the device's time goes in a whole step, by the kernels' names."""
-    from torch._inductor import config as inductor
-
-    # So that what was compiled for a CPU has names, too.
-    inductor.cpp.enable_kernel_profile = True
-    device, model, loss, batch = set_up(spec)
-    optimizers = optimizers_of(model, spec["optimizer"])
-
-    def accumulate() -> None:
-        for _ in range(spec["accumulation"]):
-            with device.forward_pass():
-                value = loss(*batch) / spec["accumulation"]
-            value.backward()
-
-    parts = {"passes": accumulate, "optimizer": partial(update, model, optimizers)}
-    seconds: dict[str, list[float]] = {name: [] for name in parts}
-    for repeat in range(2 + spec["repeats"]):
-        for name, part in parts.items():
-            taken = timed(device, part, 0, 1)
-            seconds[name] += taken if repeat >= 2 else []
-    tables = {}
-    for name, part in parts.items():
-        with torch.profiler.profile() as profiler:
-            started = time.perf_counter()
-            part()
-            wait(device)
-            profiled = time.perf_counter() - started
-        tables[name] = (reduced(profiler, device), profiled)
-
-    step = sum(statistics.median(times) for times in seconds.values())
-    by_class: Counter[str] = Counter()
-    for name, (table, _) in tables.items():
-        for kernel, (microseconds, _) in table["kernels"].items():
-            by_class["optimizer" if name == "optimizer" else class_of(kernel)] += microseconds
-    busy = sum(table["busy_us"] for table, _ in tables.values())
-    total = sum(by_class.values())
-    return {
-        "step_ms": 1000 * step,
-        "step_ms_by_part": {n: 1000 * statistics.median(times) for n, times in seconds.items()},
-        "step_ms_under_profiler": 1000 * sum(profiled for _, profiled in tables.values()),
-        "tokens_per_second": spec["accumulation"] * batch[0].numel() / step,
-        "device_time_ms": total / 1000,
-        "share_of_device_time": {name: us / total for name, us in by_class.most_common()},
-        "ms": {name: us / 1000 for name, us in by_class.most_common()},
-        "idle_share_of_step": 1 - busy / 1e6 / step,
-        "idle_share_under_profiler": 1
-        - busy / 1e6 / sum(profiled for _, profiled in tables.values()),
-        "longest": {
-            name: [
-                {"kernel": k[:160], "class": class_of(k), "ms": us / 1000, "calls": calls}
-                for k, (us, calls) in sorted(table["kernels"].items(), key=lambda i: -i[1][0])[:25]
-            ]
-            for name, (table, _) in tables.items()
-        },
-    }
-
-
-def reduced(profiler: torch.profiler.profile, device: Device) -> dict[str, Any]:
-    """Microseconds and calls of each kernel, and how long at least one of them ran."""
-    if device.torch_device.type == "cpu":
-        table = {
-            event.key: (event.self_cpu_time_total, event.count)
-            for event in profiler.key_averages()
-            if event.device_type == DeviceType.CPU
-        }
-        return {"kernels": table, "busy_us": sum(us for us, _ in table.values())}
-    kernels: dict[str, tuple[float, int]] = {}
-    spans = []
-    for event in profiler.events() or ():
-        if event.device_type != DeviceType.CUDA or getattr(event, "is_user_annotation", False):
-            continue
-        start, end = event.time_range.start, event.time_range.end
-        spans.append((start, end))
-        us, calls = kernels.get(event.name, (0.0, 0))
-        kernels[event.name] = us + end - start, calls + 1
-    busy = reached = 0.0
-    for start, end in sorted(spans):
-        busy += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return {"kernels": kernels, "busy_us": busy}
-
-
-def class_of(kernel: str) -> str:
-    return next(
-        (name for name, pattern in CLASSES.items() if re.search(pattern, kernel, re.IGNORECASE)),
-        "other",
-    )
 
 
 def loader(spec: dict[str, Any]) -> dict[str, Any]:
