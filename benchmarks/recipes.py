@@ -39,9 +39,9 @@ ALWAYS: Settings = {
     "MODEL_NUM_LAYERS": "4",
     "MODEL_EMBD_SIZE": "256",
     "MODEL_NUM_HEADS": "4",
-    "TRAIN_TOKENS_PER_STEP": "2048",
+    "TRAIN_TOKENS_PER_STEP": "16384",
     "TRAIN_MAX_STEPS": "38",
-    "TRAIN_VAL_TOKENS": "16384",
+    "TRAIN_VAL_TOKENS": "65536",
     "TRAIN_SAMPLE_EVERY": "0",
     "TRAIN_CHECKPOINT_EVERY": "0",
     "TRAIN_RUN_NAME": "run",
@@ -74,29 +74,35 @@ ORIGINAL: Settings = {
 BEST: Settings = DEFAULT | {"TRAIN_LEARNING_RATE": "7.2e-3", "TRAIN_WARMUP_STEPS": "0"}
 FINALS = {"original": ORIGINAL, "default": DEFAULT, "best": BEST}
 SEEDS = (0, 1, 2)
+NO_WARMUP: Settings = {"TRAIN_WARMUP_STEPS": "0"}
+# As wide as a CPU allows, to see how the best rate moves with the width; half the tokens.
+WIDE: Settings = {
+    "MODEL_EMBD_SIZE": "512",
+    "MODEL_NUM_HEADS": "8",
+    "TRAIN_TOKENS_PER_STEP": "8192",
+}
+
+
+def rate(value: str) -> Settings:
+    return {"TRAIN_LEARNING_RATE": value}
+
+
 COARSE: dict[str, Settings] = {
     "default": {},
-    "rate 3.6e-3": {"TRAIN_LEARNING_RATE": "3.6e-3"},
-    "rate 7.2e-3": {"TRAIN_LEARNING_RATE": "7.2e-3"},
-    "rate 1.44e-2": {"TRAIN_LEARNING_RATE": "1.44e-2"},
-    "AdamW, rate 3.6e-3": {"TRAIN_OPTIMIZER": "adamw", "TRAIN_LEARNING_RATE": "3.6e-3"},
-    "rate 3.6e-3, no warm-up": {"TRAIN_LEARNING_RATE": "3.6e-3", "TRAIN_WARMUP_STEPS": "0"},
-    "rate 7.2e-3, no warm-up": {"TRAIN_LEARNING_RATE": "7.2e-3", "TRAIN_WARMUP_STEPS": "0"},
-    "rate 7.2e-3, linear to 0": {
-        "TRAIN_LEARNING_RATE": "7.2e-3",
-        "TRAIN_LR_SCHEDULE": "linear",
-        "TRAIN_MIN_LR_RATIO": "0",
-    },
-    "rate 7.2e-3, no warm-up, AdamW's part at twice the rate": {
-        "TRAIN_LEARNING_RATE": "7.2e-3",
-        "TRAIN_WARMUP_STEPS": "0",
-        "ADAMW_RATE": "2",
-    },
-    "twice the tokens a step": {"TRAIN_TOKENS_PER_STEP": "4096"},
-    "twice the tokens a step, rate 3.6e-3": {
-        "TRAIN_TOKENS_PER_STEP": "4096",
-        "TRAIN_LEARNING_RATE": "3.6e-3",
-    },
+    "no warm-up": NO_WARMUP,
+    "rate 3.6e-3": rate("3.6e-3"),
+    "rate 3.6e-3, no warm-up": rate("3.6e-3") | NO_WARMUP,
+    "rate 7.2e-3, no warm-up": rate("7.2e-3") | NO_WARMUP,
+    "rate 7.2e-3": rate("7.2e-3"),
+    "rate 1.44e-2": rate("1.44e-2"),
+    "rate 7.2e-3, linear to 0": rate("7.2e-3")
+    | {"TRAIN_LR_SCHEDULE": "linear", "TRAIN_MIN_LR_RATIO": "0"},
+    "AdamW, rate 3.6e-3": rate("3.6e-3") | {"TRAIN_OPTIMIZER": "adamw"},
+    "AdamW, rate 7.2e-3": rate("7.2e-3") | {"TRAIN_OPTIMIZER": "adamw"},
+    "wide, original": ORIGINAL | WIDE,
+    "wide, rate 1.8e-3, no warm-up": WIDE | NO_WARMUP,
+    "wide, rate 3.6e-3, no warm-up": rate("3.6e-3") | WIDE | NO_WARMUP,
+    "wide, rate 7.2e-3, no warm-up": rate("7.2e-3") | WIDE | NO_WARMUP,
 }
 COLORS = {"original": "tab:gray", "default": "tab:blue", "best": "tab:red"}
 
