@@ -209,7 +209,7 @@ class TrainSettings(Group):
     optimizer: Literal["muon", "adamw"] = Field(
         "muon", description="muon: for the blocks' matrices, AdamW for the rest; or AdamW for all"
     )
-    learning_rate: Number = Field(1.8e-3, gt=0, le=1, description="highest learning rate")
+    learning_rate: Number = Field(3.6e-3, gt=0, le=1, description="highest learning rate")
     betas: Annotated[tuple[Beta, Beta], BeforeValidator(_pair)] = Field(
         (0.9, 0.95), description="AdamW's decay of the mean and of the square"
     )
@@ -217,7 +217,7 @@ class TrainSettings(Group):
         "cosine", description="after the warm-up: constant, cosine, linear (both decay)"
     )
     warmup_steps: Annotated[int | Literal["auto"], count_or("auto", at_least=0)] = Field(
-        "auto", description="steps over which the rate grows linearly; auto: a tenth of the run"
+        "auto", description="steps over which the rate grows linearly; auto: a hundredth of the run"
     )
     min_lr_ratio: Number = Field(
         0.1, ge=0, le=1, description="rate at the end of a decay, as a part of the highest"

@@ -178,7 +178,7 @@ class _Job:
             Schedule(
                 chosen.learning_rate,
                 chosen.lr_schedule,
-                round(0.1 * chosen.max_steps)
+                round(0.01 * chosen.max_steps)
                 if chosen.warmup_steps == "auto"
                 else chosen.warmup_steps,
                 chosen.max_steps,
