@@ -6,8 +6,8 @@ DIR is what `prepare` has written. Each run is a whole `train` process of a smal
 its own; all share one compiler cache. Runs that FILE.json already holds, with the same settings,
 are not repeated, so that an interrupted comparison continues.
 
-Coarse: one seed, one to three settings of the default recipe changed. 38 steps of 16,384 tokens with
-a width of 256, or of 8,192 with one of 512, are what two cores can do in two minutes.
+Coarse: one seed, one to three settings of the default recipe changed. 38 steps of 16,384 tokens
+with a width of 256, or of 8,192 with one of 512, are what two cores can do in two minutes.
 Finals: original and default, three seeds, with a held-out curve, at the larger width.
 """
 
