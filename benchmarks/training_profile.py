@@ -34,7 +34,7 @@ def profile(spec: dict[str, Any]) -> dict[str, Any]:
     # So that what was compiled for a CPU has names, too.
     inductor.cpp.enable_kernel_profile = True
     device, model, loss, batch = set_up(spec)
-    optimizers = optimizers_of(model, spec["optimizer"])
+    optimizers = optimizers_of(model, spec["optimizer"], device)
 
     def accumulate() -> None:
         for _ in range(spec["accumulation"]):

@@ -80,11 +80,13 @@ def chunked_loss(model: GPT, x: Tensor, targets: Tensor) -> Tensor:
     return F.linear_cross_entropy(hidden, weight, targets.flatten()).float()
 
 
-def optimizers_of(model: GPT, name: str) -> Optimizers:
+def optimizers_of(model: GPT, name: str, device: Device) -> Optimizers:
     decayed = {"betas": (0.9, 0.95), "weight_decay": 0.1}
     if name == "adamw, foreach":
         return Optimizers(torch.optim.AdamW(model.parameters(), foreach=True, **decayed))
-    return build_optimizers(model, name.split(",")[0], **decayed, decay_on="matrices")
+    return build_optimizers(
+        model, name.split(",")[0], **decayed, decay_on="matrices", muon_iterated_in=device.dtype
+    )
 
 
 def update(model: GPT, optimizers: Optimizers, clip: bool = True) -> None:

@@ -74,7 +74,7 @@ def rung(spec: dict[str, Any]) -> dict[str, Any]:
         seconds = timed(device, micro_batches, 2 if on_gpu else 1, spec["repeats"])
         found: dict[str, Any] = {}
         if "optimizer" in spec:
-            optimizers = optimizers_of(model, spec["optimizer"])
+            optimizers = optimizers_of(model, spec["optimizer"], device)
             update(model, optimizers)
             micro_batches(1)
             update(model, optimizers)
@@ -126,7 +126,7 @@ def optimizer_step(spec: dict[str, Any]) -> dict[str, Any]:
     device = choose_device(spec["device"], "auto", "auto")
     torch.manual_seed(0)
     model = GPT(GPTConfig(**spec["model"])).to(device.torch_device)
-    optimizers = optimizers_of(model, spec["optimizer"])
+    optimizers = optimizers_of(model, spec["optimizer"], device)
     gradients = [torch.randn_like(p) for p in model.parameters()]
 
     def step(clip: bool) -> None:
@@ -215,7 +215,7 @@ def ddp_rank(spec: dict[str, Any]) -> dict[str, Any]:
         "gloo", init_method=f"file://{spec['folder']}/meeting", rank=rank, world_size=ranks
     )
     device, model, loss, _ = set_up(spec | {"device": "cpu"})
-    optimizers = optimizers_of(model, "adamw")
+    optimizers = optimizers_of(model, "adamw", device)
     share = spec["accumulation"] // ranks
     length = model.config.context_length
     tokens = torch.randint(
