@@ -1,60 +1,26 @@
 """Real `python -m app prepare` processes, and faults at exact points of what they write."""
 
-import ctypes
-import functools
 import gzip
 import hashlib
 import json
 import os
 import random
-import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGSTOP, Signals
+from signal import SIGSTOP
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from app.data.shards import Manifest
 from tests.data.conftest import CHECKOUT
+from tests.faults import Fault, Faults, Point, bind_root
 
-_DROP_CAPABILITY = 24
-_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2
-# Such a path leads to another process's mounts; those of open files lack the beginning.
-_IN_NAMESPACE = re.compile(r"^/proc/\d+/root")
 STORY = "the cat sat on a mat and it rained in Spain: 3 times 7 é 😀"
-
-
-@dataclass(frozen=True)
-class Point:
-    """A moment of a run: before a call that changes the folder, or within a write ("torn")."""
-
-    number: int
-    kind: str
-    file: str
-    bytes: int
-
-    @property
-    def what(self) -> str:
-        """Shard, manifest, lock or folder."""
-        name = self.file.removesuffix(".partial")
-        return {".": "folder", ".lock": "lock"}.get(
-            self.file, "shard" if name.endswith(".bin") else name
-        )
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What happens at a point: a signal, or an error of this call and the later ones."""
-
-    at: int
-    sends: Signals | None = None
-    fails: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,36 +44,27 @@ class Preparation:
     def __init__(self, place: Path, settings: Mapping[str, str]) -> None:
         self.place, self.out = place, place / "out"
         self.settings = settings
-        self._log = tempfile.mkstemp(prefix="points-", dir=_library().parent)[1]
+        self._faults = Faults(self.out)
 
     def start(self, workers: int = 1, fault: Fault | None = None) -> subprocess.Popen[str]:
         """Begin to prepare."""
-        Path(self._log).write_text("")
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        places = {
+        settings = {
             "DATA_DIR": self.place,
             "PYTHONPATH": CHECKOUT,
-            "LD_PRELOAD": _library(),
-            "FAULTS_FOLDER": _IN_NAMESPACE.sub("", str(self.out)),
-            "FAULTS_LOG": self._log,
+            "PREPARE_OUT_DIR": "out",
+            "PREPARE_WORKERS": workers,
+            **self.settings,
         }
-        faults: dict[str, int] = {}
-        if fault is not None:
-            faults = {
-                "FAULTS_AT": fault.at,
-                "FAULTS_SIGNAL": fault.sends or 0,
-                "FAULTS_ERRNO": fault.fails or 0,
-            }
-        settings = {"PREPARE_OUT_DIR": "out", "PREPARE_WORKERS": workers, **self.settings}
-        variables = {name: str(value) for name, value in (places | settings | faults).items()}
+        variables = {name: str(value) for name, value in settings.items()}
         return subprocess.Popen(
             [sys.executable, "-m", "app", "prepare"],
-            cwd=_library().parent,
-            env=kept | variables,
+            cwd=self._faults.folder,
+            env=kept | variables | self._faults.environment(fault),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=_bind,
+            preexec_fn=bind_root,
         )
 
     def end(self, process: subprocess.Popen[str]) -> Ended:
@@ -140,13 +97,7 @@ class Preparation:
 
     def points(self) -> tuple[list[Point], bool]:
         """The points that the latest process passed, and whether it was within the last call."""
-        lines = Path(self._log).read_text().splitlines()
-        reached = [line.split(" ", 2) for line in lines if line != "-"]
-        points = [
-            Point(number, kind, file, int(count))
-            for number, (kind, count, file) in enumerate(reached, start=1)
-        ]
-        return points, bool(lines) and lines[-1] != "-"
+        return self._faults.points()
 
 
 @dataclass(frozen=True)
@@ -192,26 +143,6 @@ def contents(folder: Path) -> dict[str, tuple[int, str]]:
         for path in folder.rglob("*")
         if path.is_file()
     }
-
-
-@functools.cache
-def _library() -> Path:
-    """The compiled faults.c, in a folder that goes with this process."""
-    folder = tempfile.TemporaryDirectory(prefix="faults-")
-    _folders.append(folder)
-    source, library = Path(__file__).with_name("faults.c"), Path(folder.name, "faults.so")
-    compile_c = [os.environ.get("CXX", "g++"), "-x", "c", "-shared", "-fPIC"]
-    subprocess.run([*compile_c, "-o", library, source, "-ldl"], check=True)
-    return library
-
-
-_folders: list[tempfile.TemporaryDirectory[str]] = []
-
-
-def _bind() -> None:
-    """Make permissions count for root as well, before the program starts."""
-    for capability in (_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH):
-        ctypes.CDLL(None).prctl(_DROP_CAPABILITY, capability, 0, 0, 0)
 
 
 def _texts(seed: int, count: int) -> list[str]:

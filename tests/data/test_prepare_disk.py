@@ -2,9 +2,7 @@
 
 import errno
 import signal
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +10,14 @@ import pytest
 
 from app.errors import ExitCode
 from tests.data.prepare_process import (
-    Fault,
     Preparation,
     Unbroken,
     contents,
     parquet_source,
     unbroken,
 )
+from tests.faults import Fault
+from tests.mounts import Mounted, small_tmpfs
 
 BEFORE_THE_MANIFEST = 3
 
@@ -50,63 +49,7 @@ class Folder:
         folder.chmod(0o700)
 
 
-@dataclass
-class Mounted:
-    """A tmpfs of its own, in a name space that a shell keeps."""
-
-    shell: subprocess.Popen[str]
-    folder: Path
-    fault = None
-    forbidden = "Read-only file system"
-
-    @property
-    def place(self) -> Path:
-        return Path(f"/proc/{self.shell.pid}/root{self.folder}")
-
-    def fill(self) -> None:
-        with (self.place / "filler").open("wb", buffering=0) as file, suppress(OSError):
-            while file.write(bytes(100)):
-                pass
-
-    def make_room(self) -> None:
-        self._mount("-o remount,size=1m", self.folder)
-
-    def forbid(self, folder: Path) -> None:
-        """Cover it; the lock that is held keeps what is below from becoming read-only."""
-        below = self.folder / folder.relative_to(self.place)
-        self._mount("--bind", below, below)
-        self._mount("-o remount,bind,ro", below)
-
-    def allow(self, folder: Path) -> None:
-        self._mount("-o remount,bind,rw", self.folder / folder.relative_to(self.place))
-
-    def is_mounted(self) -> bool:
-        """Whether the shell says that all went well so far."""
-        assert self.shell.stdout is not None
-        return self.shell.stdout.readline() == "0\n"
-
-    def _mount(self, options: str, *places: Path) -> None:
-        quoted = " ".join(f"'{place}'" for place in places)
-        assert self.shell.stdin is not None
-        print(f"mount {options} {quoted}; echo $?", file=self.shell.stdin, flush=True)
-        assert self.is_mounted()
-
-
 Disk = Folder | Mounted
-
-
-@contextmanager
-def small_tmpfs(folder: Path, *name_space: str) -> Iterator[Mounted]:
-    mount = 'mount -t tmpfs -o size=40k none "$0" && echo $? && exec sh'
-    with subprocess.Popen(
-        ["unshare", *name_space, "sh", "-c", mount, str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as shell:
-        yield Mounted(shell, folder)
-        shell.kill()
 
 
 @pytest.fixture(params=("tmpfs", "folder"))
@@ -115,7 +58,7 @@ def disk(request: pytest.FixtureRequest, clean: Unbroken, tmp_path: Path) -> Ite
     folder = tmp_path / "disk"
     folder.mkdir()
     for kind in ("-Urm", "-m") if request.param == "tmpfs" else ():
-        with small_tmpfs(folder, kind) as mounted:
+        with small_tmpfs(folder, "40k", kind) as mounted:
             if mounted.is_mounted():
                 yield mounted
                 return

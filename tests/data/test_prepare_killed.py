@@ -10,7 +10,6 @@ import pytest
 
 from app.errors import ExitCode
 from tests.data.prepare_process import (
-    Fault,
     Preparation,
     Unbroken,
     contents,
@@ -19,6 +18,7 @@ from tests.data.prepare_process import (
     parquet_source,
     unbroken,
 )
+from tests.faults import Fault
 
 CALLS = ("create", "write", "torn", "fsync", "rename", "unlink")
 KINDS = (

@@ -7,27 +7,16 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from app.errors import ExitCode
-from tests.data.prepare_process import Fault, Preparation, Unbroken, parquet_source, unbroken
+from tests.conftest import Say
+from tests.data.prepare_process import Preparation, Unbroken, parquet_source, unbroken
+from tests.faults import Fault
 
 WORKERS = (1, 2, 4)
-Say = Callable[[str], None]
-
-
-@pytest.fixture
-def say(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Say:
-    """Print a line whatever pytest captures."""
-
-    def show(line: str) -> None:
-        with capsys.disabled():
-            print(f"\n{request.node.name}: {line}", flush=True)
-
-    return show
 
 
 @pytest.fixture(scope="module")
