@@ -48,6 +48,49 @@ def atomic_file(path: Path) -> Iterator[BufferedRandom]:
         partial.unlink(missing_ok=True)
 
 
+class GrowingFile:
+    """A file that grows by whole pieces: one that the disk does not take is kept for later.
+
+    Args:
+        path: created if it is missing.
+        size: cut the file back to so many bytes; None leaves it.
+    """
+
+    def __init__(self, path: Path, size: int | None = None) -> None:
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        if size is not None:
+            self._file.truncate(size)
+        self._size = self._file.seek(0, os.SEEK_END)
+        self._waiting = b""
+
+    def append(self, piece: bytes) -> None:
+        """Write a piece after those before.
+
+        Raises:
+            OSError: the disk is full or fails; the next call tries again.
+        """
+        self._waiting += piece
+        written = 0
+        with named(self._path):
+            try:
+                while written < len(self._waiting):
+                    written += self._file.write(self._waiting[written:])
+            except OSError:
+                # No half a piece stays.
+                self._file.truncate(self._size)
+                raise
+        self._size += written
+        self._waiting = b""
+
+    def sync(self) -> int:
+        """Make all of it durable, and tell its size in bytes."""
+        self.append(b"")
+        with named(self._path):
+            os.fsync(self._file.fileno())
+        return self._size
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` atomically with `value` as readable JSON."""
     with atomic_file(path) as file:

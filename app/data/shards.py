@@ -7,7 +7,7 @@ little-endian uint16 tokens.
 
 import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.containers import program
+from app.data.ahead import ahead
 from app.errors import UserError
 from app.files import PARTIAL, atomic_file, named, read_json, write_json
 
@@ -229,6 +230,25 @@ def open_shard(path: Path) -> Tokens:
     if count == 0:
         return np.empty(0, dtype="<u2")
     return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
+
+
+def verified(folder: Path, threads: int) -> Iterator[str]:
+    """Yield the name of each shard whose SHA-256 is the manifest's, in order; without one, none.
+
+    Args:
+        threads: that hash at the same time; a disk can be faster than one core.
+
+    Raises:
+        UserError: one has another.
+    """
+
+    def verify(shard: ShardInfo) -> str:
+        refuse_wrong_hash(folder / shard.file, shard.sha256)
+        return shard.file
+
+    manifest = Manifest.load(folder)
+    shards = manifest.shards if manifest else []
+    return ahead(verify, shards, threads=threads, waiting=threads)
 
 
 def refuse_wrong_hash(path: Path, sha256: str) -> None:

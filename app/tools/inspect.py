@@ -6,19 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
-from app.data.ahead import ahead
 from app.data.shards import (
     MANIFEST,
     Manifest,
-    ShardInfo,
     Tokens,
     open_dataset,
     open_shard,
-    refuse_wrong_hash,
+    verified,
 )
 from app.data.tokenizer import END_OF_TEXT
 from app.errors import UserError
-from app.train.checkpoint import STATE_FILE, checkpoint_steps, latest_checkpoint, open_checkpoint
+from app.train.checkpoint import STATE_FILE, checkpoint_folder, open_checkpoint
+from app.train.checkpoints import checkpoint_steps
 from app.train.metrics import read_metrics
 
 
@@ -87,14 +86,8 @@ def _dataset(path: Path, verify: bool) -> Iterator[str]:
         yield f"  {split}: {tokens:,} tokens, {documents:,} documents, {len(shards)} shards"
     yield f"  fingerprint: {dataset.fingerprint}"
     if verify:
-
-        def verified(shard: ShardInfo) -> str:
-            refuse_wrong_hash(path / shard.file, shard.sha256)
-            return f"  {shard.file}: SHA-256 is right"
-
-        # A disk can be faster than one core hashes.
-        threads = os.cpu_count() or 1
-        yield from ahead(verified, manifest.shards, threads=threads, waiting=threads)
+        for name in verified(path, os.cpu_count() or 1):
+            yield f"  {name}: SHA-256 is right"
     else:
         yield "  headers and sizes are right; --verify compares every SHA-256"
 
@@ -109,6 +102,8 @@ def _checkpoint(path: Path, verify: bool) -> Iterator[str]:
     for name in ("windows_consumed", "micro_batch_size", "model", "identity", "versions"):
         yield f"  {name}: {checkpoint.state.get(name)}"
     if verify:
+        checkpoint.verify()
+        yield "  every SHA-256 is right"
         for file, values in tensors.items():
             for name, tensor in values.items():
                 if not bool(tensor.isfinite().all()):
@@ -132,4 +127,4 @@ def _run(path: Path, verify: bool) -> Iterator[str]:
     steps = checkpoint_steps(path / "checkpoints")
     yield f"  checkpoints: {', '.join(map(str, steps)) or 'none'}"
     if steps:
-        yield from _checkpoint(latest_checkpoint(path).folder, verify)
+        yield from _checkpoint(checkpoint_folder(path / "checkpoints", steps[-1]), verify)
