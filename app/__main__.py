@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.containers import program
-from app.errors import AppError, ExitCode, Stopped, UserError, expected_failure
+from app.errors import AppError, Ended, ExitCode, Stopped, UserError, expected_failure
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -48,6 +48,12 @@ def prepare(settings: Settings, arguments: Namespace) -> None:
 
 def train(settings: Settings, arguments: Namespace) -> None:
     """Train a GPT on the shards; continue the run if it exists."""
+    from app.train.launch import launch, processes_to_launch
+
+    processes = processes_to_launch(settings.train)
+    if processes > 1:
+        command = ["-m", "app", *arguments.words]
+        raise Ended(launch(command, processes, settings.train.max_restarts))
     from app.train.job import train
 
     train(settings)
@@ -124,6 +130,7 @@ The order of work:
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; an unexpected exception passes through."""
+    code: int
     try:
         code = _run(arguments)
         sys.stdout.flush()
@@ -143,6 +150,8 @@ def main(arguments: Sequence[str]) -> int:
     except Stopped as stopped:
         print(f"stopped: {stopped}", file=sys.stderr)
         code = stopped.exit_code
+    except Ended as ended:
+        code = ended.exit_code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         code = ExitCode.SIGINT
@@ -167,6 +176,7 @@ def _run(arguments: Sequence[str]) -> ExitCode:
     flags = {
         name: text for name, text in vars(parsed).items() if name.isupper() and text is not None
     }
+    parsed.words = arguments
     COMMANDS[parsed.command].run(load_settings(flags, parsed.command), parsed)
     return ExitCode.DONE
 
@@ -214,7 +224,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _terminate)
     exit_code = main(sys.argv[1:])
     sys.stderr.flush()
-    if threading.active_count() > 1:
-        # All is done; who still waits for the network or a disk does not keep the process.
+    if threading.active_count() > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
+        # All is done; who still waits for the network, a disk or another rank does not keep the
+        # process.
         os._exit(exit_code)
     sys.exit(exit_code)

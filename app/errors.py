@@ -10,7 +10,10 @@ SAME_REQUEST_SECONDS = 2.0
 
 
 class ExitCode(IntEnum):
-    """Exit codes of every command. Only BUG and NETWORK are worth an automatic restart."""
+    """Exit codes of every command. Only BUG and NETWORK are worth an automatic restart.
+
+    RANK_LOST is between the processes of a training: their launcher ends with another.
+    """
 
     DONE = 0
     BUG = 1
@@ -18,6 +21,7 @@ class ExitCode(IntEnum):
     NOT_FINITE = 3
     EXHAUSTED = 4
     NETWORK = 5
+    RANK_LOST = 75
     SIGINT = 130
     SIGPIPE = 141
     SIGTERM = 143
@@ -58,11 +62,25 @@ class NetworkError(AppError):
     exit_code = ExitCode.NETWORK
 
 
+class RankLostError(AppError):
+    """Another process of the training has died or hangs: not this one's fault."""
+
+    exit_code = ExitCode.RANK_LOST
+
+
 class Stopped(Exception):
     """A signal asked the program to stop, and everything worth keeping is kept."""
 
     def __init__(self, exit_code: ExitCode, kept: str) -> None:
         super().__init__(kept)
+        self.exit_code = exit_code
+
+
+class Ended(Exception):
+    """The command has ended with this code, and somebody else has said why."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
         self.exit_code = exit_code
 
 

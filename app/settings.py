@@ -254,6 +254,15 @@ class TrainSettings(Group):
         250, ge=0, description="steps between checkpoints, also at the end; 0 for the end only"
     )
     keep_checkpoints: Count = Field(2, ge=1, description="latest checkpoints that are kept")
+    processes: Annotated[int | Literal["auto"], count_or("auto", at_most=1024)] = Field(
+        "auto", description="processes that train together; auto: one per GPU, on a CPU one"
+    )
+    max_restarts: Count = Field(
+        3, ge=0, description="how often all processes begin again because one has died"
+    )
+    rank_timeout_seconds: Number = Field(
+        600, gt=0, le=86400, description="a process that does not answer for so long counts as dead"
+    )
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto: continue the run if it exists; never: refuse an existing run"
     )

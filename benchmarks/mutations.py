@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TESTS = ["tests/data/test_shards.py", "tests/data/test_loader.py", "tests/model",
-         "tests/train/test_job.py"]  # fmt: skip
+         "tests/train/test_job.py", "tests/train/test_damage.py"]  # fmt: skip
 
 # What breaks: file, what stands there, what is put in its place.
 FAULTS = {
@@ -33,13 +33,18 @@ FAULTS = {
     ),
     "mean over micro-batches": (
         "app/train/loop.py",
-        "loss = compiled(inputs, targets) / accumulation_steps",
-        "loss = compiled(inputs, targets)",
+        "loss = compute_loss(inputs, targets) / accumulation_steps",
+        "loss = compute_loss(inputs, targets)",
+    ),
+    "damaged checkpoints": (
+        "app/train/checkpoint.py",
+        'if found != self.state["sha256"].get(file):',
+        "if not found:",
     ),
     "weight tying": (
         "app/model/gpt.py",
-        "logits = F.linear(self.transformer(idx), self.transformer.wte.weight)",
-        "logits = F.linear(self.transformer(idx), self.transformer.wte.weight.detach())",
+        "        weight = self.transformer.wte.weight\n",
+        "        weight = self.transformer.wte.weight.detach()\n",
     ),
 }
 

@@ -454,15 +454,15 @@ WRONG = (
     Wrong(
         "weights cut off",
         "train --max-steps 3",
-        f"{CHECKPOINT}/model.safetensors cannot be read",
-        f"delete {CHECKPOINT} to continue from the checkpoint before it",
+        f"{RUN} has no good checkpoint: {CHECKPOINT}/model.safetensors is damaged",
+        "put the files back from a copy, or set TRAIN_RUN_NAME to a new name to start again",
         first=cut(f"{CHECKPOINT}/model.safetensors", 10_000),
     ),
     Wrong(
         "a checkpoint's state that is damaged",
         "train --max-steps 3",
-        f"{CHECKPOINT}/state.json is not valid JSON",
-        f"delete {CHECKPOINT} to continue from the checkpoint before it",
+        f"{RUN} has no good checkpoint: {CHECKPOINT}/state.json is not valid JSON",
+        "put the files back from a copy, or set TRAIN_RUN_NAME to a new name to start again",
         first=cut(f"{CHECKPOINT}/state.json", 100),
     ),
     Wrong(
@@ -480,8 +480,8 @@ WRONG = (
     Wrong(
         "weights cut off, to write with",
         "sample",
-        f"{CHECKPOINT}/model.safetensors cannot be read",
-        f"delete {CHECKPOINT} to continue from the checkpoint before it",
+        f"{RUN} has no good checkpoint: {CHECKPOINT}/model.safetensors is damaged",
+        "put the files back from a copy, or set TRAIN_RUN_NAME to a new name to start again",
         first=cut(f"{CHECKPOINT}/model.safetensors", 10_000),
     ),
     Wrong(

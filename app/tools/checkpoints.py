@@ -1,10 +1,12 @@
 """Models from the checkpoints of a run."""
 
+import sys
 from pathlib import Path
 
 from app.errors import UserError
 from app.model.gpt import GPT, GPTConfig
-from app.train.checkpoint import Checkpoint, latest_checkpoint
+from app.train.checkpoint import Checkpoint
+from app.train.checkpoints import latest_checkpoint
 from app.train.device import Device
 
 
@@ -14,7 +16,9 @@ def load_gpt(run_dir: Path, step: int | None, device: Device) -> tuple[GPT, Chec
     Raises:
         UserError: there is no such checkpoint, or it is damaged.
     """
-    checkpoint = latest_checkpoint(run_dir, step)
+    checkpoint, damages = latest_checkpoint(run_dir, step)
+    for damaged in damages:
+        print(f"warning: {damaged.problem}", file=sys.stderr, flush=True)
     try:
         config = GPTConfig(**checkpoint.state["model"])
     except (TypeError, ValueError) as error:

@@ -8,7 +8,7 @@ from app.errors import UserError
 from app.settings import Settings
 from app.tools.checkpoints import load_gpt
 from app.train.device import choose_device
-from app.train.evaluate import held_out_loss
+from app.train.evaluate import held_out_windows, summed_loss
 
 
 def evaluate(settings: Settings) -> None:
@@ -23,19 +23,18 @@ def evaluate(settings: Settings) -> None:
     )
     model, checkpoint = load_gpt(settings.run_dir, chosen.step, device)
     dataset = open_dataset(settings.train_dataset_dir)
-    loss, tokens = held_out_loss(
-        model,
-        TokenStream(dataset.val if chosen.split == "val" else dataset.train),
-        max_tokens=None if chosen.tokens == "all" else chosen.tokens,
-        batch_size=int(checkpoint.state["micro_batch_size"]),
-        device=device,
-    )
-    if tokens == 0:
+    stream = TokenStream(dataset.val if chosen.split == "val" else dataset.train)
+    length = model.config.context_length
+    windows = held_out_windows(stream, length, None if chosen.tokens == "all" else chosen.tokens)
+    if windows == 0:
         raise UserError(
             f"{dataset.folder} has no {chosen.split} tokens to measure on",
             "prepare it with PREPARE_VAL_TOKENS above 0, or set EVALUATE_SPLIT=train",
         )
+    batch_size = int(checkpoint.state["micro_batch_size"])
+    total = summed_loss(model, stream, windows, batch_size=batch_size, device=device)
+    loss = total.item() / windows
     print(
         f"{checkpoint.folder}: loss {loss:.4f} nats per token, perplexity {math.exp(loss):.2f}, "
-        f"on {tokens:,} {chosen.split} tokens of {dataset.folder}"
+        f"on {windows * length:,} {chosen.split} tokens of {dataset.folder}"
     )

@@ -1,16 +1,20 @@
 """Checkpoints: a folder of two tensor files and one of JSON, complete under its final name.
 
-No pickle: safetensors holds the tensors, JSON the rest.
+No pickle: safetensors holds the tensors, JSON the rest. state.json has the SHA-256 of each file and
+of itself, so that a damaged checkpoint is known as such.
 """
 
+import hashlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,14 +23,21 @@ from app.errors import UserError
 from app.files import PARTIAL, fsync_folder, read_json
 from app.train.optimizer import Optimizers
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
+TENSOR_FILES = (MODEL_FILE, OPTIMIZER_FILE)
 STATE_FILE = "state.json"
 STATE_KEYS = {
-    **dict.fromkeys(("step", "windows_consumed", "micro_batch_size", "samples_bytes"), int),
-    **dict.fromkeys(("model", "identity", "settings", "versions"), dict),
+    **dict.fromkeys(("step", "windows_consumed", "micro_batch_size"), int),
+    **dict.fromkeys(("metrics_lines", "samples_bytes"), int),
+    **dict.fromkeys(("model", "identity", "settings", "versions", "sha256"), dict),
 }
+_OWN_HASH = "sha256_of_the_rest"
+
+
+class DamagedError(UserError):
+    """A checkpoint that is incomplete or has other bytes than were written."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,29 @@ class Checkpoint:
         """Steps completed."""
         return int(self.state["step"])
 
+    @property
+    def val_loss(self) -> float | None:
+        """Held-out loss of these weights, if it was measured."""
+        return self.state.get("val_loss")
+
+    def verify(self, files: Iterable[str] = TENSOR_FILES) -> None:
+        """Compare the hashes of files.
+
+        Raises:
+            DamagedError: a file is missing, or its bytes are not those that were written.
+        """
+        for file in files:
+            path = self.folder / file
+            try:
+                with path.open("rb") as opened:
+                    found = hashlib.file_digest(opened, "sha256").hexdigest()
+            except FileNotFoundError:
+                raise DamagedError(f"{path} is missing", _fix(self.folder)) from None
+            if found != self.state["sha256"].get(file):
+                raise DamagedError(
+                    f"{path} is damaged: its SHA-256 is not that of {STATE_FILE}", _fix(self.folder)
+                )
+
     def load_model(self, model: nn.Module) -> None:
         """Load the weights into a model of the same shape.
 
@@ -53,7 +87,8 @@ class Checkpoint:
         except RuntimeError as error:
             first = str(error).splitlines()[1:2]
             raise UserError(
-                f"{self.folder / MODEL_FILE} does not fit the model:{' '.join(first)}", self._fix
+                f"{self.folder / MODEL_FILE} does not fit the model:{' '.join(first)}",
+                _fix(self.folder),
             ) from None
 
     def load_optimizers(self, model: nn.Module, optimizers: Optimizers) -> None:
@@ -67,7 +102,7 @@ class Checkpoint:
             slots = {key.partition(".")[0] for key in tensors if key.partition(".")[2] == name}
             if not slots:
                 path = self.folder / OPTIMIZER_FILE
-                raise UserError(f"{path} has no state for {name}", self._fix)
+                raise UserError(f"{path} has no state for {name}", _fix(self.folder))
             optimizers.state(parameter).update(
                 {
                     # A copy: the tensors that were read are mapped to the file.
@@ -80,7 +115,7 @@ class Checkpoint:
         """All tensors, by name, of the model and of the optimizer.
 
         Raises:
-            UserError: a file is damaged.
+            DamagedError: a file is damaged.
         """
         return {"model": self._read(MODEL_FILE), "optimizer": self._read(OPTIMIZER_FILE)}
 
@@ -88,35 +123,66 @@ class Checkpoint:
         try:
             return load_file(self.folder / file)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{self.folder / file} cannot be read: {error}", self._fix) from None
-
-    @property
-    def _fix(self) -> str:
-        return f"delete {self.folder} to continue from the checkpoint before it"
+            raise DamagedError(
+                f"{self.folder / file} cannot be read: {error}", _fix(self.folder)
+            ) from None
 
 
-def save_checkpoint(
-    folder: Path, model: nn.Module, optimizers: Optimizers, state: dict[str, Any]
-) -> None:
-    """Write a checkpoint to `folder`: all of it, or nothing under that name."""
-    partial = folder.with_name(folder.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    fsync_folder(folder.parent.parent)
-    try:
-        save_file(_contiguous(model.state_dict()), partial / MODEL_FILE)
+class Snapshot:
+    """Copies in the CPU's memory of weights and optimizer state, by file and name.
+
+    Its memory is taken once and filled again for each checkpoint; that of a GPU's is pinned, so
+    that copies run at the bus's full rate.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, dict[str, Tensor]] = {}
+
+    @torch.no_grad()
+    def take(self, model: nn.Module, optimizers: Optimizers) -> None:
+        """Copy everything as it is now; returns when all is copied."""
         slots = {
             f"{slot}.{name}": value
             for name, parameter in model.named_parameters()
             for slot, value in optimizers.state(parameter).items()
         }
-        save_file(_contiguous(slots), partial / OPTIMIZER_FILE)
-        content = json.dumps({"state_version": STATE_VERSION, **state}, indent=2)
-        (partial / STATE_FILE).write_text(content + "\n", encoding="utf-8")
-        for file in partial.iterdir():
-            with file.open("rb") as written:
+        on_gpu = False
+        for file, tensors in ((MODEL_FILE, model.state_dict()), (OPTIMIZER_FILE, slots)):
+            copies = self.files.setdefault(file, {})
+            for name, tensor in tensors.items():
+                if name not in copies:
+                    pinned = tensor.device.type == "cuda"
+                    copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+                copies[name].copy_(tensor, non_blocking=True)
+                on_gpu |= tensor.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.synchronize()
+
+
+def write_checkpoint(folder: Path, snapshot: Snapshot, state: dict[str, Any]) -> None:
+    """Write a checkpoint to `folder`: all of it, or nothing under that name.
+
+    One that is there already is replaced.
+    """
+    partial = folder.with_name(folder.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    fsync_folder(folder.parent.parent)
+    try:
+        hashes = {}
+        for file, tensors in snapshot.files.items():
+            save_file(tensors, partial / file)
+            with (partial / file).open("rb") as written:
+                hashes[file] = hashlib.file_digest(written, "sha256").hexdigest()
+        content = {**state, "state_version": STATE_VERSION, "sha256": hashes}
+        content[_OWN_HASH] = _hash_of(content)
+        (partial / STATE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for path in partial.iterdir():
+            with path.open("rb") as written:
                 os.fsync(written.fileno())
         fsync_folder(partial)
+        if folder.exists():
+            folder.rename(folder.with_name(f"{folder.name}.old{PARTIAL}"))
         partial.rename(folder)
         fsync_folder(folder.parent)
     except SafetensorError as error:
@@ -129,8 +195,13 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+def _hash_of(state: dict[str, Any]) -> str:
+    rest = {name: value for name, value in state.items() if name != _OWN_HASH}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _fix(folder: Path) -> str:
+    return f"delete {folder} to continue from the checkpoint before it"
 
 
 def checkpoint_folder(checkpoints: Path, step: int) -> Path:
@@ -138,25 +209,20 @@ def checkpoint_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:06d}"
 
 
-def checkpoint_steps(checkpoints: Path) -> list[int]:
-    """Steps of the complete checkpoints below a folder, ascending."""
-    if not checkpoints.is_dir():
-        return []
-    names = (re.fullmatch(r"step-(\d{6,})", path.name) for path in checkpoints.iterdir())
-    return sorted(int(name[1]) for name in names if name)
-
-
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint's state.json.
 
     Raises:
-        UserError: it is missing, damaged or of another version.
+        DamagedError: it is missing or damaged.
+        UserError: it is of another version.
     """
-    fix = f"delete {folder} to continue from the checkpoint before it"
     if not (folder / STATE_FILE).is_file():
-        raise UserError(f"{folder} is not a checkpoint: it has no {STATE_FILE}", fix)
-    state = read_json(folder / STATE_FILE, fix)
-    if state.get("state_version") != STATE_VERSION:
+        raise DamagedError(f"{folder} is not a checkpoint: it has no {STATE_FILE}", _fix(folder))
+    try:
+        state = read_json(folder / STATE_FILE, _fix(folder))
+    except UserError as error:
+        raise DamagedError(error.problem, error.fix) from None
+    if state.get("state_version") != STATE_VERSION and _OWN_HASH not in state:
         raise UserError(
             f"{folder} has state version {state.get('state_version')}, "
             f"this program reads {STATE_VERSION}",
@@ -164,43 +230,14 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         )
     missing = [key for key, kind in STATE_KEYS.items() if not isinstance(state.get(key), kind)]
     if missing:
-        raise UserError(f"{folder / STATE_FILE} is damaged: it lacks {', '.join(missing)}", fix)
+        raise DamagedError(
+            f"{folder / STATE_FILE} is damaged: it lacks {', '.join(missing)}", _fix(folder)
+        )
+    if (
+        state[_OWN_HASH] != _hash_of(state)
+        or folder.name != checkpoint_folder(folder, state["step"]).name
+    ):
+        raise DamagedError(
+            f"{folder / STATE_FILE} is damaged: its SHA-256 is another", _fix(folder)
+        )
     return Checkpoint(folder, state)
-
-
-def latest_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:
-    """The last checkpoint of a run, or the one after `step` steps.
-
-    Raises:
-        UserError: there is none.
-    """
-    checkpoints = run_dir / "checkpoints"
-    steps = checkpoint_steps(checkpoints)
-    if not run_dir.is_dir():
-        known = sorted(path.name for path in run_dir.parent.glob("*/") if path.is_dir())
-        raise UserError(
-            f"there is no run {run_dir}",
-            f"set TRAIN_RUN_NAME to one of: {', '.join(known)}" if known else "train first",
-        )
-    if not steps:
-        raise UserError(f"{run_dir} has no checkpoint yet", "let train reach its first one")
-    if step is not None and step not in steps:
-        raise UserError(
-            f"{run_dir} has no checkpoint of step {step}",
-            f"choose one of: {', '.join(map(str, steps))}",
-        )
-    return open_checkpoint(checkpoint_folder(checkpoints, steps[-1] if step is None else step))
-
-
-def prune_checkpoints(checkpoints: Path, keep: int) -> None:
-    """Delete all but the last `keep` checkpoints."""
-    for step in checkpoint_steps(checkpoints)[:-keep]:
-        folder = checkpoint_folder(checkpoints, step)
-        folder.rename(folder.with_name(folder.name + PARTIAL))
-    remove_partial_checkpoints(checkpoints)
-
-
-def remove_partial_checkpoints(checkpoints: Path) -> None:
-    """Delete what a killed save or pruning has left; no other process may be saving."""
-    for partial in checkpoints.glob(f"*{PARTIAL}"):
-        shutil.rmtree(partial)

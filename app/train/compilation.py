@@ -62,16 +62,26 @@ def compiled_loss(model: GPT, extent: Extent) -> LossFunction:
     return by_blocks
 
 
-def suitable_extent(seconds: float | None) -> Extent:
-    """What gives the shortest run in all.
+def extent_for(
+    asked: Literal["auto", "model", "blocks", "false"], device: Device, model: GPT, tokens: int
+) -> Extent | None:
+    """How much to compile, for the shortest run in all; None for nothing.
 
     On a CPU blocks start twice as fast and are no slower (benchmarks/results). On a GPU the whole
     model is expected to gain a few per cent for half a minute of compiling: not measured.
 
     Args:
-        seconds: the run takes on a GPU; None on a CPU.
+        asked: what the user wants.
+        tokens: of the whole run, so that a continued one is compiled alike.
     """
-    return "blocks" if seconds is None or seconds < _WHOLE_MODEL_PAYS_SECONDS else "model"
+    if asked == "false":
+        return None
+    if asked != "auto":
+        return asked
+    if device.torch_device.type == "cpu":
+        return "blocks"
+    at_half_the_peak = 2 * model.flops_per_token() / (device.peak_flops or 100e12)
+    return "blocks" if tokens * at_half_the_peak < _WHOLE_MODEL_PAYS_SECONDS else "model"
 
 
 def cache_report() -> str:

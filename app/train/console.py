@@ -10,18 +10,27 @@ _GIB = 1 << 30
 
 
 class Console:
-    """Prints a line a step, above a bar with the time left where there is a terminal."""
+    """Prints a line a step, above a bar with the time left where there is a terminal.
 
-    def __init__(self, first_step: int, max_steps: int) -> None:
-        self._max_steps = max_steps
+    Args:
+        quiet: print nothing: another process does.
+    """
+
+    def __init__(self, first_step: int, max_steps: int, *, quiet: bool = False) -> None:
+        self._max_steps, self._quiet = max_steps, quiet
         self._bar = tqdm(
-            total=max_steps, initial=first_step, unit="step", disable=None, dynamic_ncols=True
+            total=max_steps,
+            initial=first_step,
+            unit="step",
+            disable=True if quiet else None,
+            dynamic_ncols=True,
         )
 
     def say(self, line: str) -> None:
         """Print a line without breaking the bar."""
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        if not self._quiet:
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Print a step's line and move the bar."""

@@ -85,8 +85,12 @@ def choose_device(
     device: Literal["auto", "cpu", "cuda"],
     precision: Literal["auto", "bf16", "float32"],
     deterministic: Literal["auto", "true", "false"],
+    local_rank: int = 0,
 ) -> Device:
     """Choose the device and set torch up for it.
+
+    Args:
+        local_rank: number of this process on its machine, and of its GPU.
 
     Raises:
         UserError: there is no such device here, or it does not compute in bf16.
@@ -99,6 +103,8 @@ def choose_device(
             "check `nvidia-smi`, or set TRAIN_DEVICE=auto to use the CPU",
         )
     on_gpu = device != "cpu" and torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(local_rank)
     if device == "auto" and not on_gpu and expects_gpu() and torch.version.cuda:
         raise UserError(
             "this container was given a GPU, but torch, built for CUDA "

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from app.data.loader import TokenStream
 from app.data.windows import count_windows
@@ -9,33 +10,44 @@ from app.model.gpt import GPT
 from app.train.device import Device
 
 
+def held_out_windows(stream: TokenStream, context_length: int, max_tokens: int | None) -> int:
+    """How many windows a measurement takes: the first of the stream, at least one if it has any.
+
+    Args:
+        max_tokens: targets to measure on, rounded down to whole windows; None for all.
+    """
+    windows = count_windows(len(stream), context_length)
+    return windows if max_tokens is None else min(windows, max(1, max_tokens // context_length))
+
+
 @torch.no_grad()
-def held_out_loss(
-    model: GPT, stream: TokenStream, *, max_tokens: int | None, batch_size: int, device: Device
-) -> tuple[float, int]:
-    """Mean loss over the first windows of a stream, in order.
+def summed_loss(
+    model: GPT,
+    stream: TokenStream,
+    windows: int,
+    *,
+    batch_size: int,
+    device: Device,
+    rank: int = 0,
+    ranks: int = 1,
+) -> Tensor:
+    """Sum over windows 0 … windows-1, or a rank's share of them, of each one's mean loss.
 
     Args:
         model: uncompiled, so that a last smaller batch compiles nothing.
         stream: tokens of the split.
-        max_tokens: targets to measure on, rounded down to whole windows; None for all.
         batch_size: windows in one forward pass.
         device: where and in which precision the model is computed, as in training.
 
     Returns:
-        loss in nats per token, and the tokens it was measured on. Without a whole window: nan, 0.
+        nats per token, times windows: float64 scalar on the device.
     """
     length = model.config.context_length
-    windows = count_windows(len(stream), length)
-    if max_tokens is not None:
-        windows = min(windows, max(1, max_tokens // length))
-    if windows == 0:
-        return float("nan"), 0
     total = torch.zeros((), dtype=torch.float64, device=device.torch_device)
-    for first in range(0, windows, batch_size):
+    for first in range(rank * batch_size, windows, ranks * batch_size):
         indices = np.arange(first, min(first + batch_size, windows), dtype=np.int64)
         inputs, targets = stream.windows(indices, length)
         with device.forward_pass():
             loss = model(inputs.to(device.torch_device), targets.to(device.torch_device))
         total += loss.double() * len(indices)
-    return total.item() / windows, windows * length
+    return total

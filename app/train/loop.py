@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import isfinite
 
@@ -14,6 +15,7 @@ from app.errors import NotFiniteError
 from app.model.gpt import GPT
 from app.train.device import Device
 from app.train.optimizer import Optimizers, Schedule
+from app.train.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class StepResult:
 
 def train_steps(
     model: GPT,
-    compiled: Callable[[Tensor, Tensor], Tensor],
+    compute_loss: Callable[[Tensor, Tensor], Tensor],
+    alone: Callable[[], AbstractContextManager[None]],
+    ranks: Ranks,
     optimizers: Optimizers,
     loader: BatchLoader,
     device: Device,
@@ -46,16 +50,18 @@ def train_steps(
     first_step: int,
     accumulation_steps: int,
     grad_clip: float,
-    should_stop: Callable[[], bool],
+    should_stop: Callable[[bool], bool],
 ) -> Iterator[StepResult]:
     """Train, and yield after each step; what the caller does in between is not timed.
 
     Between the start of a step and its one synchronisation nothing waits for the device.
 
     Args:
-        compiled: (inputs, targets), int64 [B, T] each, to the model's mean loss.
+        compute_loss: (inputs, targets), int64 [B, T] each, to the model's mean loss.
+        alone: context for passes whose gradients the ranks do not exchange yet.
         grad_clip: largest gradient norm; 0 for no clipping.
-        should_stop: asked before each micro-batch; true ends the loop, without the step begun.
+        should_stop: asked before each micro-batch, with whether it is the step's last; true ends
+            the loop, without the step begun. For the last the ranks must agree.
 
     Raises:
         NotFiniteError: loss or gradient norm are not finite; that update is not made.
@@ -68,14 +74,16 @@ def train_steps(
         optimizers.set_learning_rate(learning_rate)
 
         loss_sum = torch.zeros((), device=device.torch_device)
-        for _ in range(accumulation_steps):
-            if should_stop():
+        for left in reversed(range(accumulation_steps)):
+            if should_stop(left == 0):
                 return
             inputs, targets = loader.next_batch()
-            with device.forward_pass():
-                loss = compiled(inputs, targets) / accumulation_steps
-            loss.backward()
+            with alone() if left else nullcontext():
+                with device.forward_pass():
+                    loss = compute_loss(inputs, targets) / accumulation_steps
+                loss.backward()
             loss_sum += loss.detach()
+        ranks.sum(loss_sum).div_(ranks.size)
 
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = get_total_norm(gradients)

@@ -1,18 +1,19 @@
 """metrics.jsonl: one JSON object a step, the truth about a run."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from app.errors import UserError
-from app.files import atomic_file
+from app.files import GrowingFile, atomic_file
 
 
 class MetricsLog:
     """Appends to metrics.jsonl; on opening, steps that no checkpoint holds are cut off.
+
+    Lines that a full disk does not take are kept, and written when it takes them.
 
     Args:
         path: the file; created if it is missing.
@@ -30,16 +31,22 @@ class MetricsLog:
                 f"{path} is missing, and the run has {steps} steps",
                 "put it back, or set TRAIN_RUN_NAME to a new name",
             )
-        self._file = path.open("a", encoding="utf-8")
+        self._file = GrowingFile(path)
+        self._lines = steps
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write one step's line."""
-        self._file.write(_line(record))
-        self._file.flush()
+        """Write one step's line, and those before that could not be written.
 
-    def sync(self) -> None:
-        """Make the lines durable, before a checkpoint counts on them."""
-        os.fsync(self._file.fileno())
+        Raises:
+            OSError: the disk is full or fails; the line is kept.
+        """
+        self._lines += 1
+        self._file.append(_line(record).encode())
+
+    def sync(self) -> int:
+        """Make the lines durable, before a checkpoint counts on them; tell how many there are."""
+        self._file.sync()
+        return self._lines
 
 
 def cut_back(path: Path, steps: int) -> None:

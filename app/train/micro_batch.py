@@ -88,11 +88,20 @@ def _kept_bytes(model: GPT, precision: Precision, windows: int) -> int:
 
 
 def largest_micro_batch(
-    sizes: list[int], context_length: int, need: MemoryNeed, device: torch.device
+    sizes: list[int],
+    context_length: int,
+    need: MemoryNeed,
+    device: torch.device,
+    processes: int = 1,
 ) -> int:
-    """The largest of `sizes`, in windows, that fits and helps; the smallest if none does."""
+    """The largest of `sizes`, in windows, that fits and helps; the smallest if none does.
+
+    Args:
+        processes: of this machine; each has a GPU of its own, but they share the CPU's memory.
+    """
     useful = [size for size in sizes if size * context_length <= _TOKENS_THAT_FILL[device.type]]
-    usable = _USABLE * available_bytes(device)
+    shares = processes if device.type == "cpu" else 1
+    usable = _USABLE * available_bytes(device) / shares
     return max((size for size in useful if need.of(size) <= usable), default=sizes[0])
 
 

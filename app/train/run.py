@@ -1,34 +1,24 @@
 """A run's folder: what it was started with, what it has measured, and where it continues."""
 
-import os
 import platform
 import shutil
-import signal
 import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
-from torch import nn
-
-from app.errors import SAME_REQUEST_SECONDS, ExitCode, UserError
-from app.files import write_json
-from app.train.checkpoint import (
-    Checkpoint,
-    checkpoint_folder,
+from app.errors import UserError
+from app.files import GrowingFile, write_json
+from app.train.checkpoint import Checkpoint, checkpoint_folder
+from app.train.checkpoints import (
     checkpoint_steps,
-    open_checkpoint,
-    prune_checkpoints,
+    good_checkpoint,
+    none_is_good,
     remove_partial_checkpoints,
-    save_checkpoint,
 )
 from app.train.metrics import MetricsLog, read_metrics
-from app.train.optimizer import Optimizers
 from app.train.tensorboard import EventLog
 
 _PACKAGES = ("torch", "numpy", "tiktoken", "datasets", "pydantic-settings", "safetensors")
@@ -69,95 +59,88 @@ class Identity:
         return {"dataset_fingerprint": self.dataset_fingerprint, **self.settings}
 
 
-class Run:
-    """The folder of a run that this process owns.
+def find_checkpoint(
+    folder: Path, identity: Identity, resume: Literal["auto", "never"]
+) -> Checkpoint | None:
+    """Where a run continues: its last good checkpoint; None for a new run.
+
+    A damaged one is named, and put aside under another name.
 
     Args:
-        folder: created if it is missing; what is there must be the same run.
-        identity: of the run.
-        keep_checkpoints: how many of the latest stay.
-        resume: `never` refuses a run that has a checkpoint.
+        folder: of the run; no other process may be saving there.
+        resume: `never` refuses a run that has been started.
 
     Raises:
-        UserError: the folder holds another run.
+        UserError: the folder holds another run, or no checkpoint that is good.
+    """
+    checkpoints = folder / "checkpoints"
+    remove_partial_checkpoints(checkpoints)
+    steps = checkpoint_steps(checkpoints)
+    if resume == "never" and (steps or (folder / "settings.json").exists()):
+        raise UserError(
+            f"{folder} exists, with {f'{steps[-1]} steps' if steps else 'no checkpoint'}",
+            "set TRAIN_RUN_NAME to a new name, or TRAIN_RESUME=auto to continue it",
+        )
+    found, damages = good_checkpoint(checkpoints)
+    if damages and found is None:
+        raise none_is_good(folder, damages)
+    if found:
+        identity.refuse_difference(folder, found.state)
+    for damaged, step in zip(damages, reversed(steps), strict=False):
+        path = checkpoint_folder(checkpoints, step)
+        aside = path.with_name(f"{path.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        print(f"warning: {damaged.problem}; it is now {aside.name}", file=sys.stderr, flush=True)
+    return found
+
+
+class RunLog:
+    """What a run writes beside its checkpoints: metrics, samples, events. One process owns it.
+
+    Args:
+        folder: of the run.
+        continued: the checkpoint that the run continues from; what is later is cut off.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        identity: Identity,
-        keep_checkpoints: int,
-        resume: Literal["auto", "never"],
-    ) -> None:
-        self.folder = folder
-        self.checkpoints = folder / "checkpoints"
-        remove_partial_checkpoints(self.checkpoints)
-        self.resumed_from = self._find_checkpoint(identity, resume)
-        self._identity = identity
-        self._keep = keep_checkpoints
+    def __init__(self, folder: Path, continued: Checkpoint | None) -> None:
+        self._folder = folder
         metrics = folder / "metrics.jsonl"
-        if self.resumed_from is None and metrics.exists() and metrics.stat().st_size:
+        if continued is None and metrics.exists() and metrics.stat().st_size:
             # Nothing to continue from, but perhaps all that is left of a long run.
             metrics.replace(folder / "metrics.before.jsonl")
-        self._metrics = MetricsLog(metrics, self.first_step)
+        lines = continued.state["metrics_lines"] if continued else 0
+        self._metrics = MetricsLog(metrics, lines)
         self._events: EventLog | None = None
-        self._samples = (folder / "samples.txt").open("ab")
-        self._samples.truncate(self.resumed_from.state["samples_bytes"] if self.resumed_from else 0)
-
-    def _find_checkpoint(
-        self, identity: Identity, resume: Literal["auto", "never"]
-    ) -> Checkpoint | None:
-        steps = checkpoint_steps(self.checkpoints)
-        if resume == "never" and (steps or (self.folder / "settings.json").exists()):
-            raise UserError(
-                f"{self.folder} exists, with {f'{steps[-1]} steps' if steps else 'no checkpoint'}",
-                "set TRAIN_RUN_NAME to a new name, or TRAIN_RESUME=auto to continue it",
-            )
-        if not steps:
-            return None
-        checkpoint = open_checkpoint(checkpoint_folder(self.checkpoints, steps[-1]))
-        identity.refuse_difference(self.folder, checkpoint.state)
-        return checkpoint
-
-    @property
-    def first_step(self) -> int:
-        """The step to begin with: how many are completed."""
-        return self.resumed_from.step if self.resumed_from else 0
-
-    @property
-    def windows_consumed(self) -> int:
-        """Windows that all completed steps have consumed."""
-        return int(self.resumed_from.state["windows_consumed"]) if self.resumed_from else 0
-
-    def save(
-        self, step: int, model: nn.Module, optimizers: Optimizers, state: dict[str, Any]
-    ) -> Path:
-        """Write the checkpoint after `step` steps, and drop the oldest beyond those kept."""
-        folder = checkpoint_folder(self.checkpoints, step)
-        if step not in checkpoint_steps(self.checkpoints):
-            self._metrics.sync()
-            os.fsync(self._samples.fileno())
-            state["samples_bytes"] = self._samples.tell()
-            identity = {"identity": self._identity.as_state(), "versions": versions()}
-            save_checkpoint(folder, model, optimizers, {"step": step, **state, **identity})
-            prune_checkpoints(self.checkpoints, self._keep)
-        return folder
+        samples_bytes = continued.state["samples_bytes"] if continued else 0
+        self._samples = GrowingFile(folder / "samples.txt", samples_bytes)
 
     def add_metrics(self, record: dict[str, Any]) -> None:
-        """Append a step's line to metrics.jsonl, and its points to TensorBoard's events."""
+        """Append a step's line to metrics.jsonl, and its points to TensorBoard's events.
+
+        Raises:
+            OSError: the disk is full or fails; the line is kept, and written later.
+        """
         if self._events is None:
             # Not before a step is done: a start that fails changes nothing.
-            history = read_metrics(self.folder / "metrics.jsonl")
-            self._events = EventLog(self.folder / "tensorboard", history)
-        self._metrics.append(record)
+            history = read_metrics(self._folder / "metrics.jsonl")
+            self._events = EventLog(self._folder / "tensorboard", history)
         self._events.append(record)
+        self._metrics.append(record)
 
     def add_samples(self, step: int, texts: list[str]) -> None:
-        """Append what the model wrote after `step` steps to samples.txt."""
-        for text in texts:
-            heading = f"----- after {step} steps -----"
-            self._samples.write(f"{heading}\n{text}\n\n".encode("utf-8", "replace"))
-        self._samples.flush()
+        """Append what the model wrote after `step` steps to samples.txt.
+
+        Raises:
+            OSError: as add_metrics.
+        """
+        heading = f"----- after {step} steps -----"
+        pieces = "".join(f"{heading}\n{text}\n\n" for text in texts)
+        self._samples.append(pieces.encode("utf-8", "replace"))
+
+    def make_durable(self) -> dict[str, int]:
+        """Let the disk have everything; what a checkpoint's state says of it."""
+        return {"metrics_lines": self._metrics.sync(), "samples_bytes": self._samples.sync()}
 
 
 def versions() -> dict[str, str]:
@@ -199,38 +182,3 @@ def write_run_settings(folder: Path, settings: dict[str, Any], facts: dict[str, 
     """Write settings.json: resolved settings, versions, and facts about device and model."""
     everything = {"settings": settings, "versions": versions(), "git_revision": git_revision()}
     write_json(folder / "settings.json", everything | facts)
-
-
-@dataclass
-class StopRequest:
-    """Whether a signal has asked the program to stop; the loop looks between micro-batches."""
-
-    exit_code: ExitCode | None = field(default=None)
-    _asked_at: float = 0.0
-
-    def _ask(self, number: int, _frame: FrameType | None) -> None:
-        code = ExitCode.SIGINT if number == signal.SIGINT else ExitCode.SIGTERM
-        if self.exit_code is not None:
-            if time.monotonic() - self._asked_at > SAME_REQUEST_SECONDS:
-                os._exit(code)
-            return
-        self.exit_code, self._asked_at = code, time.monotonic()
-        # A handler may run in the middle of a print, where another print is an error.
-        os.write(2, b"stopping: saving a checkpoint first; a second signal leaves at once\n")
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn SIGINT, SIGTERM and SIGHUP (a lost connection) into a request, within the block."""
-    request = StopRequest()
-    before = {
-        one: signal.signal(one, request._ask)
-        for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        # What nohup ignores stays ignored.
-        if signal.getsignal(one) is not signal.SIG_IGN
-    }
-    try:
-        yield request
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)

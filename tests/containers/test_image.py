@@ -133,9 +133,10 @@ def test_a_change_of_the_program_builds_only_its_own_layers(engine: Engine) -> N
     assert done_again == {"runtime"}, log
 
 
-def test_the_whole_suite_passes_in_the_test_image(engine: Engine) -> None:
+def test_the_suite_passes_in_the_test_image(engine: Engine) -> None:
     engine.docker("compose", "build", "test")
-    printed = engine.job("test", "-q")
+    # Those of many processes are minutes; here they would only repeat what they are outside.
+    printed = engine.job("test", "-q", "-m", "not soak and not container and not processes")
     assert re.search(r"^\d+ passed", printed.splitlines()[-1]), printed[-3000:]
     print(printed.splitlines()[-1])
 

@@ -105,6 +105,21 @@ def test_docker_stop_saves_and_the_next_train_continues(tiny: Engine) -> None:
     assert len(metrics(tiny, "stopped")) == done + 2
 
 
+def test_two_processes_need_no_network_and_stop_together(tiny: Engine) -> None:
+    endless = TINY | {"TRAIN_RUN_NAME": "pair", "TRAIN_MAX_STEPS": "1000000"}
+    pair = endless | {"TRAIN_PROCESSES": "2"}
+    with in_background(tiny, "train", variables=pair) as container:
+        wait_for(tiny, container, "step:20/")
+        code, printed = stopped(tiny, container)
+    assert code == 128 + signal.SIGTERM, printed
+    assert "2 x CPU" in printed
+    assert saved_by(printed).startswith("runs/pair/")
+    done = len(metrics(tiny, "pair"))
+    assert f"continues at step {done}" in tiny.job(
+        "train", "--max-steps", str(done + 2), variables=endless
+    )
+
+
 def test_docker_stop_ends_prepare_and_the_next_one_completes(engine: Engine) -> None:
     engine.inside("""seq 3000000 | sed 's/.*/{"text": "& after &"}/' > /data/long.jsonl""")
     text = {"PREPARE_DATASET": "/data/long.jsonl", "PREPARE_TOTAL_TOKENS": "all"}

@@ -1,35 +1,17 @@
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load
+from torch import Tensor
 
 from app.data.prepare import prepare
 from app.settings import Settings
 from app.sources import load_settings
-
-TINY = {
-    "MODEL_CONTEXT_LENGTH": "32",
-    "MODEL_NUM_LAYERS": "2",
-    "MODEL_EMBD_SIZE": "16",
-    "MODEL_NUM_HEADS": "2",
-    "TRAIN_TOKENS_PER_STEP": "256",
-    "TRAIN_MICRO_BATCH_SIZE": "4",
-    "TRAIN_MAX_STEPS": "10",
-    "TRAIN_LEARNING_RATE": "1e-2",
-    "TRAIN_WARMUP_STEPS": "2",
-    "TRAIN_DATASET_DIR": "text",
-    "TRAIN_RUN_NAME": "run",
-    "TRAIN_DEVICE": "cpu",
-    "TRAIN_COMPILE": "false",
-    "TRAIN_PRECISION": "float32",
-    "TRAIN_VAL_TOKENS": "512",
-    "TRAIN_VAL_EVERY": "5",
-    "TRAIN_SAMPLE_EVERY": "5",
-    "TRAIN_CHECKPOINT_EVERY": "4",
-    "SAMPLE_MAX_TOKENS": "12",
-    "SAMPLE_NUM_SAMPLES": "1",
-}
+from app.train.checkpoint import Snapshot, open_checkpoint, write_checkpoint
+from tests.train.processes import TINY, Process, Start
 
 TinySettings = Callable[..., Settings]
 
@@ -55,6 +37,12 @@ def data_dir(text_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
+def start(data_dir: Path) -> Start:
+    """Start a training process: start(TRAIN_MAX_STEPS=3)."""
+    return lambda **changes: Process(data_dir, **changes)
+
+
+@pytest.fixture
 def tiny(data_dir: Path) -> TinySettings:
     """Settings of a run that takes a second: tiny(TRAIN_MAX_STEPS=3)."""
 
@@ -63,3 +51,16 @@ def tiny(data_dir: Path) -> TinySettings:
         return load_settings(flags | {"DATA_DIR": str(data_dir)}, "train")
 
     return settings
+
+
+def rewrite_checkpoint(
+    folder: Path, file: str, change: Callable[[dict[str, Tensor]], None]
+) -> None:
+    """Write a checkpoint again with other tensors in one of its files: with right hashes."""
+    state = open_checkpoint(folder).state
+    snapshot = Snapshot()
+    for path in folder.glob("*.safetensors"):
+        snapshot.files[path.name] = load(path.read_bytes())
+    change(snapshot.files[file])
+    shutil.rmtree(folder)
+    write_checkpoint(folder, snapshot, state)

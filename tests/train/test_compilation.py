@@ -1,6 +1,7 @@
 """Compiled code does what the model does, and only the training step is compiled."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from app.model import gpt
 from app.model.generate import generate
 from app.model.gpt import GPT, GPTConfig
 from app.train.attention import choose_attention, rank_attention
-from app.train.compilation import Extent, LossFunction, compiled_loss, suitable_extent
-from app.train.device import choose_device
+from app.train.compilation import Extent, LossFunction, compiled_loss, extent_for
+from app.train.device import Device, choose_device
 
 CONFIG = GPTConfig(context_length=32, vocab_size=50257, num_layers=3, embd_size=32, num_heads=2)
 CPU = torch.device("cpu")
@@ -88,10 +89,23 @@ def test_padded_vocabulary_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("seconds", "extent"), ((None, "blocks"), (45.0, "blocks"), (20_000.0, "model"))
+    ("asked", "flops", "tokens", "extent"),
+    (
+        ("auto", None, 10**12, "blocks"),  # a CPU
+        ("auto", 989e12, 20_000_000, "blocks"),
+        ("auto", 989e12, 10_000_000_000, "model"),
+        ("model", None, 1, "model"),
+        ("false", 989e12, 10**10, None),
+    ),
 )
-def test_short_runs_compile_less(seconds: float | None, extent: Extent) -> None:
-    assert suitable_extent(seconds) == extent
+def test_short_runs_compile_less(
+    asked: Any, flops: float | None, tokens: int, extent: Extent | None
+) -> None:
+    kind = torch.device("cuda" if flops else "cpu")
+    device = Device(kind, "any", "bf16", deterministic=False, peak_flops=flops)
+    with torch.device("meta"):
+        model = GPT(GPTConfig())
+    assert extent_for(asked, device, model, tokens) == extent
 
 
 def test_attention_kernels_that_work_are_ranked() -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from torch import Tensor
 
 from app.data.prepare import prepare
 from app.data.shards import open_dataset
@@ -22,7 +23,8 @@ from app.files import locked
 from app.model.gpt import GPT, GPTConfig
 from app.settings import Settings
 from app.train.job import train
-from tests.train.conftest import TINY, TinySettings
+from tests.train.conftest import TinySettings, rewrite_checkpoint
+from tests.train.processes import TINY
 
 
 def metrics_of(settings: Settings) -> list[dict[str, Any]]:
@@ -204,14 +206,18 @@ def test_metrics_and_samples_are_cut_back_to_the_checkpoint(tiny: TinySettings) 
 def test_weights_that_are_not_finite_end_the_run_before_the_update(tiny: TinySettings) -> None:
     train(tiny(TRAIN_MAX_STEPS=4))
     settings = tiny()
-    model = settings.run_dir / "checkpoints/step-000004/model.safetensors"
-    weights = load_file(model)
-    weights["transformer.ln_f.weight"][3] = torch.nan
-    save_file(weights, model)
+
+    def ruin(weights: dict[str, Tensor]) -> None:
+        weights["transformer.ln_f.weight"][3] = torch.nan
+
+    rewrite_checkpoint(settings.run_dir / "checkpoints/step-000004", "model.safetensors", ruin)
     with pytest.raises(NotFiniteError, match="step 4: loss nan"):
         train(settings)
     assert checkpoints_of(settings) == ["step-000004"]
     assert len(metrics_of(settings)) == 4
+    diagnosis = json.loads((settings.run_dir / "not-finite-000004.json").read_text())
+    assert diagnosis["tensors"]["transformer.ln_f.weight"]["weight_norm"] == "nan"
+    assert len(diagnosis["windows"]) == 8
 
 
 def test_other_model_data_or_seed_is_refused_with_the_difference(tiny: TinySettings) -> None:
@@ -300,11 +306,12 @@ def test_a_disk_that_is_full_leaves_the_checkpoints_before_intact(data_dir: Path
 def test_an_update_that_ruins_the_held_out_loss_is_not_saved(tiny: TinySettings) -> None:
     train(tiny(TRAIN_MAX_STEPS=4))
     settings = tiny(TRAIN_MAX_STEPS=5)
-    optimizer = settings.run_dir / "checkpoints/step-000004/optimizer.safetensors"
-    slots = load_file(optimizer)
-    # The loss and gradients of step 4 are fine; only what it adds to the weights is not.
-    slots["exp_avg.transformer.ln_f.weight"][3] = torch.nan
-    save_file(slots, optimizer)
+
+    def ruin(slots: dict[str, Tensor]) -> None:
+        # The loss and gradients of step 4 are fine; only what it adds to the weights is not.
+        slots["exp_avg.transformer.ln_f.weight"][3] = torch.nan
+
+    rewrite_checkpoint(settings.run_dir / "checkpoints/step-000004", "optimizer.safetensors", ruin)
     with pytest.raises(NotFiniteError, match="held out loss nan"):
         train(settings)
     assert checkpoints_of(settings) == ["step-000004"]

@@ -15,7 +15,7 @@ import torch
 from app.model.gpt import GPTConfig
 from app.train import micro_batch
 from app.train.micro_batch import MemoryNeed, available_bytes, largest_micro_batch, memory_need
-from tests.train.conftest import TINY
+from tests.train.processes import TINY
 
 CHECKOUT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

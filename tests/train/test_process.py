@@ -1,93 +1,12 @@
 """Real `python -m app train` processes, compiled and with default threads, killed and stopped."""
 
-import json
-import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.train.conftest import TINY
+from tests.train.processes import Start, assert_same_run, measured, run_to_end
 
-CHECKOUT = Path(__file__).parents[2]
-# torch and earlier tests in this process set the caches.
-_NOT_INHERITED = {"RECIPE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
-TIMINGS = {"step_ms", "tokens_per_second", "mfu", "memory_bytes"}
-
-
-class Process:
-    """A training process that is watched through the lines it prints."""
-
-    def __init__(self, data_dir: Path, **changes: object) -> None:
-        settings = TINY | {name: str(value) for name, value in changes.items()}
-        environment = {
-            **{name: value for name, value in os.environ.items() if name not in _NOT_INHERITED},
-            **settings,
-            "DATA_DIR": str(data_dir),
-            "PYTHONPATH": str(CHECKOUT),
-        }
-        self.run_dir = data_dir / "runs" / settings["TRAIN_RUN_NAME"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "app", "train"],
-            cwd=data_dir,
-            env=environment,
-            # A test that runs in the background may hand down an ignored SIGINT.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def signal_at(self, beginning: str, number: signal.Signals) -> None:
-        """Send a signal when a line that begins so is printed."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith(beginning):
-                self.process.send_signal(number)
-                return
-        pytest.fail(f"no line began with {beginning!r}: {self.end()}")
-
-    def end(self) -> tuple[int, str]:
-        """Exit code, and everything printed since."""
-        out, err = self.process.communicate(timeout=300)
-        return self.process.returncode, out + err
-
-
-Start = Callable[..., Process]
-
-
-@pytest.fixture
-def start(data_dir: Path) -> Start:
-    return lambda **changes: Process(data_dir, **changes)
-
-
-def run_to_end(start: Start, **changes: object) -> Process:
-    process = start(**changes)
-    code, output = process.end()
-    assert code == 0, output
-    return process
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """Weights, optimizer state, samples and all metrics but timings are equal, bit for bit."""
-    for file in ("model.safetensors", "optimizer.safetensors"):
-        place = Path("checkpoints/step-000010") / file
-        assert (one / place).read_bytes() == (other / place).read_bytes()
-    assert (one / "samples.txt").read_bytes() == (other / "samples.txt").read_bytes()
-    assert measured(one) == measured(other)
-
-
-def measured(run_dir: Path) -> list[dict[str, Any]]:
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    assert [record["step"] for record in records] == list(range(len(records)))
-    return [
-        {name: value for name, value in record.items() if name not in TIMINGS} for record in records
-    ]
+pytestmark = pytest.mark.processes
 
 
 def test_killed_twice_and_continued_equals_unbroken(start: Start) -> None:

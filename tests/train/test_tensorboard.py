@@ -15,8 +15,8 @@ from app.settings import Settings
 from app.train.job import train
 from app.train.tensorboard import EventLog
 from tests.train.conftest import TinySettings
+from tests.train.processes import Process
 from tests.train.test_job import metrics_of
-from tests.train.test_process import Process
 
 Points = dict[str, list[tuple[int, float]]]
 DRAWN = {

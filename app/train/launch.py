@@ -1,0 +1,149 @@
+"""One process for each GPU of the machine, by torch's elastic launcher."""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from app.errors import SAME_REQUEST_SECONDS, ExitCode, UserError
+from app.settings import TrainSettings
+from app.train.ranks import launched
+from app.train.stopping import STOPPING
+
+# Of what ends by itself a restart would only repeat the end; a killed process has a negative code.
+_WORTH_A_RESTART = (ExitCode.BUG, ExitCode.RANK_LOST)
+
+
+def processes_to_launch(chosen: TrainSettings) -> int:
+    """How many processes are to train on this machine; 1 in one that a launcher has started.
+
+    Raises:
+        UserError: there are fewer GPUs.
+    """
+    import torch
+
+    if launched():
+        return 1
+    gpus = torch.cuda.device_count() if chosen.device != "cpu" else 0
+    if chosen.processes == "auto":
+        return max(1, gpus)
+    if 0 < gpus < chosen.processes:
+        raise UserError(
+            f"TRAIN_PROCESSES={chosen.processes}, but this machine has {gpus} GPUs",
+            "set TRAIN_PROCESSES=auto for one process per GPU",
+        )
+    return chosen.processes
+
+
+def launch(command: list[str], processes: int, max_restarts: int) -> int:
+    """Run a command in several processes until all have ended, and again if one has died.
+
+    Args:
+        command: what each process runs, without Python itself.
+        processes: how many; RANK, WORLD_SIZE and LOCAL_RANK tell each which one it is.
+        max_restarts: how often all of them begin again because one has died.
+
+    Returns:
+        0, or the exit code of the first that failed; 128 and its number for a signal.
+    """
+    # What it logs beside the processes' own words helps only its authors.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # torch warns of find_unused_parameters in app.train.ranks, which is meant.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # All are on this machine, which may have no other network.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    cores = len(os.sched_getaffinity(0))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+    with _passing_signals_on() as request:
+        code = _run_once(command, processes)
+        for left in reversed(range(max_restarts)):
+            if request.number or (code >= 0 and code not in _WORTH_A_RESTART):
+                break
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            print(
+                f"a process has died ({how}): all begin again from the last checkpoint; "
+                f"{left} such restarts are left",
+                file=sys.stderr,
+                flush=True,
+            )
+            code = _run_once(command, processes)
+    if request.insists:
+        return 128 + request.number
+    return 128 - code if code < 0 else code
+
+
+def _run_once(command: list[str], processes: int) -> int:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id="gpt-compose",
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        signals_to_handle="SIGQUIT",
+    )
+    try:
+        elastic_launch(config, sys.executable)(*command)
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        # Who has lost the others has not failed first.
+        return next((code for code in codes if code != ExitCode.RANK_LOST), codes[0])
+    return ExitCode.DONE
+
+
+@dataclass
+class _Request:
+    """A signal that was passed on; a later one ends all at once."""
+
+    number: int = 0
+    insists: bool = False
+    _at: float = 0.0
+
+    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
+        if not self.number:
+            self.number, self._at = number, time.monotonic()
+        self.insists |= time.monotonic() - self._at > SAME_REQUEST_SECONDS
+        for child in _children():
+            os.kill(child, signal.SIGKILL if self.insists else number)
+
+
+@contextmanager
+def _passing_signals_on() -> Iterator[_Request]:
+    """Send the processes what this one is sent: only they know what to save."""
+    request = _Request()
+    before = {
+        one: signal.signal(one, request._pass_on)
+        for one in STOPPING
+        if signal.getsignal(one) is not signal.SIG_IGN
+    }
+    try:
+        yield request
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _children() -> list[int]:
+    own = str(os.getpid())
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # After the name, which is in parentheses, come state and parent.
+            parent = status.read_text().rpartition(")")[2].split()[1]
+        except OSError:
+            continue
+        if parent == own:
+            found.append(int(status.parent.name))
+    return found

@@ -1,0 +1,156 @@
+"""What a run does between its steps: held-out loss, metrics, samples, checkpoints."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from app.data.loader import TokenStream
+from app.data.tokenizer import Tokenizer
+from app.data.windows import StepPlan
+from app.model.gpt import GPT
+from app.settings import Settings
+from app.train.console import Console
+from app.train.device import Device
+from app.train.evaluate import held_out_windows, summed_loss
+from app.train.loop import refuse_not_finite
+from app.train.optimizer import Optimizers
+from app.train.ranks import Ranks
+from app.train.run import RunLog
+from app.train.saver import Saver
+from app.train.stopping import Interrupted, StopRequest
+from app.train.writing import write_texts
+
+
+@dataclass
+class Milestones:
+    """What is due after a step, done by all ranks; the first alone writes.
+
+    Attributes:
+        log, saver, check: of the first rank; None for the others. The check compares the hashes of
+            the dataset's shards; nothing is saved before it is done
+        facts: what every checkpoint of the run has in its state
+        left: what a request to stop has left undone of the last step, for its checkpoint
+    """
+
+    settings: Settings
+    ranks: Ranks
+    device: Device
+    plan: StepPlan
+    model: GPT
+    optimizers: Optimizers
+    held_out: TokenStream
+    console: Console
+    log: RunLog | None
+    saver: Saver | None
+    stop: StopRequest
+    check: Future[None] | None
+    facts: dict[str, Any]
+    left: dict[str, Any] = field(default_factory=dict)
+    _record: dict[str, Any] = field(default_factory=dict)
+
+    def after_step(self, done: int, record: dict[str, Any] | None) -> None:
+        """Measure, log, sample and save what is due after `done` steps.
+
+        Args:
+            record: the step's line for metrics.jsonl; None if it is written already.
+
+        Raises:
+            NotFiniteError: the held-out loss is not finite; nothing is saved.
+        """
+        chosen = self.settings.train
+        self.left = {}
+        if record is not None:
+            self._record = record
+            if self._due(done, chosen.val_every) and not self._measure(done, record):
+                self.left = {"record": record}
+                return
+            if self.log:
+                self._write(self.log.add_metrics, record)
+        if self.log and chosen.sample_every and self._due(done, chosen.sample_every):
+            try:
+                with self.stop.interruptible():
+                    texts = write_texts(self.model, Tokenizer(), self.settings.sample)
+            except Interrupted:
+                self.left = {"samples": True}
+                return
+            self._write(self.log.add_samples, done, texts)
+            self.console.say(f"after {done} steps it writes: {texts[0]!r:.200}")
+        if self._due(done, chosen.checkpoint_every):
+            self.save(done)
+
+    def catch_up(self, done: int, left: dict[str, Any]) -> None:
+        """Do what a request to stop has left undone, by the state of the last checkpoint."""
+        if left:
+            self.after_step(done, left.get("record"))
+            self.save(done, replace=True)
+
+    def save(self, done: int, *, replace: bool = False) -> None:
+        """Begin to save the checkpoint after `done` steps.
+
+        Args:
+            replace: the one of this step, if there is one.
+
+        Raises:
+            UserError: a shard of the dataset is damaged.
+        """
+        if self.check:
+            self.check.result()
+        if self.saver:
+            progress = {
+                "windows_consumed": done * self.plan.windows_per_step,
+                "val_loss": self._record.get("val_loss"),
+                "left": self.left,
+            }
+            state = self.facts | progress
+            self.saver.save(done, self.model, self.optimizers, state, replace=replace)
+
+    def poll(self) -> None:
+        """Say how a save has ended, if it has; UserError if a shard is found to be damaged."""
+        if self.saver:
+            self.saver.poll()
+        if self.check and self.check.done():
+            self.check.result()
+
+    def finish(self) -> None:
+        """Wait for the save under way; OSError if the last one has failed."""
+        if self.saver:
+            self.saver.finish()
+
+    def _measure(self, done: int, record: dict[str, Any]) -> bool:
+        """Add the held-out loss, if there is text for it; False if a request to stop was first."""
+        length = self.model.config.context_length
+        windows = held_out_windows(self.held_out, length, self.settings.train.val_tokens)
+        if not windows or not self.settings.train.val_every:
+            return True
+        total = torch.zeros(())
+        try:
+            with self.stop.interruptible():
+                total = summed_loss(
+                    self.model,
+                    self.held_out,
+                    windows,
+                    batch_size=self.plan.micro_batch_size,
+                    device=self.device,
+                    rank=self.ranks.rank,
+                    ranks=self.ranks.size,
+                )
+        except Interrupted:
+            pass
+        if self.ranks.any(self.stop.is_asked):
+            return False
+        record["val_loss"] = self.ranks.sum(total).item() / windows
+        self.console.say(f"after {done} steps: val_loss:{record['val_loss']:.4f}")
+        refuse_not_finite(done, held_out_loss=record["val_loss"])
+        return True
+
+    def _write(self, write: Callable[..., None], *values: Any) -> None:
+        try:
+            write(*values)
+        except OSError as error:
+            self.console.say(f"warning: {error}; it is kept, and written when the disk takes it")
+
+    def _due(self, done: int, every: int) -> bool:
+        return done == self.settings.train.max_steps or bool(every and done % every == 0)

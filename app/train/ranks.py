@@ -1,0 +1,146 @@
+"""The processes that train together: which one this is, and what they agree on."""
+
+import ctypes
+import datetime
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from app.errors import Ended, ExitCode, RankLostError
+
+_PR_SET_PDEATHSIG = 1
+T = TypeVar("T")
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process and the others.
+
+    Attributes:
+        rank: of this process; 0 writes the run's folder
+        size: processes of all machines
+        local_size: processes of this machine
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this one writes the run's folder."""
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank's flag is set; every rank must ask."""
+        if self.size == 1:
+            return flag
+        votes = torch.tensor(int(flag))
+        distributed.all_reduce(votes, distributed.ReduceOp.MAX)
+        return bool(votes)
+
+    def from_first(self, value: T) -> T:
+        """The first rank's value; every rank must ask, the others' own is not looked at."""
+        if self.size == 1:
+            return value
+        values: list[Any] = [value]
+        distributed.broadcast_object_list(values, device=torch.device("cpu"))
+        return values[0]
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over the ranks, in place, on the tensor's device."""
+        if self.size > 1:
+            distributed.all_reduce(tensor)
+        return tensor
+
+
+def launched() -> bool:
+    """Whether an elastic launcher, ours or torchrun, has started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def local_rank() -> int:
+    """Number of this process on its machine: of its GPU."""
+    return int(os.environ["LOCAL_RANK"]) if launched() else 0
+
+
+@contextmanager
+def joined(device: torch.device, timeout_seconds: float) -> Iterator[Ranks]:
+    """Belong to the group of processes of an elastic launcher; without one, be alone.
+
+    Args:
+        timeout_seconds: a rank that does not answer for so long is lost.
+    """
+    if not launched():
+        yield Ranks()
+        return
+    _end_with_launcher()
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    try:
+        distributed.init_process_group(backend, timeout=timeout)
+        yield Ranks(
+            distributed.get_rank(),
+            distributed.get_world_size(),
+            int(os.environ["LOCAL_WORLD_SIZE"]),
+        )
+    except RuntimeError as error:
+        # Of gloo's own errors only the words say so.
+        if not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
+            raise
+        said = str(error).splitlines()[0]
+        if "timed out" not in said.lower():
+            # It has died, and the launcher says so.
+            raise Ended(ExitCode.RANK_LOST) from None
+        raise RankLostError(
+            f"rank {os.environ['RANK']}: another rank has not answered for {timeout_seconds:g} s "
+            f"({said:.200})",
+            "all begin again from the last checkpoint; a longer TRAIN_RANK_TIMEOUT_SECONDS waits",
+        ) from error
+
+
+def averaged(
+    model: nn.Module, loss_of: LossFunction, device: torch.device, ranks: Ranks
+) -> tuple[LossFunction, Callable[[], AbstractContextManager[None]]]:
+    """A loss whose gradients become the mean over all ranks.
+
+    Args:
+        model: of `loss_of`; the first rank's weights are everyone's.
+
+    Returns:
+        the loss, and a context for passes whose gradients stay where they are until a later one.
+    """
+    if ranks.size == 1:
+        return loss_of, nullcontext
+    module = DistributedDataParallel(
+        _Loss(model, loss_of),
+        device_ids=[device] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        # Otherwise it regroups the gradients after its first step, and a continued run would add
+        # them up in another order.
+        find_unused_parameters=True,
+    )
+    return module, module.no_sync
+
+
+class _Loss(nn.Module):
+    def __init__(self, model: nn.Module, loss_of: LossFunction) -> None:
+        super().__init__()
+        self.model, self._loss_of = model, loss_of
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        return self._loss_of(inputs, targets)
+
+
+def _end_with_launcher() -> None:
+    """Be stopped when the launcher dies; it may be killed, and then cannot do it."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

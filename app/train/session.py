@@ -1,0 +1,240 @@
+"""One process's part of a run: its steps, and what is due between them."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from app.data.loader import BatchLoader, TokenStream
+from app.data.shards import Dataset
+from app.data.windows import StepPlan, WindowOrder, micro_batch_sizes
+from app.errors import ExhaustedError, ExitCode, NotFiniteError, Stopped
+from app.model.gpt import GPT
+from app.settings import Settings
+from app.train.checkpoint import Checkpoint
+from app.train.compilation import Extent, cache_report, compiled_loss
+from app.train.console import Console, summary
+from app.train.device import Device
+from app.train.diagnosis import write_diagnosis
+from app.train.loop import StepResult, train_steps
+from app.train.milestones import Milestones
+from app.train.optimizer import Optimizers, Schedule
+from app.train.ranks import Ranks, averaged
+from app.train.run import Identity, RunLog, versions
+from app.train.saver import Saver
+from app.train.stopping import StopRequest
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the first rank has found out for all."""
+
+    identity: Identity
+    checkpoint: Checkpoint | None
+    micro_batch_size: int
+
+
+@dataclass(frozen=True)
+class Session:
+    """One process's part of a run, from where the run is to its end or a request to stop."""
+
+    settings: Settings
+    ranks: Ranks
+    device: Device
+    dataset: Dataset
+    order: WindowOrder
+    plan: StepPlan
+    model: GPT
+    optimizers: Optimizers
+    extent: Extent | None
+    attention: str
+    stop: StopRequest
+    start: Start
+    check: Future[None] | None
+    log: RunLog | None
+
+    @property
+    def first_step(self) -> int:
+        """The step it begins with: how many are completed."""
+        return self.start.checkpoint.step if self.start.checkpoint else 0
+
+    def work(self) -> None:
+        """Train to the last step, or to a request to stop, and let all of it be saved."""
+        chosen = self.settings.train
+        console = Console(self.first_step, chosen.max_steps, quiet=not self.ranks.is_first)
+        console.say("\n".join(self._introduction()))
+        started, done = time.perf_counter(), self.first_step
+        with ExitStack() as open_files:
+            open_files.callback(console.close)
+            milestones = self._milestones(console, open_files)
+            try:
+                if self.start.checkpoint:
+                    milestones.catch_up(done, self.start.checkpoint.state["left"])
+                with self._loader() as loader:
+                    for result in self._steps(loader):
+                        done = result.step + 1
+                        self.stop.something_to_save = True
+                        record = self._record(result)
+                        console.step(record)
+                        if self.extent and result.step == self.first_step:
+                            console.say(cache_report())
+                        milestones.after_step(done, record)
+                        milestones.poll()
+            except NotFiniteError as error:
+                raise self._diagnosed(error, done) from None
+            except torch.OutOfMemoryError as error:
+                raise self._out_of_memory() from error
+            is_whole = done == chosen.max_steps and not milestones.left
+            if not is_whole:
+                milestones.save(done)
+            milestones.finish()
+            # Nobody leaves before the first rank has saved.
+            self.ranks.any(False)
+        if not is_whole:
+            kept = self.settings.run_dir / "checkpoints" / f"step-{done:06d}"
+            raise Stopped(
+                self.stop.exit_code or ExitCode.SIGTERM, f"{kept}; the same command continues"
+            )
+        steps = done - self.first_step
+        if self.ranks.is_first:
+            print(summary(time.perf_counter() - started, steps * chosen.tokens_per_step))
+
+    def _milestones(self, console: Console, open_files: ExitStack) -> Milestones:
+        saver = None
+        if self.log:
+            folder = self.settings.run_dir / "checkpoints"
+            keep = self.settings.train.keep_checkpoints
+            saver = open_files.enter_context(
+                Saver(folder, keep, self.log.make_durable, console.say)
+            )
+        facts = {
+            "micro_batch_size": self.plan.micro_batch_size,
+            "model": self.settings.model.model_dump(),
+            "settings": self.settings.public(),
+            "identity": self.start.identity.as_state(),
+            "versions": versions(),
+        }
+        return Milestones(
+            self.settings, self.ranks, self.device, self.plan, self.model, self.optimizers,
+            TokenStream(self.dataset.val), console, self.log, saver, self.stop, self.check, facts,
+        )  # fmt: skip
+
+    def _loader(self) -> BatchLoader:
+        return BatchLoader(
+            TokenStream(self.dataset.train),
+            self.order,
+            self.plan,
+            rank=self.ranks.rank,
+            first_position=self.first_step * self.plan.windows_per_step,
+            context_length=self.model.config.context_length,
+            device=self.device.torch_device,
+        )
+
+    def _steps(self, loader: BatchLoader) -> Iterator[StepResult]:
+        chosen = self.settings.train
+        loss_of = compiled_loss(self.model, self.extent) if self.extent else self.model
+        compute_loss, alone = averaged(self.model, loss_of, self.device.torch_device, self.ranks)
+        return train_steps(
+            self.model,
+            compute_loss,
+            alone,
+            self.ranks,
+            self.optimizers,
+            loader,
+            self.device,
+            Schedule(
+                chosen.learning_rate,
+                chosen.lr_schedule,
+                round(0.01 * chosen.max_steps)
+                if chosen.warmup_steps == "auto"
+                else chosen.warmup_steps,
+                chosen.max_steps,
+                chosen.min_lr_ratio,
+            ),
+            first_step=self.first_step,
+            accumulation_steps=self.plan.accumulation_steps,
+            grad_clip=chosen.grad_clip,
+            should_stop=self._should_stop,
+        )
+
+    def _should_stop(self, is_last: bool) -> bool:
+        """Whether any rank is asked to stop: asked once in each step, or when this one is."""
+        if self.stop.is_asked or is_last:
+            return self.ranks.any(self.stop.is_asked)
+        return False
+
+    def _record(self, result: StepResult) -> dict[str, Any]:
+        tokens_per_step = self.settings.train.tokens_per_step
+        tokens_per_second = tokens_per_step / result.seconds
+        flops = self.model.flops_per_token() * tokens_per_second
+        peak = self.device.peak_flops
+        return {
+            "step": result.step,
+            "tokens": (result.step + 1) * tokens_per_step,
+            "train_loss": result.train_loss,
+            "lr": result.lr,
+            "grad_norm": result.grad_norm,
+            "step_ms": result.seconds * 1000,
+            "tokens_per_second": tokens_per_second,
+            "mfu": flops / (peak * self.ranks.size) if peak else None,
+            "memory_bytes": self.device.peak_memory_bytes(),
+        }
+
+    def _introduction(self) -> list[str]:
+        chosen, plan, folder = self.settings.train, self.plan, self.settings.run_dir
+        per_epoch = self.order.num_windows * self.model.config.context_length
+        epochs = chosen.max_steps * chosen.tokens_per_step / per_epoch
+        return [
+            f"Using device: {self.device.torch_device.type}",
+            f"Total batch size: {chosen.tokens_per_step}",
+            f"Tokens per micro-batch: {plan.micro_batch_size * self.model.config.context_length}",
+            f"Gradient accumulation steps: {plan.accumulation_steps}",
+            f"{f'{self.ranks.size} x ' if self.ranks.size > 1 else ''}"
+            f"{self.device.name}, {self.device.precision}, "
+            f"{'deterministic' if self.device.deterministic else 'not deterministic'}",
+            self.attention,
+            f"{self.model.num_parameters():,} parameters; {self.dataset.folder}: "
+            f"{sum(shard.size for shard in self.dataset.train):,} training tokens "
+            f"({epochs:.2f} epochs in {chosen.max_steps} steps), "
+            f"{sum(shard.size for shard in self.dataset.val):,} held out",
+            f"{folder}: " + (f"continues at step {self.first_step}" if self.first_step else "new"),
+            "the first step waits for the compiler"
+            if self.extent
+            else "not compiled: TRAIN_COMPILE=false"
+            if chosen.compile == "false"
+            else "not compiled, and slower: a C++ compiler or Python's headers are missing "
+            "(apt-get install g++ python3-dev)",
+        ]
+
+    def _diagnosed(self, error: NotFiniteError, done: int) -> NotFiniteError:
+        """The error with the place of what helps to understand it."""
+        if self.ranks.is_first:
+            # Without gradients it was the held-out loss, after the step.
+            has_gradients = any(one.grad is not None for one in self.model.parameters())
+            step = done if has_gradients else done - 1
+            count = self.plan.windows_per_step
+            windows = self.order.windows(step * count, count).tolist()
+            # A full disk does not hide what has happened.
+            with suppress(OSError):
+                path = write_diagnosis(
+                    self.settings.run_dir, step, error.problem, windows, self.model
+                )
+                told = f"{error.problem}; {path} has the batch and all norms"
+                error = NotFiniteError(told, error.fix)
+        # Nobody leaves before it is written.
+        self.ranks.any(False)
+        return error
+
+    def _out_of_memory(self) -> ExhaustedError:
+        sizes = micro_batch_sizes(self.plan.windows_per_step, self.plan.ranks)
+        smaller = [size for size in sizes if size < self.plan.micro_batch_size]
+        advice = f"set TRAIN_MICRO_BATCH_SIZE={smaller[-1]}" if smaller else "use a smaller model"
+        return ExhaustedError(
+            f"{self.device.name} has too little memory for micro-batches of "
+            f"{self.plan.micro_batch_size} windows",
+            f"{advice}; the run stays the same run",
+        )

@@ -1,0 +1,129 @@
+"""Real `python -m app train` processes, watched through the lines they print."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TINY = {
+    "MODEL_CONTEXT_LENGTH": "32",
+    "MODEL_NUM_LAYERS": "2",
+    "MODEL_EMBD_SIZE": "16",
+    "MODEL_NUM_HEADS": "2",
+    "TRAIN_TOKENS_PER_STEP": "256",
+    "TRAIN_MICRO_BATCH_SIZE": "4",
+    "TRAIN_MAX_STEPS": "10",
+    "TRAIN_LEARNING_RATE": "1e-2",
+    "TRAIN_WARMUP_STEPS": "2",
+    "TRAIN_DATASET_DIR": "text",
+    "TRAIN_RUN_NAME": "run",
+    "TRAIN_DEVICE": "cpu",
+    "TRAIN_COMPILE": "false",
+    "TRAIN_PRECISION": "float32",
+    "TRAIN_VAL_TOKENS": "512",
+    "TRAIN_VAL_EVERY": "5",
+    "TRAIN_SAMPLE_EVERY": "5",
+    "TRAIN_CHECKPOINT_EVERY": "4",
+    "SAMPLE_MAX_TOKENS": "12",
+    "SAMPLE_NUM_SAMPLES": "1",
+}
+
+CHECKOUT = Path(__file__).parents[2]
+# torch and earlier tests in this process set the caches.
+_NOT_INHERITED = {"RECIPE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
+TIMINGS = {"step_ms", "tokens_per_second", "mfu", "memory_bytes"}
+
+
+class Process:
+    """A training process that is watched through the lines it prints.
+
+    Args:
+        data_dir: DATA_DIR, and where it runs.
+        changes: of TINY's settings, and other variables.
+    """
+
+    def __init__(self, data_dir: Path, **changes: object) -> None:
+        settings = TINY | {name: str(value) for name, value in changes.items()}
+        environment = {
+            **{name: value for name, value in os.environ.items() if name not in _NOT_INHERITED},
+            **settings,
+            "DATA_DIR": str(data_dir),
+            "PYTHONPATH": str(CHECKOUT),
+        }
+        self.run_dir = data_dir / "runs" / settings["TRAIN_RUN_NAME"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "app", "train"],
+            cwd=data_dir,
+            env=environment,
+            # A test that runs in the background may hand down an ignored SIGINT.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def signal_at(self, beginning: str, number: signal.Signals) -> None:
+        """Send a signal when a line that begins so is printed."""
+        self.wait_for(beginning)
+        self.process.send_signal(number)
+
+    def workers(self) -> dict[int, int]:
+        """Rank -> process number of those that it has launched."""
+        found = {}
+        for place in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = (place / "stat").read_text().rpartition(")")[2].split()[1]
+                words = (place / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            ranks = [word[5:] for word in words if word.startswith(b"RANK=")]
+            if ranks and int(parent) == self.process.pid:
+                found[int(ranks[0])] = int(place.name)
+        return found
+
+    def wait_for(self, beginning: str) -> None:
+        """Read on until a line that begins so is printed."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith(beginning):
+                return
+        pytest.fail(f"no line began with {beginning!r}: {self.end()}")
+
+    def end(self) -> tuple[int, str]:
+        """Exit code, and everything printed since."""
+        out, err = self.process.communicate(timeout=300)
+        return self.process.returncode, out + err
+
+
+Start = Callable[..., Process]
+
+
+def run_to_end(start: Start, **changes: object) -> Process:
+    process = start(**changes)
+    code, output = process.end()
+    assert code == 0, output
+    return process
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, optimizer state, samples and all metrics but timings are equal, bit for bit."""
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        place = Path("checkpoints/step-000010") / file
+        assert (one / place).read_bytes() == (other / place).read_bytes()
+    assert (one / "samples.txt").read_bytes() == (other / "samples.txt").read_bytes()
+    assert measured(one) == measured(other)
+
+
+def measured(run_dir: Path) -> list[dict[str, Any]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["step"] for record in records] == list(range(len(records)))
+    return [
+        {name: value for name, value in record.items() if name not in TIMINGS} for record in records
+    ]

@@ -1,0 +1,224 @@
+"""Kills at exact points of a run's writing, a full disk, and signals in every phase."""
+
+import errno
+import random
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from app.data.prepare import prepare
+from app.errors import ExitCode
+from tests.conftest import Say
+from tests.faults import Fault, Faults, Point
+from tests.mounts import small_tmpfs
+from tests.train.processes import Process, Start, assert_same_run, measured, run_to_end
+
+pytestmark = pytest.mark.processes
+RANDOM_KILLS = 100
+
+
+@dataclass
+class Saving:
+    """Runs of ten steps, saved after 4, 8 and 10, that pass points of their writing."""
+
+    data_dir: Path
+    faults: Faults
+    points: list[Point]
+
+    def run(self, name: str, fault: Fault | None = None) -> tuple[int, str]:
+        """Train the run until it is done or a fault ends it."""
+        variables = self.faults.environment(fault)
+        return Process(self.data_dir, **variables, TRAIN_RUN_NAME=name).end()
+
+    def is_reached(self, name: str) -> None:
+        """Train the run to its end: it is as the unbroken one."""
+        code, output = self.run(name)
+        assert code == 0, output
+        assert_same_run(self.data_dir / "runs" / name, self.data_dir / "runs" / "unbroken")
+        shutil.rmtree(self.data_dir / "runs" / name)
+
+
+@pytest.fixture(scope="module")
+def saving(tmp_path_factory: pytest.TempPathFactory, text_shards: Path) -> Saving:
+    data_dir = tmp_path_factory.mktemp("saving") / "data"
+    data_dir.mkdir()
+    (data_dir / "text").symlink_to(text_shards)
+    saving = Saving(data_dir, Faults(data_dir / "runs"), [])
+    code, output = saving.run("unbroken")
+    assert code == 0, output
+    saving.points = saving.faults.points()[0]
+    return saving
+
+
+def what(point: Point) -> tuple[str, str]:
+    """Call and file, whichever run and step; tensors are written under a name of the moment."""
+    file = re.sub(r"^[^/]*/?", "", point.file)
+    return point.kind, re.sub(r"\.tmp\w+", "tensors", re.sub(r"step-\d+", "step", file))
+
+
+def last_of_each(points: list[Point]) -> list[Point]:
+    """The last save is the one that prunes as well."""
+    return list({what(point): point for point in points if "checkpoints" in point.file}.values())
+
+
+def test_killed_at_each_kind_of_point_of_a_save_equals_unbroken(saving: Saving) -> None:
+    points = last_of_each(saving.points)
+    kinds = {kind for kind, _ in map(what, points)}
+    assert {"write", "torn", "fsync", "rename", "unlink"} <= kinds
+    # At the others a kill finds what one at these finds.
+    chosen = [point for point in points if point.kind in ("torn", "rename")]
+    for point in chosen:
+        code, output = saving.run("killed", Fault(point.number, signal.SIGKILL))
+        assert code == -signal.SIGKILL, (point, output)
+        saving.is_reached("killed")
+
+
+@pytest.mark.soak
+def test_killed_at_every_point_equals_unbroken(saving: Saving, say: Say) -> None:
+    for point in saving.points:
+        code, output = saving.run("killed", Fault(point.number, signal.SIGKILL))
+        # A write less or more in a race of two threads moves the last points.
+        assert code == -signal.SIGKILL or point.number > len(saving.points) - 3, (point, output)
+        # Again, in the continuation.
+        again = min(point.number, random.Random(point.number).randrange(1, len(saving.points)))
+        saving.run("killed", Fault(again, signal.SIGKILL))
+        saving.is_reached("killed")
+    say(f"{len(saving.points)} points, and one each in the continuation")
+
+
+@pytest.mark.soak
+def test_killed_at_random_moments_equals_unbroken(data_dir: Path, say: Say) -> None:
+    def start(**changes: object) -> Process:
+        return Process(data_dir, TRAIN_CHECKPOINT_EVERY=1, TRAIN_COMPILE="true", **changes)
+
+    unbroken = run_to_end(start, TRAIN_RUN_NAME="unbroken")
+    moments, kills, runs = random.Random(0), 0, 0
+    while kills < RANDOM_KILLS:
+        process = start(TRAIN_RUN_NAME=f"run{runs}")
+        try:
+            process.process.communicate(timeout=moments.uniform(0, 12))
+        except subprocess.TimeoutExpired:
+            process.process.kill()
+            process.end()
+            kills += 1
+        else:
+            assert_same_run(process.run_dir, unbroken.run_dir)
+            runs += 1
+    say(f"{kills} kills in {runs} runs")
+
+
+@dataclass
+class Disk:
+    """A small one: a tmpfs; or, where mounting is forbidden, errors as a full one gives."""
+
+    data_dir: Path
+    fault: dict[str, str]
+    make_room: Callable[[], None]
+
+
+@pytest.fixture
+def disk(saving: Saving, tmp_path: Path, text_shards: Path) -> Iterator[Disk]:
+    """With room for one checkpoint of ten megabytes, and not for a second."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    for kind in ("-Urm", "-m"):
+        with small_tmpfs(folder, "15m", kind) as mounted:
+            if mounted.is_mounted():
+                (mounted.place / "text").symlink_to(text_shards)
+                yield Disk(mounted.place, {}, lambda: mounted.make_room("64m"))
+                return
+    (folder / "text").symlink_to(text_shards)
+    saves = [
+        point
+        for point in saving.points
+        if what(point)[0] == "torn" and "/step-000008" in point.file
+    ]
+    fault = saving.faults.environment(Fault(saves[0].number, fails=errno.ENOSPC))
+    yield Disk(folder, fault | {"FAULTS_FOLDER": str(folder / "runs")}, lambda: None)
+
+
+def test_a_full_disk_keeps_the_run_going_and_the_checkpoint_before(
+    saving: Saving, disk: Disk
+) -> None:
+    full = Process(disk.data_dir, **disk.fault)
+    code, output = full.end()
+    assert code == ExitCode.EXHAUSTED, output
+    assert "warning: no checkpoint could be saved: the disk is full" in output
+    assert "step:9/10" in output
+    assert "error: the disk is full" in output
+    assert "Traceback" not in output
+    assert [path.name for path in (full.run_dir / "checkpoints").iterdir()] == ["step-000004"]
+    disk.make_room()
+    continued = Process(disk.data_dir)
+    code, output = continued.end()
+    assert code == 0, output
+    assert_same_run(continued.run_dir, saving.data_dir / "runs" / "unbroken")
+
+
+@pytest.fixture
+def much_to_measure(data_dir: Path) -> dict[str, object]:
+    """Settings of runs that measure and sample for seconds."""
+    prepare("stdlib", data_dir / "long", name="long", total_tokens=9000, val_tokens=20_000)
+    return {
+        "TRAIN_DATASET_DIR": "long",
+        "TRAIN_VAL_TOKENS": 20_000,
+        "SAMPLE_MAX_TOKENS": 150,
+        "TRAIN_CHECKPOINT_EVERY": 0,
+        "TRAIN_KEEP_CHECKPOINTS": 3,
+    }
+
+
+@pytest.mark.parametrize("processes", (1, 2))
+def test_a_signal_in_any_phase_keeps_all_and_the_rest_is_done_later(
+    start: Start, much_to_measure: dict[str, object], processes: int
+) -> None:
+    settings = much_to_measure | {"TRAIN_PROCESSES": processes}
+    unbroken = run_to_end(start, **settings, TRAIN_RUN_NAME="unbroken")
+    # Before the held-out loss, in steps, while what was left is done, and before the last sample.
+    for phase, said in (
+        ("step:4/", "step-000005; the same command continues"),
+        ("after 5 steps: val_loss", "stopped: no new step to save"),
+        ("step:7/", "; the same command continues"),
+        ("after 10 steps: val_loss", "step-000010; the same command continues"),
+    ):
+        stopped = start(**settings)
+        stopped.signal_at(phase, signal.SIGTERM)
+        code, output = stopped.end()
+        assert code == ExitCode.SIGTERM, output
+        assert "Traceback" not in output
+        assert said in output
+    continued = run_to_end(start, **settings)
+    assert_same_run(continued.run_dir, unbroken.run_dir)
+    assert "is finished: 10 steps are done" in start(**settings).end()[1]
+
+
+@pytest.mark.parametrize("processes", (1, 2))
+def test_a_signal_while_the_compiler_works_ends_at_once(start: Start, processes: int) -> None:
+    compiled = {"TRAIN_COMPILE": "true", "TRAIN_PROCESSES": processes}
+    stopped = start(**compiled)
+    stopped.signal_at("the first step waits for the compiler", signal.SIGTERM)
+    code, output = stopped.end()
+    assert code == ExitCode.SIGTERM, output
+    assert "stopped: no new step to save; the same command continues" in output
+    assert "Traceback" not in output
+    assert not measured(stopped.run_dir)
+
+
+def test_a_signal_while_a_checkpoint_is_written_waits_for_it(saving: Saving) -> None:
+    point = next(
+        point
+        for point in saving.points
+        if what(point) == ("torn", "checkpoints/step.partial/tensors")
+    )
+    code, output = saving.run("stopped", Fault(point.number, signal.SIGTERM))
+    assert code == ExitCode.SIGTERM, output
+    saved = {path.name for path in (saving.data_dir / "runs/stopped/checkpoints").iterdir()}
+    assert "step-000004" in saved
+    assert not any(name.endswith(".partial") for name in saved)
+    saving.is_reached("stopped")

@@ -1,0 +1,134 @@
+"""Real processes that train together over gloo: the same run, whoever dies."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.errors import SAME_REQUEST_SECONDS
+from tests.train.processes import Process, Start, assert_same_run, measured, run_to_end
+
+pytestmark = pytest.mark.processes
+FOUR_BY_TWO = {"TRAIN_MICRO_BATCH_SIZE": 2}
+
+
+def losses(process: Process) -> torch.Tensor:
+    lines = measured(process.run_dir)
+    return torch.tensor([line["train_loss"] for line in lines])
+
+
+def is_alive(process: int) -> bool:
+    return Path(f"/proc/{process}").exists()
+
+
+def test_any_number_of_processes_takes_the_same_steps(start: Start) -> None:
+    runs = [
+        run_to_end(
+            start,
+            TRAIN_PROCESSES=processes,
+            TRAIN_MICRO_BATCH_SIZE=windows,
+            TRAIN_RUN_NAME=f"{processes}-{windows}",
+        )
+        for processes, windows in ((1, 8), (2, 1), (2, 4), (4, 2))
+    ]
+    for run in runs[1:]:
+        torch.testing.assert_close(losses(run), losses(runs[0]), rtol=0, atol=1e-5)
+        held_out = [
+            [line["val_loss"] for line in measured(one.run_dir) if "val_loss" in line]
+            for one in (run, runs[0])
+        ]
+        assert held_out[0] == pytest.approx(held_out[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("rank", (0, 3))
+def test_after_the_death_of_a_rank_all_continue_as_if_nothing_had_been(
+    start: Start, rank: int
+) -> None:
+    unbroken = run_to_end(start, **FOUR_BY_TWO, TRAIN_PROCESSES=4, TRAIN_RUN_NAME="unbroken")
+    broken = start(**FOUR_BY_TWO, TRAIN_PROCESSES=4)
+    broken.wait_for("step:5/")
+    os.kill(broken.workers()[rank], signal.SIGKILL)
+    code, output = broken.end()
+    assert code == 0, output
+    assert "a process has died (SIGKILL): all begin again from the last checkpoint" in output
+    assert "continues at step 4" in output
+    assert "Traceback" not in output
+    assert_same_run(broken.run_dir, unbroken.run_dir)
+
+
+def test_a_rank_that_hangs_is_lost_after_a_time(start: Start) -> None:
+    unbroken = run_to_end(start, TRAIN_PROCESSES=2, TRAIN_RUN_NAME="unbroken")
+    broken = start(TRAIN_PROCESSES=2, TRAIN_RANK_TIMEOUT_SECONDS=5)
+    broken.wait_for("step:5/")
+    os.kill(broken.workers()[1], signal.SIGSTOP)
+    code, output = broken.end()
+    assert code == 0, output
+    assert "rank 0: another rank has not answered for 5 s" in output
+    assert_same_run(broken.run_dir, unbroken.run_dir)
+
+
+def test_restarts_are_bounded_and_the_code_is_that_of_the_first(start: Start) -> None:
+    broken = start(TRAIN_PROCESSES=2, TRAIN_MAX_RESTARTS=0)
+    broken.wait_for("step:1/")
+    os.kill(broken.workers()[1], signal.SIGKILL)
+    code, output = broken.end()
+    assert code == 128 + signal.SIGKILL, output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), ((signal.SIGTERM, 143), (signal.SIGINT, 130)), ids=["SIGTERM", "SIGINT"]
+)
+def test_a_run_of_four_is_stopped_and_continued_by_two(
+    start: Start, number: signal.Signals, code: int
+) -> None:
+    alone = run_to_end(start, TRAIN_RUN_NAME="alone")
+    stopped = start(**FOUR_BY_TWO, TRAIN_PROCESSES=4)
+    stopped.signal_at("step:1/", number)
+    found, output = stopped.end()
+    assert found == code, output
+    assert output.count("stopped: ") == 1
+    assert "Traceback" not in output
+    continued = run_to_end(start, **FOUR_BY_TWO, TRAIN_PROCESSES=2)
+    torch.testing.assert_close(losses(continued), losses(alone), rtol=0, atol=1e-5)
+
+
+def test_a_second_signal_ends_even_what_hangs(start: Start) -> None:
+    broken = start(TRAIN_PROCESSES=2)
+    broken.wait_for("step:1/")
+    os.kill(broken.workers()[1], signal.SIGSTOP)
+    broken.process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        broken.process.wait(SAME_REQUEST_SECONDS + 1)
+    broken.process.send_signal(signal.SIGTERM)
+    code, _ = broken.end()
+    assert code == 143
+
+
+def test_a_fault_of_all_is_told_once(start: Start) -> None:
+    code, output = start(TRAIN_PROCESSES=2, TRAIN_DATASET_DIR="missing").end()
+    assert code == 2, output
+    assert output.count("error:") == 1
+    code, output = start(TRAIN_PROCESSES=3).end()
+    assert code == 2, output
+    assert "cannot be shared out evenly to 3 processes" in output
+    assert "set TRAIN_PROCESSES to one of 1, 2" in output
+
+
+def test_the_processes_of_a_killed_launcher_stop(start: Start) -> None:
+    killed = start(TRAIN_PROCESSES=2, TRAIN_MAX_STEPS=2000)
+    killed.wait_for("step:1/")
+    workers = killed.workers()
+    assert sorted(workers) == [0, 1]
+    killed.process.kill()
+    code, _ = killed.end()
+    assert code == -signal.SIGKILL
+    deadline = time.monotonic() + 60
+    while any(map(is_alive, workers.values())) and time.monotonic() < deadline:
+        os.sched_yield()
+    assert not any(map(is_alive, workers.values()))
+    assert len(list((killed.run_dir / "checkpoints").iterdir())) >= 1
