@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -148,12 +149,12 @@ def main(arguments: Sequence[str]) -> int:
             raise
         code = _fail(expected)
     except Stopped as stopped:
-        print(f"stopped: {stopped}", file=sys.stderr)
+        _tell(f"stopped: {stopped}")
         code = stopped.exit_code
     except Ended as ended:
         code = ended.exit_code
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        _tell("stopped")
         code = ExitCode.SIGINT
     _let_go_of_stdout()
     return code
@@ -203,8 +204,14 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
 
 
 def _fail(error: AppError) -> ExitCode:
-    print(f"error: {error}", file=sys.stderr)
+    _tell(f"error: {error}")
     return error.exit_code
+
+
+def _tell(line: str) -> None:
+    """Say it, if the terminal is still there."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _let_go_of_stdout() -> None:
@@ -223,7 +230,6 @@ if __name__ == "__main__":
     # As process 1 of a container, the program would otherwise not notice this signal at all.
     signal.signal(signal.SIGTERM, _terminate)
     exit_code = main(sys.argv[1:])
-    sys.stderr.flush()
     if threading.active_count() > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
         # All is done; who still waits for the network, a disk or another rank does not keep the
         # process.

@@ -5,6 +5,7 @@ This module and what it imports never import torch: preparing needs no GPU machi
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -23,6 +24,8 @@ from app.data.shards import MANIFEST, Manifest, open_dataset, remove_leftovers
 from app.data.tokenizer import VOCABULARY
 from app.errors import SAME_REQUEST_SECONDS, ExitCode, Stopped, UserError
 from app.files import locked
+
+_LONGEST_END_SECONDS = 15.0
 
 
 class _TooLittleText(UserError):
@@ -127,11 +130,16 @@ def prepare(
 def _stoppable(folder: Path) -> Iterator[None]:
     """Let SIGINT and SIGTERM end the block with Stopped."""
     asked_at: float | None = None
+    force: threading.Timer | None = None
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
-        nonlocal asked_at
+        nonlocal asked_at, force
         if asked_at is None:
             asked_at = time.monotonic()
+            # Whatever keeps a thread: nothing is lost by an end at any moment.
+            force = threading.Timer(_LONGEST_END_SECONDS, _end_now, (number, folder))
+            force.daemon = True
+            force.start()
             # No library takes this one for an error that it could retry.
             raise KeyboardInterrupt(number)
         if time.monotonic() - asked_at > SAME_REQUEST_SECONDS:
@@ -147,8 +155,15 @@ def _stoppable(folder: Path) -> Iterator[None]:
             f"{folder} is incomplete; the same command continues",
         ) from None
     finally:
+        if force:
+            force.cancel()
         for one, handler in before.items():
             signal.signal(one, handler)
+
+
+def _end_now(number: int, folder: Path) -> None:
+    os.write(2, f"stopped: {folder} is incomplete; the same command continues\n".encode())
+    os._exit(128 + number)
 
 
 def _write(

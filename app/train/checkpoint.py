@@ -33,6 +33,8 @@ STATE_KEYS = {
     **dict.fromkeys(("metrics_lines", "samples_bytes"), int),
     **dict.fromkeys(("model", "identity", "settings", "versions", "sha256"), dict),
 }
+# One that is being replaced has this name for a moment.
+REPLACED = f".old{PARTIAL}"
 _OWN_HASH = "sha256_of_the_rest"
 
 
@@ -181,9 +183,15 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, state: dict[str, Any]) ->
             with path.open("rb") as written:
                 os.fsync(written.fileno())
         fsync_folder(partial)
+        before = folder.with_name(folder.name + REPLACED)
         if folder.exists():
-            folder.rename(folder.with_name(f"{folder.name}.old{PARTIAL}"))
-        partial.rename(folder)
+            folder.rename(before)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if before.exists():
+                before.rename(folder)
+            raise
         fsync_folder(folder.parent)
     except SafetensorError as error:
         # Its message is all that is left of the system's error.
@@ -234,7 +242,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             f"{folder / STATE_FILE} is damaged: it lacks {', '.join(missing)}", _fix(folder)
         )
     if (
-        state[_OWN_HASH] != _hash_of(state)
+        state.get(_OWN_HASH) != _hash_of(state)
         or folder.name != checkpoint_folder(folder, state["step"]).name
     ):
         raise DamagedError(

@@ -9,6 +9,7 @@ from app.errors import UserError
 from app.files import PARTIAL
 from app.train.checkpoint import (
     MODEL_FILE,
+    REPLACED,
     TENSOR_FILES,
     Checkpoint,
     DamagedError,
@@ -111,5 +112,9 @@ def _val_loss(checkpoints: Path, step: int) -> float | None:
 
 def remove_partial_checkpoints(checkpoints: Path) -> None:
     """Delete what a killed save or pruning has left; no other process may be saving."""
+    for before in checkpoints.glob(f"*{REPLACED}"):
+        folder = before.with_name(before.name.removesuffix(REPLACED))
+        if not folder.exists():
+            before.rename(folder)
     for partial in checkpoints.glob(f"*{PARTIAL}"):
         shutil.rmtree(partial)

@@ -1,7 +1,8 @@
 """What a person sees while a run goes on: the original's lines, and a bar on a terminal."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -29,17 +30,32 @@ class Console:
     def say(self, line: str) -> None:
         """Print a line without breaking the bar."""
         if not self._quiet:
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
+            with _whatever_becomes_of_the_screen():
+                tqdm.write(line, file=sys.stdout)
+                sys.stdout.flush()
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Print a step's line and move the bar."""
         self.say(step_line(record, self._max_steps))
-        self._bar.update()
+        with _whatever_becomes_of_the_screen():
+            self._bar.update()
 
     def close(self) -> None:
         """Remove the bar."""
-        self._bar.close()
+        with _whatever_becomes_of_the_screen():
+            self._bar.close()
+
+
+@contextmanager
+def _whatever_becomes_of_the_screen() -> Iterator[None]:
+    """A terminal that is lost or a log on a full disk does not end the training."""
+    try:
+        yield
+    except BrokenPipeError:
+        # Whoever reads the output has seen enough.
+        raise
+    except OSError:
+        pass
 
 
 def step_line(record: Mapping[str, Any], max_steps: int) -> str:

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -14,7 +14,7 @@ from types import FrameType
 from app.errors import SAME_REQUEST_SECONDS, ExitCode, UserError
 from app.settings import TrainSettings
 from app.train.ranks import launched
-from app.train.stopping import STOPPING
+from app.train.stopping import STOPPING, say
 
 # Of what ends by itself a restart would only repeat the end; a killed process has a negative code.
 _WORTH_A_RESTART = (ExitCode.BUG, ExitCode.RANK_LOST)
@@ -73,9 +73,12 @@ def launch(command: list[str], processes: int, max_restarts: int) -> int:
                 file=sys.stderr,
                 flush=True,
             )
-            code = _run_once(command, processes)
-    if request.insists:
+            # A first start may have been told to refuse what is there now.
+            code = _run_once([*command, "--resume", "auto"], processes)
+    if request.insists or (request.number and (code < 0 or code in _WORTH_A_RESTART)):
         return 128 + request.number
+    if code == ExitCode.RANK_LOST:
+        return ExitCode.BUG
     return 128 - code if code < 0 else code
 
 
@@ -98,8 +101,12 @@ def _run_once(command: list[str], processes: int) -> int:
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
-        # Who has lost the others has not failed first.
-        return next((code for code in codes if code != ExitCode.RANK_LOST), codes[0])
+        # Who has lost the others has not failed first; nor who was ended because of that.
+        later = (ExitCode.RANK_LOST, ExitCode.SIGTERM, -signal.SIGTERM)
+        first = [code for code in codes if code != ExitCode.RANK_LOST]
+        if ExitCode.RANK_LOST in codes:
+            first = [code for code in codes if code not in later]
+        return next(iter(first), ExitCode.RANK_LOST)
     return ExitCode.DONE
 
 
@@ -115,8 +122,13 @@ class _Request:
         if not self.number:
             self.number, self._at = number, time.monotonic()
         self.insists |= time.monotonic() - self._at > SAME_REQUEST_SECONDS
-        for child in _children():
-            os.kill(child, signal.SIGKILL if self.insists else number)
+        children = _children()
+        if not children:
+            say(b"stopped: nothing has begun; the same command continues\n")
+            os._exit(128 + number)
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL if self.insists else number)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from app.data.tokenizer import Tokenizer
 from app.data.windows import StepPlan
 from app.model.gpt import GPT
 from app.settings import Settings
+from app.train.checkpoint import Checkpoint
 from app.train.console import Console
 from app.train.device import Device
 from app.train.evaluate import held_out_windows, summed_loss
@@ -81,11 +82,12 @@ class Milestones:
         if self._due(done, chosen.checkpoint_every):
             self.save(done)
 
-    def catch_up(self, done: int, left: dict[str, Any]) -> None:
-        """Do what a request to stop has left undone, by the state of the last checkpoint."""
-        if left:
-            self.after_step(done, left.get("record"))
-            self.save(done, replace=True)
+    def catch_up(self, checkpoint: Checkpoint) -> None:
+        """Do what a request to stop has left undone after a checkpoint's last step."""
+        if left := checkpoint.state["left"]:
+            self._record = {"val_loss": checkpoint.val_loss}
+            self.after_step(checkpoint.step, left.get("record"))
+            self.save(checkpoint.step, replace=True)
 
     def save(self, done: int, *, replace: bool = False) -> None:
         """Begin to save the checkpoint after `done` steps.

@@ -93,11 +93,12 @@ class Saver:
             return
         ending, self._under_way = self._under_way, None
         try:
-            self._say(ending.result())
+            saved = ending.result()
         except OSError as error:
             self._failed(error)
         else:
             self._failure = None
+            self._say(saved)
 
     def _failed(self, error: OSError) -> None:
         self._failure = error

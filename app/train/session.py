@@ -73,7 +73,7 @@ class Session:
             milestones = self._milestones(console, open_files)
             try:
                 if self.start.checkpoint:
-                    milestones.catch_up(done, self.start.checkpoint.state["left"])
+                    milestones.catch_up(self.start.checkpoint)
                 with self._loader() as loader:
                     for result in self._steps(loader):
                         done = result.step + 1
@@ -85,10 +85,15 @@ class Session:
                         milestones.after_step(done, record)
                         milestones.poll()
             except NotFiniteError as error:
-                raise self._diagnosed(error, done) from None
+                error = self._diagnosed(error, done)
+                # A save under way ends before anybody leaves.
+                with suppress(OSError):
+                    milestones.finish()
+                self.ranks.any(False)
+                raise error from None
             except torch.OutOfMemoryError as error:
                 raise self._out_of_memory() from error
-            is_whole = done == chosen.max_steps and not milestones.left
+            is_whole = done >= chosen.max_steps and not milestones.left
             if not is_whole:
                 milestones.save(done)
             milestones.finish()
@@ -100,8 +105,7 @@ class Session:
                 self.stop.exit_code or ExitCode.SIGTERM, f"{kept}; the same command continues"
             )
         steps = done - self.first_step
-        if self.ranks.is_first:
-            print(summary(time.perf_counter() - started, steps * chosen.tokens_per_step))
+        console.say(summary(time.perf_counter() - started, steps * chosen.tokens_per_step))
 
     def _milestones(self, console: Console, open_files: ExitStack) -> Milestones:
         saver = None
@@ -225,8 +229,6 @@ class Session:
                 )
                 told = f"{error.problem}; {path} has the batch and all norms"
                 error = NotFiniteError(told, error.fix)
-        # Nobody leaves before it is written.
-        self.ranks.any(False)
         return error
 
     def _out_of_memory(self) -> ExhaustedError:

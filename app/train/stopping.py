@@ -4,13 +4,22 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
 from app.errors import SAME_REQUEST_SECONDS, ExitCode
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def say(line: bytes) -> None:
+    """Write to standard error from a signal's handler, if it is still there.
+
+    A handler may run in the middle of a print, where another print is an error.
+    """
+    with suppress(OSError):
+        os.write(2, line)
 
 
 class Interrupted(Exception):
@@ -39,16 +48,15 @@ class StopRequest:
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         code = ExitCode.SIGINT if number == signal.SIGINT else ExitCode.SIGTERM
-        # A handler may run in the middle of a print, where another print is an error.
         if not self.something_to_save:
-            os.write(2, b"stopped: no new step to save; the same command continues\n")
+            say(b"stopped: no new step to save; the same command continues\n")
             os._exit(code)
         if self.exit_code is not None:
             if time.monotonic() - self._asked_at > SAME_REQUEST_SECONDS:
                 os._exit(code)
             return
         self.exit_code, self._asked_at = code, time.monotonic()
-        os.write(2, b"stopping: saving a checkpoint first; a second signal leaves at once\n")
+        say(b"stopping: saving a checkpoint first; a second signal leaves at once\n")
         if self._interrupts:
             self._interrupts = False
             raise Interrupted

@@ -11,7 +11,11 @@ from app.data.prepare import prepare
 from app.errors import ExitCode, UserError
 from app.settings import Settings
 from app.train.checkpoint import Snapshot, open_checkpoint, write_checkpoint
-from app.train.checkpoints import checkpoint_steps, prune_checkpoints
+from app.train.checkpoints import (
+    checkpoint_steps,
+    prune_checkpoints,
+    remove_partial_checkpoints,
+)
 from app.train.job import train
 from tests.train.conftest import TinySettings
 from tests.train.processes import Start, assert_same_run, run_to_end
@@ -94,6 +98,15 @@ def test_a_version_that_is_unknown_is_not_called_damaged(stopped: Settings) -> N
     state.write_text('{"state_version": 1}')
     with pytest.raises(UserError, match="has state version 1, this program reads 2"):
         train(stopped)
+
+
+def test_a_checkpoint_whose_replacement_was_killed_is_back(stopped: Settings) -> None:
+    whole = checkpoint(stopped.run_dir, 8)
+    whole.rename(whole.with_name("step-000008.old.partial"))
+    whole.with_name("step-000008.partial").mkdir()
+    remove_partial_checkpoints(whole.parent)
+    assert checkpoint_steps(whole.parent) == [4, 8]
+    open_checkpoint(whole).verify()
 
 
 def test_the_last_and_the_best_checkpoint_stay(stopped: Settings) -> None:

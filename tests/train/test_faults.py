@@ -14,6 +14,7 @@ import pytest
 
 from app.data.prepare import prepare
 from app.errors import ExitCode
+from app.train.checkpoint import open_checkpoint
 from tests.conftest import Say
 from tests.faults import Fault, Faults, Point
 from tests.mounts import small_tmpfs
@@ -195,6 +196,9 @@ def test_a_signal_in_any_phase_keeps_all_and_the_rest_is_done_later(
         assert said in output
     continued = run_to_end(start, **settings)
     assert_same_run(continued.run_dir, unbroken.run_dir)
+    last = Path("checkpoints/step-000010")
+    losses = [open_checkpoint(run.run_dir / last).val_loss for run in (continued, unbroken)]
+    assert losses[0] == losses[1] is not None
     assert "is finished: 10 steps are done" in start(**settings).end()[1]
 
 

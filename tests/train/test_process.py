@@ -1,10 +1,16 @@
 """Real `python -m app train` processes, compiled and with default threads, killed and stopped."""
 
+import fcntl
+import os
 import signal
+import subprocess
+import sys
+import termios
+from pathlib import Path
 
 import pytest
 
-from tests.train.processes import Start, assert_same_run, measured, run_to_end
+from tests.train.processes import CHECKOUT, TINY, Start, assert_same_run, measured, run_to_end
 
 pytestmark = pytest.mark.processes
 
@@ -47,3 +53,34 @@ def test_the_lock_of_a_killed_process_is_gone(start: Start) -> None:
     killed.signal_at("step:0/", signal.SIGKILL)
     killed.end()
     run_to_end(start)
+
+
+def test_a_lost_terminal_saves_a_checkpoint(data_dir: Path) -> None:
+    keyboard, terminal = os.openpty()
+    environment = os.environ | TINY | {"DATA_DIR": str(data_dir), "PYTHONPATH": str(CHECKOUT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app", "train", "--max-steps", "100000"],
+        cwd=data_dir,
+        env=environment,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(terminal)
+    printed = b""
+    while b"step:5/" not in printed:
+        printed += os.read(keyboard, 65536)
+    os.close(keyboard)
+    assert process.wait(timeout=60) == 143
+    saved = [path.name for path in (data_dir / "runs/run/checkpoints").iterdir()]
+    assert f"step-{len(measured(data_dir / 'runs/run')):06d}" in saved
+
+
+def test_a_log_on_a_full_disk_does_not_end_the_run(data_dir: Path) -> None:
+    environment = os.environ | TINY | {"DATA_DIR": str(data_dir), "PYTHONPATH": str(CHECKOUT)}
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "app", "train"]
+        done = subprocess.run(command, cwd=data_dir, env=environment, stdout=full, check=False)
+    assert (data_dir / "runs/run/checkpoints/step-000010").is_dir(), done

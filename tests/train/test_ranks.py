@@ -62,7 +62,8 @@ def test_after_the_death_of_a_rank_all_continue_as_if_nothing_had_been(
 
 def test_a_rank_that_hangs_is_lost_after_a_time(start: Start) -> None:
     unbroken = run_to_end(start, TRAIN_PROCESSES=2, TRAIN_RUN_NAME="unbroken")
-    broken = start(TRAIN_PROCESSES=2, TRAIN_RANK_TIMEOUT_SECONDS=5)
+    # A new run, even if it begins again: what it then finds is its own.
+    broken = start(TRAIN_PROCESSES=2, TRAIN_RANK_TIMEOUT_SECONDS=5, TRAIN_RESUME="never")
     broken.wait_for("step:5/")
     os.kill(broken.workers()[1], signal.SIGSTOP)
     code, output = broken.end()
