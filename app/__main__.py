@@ -17,7 +17,7 @@ from app.errors import AppError, Ended, ExitCode, Stopped, UserError, expected_f
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from types import FrameType
+    from types import FrameType, TracebackType
 
     from app.flags import Parser
     from app.settings import Settings
@@ -222,6 +222,13 @@ def _let_go_of_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _die(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show a bug, and end at once: threads and other ranks may never do so."""
+    sys.__excepthook__(kind, error, trace)
+    _let_go_of_stdout()
+    os._exit(ExitCode.BUG)
+
+
 def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise Stopped(ExitCode.SIGTERM, "by SIGTERM")
 
@@ -229,6 +236,7 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 if __name__ == "__main__":
     # As process 1 of a container, the program would otherwise not notice this signal at all.
     signal.signal(signal.SIGTERM, _terminate)
+    sys.excepthook = _die
     exit_code = main(sys.argv[1:])
     if threading.active_count() > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
         # All is done; who still waits for the network, a disk or another rank does not keep the

@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedRandom
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,9 @@ class GrowingFile:
     def __init__(self, path: Path, size: int | None = None) -> None:
         self._path = path
         self._file = path.open("ab", buffering=0)
-        if size is not None:
-            self._file.truncate(size)
         self._size = self._file.seek(0, os.SEEK_END)
+        if size is not None and size < self._size:
+            self._size = self._file.truncate(size)
         self._waiting = b""
 
     def append(self, piece: bytes) -> None:
@@ -73,12 +73,14 @@ class GrowingFile:
         self._waiting += piece
         written = 0
         with named(self._path):
+            # No half a piece stays of a write that has failed.
+            self._file.truncate(self._size)
             try:
                 while written < len(self._waiting):
                     written += self._file.write(self._waiting[written:])
             except OSError:
-                # No half a piece stays.
-                self._file.truncate(self._size)
+                with suppress(OSError):
+                    self._file.truncate(self._size)
                 raise
         self._size += written
         self._waiting = b""

@@ -253,8 +253,14 @@ def verified(folder: Path, threads: int) -> Iterator[str]:
 
 def refuse_wrong_hash(path: Path, sha256: str) -> None:
     """Raise UserError if a file's SHA-256 is not the one given."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"shard {path} cannot be read: {error.strerror}",
+            "put it back, or prepare the dataset again",
+        ) from None
     if found != sha256:
         raise UserError(
             f"shard {path} is damaged: its SHA-256 is {found}, {MANIFEST} says {sha256}",

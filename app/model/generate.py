@@ -1,5 +1,7 @@
 """Drawing text from a model, a token at a time."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     seed: int = 0,
+    between: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Continue each row of `prompt` by `max_tokens` tokens.
 
@@ -25,6 +28,7 @@ def generate(
         temperature: 0 takes the likeliest token, 1 draws from the model's own distribution.
         top_k: draw from the k likeliest tokens; 0 draws from all.
         seed: the same seed, model and device draw the same tokens.
+        between: called before each token; what it raises ends the drawing.
 
     Returns:
         int64 [B, T + max_tokens]
@@ -33,6 +37,7 @@ def generate(
     generator = torch.Generator().manual_seed(seed)
     tokens = prompt
     for _ in range(max_tokens):
+        between()
         logits = model(tokens[:, -model.config.context_length :])[:, -1].float().cpu()
         if temperature == 0:
             drawn = logits.argmax(dim=-1, keepdim=True)

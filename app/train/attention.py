@@ -24,13 +24,16 @@ _REPEATS = 5
 def choose_attention(device: Device, config: GPTConfig) -> tuple[Device, str]:
     """The device with its kernels in the order of their speed, and what to say of it.
 
-    A CPU has one kernel.
+    A CPU has one kernel; deterministic runs take them in a fixed order.
     """
     if device.torch_device.type == "cpu":
         return device, "attention: torch's own kernel for CPUs"
-    candidates = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
-    if not device.deterministic:
-        candidates.insert(0, SDPBackend.CUDNN_ATTENTION)
+    repeatable = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
+    if device.deterministic:
+        # Another start, or another rank, could measure another order.
+        order = (*repeatable, SDPBackend.MATH)
+        return replace(device, attention=order), "attention: flash, where it has a kernel"
+    candidates = (SDPBackend.CUDNN_ATTENTION, *repeatable)
     ranked = rank_attention(config, device.torch_device, device.dtype, candidates)
     told = ", ".join(f"{one.name.lower()} {1000 * time:.2f} ms" for one, time in ranked.items())
     return (

@@ -4,6 +4,7 @@ No pickle: safetensors holds the tensors, JSON the rest. state.json has the SHA-
 of itself, so that a damaged checkpoint is known as such.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -72,6 +73,10 @@ class Checkpoint:
                     found = hashlib.file_digest(opened, "sha256").hexdigest()
             except FileNotFoundError:
                 raise DamagedError(f"{path} is missing", _fix(self.folder)) from None
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                raise DamagedError(f"{path}: {error.strerror}", _fix(self.folder)) from None
             if found != self.state["sha256"].get(file):
                 raise DamagedError(
                     f"{path} is damaged: its SHA-256 is not that of {STATE_FILE}", _fix(self.folder)
@@ -230,7 +235,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         state = read_json(folder / STATE_FILE, _fix(folder))
     except UserError as error:
         raise DamagedError(error.problem, error.fix) from None
-    if state.get("state_version") != STATE_VERSION and _OWN_HASH not in state:
+    is_as_written = state.get(_OWN_HASH) == _hash_of(state)
+    if state.get("state_version") != STATE_VERSION and (is_as_written or _OWN_HASH not in state):
         raise UserError(
             f"{folder} has state version {state.get('state_version')}, "
             f"this program reads {STATE_VERSION}",
@@ -241,10 +247,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise DamagedError(
             f"{folder / STATE_FILE} is damaged: it lacks {', '.join(missing)}", _fix(folder)
         )
-    if (
-        state.get(_OWN_HASH) != _hash_of(state)
-        or folder.name != checkpoint_folder(folder, state["step"]).name
-    ):
+    if not is_as_written or folder.name != checkpoint_folder(folder, state["step"]).name:
         raise DamagedError(
             f"{folder / STATE_FILE} is damaged: its SHA-256 is another", _fix(folder)
         )

@@ -1,5 +1,7 @@
 """The loss on held-out text."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,6 +32,7 @@ def summed_loss(
     device: Device,
     rank: int = 0,
     ranks: int = 1,
+    between: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Sum over windows 0 … windows-1, or a rank's share of them, of each one's mean loss.
 
@@ -38,6 +41,7 @@ def summed_loss(
         stream: tokens of the split.
         batch_size: windows in one forward pass.
         device: where and in which precision the model is computed, as in training.
+        between: called before each batch; what it raises ends the measurement.
 
     Returns:
         nats per token, times windows: float64 scalar on the device.
@@ -45,6 +49,7 @@ def summed_loss(
     length = model.config.context_length
     total = torch.zeros((), dtype=torch.float64, device=device.torch_device)
     for first in range(rank * batch_size, windows, ranks * batch_size):
+        between()
         indices = np.arange(first, min(first + batch_size, windows), dtype=np.int64)
         inputs, targets = stream.windows(indices, length)
         with device.forward_pass():

@@ -150,9 +150,21 @@ def _put_together(
         else None
     )
     return Session(
-        settings, ranks, device, dataset, order, plan, model, optimizers, extent, attention,
-        stop, start, check, log,
-    )  # fmt: skip
+        settings=settings,
+        ranks=ranks,
+        device=device,
+        dataset=dataset,
+        order=order,
+        plan=plan,
+        model=model,
+        optimizers=optimizers,
+        extent=extent,
+        attention=attention,
+        stop=stop,
+        start=start,
+        check=check,
+        log=log,
+    )
 
 
 def _micro_batch_size(

@@ -83,6 +83,7 @@ def launch(command: list[str], processes: int, max_restarts: int) -> int:
 
 
 def _run_once(command: list[str], processes: int) -> int:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -96,6 +97,8 @@ def _run_once(command: list[str], processes: int) -> int:
         local_addr="127.0.0.1",
         max_restarts=0,
         signals_to_handle="SIGQUIT",
+        # Otherwise each start leaves a temporary folder behind.
+        logs_specs=DefaultLogsSpecs(os.devnull),
     )
     try:
         elastic_launch(config, sys.executable)(*command)

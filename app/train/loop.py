@@ -105,5 +105,5 @@ def refuse_not_finite(step: int, **values: float) -> None:
         raise NotFiniteError(
             f"step {step}: {found}",
             "lower TRAIN_LEARNING_RATE, lengthen TRAIN_WARMUP_STEPS or clip harder "
-            "(TRAIN_GRAD_CLIP), and run again: it continues from the last checkpoint",
+            "(TRAIN_GRAD_CLIP), and run again",
         )

@@ -32,8 +32,9 @@ _BYTES_OF_A_LOGIT = {
     ("bf16", False): 14,
     ("float32", False): 16,
 }
-# A weight, its gradient, and two moments of it, in float32.
-_BYTES_OF_A_PARAMETER = 16
+# A weight, its gradient, and two moments of it, in float32; on the CPU is also the snapshot that a
+# checkpoint is written from, of all but the gradient.
+_BYTES_OF_A_PARAMETER = {"cuda": 16, "cpu": 28}
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def memory_need(
     with FakeTensorMode():
         model = GPT(config)
         one, two = (_kept_bytes(model, precision, windows) for windows in (1, 2))
-    fixed = _BYTES_OF_A_PARAMETER * model.num_parameters() + (2 * one - two)
+    fixed = _BYTES_OF_A_PARAMETER[device_type] * model.num_parameters() + (2 * one - two)
     logits = config.context_length * config.vocab_size
     head = _BYTES_OF_A_LOGIT[precision, compiled] * logits
     return MemoryNeed(fixed + _LIBRARIES_BYTES[device_type], two - one + head)

@@ -1,7 +1,8 @@
 """What a run does between its steps: held-out loss, metrics, samples, checkpoints."""
 
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,9 @@ from app.train.run import RunLog
 from app.train.saver import Saver
 from app.train.stopping import Interrupted, StopRequest
 from app.train.writing import write_texts
+
+# Of a request to stop, whose sender ends the process at last.
+_LONGEST_CHECK_SECONDS = 60
 
 
 @dataclass
@@ -51,6 +55,7 @@ class Milestones:
     facts: dict[str, Any]
     left: dict[str, Any] = field(default_factory=dict)
     _record: dict[str, Any] = field(default_factory=dict)
+    _owes_save: bool = False
 
     def after_step(self, done: int, record: dict[str, Any] | None) -> None:
         """Measure, log, sample and save what is due after `done` steps.
@@ -72,14 +77,17 @@ class Milestones:
                 self._write(self.log.add_metrics, record)
         if self.log and chosen.sample_every and self._due(done, chosen.sample_every):
             try:
-                with self.stop.interruptible():
-                    texts = write_texts(self.model, Tokenizer(), self.settings.sample)
+                texts = write_texts(
+                    self.model, Tokenizer(), self.settings.sample, between=self.stop.interrupt
+                )
             except Interrupted:
                 self.left = {"samples": True}
                 return
             self._write(self.log.add_samples, done, texts)
             self.console.say(f"after {done} steps it writes: {texts[0]!r:.200}")
-        if self._due(done, chosen.checkpoint_every):
+        self._owes_save |= self._due(done, chosen.checkpoint_every)
+        # Steps do not wait for a check that takes minutes.
+        if self._owes_save and (done == chosen.max_steps or not self._is_checking()):
             self.save(done)
 
     def catch_up(self, checkpoint: Checkpoint) -> None:
@@ -98,8 +106,14 @@ class Milestones:
         Raises:
             UserError: a shard of the dataset is damaged.
         """
+        if self.check and self.stop.is_asked and done < self.settings.train.max_steps:
+            wait([self.check], _LONGEST_CHECK_SECONDS)
+            if self._is_checking():
+                self.console.say("warning: not saved: the shards are still being verified")
+                return
         if self.check:
             self.check.result()
+        self._owes_save = False
         if self.saver:
             progress = {
                 "windows_consumed": done * self.plan.windows_per_step,
@@ -113,13 +127,16 @@ class Milestones:
         """Say how a save has ended, if it has; UserError if a shard is found to be damaged."""
         if self.saver:
             self.saver.poll()
-        if self.check and self.check.done():
+        if self.check and not self._is_checking():
             self.check.result()
 
     def finish(self) -> None:
         """Wait for the save under way; OSError if the last one has failed."""
         if self.saver:
             self.saver.finish()
+
+    def _is_checking(self) -> bool:
+        return self.check is not None and not self.check.done()
 
     def _measure(self, done: int, record: dict[str, Any]) -> bool:
         """Add the held-out loss, if there is text for it; False if a request to stop was first."""
@@ -128,19 +145,17 @@ class Milestones:
         if not windows or not self.settings.train.val_every:
             return True
         total = torch.zeros(())
-        try:
-            with self.stop.interruptible():
-                total = summed_loss(
-                    self.model,
-                    self.held_out,
-                    windows,
-                    batch_size=self.plan.micro_batch_size,
-                    device=self.device,
-                    rank=self.ranks.rank,
-                    ranks=self.ranks.size,
-                )
-        except Interrupted:
-            pass
+        with suppress(Interrupted):
+            total = summed_loss(
+                self.model,
+                self.held_out,
+                windows,
+                batch_size=self.plan.micro_batch_size,
+                device=self.device,
+                rank=self.ranks.rank,
+                ranks=self.ranks.size,
+                between=self.stop.interrupt,
+            )
         if self.ranks.any(self.stop.is_asked):
             return False
         record["val_loss"] = self.ranks.sum(total).item() / windows

@@ -14,10 +14,10 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from app.errors import Ended, ExitCode, RankLostError
+from app.train.compilation import LossFunction
 
 _PR_SET_PDEATHSIG = 1
 T = TypeVar("T")
-LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,12 @@ def joined(device: torch.device, timeout_seconds: float) -> Iterator[Ranks]:
         )
     except RuntimeError as error:
         # Of gloo's own errors only the words say so.
-        if not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
+        said = str(error).partition("\n")[0]
+        if not (
+            isinstance(error, distributed.DistError) or "gloo" in said or "pair closure" in said
+        ):
             raise
-        said = str(error).splitlines()[0]
-        if "timed out" not in said.lower():
+        if "timed out" not in said.lower() and "timeout" not in said.lower():
             # It has died, and the launcher says so.
             raise Ended(ExitCode.RANK_LOST) from None
         raise RankLostError(

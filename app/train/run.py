@@ -108,7 +108,8 @@ class RunLog:
         metrics = folder / "metrics.jsonl"
         if continued is None and metrics.exists() and metrics.stat().st_size:
             # Nothing to continue from, but perhaps all that is left of a long run.
-            metrics.replace(folder / "metrics.before.jsonl")
+            taken = len(list(folder.glob("metrics.before-*.jsonl")))
+            metrics.rename(folder / f"metrics.before-{taken + 1}.jsonl")
         lines = continued.state["metrics_lines"] if continued else 0
         self._metrics = MetricsLog(metrics, lines)
         self._events: EventLog | None = None

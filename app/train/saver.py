@@ -70,8 +70,12 @@ class Saver:
 
     def _write(self, folder: Path, state: dict[str, Any]) -> str:
         write_checkpoint(folder, self._snapshot, state)
-        prune_checkpoints(self._checkpoints, self._keep)
-        return f"after {state['step']} steps: saved {folder}"
+        saved = f"after {state['step']} steps: saved {folder}"
+        try:
+            prune_checkpoints(self._checkpoints, self._keep)
+        except OSError as error:
+            return f"{saved}; warning: older ones could not be deleted: {error}"
+        return saved
 
     def poll(self) -> None:
         """Say how the save under way has ended, if it has."""

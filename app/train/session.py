@@ -15,7 +15,8 @@ from app.data.windows import StepPlan, WindowOrder, micro_batch_sizes
 from app.errors import ExhaustedError, ExitCode, NotFiniteError, Stopped
 from app.model.gpt import GPT
 from app.settings import Settings
-from app.train.checkpoint import Checkpoint
+from app.train.checkpoint import Checkpoint, checkpoint_folder
+from app.train.checkpoints import checkpoint_steps
 from app.train.compilation import Extent, cache_report, compiled_loss
 from app.train.console import Console, summary
 from app.train.device import Device
@@ -85,10 +86,10 @@ class Session:
                         milestones.after_step(done, record)
                         milestones.poll()
             except NotFiniteError as error:
-                error = self._diagnosed(error, done)
                 # A save under way ends before anybody leaves.
                 with suppress(OSError):
                     milestones.finish()
+                error = self._diagnosed(error, done)
                 self.ranks.any(False)
                 raise error from None
             except torch.OutOfMemoryError as error:
@@ -100,9 +101,9 @@ class Session:
             # Nobody leaves before the first rank has saved.
             self.ranks.any(False)
         if not is_whole:
-            kept = self.settings.run_dir / "checkpoints" / f"step-{done:06d}"
             raise Stopped(
-                self.stop.exit_code or ExitCode.SIGTERM, f"{kept}; the same command continues"
+                self.stop.exit_code or ExitCode.SIGTERM,
+                f"{self._last_saved()}; the same command continues",
             )
         steps = done - self.first_step
         console.say(summary(time.perf_counter() - started, steps * chosen.tokens_per_step))
@@ -123,9 +124,20 @@ class Session:
             "versions": versions(),
         }
         return Milestones(
-            self.settings, self.ranks, self.device, self.plan, self.model, self.optimizers,
-            TokenStream(self.dataset.val), console, self.log, saver, self.stop, self.check, facts,
-        )  # fmt: skip
+            settings=self.settings,
+            ranks=self.ranks,
+            device=self.device,
+            plan=self.plan,
+            model=self.model,
+            optimizers=self.optimizers,
+            held_out=TokenStream(self.dataset.val),
+            console=console,
+            log=self.log,
+            saver=saver,
+            stop=self.stop,
+            check=self.check,
+            facts=facts,
+        )
 
     def _loader(self) -> BatchLoader:
         return BatchLoader(
@@ -215,8 +227,11 @@ class Session:
         ]
 
     def _diagnosed(self, error: NotFiniteError, done: int) -> NotFiniteError:
-        """The error with the place of what helps to understand it."""
+        """The error with the place of what helps to understand it, and where the run continues."""
         if self.ranks.is_first:
+            error = NotFiniteError(
+                error.problem, f"{error.fix}; the run continues from {self._last_saved()}"
+            )
             # Without gradients it was the held-out loss, after the step.
             has_gradients = any(one.grad is not None for one in self.model.parameters())
             step = done if has_gradients else done - 1
@@ -230,6 +245,11 @@ class Session:
                 told = f"{error.problem}; {path} has the batch and all norms"
                 error = NotFiniteError(told, error.fix)
         return error
+
+    def _last_saved(self) -> str:
+        folder = self.settings.run_dir / "checkpoints"
+        saved = checkpoint_steps(folder)
+        return str(checkpoint_folder(folder, saved[-1])) if saved else "its beginning"
 
     def _out_of_memory(self) -> ExhaustedError:
         sizes = micro_batch_sizes(self.plan.windows_per_step, self.plan.ranks)

@@ -39,7 +39,6 @@ class StopRequest:
     exit_code: ExitCode | None = None
     something_to_save: bool = False
     _asked_at: float = 0.0
-    _interrupts: bool = False
 
     @property
     def is_asked(self) -> bool:
@@ -57,20 +56,11 @@ class StopRequest:
             return
         self.exit_code, self._asked_at = code, time.monotonic()
         say(b"stopping: saving a checkpoint first; a second signal leaves at once\n")
-        if self._interrupts:
-            self._interrupts = False
-            raise Interrupted
 
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Work that changes nothing until its end: a request raises Interrupted in it."""
+    def interrupt(self) -> None:
+        """Raise Interrupted if there is a request: for between the parts of longer work."""
         if self.is_asked:
             raise Interrupted
-        self._interrupts = True
-        try:
-            yield
-        finally:
-            self._interrupts = False
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Text from a model: prompt to tokens, tokens to text."""
 
+from collections.abc import Callable
+
 import torch
 
 from app.data.tokenizer import END_OF_TEXT, Tokenizer
@@ -8,8 +10,16 @@ from app.model.gpt import GPT
 from app.settings import SampleSettings
 
 
-def write_texts(model: GPT, tokenizer: Tokenizer, chosen: SampleSettings) -> list[str]:
+def write_texts(
+    model: GPT,
+    tokenizer: Tokenizer,
+    chosen: SampleSettings,
+    between: Callable[[], None] = lambda: None,
+) -> list[str]:
     """Let the model continue a new document that begins with the prompt.
+
+    Args:
+        between: called before each token; what it raises ends the writing.
 
     Returns:
         num_samples texts, prompt included; each ends where the model ends the document.
@@ -23,6 +33,7 @@ def write_texts(model: GPT, tokenizer: Tokenizer, chosen: SampleSettings) -> lis
         temperature=chosen.temperature,
         top_k=chosen.top_k,
         seed=chosen.seed,
+        between=between,
     )
     return [tokenizer.decode(_document(row)) for row in tokens[:, 1:].tolist()]
 

@@ -1,6 +1,9 @@
 """Checkpoints and shards with other bytes than were written: never a wrong read."""
 
+import hashlib
+import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +23,7 @@ from app.train.job import train
 from tests.train.conftest import TinySettings
 from tests.train.processes import Start, assert_same_run, run_to_end
 
-FLIPS = 100
+FLIPS = (10, pytest.param(100, marks=pytest.mark.soak))
 
 
 def flip(path: Path, place: int) -> None:
@@ -74,13 +77,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(
     assert_same_run(stopped.run_dir, stopped.run_dir.with_name("unbroken"))
 
 
-def test_no_flipped_byte_is_read(stopped: Settings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flips", FLIPS)
+def test_no_flipped_byte_is_read(stopped: Settings, tmp_path: Path, flips: int) -> None:
     """Anywhere in the last checkpoint: it is passed over; in both: the run does not start."""
     whole = tmp_path / "whole"
     shutil.copytree(stopped.run_dir, whole)
     places = random.Random(0)
     files = sorted(checkpoint(whole, 8).iterdir())
-    for _ in range(FLIPS):
+    for _ in range(flips):
         shutil.rmtree(stopped.run_dir)
         shutil.copytree(whole, stopped.run_dir)
         # Each file as often as the others: a place drawn from all bytes is never in state.json.
@@ -94,10 +98,15 @@ def test_no_flipped_byte_is_read(stopped: Settings, tmp_path: Path) -> None:
 
 
 def test_a_version_that_is_unknown_is_not_called_damaged(stopped: Settings) -> None:
-    state = checkpoint(stopped.run_dir, 8) / "state.json"
-    state.write_text('{"state_version": 1}')
-    with pytest.raises(UserError, match="has state version 1, this program reads 2"):
-        train(stopped)
+    path = checkpoint(stopped.run_dir, 8) / "state.json"
+    newer = json.loads(path.read_text()) | {"state_version": 3}
+    del newer["sha256_of_the_rest"]
+    whole = json.dumps(newer, sort_keys=True).encode()
+    newer["sha256_of_the_rest"] = hashlib.sha256(whole).hexdigest()
+    for version, state in ((1, {"state_version": 1}), (3, newer)):
+        path.write_text(json.dumps(state))
+        with pytest.raises(UserError, match=f"has state version {version}, this program reads 2"):
+            train(stopped)
 
 
 def test_a_checkpoint_whose_replacement_was_killed_is_back(stopped: Settings) -> None:
@@ -122,7 +131,10 @@ def test_the_last_and_the_best_checkpoint_stay(stopped: Settings) -> None:
     assert checkpoint_steps(folder) == [21, 24, 25]
 
 
-def test_shards_with_other_bytes_are_never_trained_on(start: Start, data_dir: Path) -> None:
+@pytest.mark.parametrize("flips", FLIPS)
+def test_shards_with_other_bytes_are_never_trained_on(
+    start: Start, tiny: TinySettings, data_dir: Path, flips: int
+) -> None:
     folder = data_dir / "own"
     prepare("stdlib", folder, name="own", total_tokens=6000, val_tokens=1000, shard_size=2000)
     unbroken = run_to_end(start, TRAIN_DATASET_DIR="own", TRAIN_RUN_NAME="unbroken")
@@ -134,22 +146,22 @@ def test_shards_with_other_bytes_are_never_trained_on(start: Start, data_dir: Pa
         one.write_bytes(two.read_bytes())
         two.write_bytes(bytes_of_one)
 
-    def refuse(shard: Path) -> None:
-        refused = start(TRAIN_DATASET_DIR="own")
-        code, output = refused.end()
-        assert code == ExitCode.USER, output
-        assert f"error: shard {shard} is damaged" in output
-        assert "Traceback" not in output
-        assert not (refused.run_dir / "checkpoints").exists()
-
     swap()
-    refuse(one)
+    refused = start(TRAIN_DATASET_DIR="own")
+    code, output = refused.end()
+    assert code == ExitCode.USER, output
+    assert f"error: shard {one} is damaged" in output
+    assert "Traceback" not in output
+    assert not (refused.run_dir / "checkpoints").exists()
     swap()
+    settings = tiny(TRAIN_DATASET_DIR="own", TRAIN_MAX_STEPS=1, TRAIN_SAMPLE_EVERY=0)
     places = random.Random(0)
-    for _ in range(3):
-        place = places.randrange(1024, two.stat().st_size)
+    for _ in range(flips):
+        place = places.randrange(two.stat().st_size)
         flip(two, place)
-        refuse(two)
+        with pytest.raises(UserError, match=re.escape(str(two))):
+            train(settings)
+        assert not (settings.run_dir / "checkpoints").exists()
         flip(two, place)
     continued = run_to_end(start, TRAIN_DATASET_DIR="own")
     assert_same_run(continued.run_dir, unbroken.run_dir)

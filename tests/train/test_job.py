@@ -262,7 +262,7 @@ def test_a_run_without_a_checkpoint_keeps_its_old_metrics_aside(tiny: TinySettin
         train(tiny(TRAIN_MAX_STEPS=3, TRAIN_RESUME="never"))
     assert (settings.run_dir / "metrics.jsonl").read_bytes() == before
     train(settings)
-    assert (settings.run_dir / "metrics.before.jsonl").read_bytes() == before
+    assert (settings.run_dir / "metrics.before-1.jsonl").read_bytes() == before
     assert len(metrics_of(settings)) == 3
 
 

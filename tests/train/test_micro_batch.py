@@ -25,6 +25,7 @@ PEAK = """
 import sys
 import torch
 from app.model.gpt import GPT, GPTConfig
+from app.train.checkpoint import Snapshot
 from app.train.compilation import compiled_loss
 from app.train.device import choose_device
 from app.train.optimizer import build_optimizers
@@ -43,6 +44,7 @@ for _ in range(2):
         loss = loss_of(idx, idx)
     loss.backward()
     optimizers.step()
+Snapshot().take(model, optimizers)
 print(device.peak_memory_bytes())
 """
 
