@@ -154,7 +154,7 @@ def test_shards_with_other_bytes_are_never_trained_on(
     assert "Traceback" not in output
     assert not (refused.run_dir / "checkpoints").exists()
     swap()
-    settings = tiny(TRAIN_DATASET_DIR="own", TRAIN_MAX_STEPS=1, TRAIN_SAMPLE_EVERY=0)
+    settings = tiny(TRAIN_DATASET_DIR="own", TRAIN_MAX_STEPS=1, TRAIN_WARMUP_STEPS=0)
     places = random.Random(0)
     for _ in range(flips):
         place = places.randrange(two.stat().st_size)

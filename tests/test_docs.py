@@ -1,0 +1,77 @@
+"""The documentation is true: its commands work as they stand, its links lead somewhere."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.newcomer import settle
+from tests.pages import PAGES, REPOSITORY, blocks
+
+# What stands after ```sh where a block is not run by these tests.
+ELSEWHERE = {"needs the hub", "on the rented machine", "make"}
+RUN_HERE = [page for page in PAGES if any(block.is_run_here for block in blocks(page))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_block_is_run_or_says_where_it_would_be(page: str) -> None:
+    assert {block.where for block in blocks(page)} <= {"", *ELSEWHERE}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings(page: str) -> None:
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("http"):
+            continue
+        file, _, heading = target.partition("#")
+        place = (REPOSITORY / page).parent / file if file else REPOSITORY / page
+        assert place.exists(), target
+        if heading:
+            assert heading in headings(place.read_text(encoding="utf-8")), target
+
+
+def headings(text: str) -> set[str]:
+    """Anchors of a page's headings, as the forge makes them."""
+    titles = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.fixture
+def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The variables of a shell in a folder that has recipes and texts, where python is ours."""
+    settle(tmp_path, monkeypatch)
+    (tmp_path / "recipes").symlink_to(REPOSITORY / "recipes")
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    written = [path for folder in ("app", "docs") for path in (REPOSITORY / folder).rglob("*.*")]
+    for path in written:
+        if path.suffix in (".py", ".md"):
+            (texts / f"{path.parent.name}-{path.name}").write_bytes(path.read_bytes())
+    rows = [{"body": path.read_text(encoding="utf-8")} for path in texts.iterdir()]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "stories").mkdir()
+    (tmp_path / "stories" / "pages.jsonl").write_text(lines, encoding="utf-8")
+    return os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+
+
+@pytest.mark.parametrize("page", RUN_HERE)
+def test_commands_work_in_their_order(page: str, newcomer: dict[str, str]) -> None:
+    for block in blocks(page):
+        if not block.is_run_here:
+            continue
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block.script],
+            env=newcomer,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, block.script + done.stdout + done.stderr
