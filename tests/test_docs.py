@@ -13,7 +13,7 @@ from tests.newcomer import settle
 from tests.pages import PAGES, REPOSITORY, blocks
 
 # What stands after ```sh where a block is not run by these tests.
-ELSEWHERE = {"needs the hub", "on the rented machine", "make"}
+ELSEWHERE = {"needs the hub", "on the rented machine", "by make"}
 RUN_HERE = [page for page in PAGES if any(block.is_run_here for block in blocks(page))]
 
 
@@ -57,6 +57,7 @@ def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     (tmp_path / "stories").mkdir()
     (tmp_path / "stories" / "pages.jsonl").write_text(lines, encoding="utf-8")
     return os.environ | {
+        "HOME": str(tmp_path),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(REPOSITORY),
     }
