@@ -90,10 +90,12 @@ def inspect(settings: Settings, arguments: Namespace) -> None:
 
 
 def report(settings: Settings, arguments: Namespace) -> None:
-    """Draw loss, learning rate, gradient norm and throughput of a run."""
+    """Make a page and pictures of how a run has learned, or of several beside each other."""
     from app.tools.report import write_report
 
-    print(write_report(settings.run_dir))
+    folder = settings.general.data_dir / "runs"
+    for path in write_report([folder / name for name in arguments.runs] or [settings.run_dir]):
+        print(path)
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Command:
     run: Callable[[Settings, Namespace], None]
     flags: tuple[str, ...]
     takes_path: bool = False
+    takes_runs: bool = False
 
 
 COMMANDS = {
@@ -114,7 +117,7 @@ COMMANDS = {
         ("evaluate", "train.run_name", "train.dataset_dir", "train.device", "general"),
     ),
     "inspect": Command(inspect, ("general",), takes_path=True),
-    "report": Command(report, ("train.run_name", "general")),
+    "report": Command(report, ("train.run_name", "general"), takes_runs=True),
 }
 
 _EPILOG = """\
@@ -125,7 +128,7 @@ The order of work:
   RECIPE=demo {program} prepare     text -> shards
   RECIPE=demo {program} train       shards -> a trained GPT
   RECIPE=demo {program} sample      what it writes
-  RECIPE=demo {program} report      how it learned, as a picture
+  RECIPE=demo {program} report      how it learned, as a page and pictures
 """
 
 
@@ -193,12 +196,15 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
         words = (command.run.__doc__ or "").strip()
-        path = "PATH " if command.takes_path else ""
+        path = "PATH " if command.takes_path else "[RUN ...] " if command.takes_runs else ""
         usage = f"{program()} {name} {path}[--SETTING VALUE ...]"
         one = commands.add_parser(name, help=words, description=words, usage=usage)
         if command.takes_path:
             one.add_argument("path", metavar="PATH", help="as it is, or below DATA_DIR")
             one.add_argument("--verify", action="store_true", help="compare every hash as well")
+        if command.takes_runs:
+            runs = "below DATA_DIR/runs; by default TRAIN_RUN_NAME"
+            one.add_argument("runs", metavar="RUN", nargs="*", help=runs)
         one.add_settings(command.flags)
     return parser, commands.choices
 

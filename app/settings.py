@@ -263,6 +263,9 @@ class TrainSettings(Group):
     rank_timeout_seconds: Number = Field(
         600, gt=0, le=86400, description="a process that does not answer for so long counts as dead"
     )
+    price_per_hour: Number | None = Field(
+        None, ge=0, description="what the machine costs an hour, in any currency, to show the cost"
+    )
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto: continue the run if it exists; never: refuse an existing run"
     )

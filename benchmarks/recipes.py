@@ -104,7 +104,7 @@ COARSE: dict[str, Settings] = {
     "wide: 3.6e-3": WIDE,
     "wide: 7.2e-3": at("7.2e-3") | WIDE,
 }
-COLORS = {"original": "tab:gray", "default": "tab:blue"}
+COLORS = {"original": "#7f7f7f", "default": "#1f77b4"}
 
 
 def main() -> None:
@@ -214,32 +214,41 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def plot(runs: list[dict[str, Any]], path: Path) -> None:
     """Held-out loss against tokens: a thin line for each seed of the finals."""
-    import matplotlib as mpl
+    import vl_convert
 
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(9, 5), dpi=100, layout="constrained")
-    for name, color in COLORS.items():
-        curves = [run for run in runs if run["part"] == "finals" and run["name"] == name]
-        for run in curves:
-            axes.plot(
-                [tokens / 1e3 for tokens in run["val_tokens_seen"]], run["val_loss"],
-                color=color, linewidth=0.9, marker="o", markersize=3,
-            )  # fmt: skip
-        if curves:
-            mean = statistics.fmean(run["val_loss"][-1] for run in curves)
-            axes.annotate(
-                f"{name}: {mean:.2f}", (curves[0]["val_tokens_seen"][-1] / 1e3, mean),
-                xytext=(8, 0), textcoords="offset points", color=color, va="center",
-            )  # fmt: skip
-    axes.set_xlabel("training tokens, thousands")
-    axes.set_ylabel("held-out loss, nats per token")
-    axes.set_title("The same 38 steps and tokens, two recipes, three seeds each")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3)
-    axes.set_xlim(right=axes.get_xlim()[1] * 1.17)
-    figure.savefig(path)
+    finals = [run for run in runs if run["part"] == "finals" and run["name"] in COLORS]
+    rows = [
+        {"recipe": run["name"], "seed": seed, "tokens": tokens, "loss": loss}
+        for seed, run in enumerate(finals)
+        for tokens, loss in zip(run["val_tokens_seen"], run["val_loss"], strict=True)
+    ]
+    colors = {"domain": list(COLORS), "range": list(COLORS.values())}
+    last = {"groupby": ["recipe"], "aggregate": [
+        {"op": "max", "field": "tokens", "as": "tokens"},
+        {"op": "mean", "field": "loss", "as": "loss"},
+    ]}  # fmt: skip
+    words = "datum.recipe + ': ' + format(datum.loss, '.2f')"
+    spec = {
+        "title": "The same 38 steps and tokens, two recipes, three seeds each",
+        "width": 700, "height": 420, "padding": {"left": 20, "top": 20, "right": 60, "bottom": 20},
+        "data": {"values": rows},
+        "encoding": {
+            "x": {"field": "tokens", "type": "quantitative", "title": "training tokens"},
+            "y": {"field": "loss", "type": "quantitative", "scale": {"zero": False},
+                  "title": "held-out loss, nats per token"},
+            "color": {"field": "recipe", "type": "nominal", "scale": colors, "legend": None},
+        },
+        "layer": [
+            {"mark": {"type": "line", "strokeWidth": 1, "point": {"size": 12}},
+             "encoding": {"detail": {"field": "seed"}}},
+            {"transform": [
+                {"joinaggregate": [{"op": "max", "field": "tokens", "as": "end"}]},
+                {"filter": "datum.tokens == datum.end"}, last, {"calculate": words, "as": "words"}],
+             "mark": {"type": "text", "align": "left", "dx": 8},
+             "encoding": {"text": {"field": "words", "type": "nominal"}}},
+        ],
+    }  # fmt: skip
+    path.write_bytes(vl_convert.vegalite_to_png(spec, scale=1.3))
 
 
 if __name__ == "__main__":

@@ -271,23 +271,36 @@ def heldout(bench: Bench) -> Iterator[tuple[str, Any]]:
 
 def draw(curves: dict[str, Any], path: Path) -> str:
     try:
-        import matplotlib as mpl
+        import vl_convert
     except ImportError:
-        return "not drawn: matplotlib is missing"
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    _, axes = plt.subplots(figsize=(8, 5))
-    for (recipe, curve), colour in zip(curves.items(), ("tab:gray", "tab:blue"), strict=True):
-        axes.plot(curve["tokens"], curve["train_loss"], color=colour, alpha=0.35, linewidth=1)
-        axes.plot(
-            list(curve["held_out"]), list(curve["held_out"].values()),
-            color=colour, marker="o", markersize=3, label=f"{recipe}: held out (faint: training)",
-        )  # fmt: skip
-    axes.set(xlabel="tokens trained on", ylabel="loss, nats per token")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    plt.savefig(path, dpi=120, bbox_inches="tight")
+        return "not drawn: vl-convert-python is missing"
+    rows = [
+        {"recipe": recipe, "tokens": tokens, kind: loss}
+        for recipe, curve in curves.items()
+        for kind, points in (
+            ("training", zip(curve["tokens"], curve["train_loss"], strict=True)),
+            ("held-out", curve["held_out"].items()),
+        )
+        for tokens, loss in points
+    ]
+    y = {"type": "quantitative", "title": "loss, nats per token", "scale": {"zero": False}}
+    spec = {
+        "title": "held-out loss (faint: training)", "width": 760, "height": 440, "padding": 20,
+        "data": {"values": rows},
+        "encoding": {
+            "x": {"field": "tokens", "type": "quantitative", "title": "tokens trained on"},
+            "color": {"field": "recipe", "type": "nominal", "title": None},
+        },
+        "layer": [
+            {"transform": [{"filter": f"isValid(datum['{kind}'])"}], "mark": mark,
+             "encoding": {"y": {"field": kind, **y}}}
+            for kind, mark in (
+                ("training", {"type": "line", "opacity": 0.35, "strokeWidth": 1}),
+                ("held-out", {"type": "line", "point": True}),
+            )
+        ],
+    }  # fmt: skip
+    path.write_bytes(vl_convert.vegalite_to_png(spec, scale=1.5))
     return path.name
 
 

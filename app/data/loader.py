@@ -3,6 +3,7 @@
 Shards stay memory-mapped as uint16; only the batches in flight are widened.
 """
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -95,17 +96,25 @@ class BatchLoader:
         self._micro_batches = plan.micro_batches(first_position, rank)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._ahead: deque[Future[tuple[Tensor, Tensor]]] = deque()
+        self._waited_seconds = 0.0
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the next micro-batch, int64 [B, T] each, on the device."""
         while len(self._ahead) <= _BATCHES_AHEAD:
             first, count = next(self._micro_batches)
             self._ahead.append(self._reader.submit(self._read, first, count))
+        started = time.perf_counter()
         inputs, targets = self._ahead.popleft().result()
+        self._waited_seconds += time.perf_counter() - started
         return (
             inputs.to(self._device, non_blocking=True),
             targets.to(self._device, non_blocking=True),
         )
+
+    def take_waited_seconds(self) -> float:
+        """How long next_batch has waited for batches since the last call of this."""
+        waited, self._waited_seconds = self._waited_seconds, 0.0
+        return waited
 
     def _read(self, first: int, count: int) -> tuple[Tensor, Tensor]:
         indices = self._order.windows(first, count)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -70,6 +70,22 @@ class Device:
             if self.attention:
                 stack.enter_context(sdpa_kernel(list(self.attention), set_priority=True))
             yield
+
+    def memory_bytes(self) -> int | None:
+        """Memory that a GPU has; None for a CPU, whose memory others use as well."""
+        if self.torch_device.type == "cuda":
+            return torch.cuda.get_device_properties(self.torch_device).total_memory
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        """What settings.json says of it."""
+        cuda = torch.version.cuda if self.torch_device.type == "cuda" else None
+        return {
+            "name": self.name,
+            "memory_bytes": self.memory_bytes(),
+            "precision": self.precision,
+            "cuda": cuda,
+        }
 
     def peak_memory_bytes(self) -> int:
         """Most memory in use so far: the GPU's allocations, or the process's resident memory.

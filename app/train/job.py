@@ -23,7 +23,13 @@ from app.train.device import Device, choose_device
 from app.train.micro_batch import largest_micro_batch, memory_need
 from app.train.optimizer import build_optimizers
 from app.train.ranks import Ranks, joined, local_rank
-from app.train.run import Identity, RunLog, find_checkpoint, write_run_settings
+from app.train.run import (
+    Identity,
+    RunLog,
+    dataset_facts,
+    find_checkpoint,
+    write_run_settings,
+)
 from app.train.session import Session, Start
 from app.train.stopping import StopRequest, stop_on_signals
 
@@ -138,7 +144,8 @@ def _put_together(
     log = RunLog(settings.run_dir, start.checkpoint) if ranks.is_first else None
     if ranks.is_first:
         facts = {
-            "device": {"name": device.name},
+            "device": device.facts(),
+            "dataset": dataset_facts(dataset),
             "processes": ranks.size,
             "parameters": model.num_parameters(),
         }

@@ -74,8 +74,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
             needed = record["step"], record["tokens"], record["train_loss"]
-            np.array([*needed, *record.values()], dtype=np.float64)
-        except (ValueError, TypeError, KeyError) as error:
+            np.array([*map(int, needed[:2]), *record.values()], dtype=np.float64)
+            if any(isinstance(value, str) for value in record.values()):
+                raise ValueError("text instead of a number")
+        except (ArithmeticError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise UserError(
                 f"{path}, line {number} is not the JSON object of a step: {error!r}",
                 "delete that line",

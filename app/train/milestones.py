@@ -23,6 +23,7 @@ from app.train.ranks import Ranks
 from app.train.run import RunLog
 from app.train.saver import Saver
 from app.train.stopping import Interrupted, StopRequest
+from app.train.stopwatch import Stopwatch
 from app.train.writing import write_texts
 
 # Of a request to stop, whose sender ends the process at last.
@@ -38,6 +39,7 @@ class Milestones:
             the dataset's shards; nothing is saved before it is done
         facts: what every checkpoint of the run has in its state
         left: what a request to stop has left undone of the last step, for its checkpoint
+        stopwatch: of what it does
     """
 
     settings: Settings
@@ -54,6 +56,7 @@ class Milestones:
     check: Future[None] | None
     facts: dict[str, Any]
     left: dict[str, Any] = field(default_factory=dict)
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
     _record: dict[str, Any] = field(default_factory=dict)
     _owes_save: bool = False
 
@@ -70,16 +73,19 @@ class Milestones:
         self.left = {}
         if record is not None:
             self._record = record
-            if self._due(done, chosen.val_every) and not self._measure(done, record):
+            is_measured = not self._due(done, chosen.val_every) or self._measure(done, record)
+            self.stopwatch.add_to(record)
+            if not is_measured:
                 self.left = {"record": record}
                 return
             if self.log:
                 self._write(self.log.add_metrics, record)
         if self.log and chosen.sample_every and self._due(done, chosen.sample_every):
             try:
-                texts = write_texts(
-                    self.model, Tokenizer(), self.settings.sample, between=self.stop.interrupt
-                )
+                with self.stopwatch.measuring("sample_ms"):
+                    texts = write_texts(
+                        self.model, Tokenizer(), self.settings.sample, between=self.stop.interrupt
+                    )
             except Interrupted:
                 self.left = {"samples": True}
                 return
@@ -121,7 +127,8 @@ class Milestones:
                 "left": self.left,
             }
             state = self.facts | progress
-            self.saver.save(done, self.model, self.optimizers, state, replace=replace)
+            with self.stopwatch.measuring("save_ms"):
+                self.saver.save(done, self.model, self.optimizers, state, replace=replace)
 
     def poll(self) -> None:
         """Say how a save has ended, if it has; UserError if a shard is found to be damaged."""
@@ -145,7 +152,7 @@ class Milestones:
         if not windows or not self.settings.train.val_every:
             return True
         total = torch.zeros(())
-        with suppress(Interrupted):
+        with self.stopwatch.measuring("val_ms"), suppress(Interrupted):
             total = summed_loss(
                 self.model,
                 self.held_out,

@@ -1,16 +1,18 @@
 """A run's folder: what it was started with, what it has measured, and where it continues."""
 
+import os
 import platform
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from app.data.shards import Dataset, Manifest
 from app.errors import UserError
-from app.files import GrowingFile, write_json
+from app.files import GrowingFile, read_json, write_json
 from app.train.checkpoint import Checkpoint, checkpoint_folder
 from app.train.checkpoints import (
     checkpoint_steps,
@@ -19,6 +21,7 @@ from app.train.checkpoints import (
     remove_partial_checkpoints,
 )
 from app.train.metrics import MetricsLog, read_metrics
+from app.train.samples import format_samples, read_samples
 from app.train.tensorboard import EventLog
 
 _PACKAGES = ("torch", "numpy", "tiktoken", "datasets", "pydantic-settings", "safetensors")
@@ -124,8 +127,12 @@ class RunLog:
         """
         if self._events is None:
             # Not before a step is done: a start that fails changes nothing.
-            history = read_metrics(self._folder / "metrics.jsonl")
-            self._events = EventLog(self._folder / "tensorboard", history)
+            self._events = EventLog(
+                self._folder / "tensorboard",
+                read_metrics(self._folder / "metrics.jsonl"),
+                read_samples(self._folder / "samples.txt"),
+                read_json(self._folder / "settings.json", "start the run again"),
+            )
         self._events.append(record)
         self._metrics.append(record)
 
@@ -135,9 +142,9 @@ class RunLog:
         Raises:
             OSError: as add_metrics.
         """
-        heading = f"----- after {step} steps -----"
-        pieces = "".join(f"{heading}\n{text}\n\n" for text in texts)
-        self._samples.append(pieces.encode("utf-8", "replace"))
+        if self._events is not None:
+            self._events.append_samples(step, texts)
+        self._samples.append(format_samples(step, texts))
 
     def make_durable(self) -> dict[str, int]:
         """Let the disk have everything; what a checkpoint's state says of it."""
@@ -147,6 +154,21 @@ class RunLog:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter for the numbers."""
     return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+
+
+def dataset_facts(dataset: Dataset) -> dict[str, Any]:
+    """What settings.json says of the dataset, which may be gone when somebody asks."""
+    manifest = Manifest.load(dataset.folder)
+    told = {} if manifest is None else asdict(manifest)
+    kept = {name: told[name] for name in ("source", "tokenizer", "settings", "counts") if told}
+    return {
+        "folder": dataset.folder.name,
+        "fingerprint": dataset.fingerprint,
+        "train_tokens": sum(shard.size for shard in dataset.train),
+        "val_tokens": sum(shard.size for shard in dataset.val),
+        "shards": len(dataset.train) + len(dataset.val),
+        **kept,
+    }
 
 
 def git_revision() -> str | None:
@@ -180,6 +202,12 @@ def git_revision() -> str | None:
 
 
 def write_run_settings(folder: Path, settings: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Write settings.json: resolved settings, versions, and facts about device and model."""
-    everything = {"settings": settings, "versions": versions(), "git_revision": git_revision()}
+    """Write settings.json: resolved settings, versions, and facts about machine and model."""
+    machine = {"system": platform.platform(), "cpus": os.cpu_count()}
+    everything = {
+        "settings": settings,
+        "versions": versions(),
+        "git_revision": git_revision(),
+        "machine": machine,
+    }
     write_json(folder / "settings.json", everything | facts)

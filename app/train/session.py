@@ -22,12 +22,14 @@ from app.train.console import Console, summary
 from app.train.device import Device
 from app.train.diagnosis import write_diagnosis
 from app.train.loop import StepResult, train_steps
+from app.train.metrics import read_metrics
 from app.train.milestones import Milestones
 from app.train.optimizer import Optimizers, Schedule
 from app.train.ranks import Ranks, averaged
 from app.train.run import Identity, RunLog, versions
 from app.train.saver import Saver
 from app.train.stopping import StopRequest
+from app.train.stopwatch import recorded_seconds
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Session:
     def work(self) -> None:
         """Train to the last step, or to a request to stop, and let all of it be saved."""
         chosen = self.settings.train
-        console = Console(self.first_step, chosen.max_steps, quiet=not self.ranks.is_first)
+        console = self._console()
         console.say("\n".join(self._introduction()))
         started, done = time.perf_counter(), self.first_step
         with ExitStack() as open_files:
@@ -80,6 +82,7 @@ class Session:
                         done = result.step + 1
                         self.stop.something_to_save = True
                         record = self._record(result)
+                        record["data_ms"] = 1000 * loader.take_waited_seconds()
                         console.step(record)
                         if self.extent and result.step == self.first_step:
                             console.say(cache_report())
@@ -107,6 +110,17 @@ class Session:
             )
         steps = done - self.first_step
         console.say(summary(time.perf_counter() - started, steps * chosen.tokens_per_step))
+
+    def _console(self) -> Console:
+        path = self.settings.run_dir / "metrics.jsonl"
+        return Console(
+            self.first_step,
+            self.settings.train.max_steps,
+            quiet=not self.ranks.is_first,
+            device_bytes=self.device.memory_bytes(),
+            price_per_hour=self.settings.train.price_per_hour,
+            earlier_seconds=recorded_seconds(read_metrics(path)) if self.first_step else 0.0,
+        )
 
     def _milestones(self, console: Console, open_files: ExitStack) -> Milestones:
         saver = None

@@ -1,172 +1,321 @@
 import json
 import os
+import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytest
-from matplotlib.colors import to_rgb
-from matplotlib.image import imread
+from PIL import Image
 
 from app.errors import UserError
-from app.tools.report import (
-    HELD_OUT,
-    TRAIN,
-    columns,
-    format_count,
-    format_duration,
-    format_rate,
-    smooth,
-    write_report,
-)
+from app.tools.report import write_report
+from app.tools.report.charts import charts
+from app.tools.report.facts import figures
+from app.tools.report.page import page
+from app.tools.report.run import read_run
+from tests.tools.run_folders import SETTINGS, make_run, rows
 
-SETTINGS = {
-    "settings": {"data_dir": "data", "prepare": {}, "model": {}, "train": {"max_steps": 38}},
-    "versions": {"torch": "2.13.0"},
-    "device": {"name": "NVIDIA H200"},
-    "git_revision": None,
-    "parameters": 124439808,
-}
+TRAIN, HELD_OUT = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&amp;'\"`${1}"
 
 
-def rows(steps: int, val_every: int = 0, tokens_per_step: int = 524288) -> list[dict[str, Any]]:
-    """Metrics of a run whose loss falls from 11 towards 3, with the compilation in step 0."""
-    noise = np.random.default_rng(0).standard_normal(steps)
-    result: list[dict[str, Any]] = []
-    for step in range(steps):
-        loss = 3 + 8 / (1 + step / 20) + 0.05 * float(noise[step])
-        step_ms = 60000.0 if step == 0 else 2500 + 20 * float(noise[step])
-        result.append(
-            {
-                "step": step,
-                "tokens": (step + 1) * tokens_per_step,
-                "train_loss": loss,
-                "lr": 6e-4 * min(1, (step + 1) / 10),
-                "grad_norm": 0.3 + 10 / (1 + step),
-                "step_ms": step_ms,
-                "tokens_per_second": tokens_per_step / step_ms * 1000,
-                "mfu": None,
-                "memory_bytes": 41 * 2**30,
-            }
-        )
-        if val_every and (step + 1) % val_every == 0:
-            result[-1]["val_loss"] = loss + 0.1
-    return result
+class Page(HTMLParser):
+    """The elements and the text of a report."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self._script: str | None = None
+        self.scripts: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.cdata_elem == "script":
+            self.scripts[-1] += data
+        else:
+            self.text += f"{data} "
+
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """What the charts are drawn from."""
+        drawn: dict[str, Any] = json.loads(self.scripts[0])
+        return drawn
 
 
-def make_run(folder: Path, metrics: list[dict[str, Any]], settings: Any = SETTINGS) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
-    (folder / "settings.json").write_text(json.dumps(settings))
-    return folder
+def report(*folders: Path) -> Page:
+    runs = [read_run(folder) for folder in folders]
+    return Page(page(runs, charts(runs)))
 
 
-def pixels(path: Path) -> npt.NDArray[np.float64]:
-    """The picture as float [height, width, 3]."""
-    return np.asarray(imread(path), dtype=np.float64)[..., :3]
+def count_pixels(path: Path, color: tuple[int, int, int]) -> int:
+    with Image.open(path) as image:
+        counts = image.convert("RGB").getcolors(maxcolors=1 << 24) or []
+    return sum(count for count, found in counts if found == color)
 
 
-def count_pixels(path: Path, color: str) -> int:
-    return int((np.abs(pixels(path) - to_rgb(color)).max(axis=-1) < 1 / 255).sum())
+def test_page_and_pictures_are_written_to_the_first_run(tmp_path: Path) -> None:
+    one, other = (make_run(tmp_path / name, rows(38, 19)) for name in ("one", "other"))
+    paths = write_report([one, other])
+    assert [path.name for path in paths[:2]] == ["report.html", "report.png"]
+    assert {path.parent for path in paths} == {one / "report"}
+    assert sorted(one.joinpath("report").iterdir()) == sorted(paths)
+    assert not (other / "report").exists()
 
 
-@pytest.mark.parametrize("steps", (1, 2, 38, 20000))
-@pytest.mark.parametrize("val_every", (0, 1000))
-def test_picture_has_its_size_and_keeps_its_margins(
+@pytest.mark.parametrize(("steps", "val_every"), ((1, 0), (1, 1), (2, 0), (38, 19), (20000, 1000)))
+def test_a_run_of_any_length_has_a_page_and_pictures(
     tmp_path: Path, steps: int, val_every: int
 ) -> None:
-    run = make_run(tmp_path / "run", rows(steps, min(val_every, steps)))
-    path = write_report(run)
-    assert path == run / "report" / "report.png"
-    picture = pixels(path)
-    assert picture.shape == (1080, 1600, 3)
-    assert (picture[:12] == 1).all()
-    assert (picture[-12:] == 1).all()
-    assert (picture[:, :12] == 1).all()
-    assert (picture[:, -12:] == 1).all()
-    assert count_pixels(path, TRAIN) > 50
+    html, *pictures = write_report([make_run(tmp_path / "run", rows(steps, val_every))])
+    names = [picture.stem for picture in pictures]
+    assert names == [
+        *("report", "loss", "learning_rate", "grad_norm", "throughput", "memory", "time"),
+    ]
+    for picture in pictures:
+        with Image.open(picture) as image:
+            assert image.width > 1000
+    assert count_pixels(pictures[0], TRAIN) > 50
+    assert (count_pixels(pictures[1], HELD_OUT) > 50) == bool(val_every)
+    # The libraries alone are 0.9 MB.
+    assert html.stat().st_size < 1_600_000
 
 
-def test_long_names_stay_within_the_picture(tmp_path: Path) -> None:
-    settings = SETTINGS | {"device": {"name": "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz"}}
-    path = write_report(make_run(tmp_path / ("name-of-a-run-" * 10), rows(20), settings))
-    assert (pixels(path)[:, -12:] == 1).all()
+def test_nothing_is_fetched(tmp_path: Path) -> None:
+    told = report(make_run(tmp_path / "run", rows(38), samples={38: ["text"]}))
+    assert [value for name, value in told.attributes if name in ("src", "href")] == ["data:,"]
+    assert not {"iframe", "img", "object"} & set(told.tags)
 
 
-def test_held_out_loss_is_drawn_only_where_measured(tmp_path: Path) -> None:
-    without = write_report(make_run(tmp_path / "run", rows(38)), tmp_path / "without.png")
-    with_it = write_report(make_run(tmp_path / "run", rows(38, 19)), tmp_path / "with.png")
-    assert count_pixels(without, HELD_OUT) == 0
-    assert count_pixels(with_it, HELD_OUT) > 50
+def test_curves_are_the_metrics(tmp_path: Path) -> None:
+    metrics = rows(38, 19)
+    told = report(make_run(tmp_path / "run", metrics))
+    drawn = told.drawn["charts"]["loss"]["spec"]["data"]["values"]
+    curve = [row for row in drawn if "raw" in row]
+    assert [row["step"] for row in curve] == list(range(1, 39))
+    assert [row["tokens"] for row in curve] == [row["tokens"] for row in metrics]
+    assert [row["raw"] for row in curve] == pytest.approx(
+        [row["train_loss"] for row in metrics], rel=1e-4
+    )
+    held_out = {row["step"]: row["held_out"] for row in drawn if "held_out" in row}
+    expected = {row["step"] + 1: row["val_loss"] for row in metrics if "val_loss" in row}
+    assert held_out == pytest.approx(expected, rel=1e-4)
 
 
-def test_compilation_in_step_0_does_not_change_the_throughput(tmp_path: Path) -> None:
+def test_time_is_that_of_steps_and_of_what_is_between_them(tmp_path: Path) -> None:
+    metrics = rows(4, 2)
+    metrics[2] |= {"sample_ms": 500.0, "save_ms": 250.0}
+    run = read_run(make_run(tmp_path / "run", metrics))
+    step = [row["step_ms"] / 1000 for row in metrics]
+    ends = [20 + step[0], 0.0, 0.0, 0.0]
+    ends[1] = ends[0] + step[1]
+    ends[2] = ends[1] + 9 + 0.75 + step[2]
+    ends[3] = ends[2] + step[3]
+    assert run.metrics["seconds"].tolist() == pytest.approx(ends)
+    times = run.times()
+    assert sum(times.values()) == pytest.approx(ends[3] + 9)
+    usual = sorted(step[1:])[1]
+    assert times["first steps, compiling"] == pytest.approx(step[0] - usual)
+    expected = {"held-out loss": 18, "samples": 0.5, "checkpoints": 0.25, "starting": 20}
+    assert {kind: times[kind] for kind in expected} == pytest.approx(expected)
+    assert times["waiting for data"] == pytest.approx(0.004)
+
+
+def test_metrics_without_times_between_steps_have_those_of_steps(tmp_path: Path) -> None:
+    metrics = [
+        {name: value for name, value in row.items() if name not in ("setup_ms", "data_ms")}
+        for row in rows(3)
+    ]
+    run = read_run(make_run(tmp_path / "run", metrics))
+    assert sum(run.times().values()) == pytest.approx(sum(row["step_ms"] for row in metrics) / 1e3)
+
+
+def test_cost_is_price_by_time(tmp_path: Path) -> None:
+    settings = json.loads(json.dumps(SETTINGS))
+    assert read_run(make_run(tmp_path / "run", rows(3), settings)).cost is None
+    settings["settings"]["train"]["price_per_hour"] = 3.6
+    run = read_run(make_run(tmp_path / "run", rows(3), settings))
+    assert run.cost == pytest.approx(sum(run.times().values()) / 1000)
+    assert f"{run.cost:,.2f}" in {figure.value for figure in figures(run)}
+
+
+def test_compilation_in_step_0_does_not_change_throughput(tmp_path: Path) -> None:
     metrics = rows(38)
-    plain = write_report(make_run(tmp_path / "run", metrics), tmp_path / "plain.png")
+    plain = report(make_run(tmp_path / "run", metrics)).drawn["charts"]["throughput"]["spec"]
     metrics[0]["tokens_per_second"] /= 1000
-    compiled = write_report(make_run(tmp_path / "run", metrics), tmp_path / "compiled.png")
-    assert plain.read_bytes() == compiled.read_bytes()
+    slow = report(make_run(tmp_path / "run", metrics)).drawn["charts"]["throughput"]["spec"]
+    assert plain["encoding"]["y"] == slow["encoding"]["y"]
 
 
 def test_spikes_and_values_that_are_not_finite_are_drawn_around(tmp_path: Path) -> None:
     metrics = rows(2000, 100)
     metrics[700] |= {"train_loss": 300.0, "grad_norm": 1e6}
     for row in metrics[1900:]:
-        row |= {"train_loss": float("nan"), "grad_norm": float("inf")}
-    path = write_report(make_run(tmp_path / "run", metrics))
-    curve = np.abs(pixels(path) - to_rgb(TRAIN)).max(axis=-1) < 1 / 255
-    heights = np.flatnonzero(curve[206:706, 126:1370].any(axis=1))
-    assert np.ptp(heights) > 250, "the spike squashed the loss"
+        row |= {"train_loss": float("nan"), "grad_norm": float("inf"), "step_ms": float("inf")}
+    told = report(make_run(tmp_path / "run", metrics))
+    chart = told.drawn["charts"]["loss"]
+    low, high = chart["spec"]["encoding"]["y"]["scale"]["domain"]
+    assert 2 < low < 3.5 < high < 12
+    assert chart["fullY"][1] > 300
+    assert 300 in [row.get("raw") for row in chart["spec"]["data"]["values"]]
+    assert "NaN" not in told.scripts[0]
+    assert "Infinity" not in told.scripts[0]
+
+
+def test_settings_dataset_and_hardware_are_told(tmp_path: Path) -> None:
+    told = report(make_run(tmp_path / "run", rows(3)))
+    for words in (
+        *("TRAIN_LEARNING_RATE", "0.0036", "0.9, 0.95", "true", "HuggingFaceFW/fineweb"),
+        *("20,000,000", "NVIDIA H200", "140.0 GiB", "bf16", "2.13.0", "124M parameters"),
+    ):
+        assert words in told.text
+
+
+def test_several_runs_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+    other = json.loads(json.dumps(SETTINGS))
+    other["settings"]["train"] |= {"learning_rate": 0.0005, "seed": 7}
+    runs = [
+        make_run(tmp_path / "muon", rows(38, 19)),
+        make_run(tmp_path / "adamw", rows(20, 10, lowest=3.5), other),
+    ]
+    told = report(*runs)
+    tables = re.split("What differs in their settings|Held-out loss", told.text)
+    numbers, differing = (tables[0], tables[1])
+    assert "TRAIN_LEARNING_RATE 0.0036 0.0005" in " ".join(differing.split())
+    assert "TRAIN_SEED 7" in " ".join(differing.split())
+    assert "TRAIN_MAX_STEPS" not in differing
+    for run in runs:
+        held_out = [row["val_loss"] for row in rows_of(run) if "val_loss" in row]
+        assert f"{held_out[-1]:.4f}" in numbers
+        assert f"{min(held_out):.4f}" in numbers
+    drawn = told.drawn["charts"]
+    for chart in drawn.values():
+        assert {row["run"] for row in chart["spec"]["data"]["values"]} == {"muon", "adamw"}
+    assert list(drawn)[:2] == ["held_out_loss", "loss"]
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_named_twice_is_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", rows(3))
+    (path, *_) = write_report([run, run])
+    assert Page(path.read_text()).drawn["runs"] == 1
+
+
+def test_what_a_run_says_is_text_and_no_html(tmp_path: Path) -> None:
+    settings = json.loads(json.dumps(SETTINGS))
+    settings["settings"]["train"][HOSTILE] = HOSTILE
+    settings["device"]["name"] = settings["dataset"]["folder"] = HOSTILE
+    samples = {2: [HOSTILE], 3: ["東京 שלום مرحبا 🙂\n\ttab \x07", HOSTILE]}
+    name = "<b>run<b>&"
+    hostile = make_run(tmp_path / name, rows(3), settings, samples)
+    plain = make_run(tmp_path / "plain", rows(3), samples={2: ["a"], 3: ["a", "b"]})
+    for runs in ((hostile,), (hostile, plain)):
+        found = report(*runs)
+        assert found.tags.count("script") == 3
+        assert "img" not in found.tags
+        assert "onerror" not in dict(found.attributes)
+        assert found.text.count(HOSTILE) >= 4
+        assert name in found.text
+        assert "東京 שלום مرحبا 🙂" in found.text
+
+
+def test_samples_stand_with_the_loss_of_their_step(tmp_path: Path) -> None:
+    metrics = rows(40, 20)
+    samples = {step: [f"text {step}"] for step in (10, 20, 40)}
+    told = report(make_run(tmp_path / "run", metrics, samples=samples))
+    words = " ".join(told.text.split())
+    assert f"after 10 steps training loss {metrics[9]['train_loss']:.3f} text 10" in words
+    assert f"after 20 steps held-out loss {metrics[19]['val_loss']:.3f} text 20" in words
+    assert words.index("text 10") < words.index("text 20") < words.index("text 40")
+
+
+def test_of_many_samples_first_and_last_stay(tmp_path: Path) -> None:
+    samples = {step: [f"<{step}>"] for step in range(1, 401)}
+    told = report(make_run(tmp_path / "run", rows(400), samples=samples))
+    kept = [int(found) for found in re.findall(r"<(\d+)>", told.text)]
+    assert len(kept) == told.tags.count("article") == 100
+    assert (kept[0], kept[-1]) == (1, 400)
+    assert kept == sorted(kept)
 
 
 @pytest.mark.parametrize(
-    "settings", ({}, {"parameters": 3, "git_revision": "3f9c1d2"}, SETTINGS | {"versions": {}})
+    "settings",
+    (
+        *({}, [], None, 7, "text", {"settings": None}, {"settings": [1, [2, {}]]}),
+        *({"settings": {"train": 3, "general": "x"}}, {"device": "H200", "parameters": "many"}),
+        {"settings": {"train": {"max_steps": "all", "price_per_hour": [1]}}},
+        {"parameters": 1e999, "processes": None, "dataset": {"folder": {"a": [None]}}},
+        {"device": {"name": None, "memory_bytes": 0}, "versions": [], "git_revision": 5},
+        SETTINGS | {"versions": {}},
+    ),
+    ids=lambda value: json.dumps(value)[:40],
 )
-def test_optional_settings_may_be_missing(tmp_path: Path, settings: Any) -> None:
-    assert write_report(make_run(tmp_path / "run", rows(3), settings)).is_file()
+def test_odd_settings_cost_only_themselves(tmp_path: Path, settings: Any) -> None:
+    told = report(make_run(tmp_path / "run", rows(3), settings))
+    assert len(told.drawn["charts"]) == 6
 
 
-def test_a_run_name_is_not_read_as_a_formula(tmp_path: Path) -> None:
-    assert write_report(make_run(tmp_path / r"a$\frac$b$", rows(3))).is_file()
+def test_settings_that_cannot_be_read_are_a_note(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", rows(3))
+    (run / "settings.json").write_text("{")
+    assert "settings.json is not valid JSON" in report(run).text
+    (run / "settings.json").unlink()
+    assert "settings.json is missing" in report(run).text
+
+
+@pytest.mark.parametrize(
+    "content", (b"", b"\xff\xfe\0 no heading", b"----- after 3 steps -----\n\xff")
+)
+def test_odd_samples_cost_only_themselves(tmp_path: Path, content: bytes) -> None:
+    run = make_run(tmp_path / "run", rows(3))
+    (run / "samples.txt").write_bytes(content)
+    assert ("after 3 steps" in report(run).text) == content.startswith(b"-----")
 
 
 def test_only_required_columns_are_needed(tmp_path: Path) -> None:
     metrics = [{"step": 0, "tokens": 8, "train_loss": 10.9, "lr": None}]
-    assert write_report(make_run(tmp_path / "run", metrics)).is_file()
+    drawn = report(make_run(tmp_path / "run", metrics)).drawn["charts"]
+    assert list(drawn) == ["loss", "time"]
 
 
-def test_settings_file_may_be_missing_but_not_broken(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", rows(3))
-    (run / "settings.json").write_text("{")
-    with pytest.raises(UserError, match=r"settings\.json"):
-        write_report(run)
-    (run / "settings.json").unlink()
-    assert write_report(run).is_file()
+def test_a_run_without_any_finite_loss_has_a_report(tmp_path: Path) -> None:
+    metrics = [{"step": 0, "tokens": 8, "train_loss": float("nan")}]
+    run = make_run(tmp_path / "run", metrics)
+    assert list(report(run).drawn["charts"]) == ["time"]
 
 
 def test_report_is_replaced_in_one_step(tmp_path: Path) -> None:
-    path = write_report(make_run(tmp_path / "run", rows(20)))
-    first, kept = path.read_bytes(), tmp_path / "kept.png"
+    run, kept = make_run(tmp_path / "run", rows(20)), tmp_path / "kept.html"
+    (path, *_) = write_report([run])
+    first = path.read_bytes()
     os.link(path, kept)
-    write_report(make_run(tmp_path / "run", rows(38)))
+    write_report([make_run(run, rows(38))])
     assert kept.read_bytes() == first, "the old file was written into"
     assert path.read_bytes() != first
-    assert [file.name for file in path.parent.iterdir()] == ["report.png"]
 
 
-def test_same_metrics_give_the_same_picture(tmp_path: Path) -> None:
+def test_same_metrics_give_the_same_report(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", rows(20))
-    nested = tmp_path / "new" / "folder" / "b.png"
-    assert write_report(run, nested) == nested
-    assert nested.read_bytes() == write_report(run).read_bytes()
+    first = [path.read_bytes() for path in write_report([run])]
+    assert first == [path.read_bytes() for path in write_report([run])]
 
 
 def test_missing_run_is_the_users_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run in .*nothing"):
-        write_report(tmp_path / "nothing")
+        write_report([tmp_path / "nothing"])
 
 
 @pytest.mark.parametrize("text", (None, "", '{"step": 0, "tok'))
@@ -174,7 +323,7 @@ def test_run_without_a_step_is_the_users_error(tmp_path: Path, text: str | None)
     if text is not None:
         (tmp_path / "metrics.jsonl").write_text(text)
     with pytest.raises(UserError, match=r"metrics\.jsonl holds no step"):
-        write_report(tmp_path)
+        write_report([tmp_path])
 
 
 @pytest.mark.parametrize(
@@ -184,117 +333,43 @@ def test_run_without_a_step_is_the_users_error(tmp_path: Path, text: str | None)
         "",
         "[1, 2]",
         "7",
+        "[" * 100_000,
         '{"step": 1, "tokens": 2}',
         '{"step": 1, "tokens": 2, "train_loss": "low"}',
+        '{"step": 1, "tokens": 2, "train_loss": "3"}',
         '{"step": 1, "tokens": 2, "train_loss": {}}',
+        '{"step": null, "tokens": 2, "train_loss": 3}',
+        '{"step": 1e999, "tokens": 2, "train_loss": 3}',
+        f'{{"step": 1, "tokens": 2, "train_loss": 1{"0" * 400}}}',
         "\0\0\0",
     ),
+    ids=range(13),
 )
 def test_unusable_line_is_named(tmp_path: Path, line: str) -> None:
     good = json.dumps(rows(1)[0])
     (tmp_path / "metrics.jsonl").write_text(f"{good}\n{line}\n{good}\n")
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 "):
-        write_report(tmp_path)
+        write_report([tmp_path])
     assert not (tmp_path / "report").exists()
 
 
-def test_metrics_are_columns_with_nan_where_not_measured(tmp_path: Path) -> None:
-    run = make_run(tmp_path, rows(4, 2))
-    metrics = columns(run / "metrics.jsonl")
-    assert metrics["tokens"].tolist() == [524288, 1048576, 1572864, 2097152]
-    assert np.isnan(metrics["val_loss"]).tolist() == [True, False, True, False]
-    assert np.isnan(metrics["mfu"]).all()
-
-
-def test_matplotlib_missing_is_the_users_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("package", ("vl_convert", "jinja2"))
+def test_a_missing_package_is_the_users_error(tmp_path: Path, package: str) -> None:
     make_run(tmp_path, rows(3))
     code = (
-        "import sys; sys.modules['matplotlib'] = None\n"
+        "import sys; sys.modules[sys.argv[2]] = None\n"
         "from pathlib import Path\n"
         "from app.errors import UserError\n"
         "from app.tools.report import write_report\n"
-        "try: write_report(Path(sys.argv[1]))\n"
-        "except UserError as error: print(error.fix)\n"
+        "try: write_report([Path(sys.argv[1])])\n"
+        "except UserError as error: print(error.problem, error.fix)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
+        [sys.executable, "-c", code, str(tmp_path), package],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout == "pip install matplotlib\n"
-
-
-def smooth_all(values: list[float], reach: int) -> list[float]:
-    return smooth(np.array(values), np.arange(len(values)), reach).tolist()
-
-
-def test_smoothing_has_exact_values() -> None:
-    assert smooth_all([5, 1, 4], 0) == [5, 1, 4]
-    # Windows [0], [0..2], [1..3], [2..3] of 1, 2, 6, 4: below four values nothing is left out.
-    assert smooth_all([1, 2, 6, 4], 1) == [1, 3, 4, 5]
-    # The middle window holds all five, of which the lowest and the highest are left out.
-    assert smooth_all([1, 2, 900, 4, 3], 2)[2] == 3
-    assert smooth(np.array([1.0, 2.0, 6.0, 4.0]), np.array([2]), 1).tolist() == [4]
-
-
-def test_smoothing_keeps_straight_lines_and_ignores_spikes() -> None:
-    line = np.linspace(11, 3, 500)
-    inner = np.arange(490)
-    assert np.allclose(smooth(line, inner, 10), line[:490])
-    spiked = line.copy()
-    spiked[[50, 250]] = 1e9
-    assert np.allclose(smooth(spiked, inner, 10), line[:490], atol=0.02)
-
-
-def test_smoothing_counts_only_finite_values() -> None:
-    nan = float("nan")
-    assert smooth_all([1, nan, 3], 1) == [1, 2, 3]
-    assert np.isnan(smooth_all([nan, nan], 1)).all()
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    (
-        (0, "0"),
-        (0.31, "0.31"),
-        (7, "7"),
-        (999, "999"),
-        (1000, "1k"),
-        (8223.23, "8.22k"),
-        (201937.3, "202k"),
-        (999_950, "1M"),
-        (19_922_944, "19.9M"),
-        (124_439_808, "124M"),
-        (1_558_000_000, "1.56B"),
-        (10_000_000_000, "10B"),
-        (15e12, "15T"),
-    ),
-)
-def test_counts_have_three_digits_and_a_unit(value: float, text: str) -> None:
-    assert format_count(value) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    (
-        (0.634, "0.63 s"),
-        (6.31, "6.3 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min 0 s"),
-        (159.51, "2 min 40 s"),
-        (3599.7, "1 h 0 min"),
-        (5430, "1 h 30 min"),
-        (93600, "1 d 2 h"),
-    ),
-)
-def test_durations_have_two_units(seconds: float, text: str) -> None:
-    assert format_duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("rate", "text"), ((0, "0"), (6e-4, "6e-4"), (2.5e-5, "2.5e-5"), (1e-3, "1e-3"), (0.02, "2e-2"))
-)
-def test_learning_rates_are_short(rate: float, text: str) -> None:
-    assert format_rate(rate) == text
+    assert package in done.stdout
+    assert "pip install" in done.stdout

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from app.train.stopwatch import PAUSES
+
 TINY = {
     "MODEL_CONTEXT_LENGTH": "32",
     "MODEL_NUM_LAYERS": "2",
@@ -37,7 +39,7 @@ TINY = {
 CHECKOUT = Path(__file__).parents[2]
 # torch and earlier tests in this process set the caches.
 _NOT_INHERITED = {"RECIPE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
-TIMINGS = {"step_ms", "tokens_per_second", "mfu", "memory_bytes"}
+TIMINGS = {"step_ms", "data_ms", *PAUSES, "tokens_per_second", "mfu", "memory_bytes"}
 
 
 class Process:

@@ -10,9 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.util import tensor_util
 
 from app.settings import Settings
 from app.train.job import train
+from app.train.samples import read_samples
+from app.train.stopwatch import recorded_seconds
 from app.train.tensorboard import EventLog
 from tests.train.conftest import TinySettings
 from tests.train.processes import Process
@@ -27,8 +31,27 @@ DRAWN = {
 
 def read_events(run_dir: Path) -> EventAccumulator:
     (file,) = (run_dir / "tensorboard").iterdir()
-    reader = EventAccumulator(str(file), size_guidance={"scalars": 0})
+    reader = EventAccumulator(str(file), size_guidance={"scalars": 0, "tensors": 0})
     return reader.Reload()
+
+
+def texts_of(settings: Settings, tag: str) -> dict[int, list[str]]:
+    """Step -> what TensorBoard's page of texts gets as Markdown."""
+    reader = read_events(settings.run_dir)
+    metadata = reader.SummaryMetadata(tag)
+    assert metadata.plugin_data.plugin_name == "text"
+    return {
+        event.step: [text.decode() for text in tensor_util.make_ndarray(event.tensor_proto)]
+        for event in reader.Tensors(tag)
+    }
+
+
+def samples_of(settings: Settings) -> dict[int, list[str]]:
+    """What samples.txt holds, as code in Markdown, at the last of the steps done."""
+    return {
+        done - 1: ["".join(f"    {line}\n" for line in text.split("\n")) for text in texts]
+        for done, texts in read_samples(settings.run_dir / "samples.txt")
+    }
 
 
 def events_of(settings: Settings) -> Points:
@@ -69,6 +92,47 @@ def test_a_continued_run_has_one_point_a_step(tiny: TinySettings) -> None:
     train(settings)
     assert events_of(settings) == expected_of(settings)
     assert len(events_of(settings)["train_loss"]) == 10
+
+
+def test_samples_are_texts_and_those_before_a_start_are_written_again(tiny: TinySettings) -> None:
+    train(tiny(TRAIN_MAX_STEPS=7, SAMPLE_NUM_SAMPLES=2))
+    assert samples_of(tiny()).keys() == {4, 6}
+    assert texts_of(tiny(), "samples") == samples_of(tiny())
+    train(tiny(SAMPLE_NUM_SAMPLES=2))
+    assert samples_of(tiny()).keys() == {4, 6, 9}
+    assert texts_of(tiny(), "samples") == samples_of(tiny())
+    assert all(len(texts) == 2 for texts in samples_of(tiny()).values())
+
+
+def test_settings_are_a_table_and_hyperparameters(tiny: TinySettings) -> None:
+    settings = tiny(TRAIN_MAX_STEPS=1)
+    train(settings)
+    ((table,),) = texts_of(settings, "settings").values()
+    for line in (
+        *("setting|value", "train.learning_rate|`0.01`", "train.betas|`[0.9, 0.95]`"),
+        *("model.num_layers|`2`", "dataset.val_tokens|", "versions.torch|"),
+    ):
+        assert any(row.startswith(line) for row in table.split("\n")), line
+    metadata = read_events(settings.run_dir).SummaryMetadata("_hparams_/session_start_info")
+    assert metadata.plugin_data.plugin_name == "hparams"
+    told = HParamsPluginData.FromString(metadata.plugin_data.content).session_start_info.hparams
+    assert told["train.learning_rate"].number_value == 0.01
+    assert told["train.shuffle"].bool_value is True
+    assert told["train.optimizer"].string_value == settings.train.optimizer
+    assert {name.partition(".")[0] for name in told} == {"train", "model"}
+
+
+def test_any_text_is_an_event(tmp_path: Path) -> None:
+    texts = ["", "a|b `c` <b> \x00\x07\ud800", "東京\r\n\n\ttab", "    # no heading"]
+    log = EventLog(tmp_path / "tensorboard", [], [(1, texts)], {"settings": {"a|b": "`x`\n|y"}})
+    log.append_samples(2, texts)
+    (first, second) = read_events(tmp_path).Tensors("samples")
+    one, two = (tensor_util.make_ndarray(event.tensor_proto).tolist() for event in (first, second))
+    assert one == two
+    assert [text.decode() for text in one] == [
+        "".join(f"    {line}\n" for line in text.replace("\ud800", "?").split("\n"))
+        for text in texts
+    ]
 
 
 def test_events_are_cut_back_to_the_checkpoint(tiny: TinySettings) -> None:
@@ -118,7 +182,7 @@ def test_rewritten_steps_lie_as_far_apart_in_time_as_they_took(tiny: TinySetting
     reader = read_events(settings.run_dir)
     times = [event.wall_time for event in reader.Scalars("train_loss")]
     assert abs(times[-1] - time.time()) < 60
-    took = [record["step_ms"] / 1000 for record in metrics_of(settings)]
+    took = [recorded_seconds([record]) for record in metrics_of(settings)]
     assert np.diff(times[:6]) == pytest.approx(took[1:6], abs=1e-4)
     assert reader.FirstEventTimestamp() == pytest.approx(times[0] - took[0], abs=1e-4)
 
@@ -141,7 +205,7 @@ def test_a_full_disk_ends_the_events_and_nothing_else(
         {"step": step, "tokens": step + 1, "train_loss": 1 / (step + 1), "step_ms": 100.0}
         for step in range(3000)
     ]
-    log = EventLog(tmp_path / "tensorboard", records[:1])
+    log = EventLog(tmp_path / "tensorboard", records[:1], [], {})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     # A limit on the size of a file is the smallest real disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))

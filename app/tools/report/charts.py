@@ -1,0 +1,171 @@
+"""The charts of a report in Vega-Lite (https://vega.github.io/vega-lite/docs/)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.tools.report.curves import Floats, finite, usual_range, with_margin
+from app.tools.report.layers import (
+    PLAIN,
+    SHORT,
+    Spec,
+    colored,
+    colored_by_run,
+    curve_rows,
+    dots,
+    held_out_rows,
+    layered,
+    short,
+    time_unit,
+)
+from app.tools.report.run import Run
+
+_RATE = "datum.value == 0 ? '0' : format(datum.value, '.2~e')"
+_SERIES = "isValid(datum.smooth) ? 'training' : 'held-out'"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart, its place in the page and the name of its picture.
+
+    Attributes:
+        spec: Vega-Lite without width, height and title
+        full_y: the range of everything, spikes and first steps as well; None for no choice
+        is_large: as wide as the page
+    """
+
+    key: str
+    title: str
+    unit: str
+    spec: Spec
+    full_y: tuple[float, float] | None = None
+    is_large: bool = False
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """A column as a chart shows it."""
+
+    key: str
+    title: str
+    unit: str
+    column: str
+    labels: str
+    scale: float = 1.0
+    is_smoothed: bool = True
+    beside: Callable[[Floats], Floats] = lambda _: np.zeros(1)
+
+
+def _around_the_median(values: Floats) -> Floats:
+    # Room for a tenth to both sides keeps ordinary jitter from looking like trouble.
+    return np.array([0.9, 1.1]) * np.median(values)
+
+
+_CURVES = (
+    _Curve("learning_rate", "Learning rate", "", "lr", _RATE, is_smoothed=False),
+    _Curve("grad_norm", "Gradient norm", "before clipping", "grad_norm", PLAIN),
+    _Curve(
+        *("throughput", "Throughput", "tokens/s", "tokens_per_second", SHORT),
+        beside=_around_the_median,
+    ),
+    _Curve("mfu", "MFU", "of the data sheet's bf16 FLOP/s", "mfu", "format(datum.value, '.0%')"),
+    _Curve(
+        *("memory", "Memory", "most in use so far, GiB", "memory_bytes", PLAIN, 1 / 2**30),
+        is_smoothed=False,
+    ),
+)
+
+
+def charts(runs: Sequence[Run]) -> list[Chart]:
+    """Every chart for which something was measured."""
+    losses = [_loss(runs[0])] if len(runs) == 1 else _losses(runs)
+    curves = [_curve(runs, curve) for curve in _CURVES]
+    return [*filter(None, losses), *filter(None, curves), _times(runs)]
+
+
+def _loss(run: Run) -> Chart | None:
+    """Training and held-out loss of one run in one chart."""
+    train, held_out = run.metrics["train_loss"], run.metrics["val_loss"]
+    if not finite(train).size:
+        return None
+    rows = curve_rows([run], "train_loss") + held_out_rows(run)
+    names = ["training", *(["held-out"] if finite(held_out).size else [])]
+    usual = with_margin(np.concatenate([usual_range(train), finite(held_out)[-1:]]))
+    everything = with_margin(np.concatenate([finite(train), finite(held_out)]))
+    color = colored(names)
+    marks = dots(color, are_many=finite(held_out).size > 40)
+    spec = layered([run], rows, usual, PLAIN, color, [marks] if len(names) > 1 else [])
+    spec["transform"] += [{"calculate": _SERIES, "as": "run"}]
+    return Chart("loss", "Loss", "nats per token", spec, everything, is_large=True)
+
+
+def _losses(runs: Sequence[Run]) -> list[Chart | None]:
+    """Held-out and training loss of several runs."""
+    train = _curve(runs, _Curve("loss", "Training loss", "nats per token", "train_loss", PLAIN))
+    rows = [row for run in runs for row in held_out_rows(run)]
+    if not rows:
+        return [train]
+    losses = np.array([row["held_out"] for row in rows])
+    last = np.array([finite(run.metrics["val_loss"])[-1:].max(initial=-np.inf) for run in runs])
+    # Where the first of many is far above the others, it is not what one looks at.
+    shown = with_margin(np.append(np.sort(losses)[: -(len(losses) // 10) or None], finite(last)))
+    marks = dots(colored_by_run(runs), are_many=len(rows) > 40 * len(runs), line=True)
+    spec = layered(runs, rows, shown, PLAIN, colored_by_run(runs), [marks])
+    full = with_margin(losses)
+    return [
+        Chart("held_out_loss", "Held-out loss", "nats per token", spec, full, is_large=True),
+        train,
+    ]
+
+
+def _curve(runs: Sequence[Run], curve: _Curve) -> Chart | None:
+    rows = curve_rows(runs, curve.column, curve.scale, is_smoothed=curve.is_smoothed)
+    if not rows:
+        return None
+    # Step 0 contains the compilation: it counts only where it is all there is.
+    values = [run.metrics[curve.column] * curve.scale for run in runs]
+    if curve.key in ("throughput", "mfu"):
+        values = [one[len(one) > 1 :] for one in values]
+    usual = [usual_range(one) for one in values]
+    is_loss = curve.column == "train_loss"
+    beside = [] if is_loss else [curve.beside(finite(one)) for one in values if finite(one).size]
+    shown = with_margin(np.concatenate(usual + beside))
+    spec = layered(runs, rows, shown, curve.labels, colored_by_run(runs), [])
+    everything = with_margin(np.concatenate([finite(one) for one in values]))
+    full = everything if is_loss else None
+    return Chart(curve.key, curve.title, curve.unit, spec, full, is_large=is_loss)
+
+
+def _times(runs: Sequence[Run]) -> Chart:
+    """Where the time went: a bar for each run."""
+    times = [run.times() for run in runs]
+    unit, length = time_unit(max(sum(time.values()) for time in times))
+    kinds = [kind for kind in times[0] if any(time[kind] > 0 for time in times)]
+    rows = [
+        {"run": run.name, "kind": kind, "spent": short(time[kind] / length), "order": place,
+         "part": f"{time[kind] / sum(time.values()):.1%}"}
+        for run, time in zip(runs, times, strict=True)
+        for place, kind in enumerate(kinds)
+        if time[kind] > 0
+    ]  # fmt: skip
+    names = [run.name for run in runs]
+    spec = {
+        "data": {"values": rows},
+        "mark": {"type": "bar", "height": 26},
+        "encoding": {
+            "x": {"field": "spent", "type": "quantitative", "title": unit, "stack": True},
+            "y": {"field": "run", "type": "nominal", "title": None, "sort": names,
+                  "axis": {"labels": len(runs) > 1, "grid": False}},
+            "order": {"field": "order"},
+            "color": {
+                "field": "kind", "type": "nominal", "scale": {"domain": kinds},
+                "legend": {"title": None, "symbolType": "square"},
+            },
+            "tooltip": [
+                {"field": "run"}, {"field": "kind"},
+                {"field": "spent", "title": unit}, {"field": "part"},
+            ],
+        },
+    }  # fmt: skip
+    return Chart("time", "Where the time went", "", spec, is_large=True)

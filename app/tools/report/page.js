@@ -1,0 +1,100 @@
+"use strict";
+(() => {
+  const drawn = JSON.parse(document.getElementById("drawn").textContent);
+  const chosen = { x: "tokens", y: "usual", theme: "auto" };
+  const hidden = new Set();
+  const views = new Map();
+  const systemIsDark = matchMedia("(prefers-color-scheme: dark)");
+
+  const theme = () => (chosen.theme === "auto" ? (systemIsDark.matches ? "dark" : "light") : chosen.theme);
+
+  // As close as the page shows it: without the mouse's wheel, which scrolls the page.
+  const zoom = {
+    name: "zoom",
+    select: {
+      type: "interval",
+      encodings: ["x"],
+      translate: "[mousedown, window:mouseup] > window:mousemove!",
+      zoom: "wheel![event.ctrlKey]",
+    },
+    bind: "scales",
+  };
+
+  function specOf(key) {
+    const { spec, fullY } = drawn.charts[key];
+    const here = structuredClone(spec);
+    if (here.layer) {
+      here.encoding.x = structuredClone(drawn.axes[chosen.x]);
+      here.layer[0].params = [...(here.layer[0].params ?? []), zoom];
+    }
+    if (fullY && chosen.y !== "usual") {
+      const isLog = chosen.y === "log" && fullY[0] > 0;
+      here.encoding.y.scale = { domain: fullY, nice: false, type: isLog ? "log" : "linear" };
+    }
+    const shown = { filter: { not: { field: "run", oneOf: [...hidden] } } };
+    here.transform = [...(here.transform ?? []), ...(hidden.size ? [shown] : [])];
+    here.width = "container";
+    here.height = key === "time" ? 34 * (drawn.runs - hidden.size) : key.endsWith("loss") ? 340 : 170;
+    return here;
+  }
+
+  const tip = document.body.appendChild(document.createElement("div"));
+  tip.id = "tip";
+  tip.hidden = true;
+  function showTip(_handler, event, _item, value) {
+    tip.hidden = !value;
+    if (!value) return;
+    const entries = Object.entries(value).filter(([, text]) => !["undefined", "null", "NaN"].includes(String(text)));
+    const longest = Math.max(...entries.map(([name]) => name.length));
+    tip.textContent = entries.map(([name, text]) => `${name}${" ".repeat(longest - name.length)}  ${text}`).join("\n");
+    tip.style.left = `${Math.max(4, Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8))}px`;
+    tip.style.top = `${Math.max(4, Math.min(event.clientY + 14, innerHeight - tip.offsetHeight - 8))}px`;
+  }
+
+  async function drawAll() {
+    const name = theme();
+    document.documentElement.dataset.theme = name;
+    const config = drawn.themes[name];
+    const colors = config.range.category;
+    document.querySelectorAll(".dot").forEach((dot, at) => {
+      dot.style.background = colors[at % colors.length];
+    });
+    const options = { actions: false, config, defaultStyle: false, renderer: "canvas", tooltip: showTip };
+    for (const key of Object.keys(drawn.charts)) {
+      const embedded = await vegaEmbed(`#chart-${key}`, specOf(key), options);
+      views.get(key)?.finalize();
+      views.set(key, embedded);
+    }
+    document.body.dataset.drawn = JSON.stringify({ ...chosen, hidden: [...hidden] });
+  }
+
+  // One drawing after the other: a quick second choice waits for the first.
+  let drawing = Promise.resolve();
+  const draw = () => { drawing = drawing.then(drawAll); };
+
+  for (const group of document.querySelectorAll("[data-choice]")) {
+    group.addEventListener("click", (event) => {
+      const button = event.target.closest("button");
+      if (!button) return;
+      chosen[group.dataset.choice] = button.value;
+      for (const one of group.querySelectorAll("button")) one.setAttribute("aria-pressed", one === button);
+      draw();
+    });
+  }
+  for (const box of document.querySelectorAll(".runs input")) {
+    box.addEventListener("change", () => {
+      hidden[box.checked ? "delete" : "add"](box.value);
+      draw();
+    });
+  }
+  for (const group of document.querySelectorAll(".samples")) {
+    const articles = [...group.querySelectorAll("article")];
+    const slider = group.querySelector("input");
+    if (!slider) continue;
+    const show = () => articles.forEach((article, at) => { article.hidden = at !== slider.valueAsNumber; });
+    slider.addEventListener("input", show);
+    show();
+  }
+  systemIsDark.addEventListener("change", () => draw());
+  draw();
+})();

@@ -1,0 +1,89 @@
+"""The page: one file with everything in it, which no network is needed for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from app.tools.report import facts
+from app.tools.report.charts import Chart
+from app.tools.report.curves import finite
+from app.tools.report.layers import x_axes
+from app.tools.report.pictures import THEMES, javascript
+from app.tools.report.run import Run
+
+_FOLDER = Path(__file__).parent
+_SAMPLES = 100
+
+
+def page(runs: Sequence[Run], charts: Sequence[Chart]) -> str:
+    """The report as HTML.
+
+    What comes from runs is escaped: names, settings and samples may hold any text.
+    """
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    template = environment.from_string(_read("page.html"))
+    return template.render(
+        title=" · ".join(run.name for run in runs),
+        runs=runs,
+        charts=charts,
+        sizes=_sizes(charts),
+        describe=facts.describe,
+        figures=facts.figures(runs[0]) if len(runs) == 1 else [],
+        numbers=facts.numbers(runs) if len(runs) > 1 else [],
+        times=facts.times(runs),
+        tables={
+            "Settings": facts.settings(runs),
+            "Dataset": facts.dataset(runs),
+            "Hardware and versions": facts.machine(runs),
+        },
+        samples={run.name: _samples(run) for run in runs if run.samples},
+        drawn={
+            "charts": {chart.key: {"spec": chart.spec, "fullY": chart.full_y} for chart in charts},
+            "axes": x_axes(runs),
+            "runs": len(runs),
+            "themes": THEMES,
+        },
+        css=Markup(_read("page.css")),
+        script=Markup(_read("page.js")),
+        vega=Markup(javascript()),
+    )
+
+
+def _sizes(charts: Sequence[Chart]) -> dict[str, str]:
+    """How wide each chart is, so that every line of the page is full."""
+    small = [chart.key for chart in charts if not chart.is_large]
+    halves = {0: 0, 1: 4, 2: 2}[len(small) % 3]
+    sizes = {chart.key: "large" for chart in charts}
+    for place, key in enumerate(small):
+        sizes[key] = "third" if place < len(small) - halves else "half"
+    return sizes
+
+
+def _samples(run: Run) -> list[dict[str, Any]]:
+    """The first, the last and others evenly between them, with the loss of that time."""
+    count = len(run.samples)
+    places = np.unique(np.linspace(0, count - 1, min(count, _SAMPLES)).round().astype(int))
+    return [
+        {"step": step, "texts": texts, "loss": _loss_after(run, step)}
+        for step, texts in (run.samples[place] for place in places)
+    ]
+
+
+def _loss_after(run: Run, step: int) -> str:
+    """The held-out loss after so many steps, or the training loss."""
+    for column, name in (("val_loss", "held-out loss"), ("train_loss", "training loss")):
+        measured = finite(run.metrics[column][run.metrics["step"] == step - 1])
+        if measured.size:
+            return f"{name} {measured[0]:.3f}"
+    return ""
+
+
+def _read(name: str) -> str:
+    return (_FOLDER / name).read_text(encoding="utf-8")

@@ -1,0 +1,129 @@
+"""The charts as PNGs, without a browser."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import vl_convert
+
+from app.tools.report.charts import Chart
+from app.tools.report.facts import Figure, describe
+from app.tools.report.layers import Spec
+from app.tools.report.run import Run
+
+VEGA_LITE = "6.4"
+_SCALE = 1.5
+_WIDTH = 1080
+_GAP = 24
+# The labels of an axis, and a gap.
+_AROUND = 40 + _GAP
+
+# Okabe and Ito's colours (https://jfly.uni-koeln.de/color/) suit all colour vision.
+THEMES: dict[str, dict[str, Any]] = {
+    name: {
+        "background": paper,
+        "font": "system-ui, 'Liberation Sans', Arial, sans-serif",
+        "view": {"stroke": None},
+        "axis": {
+            "domainColor": rule, "grid": True, "gridColor": grid, "labelColor": grey,
+            "labelFontSize": 11, "labelPadding": 6, "tickColor": rule, "tickSize": 0,
+            "titleColor": grey, "titleFontSize": 11, "titleFontWeight": "normal",
+            "titleAnchor": "end", "labelOverlap": True,
+        },
+        "axisX": {"grid": False, "tickCount": 6},
+        "axisY": {"domain": False, "tickCount": 5, "minExtent": 40, "maxExtent": 200},
+        "legend": {
+            "orient": "top", "labelColor": ink, "labelFontSize": 12, "symbolType": "stroke",
+            "symbolStrokeWidth": 3, "symbolOpacity": 1, "labelLimit": 400, "offset": 4,
+        },
+        "range": {"category": colors},
+        "rule": {"color": grey},
+        "text": {"color": ink},
+        "title": {
+            "anchor": "start", "color": ink, "fontSize": 14, "subtitleColor": grey,
+            "subtitleFontSize": 12, "offset": 10,
+        },
+    }
+    for name, paper, ink, grey, rule, grid, colors in (
+        ("light", "#ffffff", "#1b2430", "#6b7480", "#b4bcc6", "#e9ecf0",
+         ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5539", "#1b2430"]),
+        ("dark", "#161b22", "#e6edf3", "#94a0ad", "#48525e", "#252c35",
+         ["#58a6dd", "#ff8b47", "#3fcf9f", "#e8a3cb", "#f5bd3d", "#9fd8f7", "#c99b78", "#e6edf3"]),
+    )
+}  # fmt: skip
+
+
+def picture(chart: Chart) -> bytes:
+    """A chart as a PNG of its own."""
+    title = {"text": chart.title, "subtitle": chart.unit}
+    return _png(_sized(chart, _WIDTH, 90 if chart.key == "time" else 420) | {"title": title})
+
+
+def overview(runs: Sequence[Run], figures: Sequence[Figure], charts: Sequence[Chart]) -> bytes:
+    """One picture of the most important: key figures, losses, and what explains them."""
+    by_key = {chart.key: chart for chart in charts}
+    large = [by_key[key] for key in ("held_out_loss", "loss") if key in by_key]
+    small = [by_key[key] for key in ("learning_rate", "grad_norm", "throughput") if key in by_key]
+    rows: list[Spec] = [_figures(figures)] if len(runs) == 1 else []
+    width = _WIDTH / max(1, len(large)) - _AROUND
+    rows += [_side_by_side([_titled(chart, width, 340) for chart in large])]
+    width = _WIDTH / max(1, len(small)) - _AROUND
+    rows += [_side_by_side([_titled(chart, width, 130) for chart in small])]
+    rows += [_titled(by_key["time"], _WIDTH - _AROUND, 26 * len(runs))]
+    name = " · ".join(run.name for run in runs)
+    return _png({
+        "title": {
+            "text": name, "subtitle": [describe(run) for run in runs], "fontSize": 22,
+            "subtitleFontSize": 13, "offset": 18, "limit": _WIDTH,
+        },
+        "vconcat": [row for row in rows if row.get("hconcat", True)],
+        "spacing": 22,
+        "padding": 32,
+        "resolve": {"scale": {"color": "independent"}},
+    })  # fmt: skip
+
+
+def _side_by_side(parts: list[Spec]) -> Spec:
+    apart = {"scale": {"color": "independent"}}
+    return {"hconcat": parts, "spacing": _GAP, "resolve": apart}
+
+
+def _figures(figures: Sequence[Figure]) -> Spec:
+    """The key figures side by side."""
+    rows = [{"at": at, "value": one.value, "name": one.name} for at, one in enumerate(figures)]
+    text = {"type": "text", "align": "left", "baseline": "bottom"}
+    at = {"field": "at", "type": "ordinal", "axis": None}
+    return {
+        "data": {"values": rows}, "width": _WIDTH - _AROUND, "height": 44,
+        "encoding": {"x": at | {"scale": {"align": 0, "paddingInner": 0, "paddingOuter": 0}}},
+        "layer": [
+            {"mark": text | {"fontSize": 17, "fontWeight": "bold", "y": 22, "dx": -40},
+             "encoding": {"text": {"field": "value"}}},
+            {"mark": text | {"fontSize": 11, "opacity": 0.65, "y": 40, "dx": -40},
+             "encoding": {"text": {"field": "name"}}},
+        ],
+    }  # fmt: skip
+
+
+def _titled(chart: Chart, width: float, height: int) -> Spec:
+    # Without a subtitle the charts of a row would differ in height.
+    words = {"text": chart.title, "subtitle": chart.unit or " ", "offset": 6}
+    return _sized(chart, width, height) | {"title": words}
+
+
+def _sized(chart: Chart, width: float, height: int) -> Spec:
+    # A picture has no mouse, and names of parameters must not repeat in it.
+    layers = [layer for layer in chart.spec.get("layer", []) if "params" not in layer]
+    still = chart.spec | ({"layer": layers} if layers else {})
+    return still | {"width": width, "height": height}
+
+
+def _png(spec: Spec) -> bytes:
+    themed = {"padding": 24, **spec, "config": THEMES["light"]}
+    return vl_convert.vegalite_to_png(themed, vl_version=VEGA_LITE, scale=_SCALE)
+
+
+@cache
+def javascript() -> str:
+    """Vega, Vega-Lite and Vega-Embed for a page that needs no network: `vegaEmbed`."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
