@@ -6,8 +6,10 @@ ARGS ?=
 
 python := .venv/bin/python
 installed := .venv/.installed-$(TORCH)-$(notdir $(PYTHON))
+lm_eval_installed := .venv-lm-eval/.installed-$(TORCH)-$(notdir $(PYTHON))
+locks := $(filter-out %/lock-dev.txt %/lock-lm-eval.txt,$(wildcard requirements/*.txt))
 
-.PHONY: help demo test test-containers check soak lock format clean
+.PHONY: help demo test test-containers test-lm-eval check soak lock format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +28,9 @@ test: $(installed) ## Run the tests
 
 test-containers: $(installed) ## Build the images and test them on this machine's container engine
 	@$(python) -m pytest -m container tests/containers $(ARGS)
+
+test-lm-eval: $(installed) $(lm_eval_installed) ## Score an exported model with lm-eval, without a network
+	@$(python) -m pytest -m lm_eval tests/tools/test_lm_eval.py $(ARGS)
 
 soak: $(installed) ## Run the long tests: kills, restarts, full disks
 	@$(python) -m pytest -m soak $(ARGS)
@@ -47,10 +52,14 @@ format: $(installed) ## Format and fix what can be fixed
 lock: $(installed) ## Lock what pyproject.toml asks for (newest versions: ARGS=--upgrade)
 	$(python) requirements/lock.py $(ARGS)
 
-clean: ## Remove .venv and caches; data stays
-	rm -rf .venv .*_cache .hypothesis build dist *.egg-info
+clean: ## Remove environments and caches; data stays
+	rm -rf .venv .venv-lm-eval .*_cache .hypothesis build dist *.egg-info
 	find app tests requirements benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
-$(installed): $(wildcard requirements/*.txt) requirements/install.sh
-	@requirements/install.sh "$(PYTHON)" "$(TORCH)"
+$(installed): $(locks) requirements/lock-dev.txt requirements/install.sh
+	@requirements/install.sh "$(PYTHON)" "$(TORCH)" .venv lock-dev.txt
+	@touch $@
+
+$(lm_eval_installed): $(locks) requirements/lock-lm-eval.txt requirements/install.sh
+	@requirements/install.sh "$(PYTHON)" "$(TORCH)" .venv-lm-eval lock-lm-eval.txt
 	@touch $@

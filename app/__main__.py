@@ -98,6 +98,13 @@ def report(settings: Settings, arguments: Namespace) -> None:
         print(path)
 
 
+def export(settings: Settings, arguments: Namespace) -> None:
+    """Write a trained model as a folder that transformers and its kin load."""
+    from app.tools.export import export
+
+    export(settings)
+
+
 @dataclass(frozen=True)
 class Command:
     """A command, the settings it has flags for, and what it takes besides."""
@@ -118,6 +125,7 @@ COMMANDS = {
     ),
     "inspect": Command(inspect, ("general",), takes_path=True),
     "report": Command(report, ("train.run_name", "general"), takes_runs=True),
+    "export": Command(export, ("export", "train.run_name", "train.dataset_dir", "general")),
 }
 
 _EPILOG = """\

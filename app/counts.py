@@ -26,20 +26,22 @@ def read_count(value: object) -> object:
     return int(number)
 
 
-def count_or(word: str, at_most: int | None = None, at_least: int = 1) -> BeforeValidator:
-    """Read a count within bounds, or a word that stands for one."""
+def count_or(*words: str, at_most: int | None = None, at_least: int = 1) -> BeforeValidator:
+    """Read a count within bounds, or one of the words that stand for one."""
+    or_words = " or ".join(words)
 
     def read(value: object) -> object:
-        if str(value).strip().lower() == word:
+        word = str(value).strip().lower()
+        if word in words:
             return word
         try:
             count = read_count(value)
         except ValueError:
-            raise ValueError(f"{_WHOLE}, or {word}") from None
+            raise ValueError(f"{_WHOLE}, or {or_words}") from None
         if isinstance(count, int) and count < at_least:
-            raise ValueError(f"must be at least {at_least}, or {word}")
+            raise ValueError(f"must be at least {at_least}, or {or_words}")
         if isinstance(count, int) and at_most is not None and count > at_most:
-            raise ValueError(f"must be at most {at_most}, or {word}")
+            raise ValueError(f"must be at most {at_most}, or {or_words}")
         return count
 
     return BeforeValidator(read)

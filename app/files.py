@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedRandom
@@ -12,6 +13,8 @@ from typing import Any
 from app.errors import UserError
 
 PARTIAL = ".partial"
+# A folder that is being replaced has this name for a moment.
+REPLACED = f".old{PARTIAL}"
 
 
 def fsync_folder(folder: Path) -> None:
@@ -46,6 +49,39 @@ def atomic_file(path: Path) -> Iterator[BufferedRandom]:
         fsync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Fill a temporary folder with files; it takes the name of `folder` when the block ends well.
+
+    One that is there already is replaced.
+    """
+    partial, before = (folder.with_name(folder.name + ending) for ending in (PARTIAL, REPLACED))
+    if before.exists() and not folder.exists():
+        before.rename(folder)
+    for left in (partial, before):
+        shutil.rmtree(left, ignore_errors=True)
+    partial.mkdir(parents=True)
+    fsync_folder(folder.parent.parent)
+    try:
+        yield partial
+        for path in partial.iterdir():
+            with path.open("rb") as written:
+                os.fsync(written.fileno())
+        fsync_folder(partial)
+        if folder.exists():
+            folder.rename(before)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if before.exists():
+                before.rename(folder)
+            raise
+        fsync_folder(folder.parent)
+        shutil.rmtree(before, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 class GrowingFile:

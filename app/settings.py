@@ -293,7 +293,25 @@ class EvaluateSettings(Group):
     model_config = SettingsConfigDict(env_prefix="EVALUATE_")
 
     split: Literal["val", "train"] = Field("val", description="val: held-out text; or train")
-    tokens: CountOrAll = Field("all", description="tokens to measure on, from the start, or all")
+    tokens: Annotated[int | Literal["all", "published"], count_or("all", "published")] = Field(
+        "all",
+        description="tokens to measure on, from the start; published: the first 10,485,760, as "
+        "published figures of FineWeb have it",
+    )
+    step: Count | None = Field(None, ge=0, description="checkpoint to use; by default the last")
+
+
+class ExportSettings(Group):
+    """The model as a folder that transformers loads."""
+
+    model_config = SettingsConfigDict(env_prefix="EXPORT_")
+
+    out_dir: Location | None = Field(
+        None, description="folder to write, below DATA_DIR; by default export in the run's folder"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the weights; bfloat16 halves the file and rounds them"
+    )
     step: Count | None = Field(None, ge=0, description="checkpoint to use; by default the last")
 
 
@@ -308,6 +326,7 @@ class Settings(BaseModel):
     train: TrainSettings
     sample: SampleSettings
     evaluate: EvaluateSettings
+    export: ExportSettings
 
     def contradictions(self) -> dict[tuple[str, str], str]:
         """Two variables that do not go together -> why, and what would."""
@@ -323,6 +342,8 @@ class Settings(BaseModel):
             )
         if tokens % length:
             found["TRAIN_TOKENS_PER_STEP", "MODEL_CONTEXT_LENGTH"] = _not_a_multiple(tokens, length)
+        if self.evaluate.tokens == "published" and self.evaluate.split != "val":
+            found["EVALUATE_TOKENS", "EVALUATE_SPLIT"] = "published figures are of held-out text"
         return found
 
     @property
@@ -339,6 +360,12 @@ class Settings(BaseModel):
     def run_dir(self) -> Path:
         """The run's folder."""
         return self.general.data_dir / "runs" / (self.train.run_name or self.train_dataset_dir.name)
+
+    @property
+    def export_dir(self) -> Path:
+        """Where export writes."""
+        out_dir = self.export.out_dir
+        return self.general.data_dir / out_dir if out_dir else self.run_dir / "export"
 
     def public(self) -> dict[str, Any]:
         """Everything but secrets, as JSON values."""
@@ -358,5 +385,6 @@ GROUPS: dict[str, type[Group]] = {
     "train": TrainSettings,
     "sample": SampleSettings,
     "evaluate": EvaluateSettings,
+    "export": ExportSettings,
 }
 VARIABLES = {variable: group for group in GROUPS.values() for variable in group.variables()}

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# install.sh PYTHON TORCH: make .venv with PYTHON and install exactly what is locked. TORCH: see torch.sh.
+# install.sh PYTHON TORCH ENVIRONMENT LOCK: make ENVIRONMENT with PYTHON, and install in it exactly what lock.txt
+# and LOCK say. TORCH: see torch.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-base=$1 torch=$2 python=.venv/bin/python locks=requirements
+base=$1 torch=$2 environment=$3 lock=$4 python=$3/bin/python locks=requirements
 
 fail() { echo "gpt-compose: $*" >&2; exit 2; }
 
@@ -11,10 +12,10 @@ fail() { echo "gpt-compose: $*" >&2; exit 2; }
 "$base" -c 'import ensurepip, venv' 2>/dev/null ||
   fail "'$base' lacks venv or ensurepip. On Debian and Ubuntu: apt-get install python3-venv"
 
-"$base" -m venv --clear .venv
-$python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps -r $locks/uv.txt
+"$base" -m venv --clear "$environment"
+"$python" -m pip install -qq --disable-pip-version-check --require-hashes --no-deps -r $locks/uv.txt
 
-echo "Installing the locked packages into .venv"
-$locks/torch.sh "$PWD/.venv/bin" "$PWD/.venv" "$torch"
-UV_FIND_LINKS='' UV_PYTHON_DOWNLOADS=never .venv/bin/uv pip install --quiet --python $python \
-  --require-hashes --no-deps -r $locks/lock.txt -r $locks/lock-dev.txt -r $locks/vocabulary.txt
+echo "Installing the locked packages into $environment"
+$locks/torch.sh "$PWD/$environment/bin" "$PWD/$environment" "$torch"
+UV_FIND_LINKS='' UV_PYTHON_DOWNLOADS=never "$environment/bin/uv" pip install --quiet --python "$python" \
+  --require-hashes --no-deps -r $locks/lock.txt -r "$locks/$lock" -r $locks/vocabulary.txt

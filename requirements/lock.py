@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,9 +20,13 @@ TORCH_PACKAGES = re.compile(r"torch|triton|cuda-.*|nvidia-.*")
 FOLDER = Path(__file__).resolve().parent
 UV = str(Path(sys.executable).with_name("uv"))
 
+# An extra that is not installed together with the others; it has a lock, as the tools have.
+SEPARATE_EXTRA = "lm-eval"
+
 COMMENTS = {
     "lock.txt": "What the program needs, but for torch: add torch-cpu.txt or torch-cuda.txt.",
     "lock-dev.txt": "The developers' tools, on top of lock.txt.",
+    "lock-lm-eval.txt": "What the extra lm-eval needs, on top of lock.txt.",
     "torch-cuda.txt": "torch as registries have it: with CUDA on Linux, without it elsewhere.",
     "torch-cpu.txt": (
         "torch without CUDA, from wherever pip or uv is told to look for it.\n"
@@ -60,6 +65,13 @@ def versions(lock: str) -> list[str]:
     return [line.removesuffix(" \\") for line in lock.splitlines() if line[:1].isalnum()]
 
 
+def beyond(blocks: Blocks, below: Blocks) -> set[str]:
+    """Names of packages that `below` lacks, or has for fewer platforms."""
+    return {
+        name for name, block in blocks.items() if versions(block) != versions(below.get(name, ""))
+    }
+
+
 def render(file: str, blocks: Iterable[str]) -> str:
     return f"# Written by `make lock`. {COMMENTS[file]}\n" + "".join(blocks)
 
@@ -82,12 +94,15 @@ def resolve(
         subprocess.run(
             command, input=stdin, text=True, cwd=FOLDER.parent, env=environment, check=True
         )
-        return output.read_text()
+        # A lock does not tell of this folder.
+        return re.sub(r"^ +#   -c .*\n", "", output.read_text(), flags=re.MULTILINE)
 
 
 def project_locks(*, upgrade: bool) -> dict[str, str]:
     """Return the content of the locks that follow from pyproject.toml, by file name."""
-    extras = ("--all-extras", "pyproject.toml")
+    project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    names_of_extras = project["project"]["optional-dependencies"].keys() - {SEPARATE_EXTRA}
+    extras = (*(f"--extra={name}" for name in sorted(names_of_extras)), "pyproject.toml")
     locked = read("lock.txt") + read("torch-cuda.txt")
     runtime_lock = resolve(*extras, locked=locked, upgrade=upgrade)
     full_lock = resolve(
@@ -96,15 +111,24 @@ def project_locks(*, upgrade: bool) -> dict[str, str]:
         upgrade=upgrade,
         constraints=runtime_lock,
     )
-    runtime, full = parse(runtime_lock), parse(full_lock)
+    separate_lock = resolve(
+        *(f"--extra={SEPARATE_EXTRA}", *extras),
+        locked=runtime_lock + read("lock-lm-eval.txt"),
+        upgrade=upgrade,
+        constraints=runtime_lock,
+    )
+    runtime, full, separate = parse(runtime_lock), parse(full_lock), parse(separate_lock)
     torch = {name for name in runtime if TORCH_PACKAGES.fullmatch(name)}
-    names = {
-        "lock.txt": runtime.keys() - torch,
-        "lock-dev.txt": full.keys() - runtime.keys(),
-        "torch-cuda.txt": torch,
+    chosen = {
+        "lock.txt": (runtime, runtime.keys() - torch),
+        "lock-dev.txt": (full, beyond(full, runtime)),
+        "lock-lm-eval.txt": (separate, beyond(separate, runtime)),
+        "torch-cuda.txt": (runtime, torch),
     }
-    packages = full | runtime
-    return {file: render(file, (packages[name] for name in sorted(names[file]))) for file in names}
+    return {
+        file: render(file, (packages[name] for name in sorted(names)))
+        for file, (packages, names) in chosen.items()
+    }
 
 
 def tool_lock(file: str, package: str, *, upgrade: bool) -> str:

@@ -44,7 +44,7 @@ def test_every_service_is_hardened(name: str) -> None:
 
 
 def test_what_computes_on_the_model_gets_the_gpu_and_nothing_else() -> None:
-    on_gpu = {"train", "sample", "evaluate"}
+    on_gpu = {"train", "sample", "evaluate", "lm-eval"}
     assert {name for name in SERVICES if "deploy" in SERVICES[name]} == on_gpu
     for name, service in SERVICES.items():
         environment = service["environment"]
@@ -62,7 +62,7 @@ def test_an_image_is_built_by_one_service_and_pulled_by_none() -> None:
 
 def test_only_what_needs_the_network_has_it() -> None:
     offline = {name for name in SERVICES if SERVICES[name].get("network_mode") == "none"}
-    assert offline == SERVICES.keys() - {"prepare", "tensorboard"}
+    assert offline == SERVICES.keys() - {"prepare", "tensorboard", "lm-eval"}
 
 
 def test_no_command_starts_another_and_up_starts_only_the_two() -> None:

@@ -91,6 +91,12 @@ def half_prepared() -> None:
     path.write_text(json.dumps({**manifest, "shards": [held_out], "complete": False}), "utf-8")
 
 
+def exported_and_used() -> None:
+    """A file of the user's lies in an export."""
+    assert run_really("export").returncode == 0
+    Path(f"{RUN}/export/tuned.safetensors").write_bytes(b"weights")
+
+
 @dataclass(frozen=True)
 class Wrong:
     """What a user did, typed and read. Before it, there are `texts`, `words` and the run `tiny`."""
@@ -490,6 +496,52 @@ WRONG = (
         "data/unheld has no val tokens to measure on",
         "prepare it with PREPARE_VAL_TOKENS above 0, or set EVALUATE_SPLIT=train",
         first=lambda: run_really("prepare --val-tokens 0 --out-dir unheld"),
+    ),
+    Wrong(
+        "less held-out text than published figures take",
+        "evaluate --tokens published",
+        "data/words has 201 held-out tokens; published figures take 10,485,760, and one more",
+        "prepare it with PREPARE_VAL_TOKENS=10485760, or set EVALUATE_TOKENS=all",
+    ),
+    Wrong(
+        "published figures of training text",
+        "evaluate --tokens published --split train",
+        "EVALUATE_TOKENS=published (flag --tokens) and EVALUATE_SPLIT=train (flag --split): "
+        "published figures are of held-out text",
+        "correct it",
+    ),
+    Wrong(
+        "a number of tokens to evaluate that is none",
+        "evaluate --tokens publishd",
+        "EVALUATE_TOKENS=publishd (flag --tokens): must be a whole number, such as 500, 20M, "
+        "1.5B or 1e7, or all or published",
+        "correct it",
+    ),
+    Wrong(
+        "an export to a folder with something else",
+        "export --out-dir words",
+        "data/words exists, and is not an export",
+        "set EXPORT_OUT_DIR to another folder, or move that away",
+    ),
+    Wrong(
+        "an export to a file",
+        "export --out-dir notes",
+        "data/notes is a file",
+        "set EXPORT_OUT_DIR to another folder, or move that away",
+        first=file("data/notes", "my notes"),
+    ),
+    Wrong(
+        "an export to an earlier one with files of one's own",
+        "export",
+        f"{RUN}/export holds what export has not written: tuned.safetensors",
+        "set EXPORT_OUT_DIR to another folder, or move that away",
+        first=exported_and_used,
+    ),
+    Wrong(
+        "an export of a run that does not exist",
+        "export --run-name missing",
+        "there is no run data/runs/missing",
+        "set TRAIN_RUN_NAME to one of: tiny",
     ),
     Wrong(
         "a report of no run",

@@ -49,6 +49,12 @@ class Tokenizer:
         return self._encoding.decode(list(tokens))
 
 
+def bytes_of_tokens() -> npt.NDArray[np.int64]:
+    """UTF-8 bytes of text that each token stands for, [50257]; `<|endoftext|>` stands for none."""
+    lengths = [len(_encoding().decode_single_token_bytes(token)) for token in range(END_OF_TEXT)]
+    return np.array([*lengths, 0], dtype=np.int64)
+
+
 @functools.cache
 def _encoding() -> tiktoken.Encoding:
     files = vocabulary_files()

@@ -1,21 +1,105 @@
-"""The loss of a checkpoint on a split."""
+"""How well a checkpoint predicts a split: loss, perplexity, bits per byte, and how sure that is."""
 
+import json
 import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from app.data.loader import TokenStream
+from app.data.progress import TokenProgress
 from app.data.shards import open_dataset
+from app.data.tokenizer import bytes_of_tokens
 from app.errors import UserError
+from app.files import GrowingFile
+from app.model.gpt import GPTConfig
 from app.settings import Settings
 from app.tools.checkpoints import load_gpt
-from app.train.device import choose_device
-from app.train.evaluate import held_out_windows, summed_loss
+from app.train.device import Device, choose_device
+from app.train.evaluate import held_out_windows, window_losses
+from app.train.micro_batch import MemoryNeed, largest_micro_batch
+
+# What modded-nanogpt, llm.c and others measure on: held out from the start of sample-10BT.
+PUBLISHED_TOKENS = 10_485_760
+_NORMAL_95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The loss on a number of windows.
+
+    Attributes:
+        loss: mean over all windows, and so over all tokens; nats per token
+        standard_error: of `loss`, for other text of this kind. It says nothing of another
+            training; and of two models, measured on the same windows, the difference is much surer
+            than this. None with a single window.
+        bits_per_byte: all bits over all bytes of text that the targets stand for; predicting
+            `<|endoftext|>` costs bits, and the token has no byte. None without a byte.
+    """
+
+    loss: float
+    standard_error: float | None
+    bits_per_byte: float | None
+    windows: int
+    tokens: int
+    bytes: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss)."""
+        return math.exp(self.loss)
+
+    @property
+    def perplexity_interval(self) -> tuple[float, float] | None:
+        """The interval of 95 %: exp(loss ± 1.96 standard errors)."""
+        if self.standard_error is None:
+            return None
+        reach = _NORMAL_95 * self.standard_error
+        return math.exp(self.loss - reach), math.exp(self.loss + reach)
+
+
+def measured(losses: npt.NDArray[np.float64], context_length: int, num_bytes: int) -> Measurement:
+    """Put together what the windows say.
+
+    Args:
+        losses: of each window, nats per token, [windows], in the order of the stream.
+        num_bytes: of text in all their targets.
+    """
+    windows, loss = losses.size, float(losses.mean())
+    bits = loss * windows * context_length / math.log(2)
+    return Measurement(
+        loss=loss,
+        standard_error=standard_error(losses) if windows > 1 else None,
+        bits_per_byte=bits / num_bytes if num_bytes else None,
+        windows=windows,
+        tokens=windows * context_length,
+        bytes=num_bytes,
+    )
+
+
+def standard_error(losses: npt.NDArray[np.float64]) -> float:
+    """Standard error of the mean of two or more windows' losses, in the order of the stream.
+
+    A long document fills many windows, which are alike: as if they were independent, the error
+    would come out at half of what it is. So it is taken from the means of √W blocks of √W
+    consecutive windows (Flegal and Jones, "Batch means and spectral variance estimators in Markov
+    chain Monte Carlo", 2010).
+    """
+    length = math.isqrt(losses.size)
+    blocks = losses.size // length
+    means = losses[: blocks * length].reshape(blocks, length).mean(axis=1)
+    return float(means.std(ddof=1) / math.sqrt(blocks))
 
 
 def evaluate(settings: Settings) -> None:
-    """Print a checkpoint's mean loss and perplexity on a split.
+    """Print how well a checkpoint predicts a split, and add it to the run's evaluations.jsonl.
 
     Raises:
-        UserError: there is no such checkpoint, dataset or split.
+        UserError: there is no such checkpoint, dataset or split, or too little of it.
     """
     chosen = settings.evaluate
     device = choose_device(
@@ -25,16 +109,82 @@ def evaluate(settings: Settings) -> None:
     dataset = open_dataset(settings.train_dataset_dir)
     stream = TokenStream(dataset.val if chosen.split == "val" else dataset.train)
     length = model.config.context_length
-    windows = held_out_windows(stream, length, None if chosen.tokens == "all" else chosen.tokens)
+    windows = held_out_windows(stream, length, _tokens_to_measure(chosen.tokens, stream, settings))
     if windows == 0:
         raise UserError(
             f"{dataset.folder} has no {chosen.split} tokens to measure on",
             "prepare it with PREPARE_VAL_TOKENS above 0, or set EVALUATE_SPLIT=train",
         )
-    batch_size = int(checkpoint.state["micro_batch_size"])
-    total = summed_loss(model, stream, windows, batch_size=batch_size, device=device)
-    loss = total.item() / windows
-    print(
-        f"{checkpoint.folder}: loss {loss:.4f} nats per token, perplexity {math.exp(loss):.2f}, "
-        f"on {windows * length:,} {chosen.split} tokens of {dataset.folder}"
+    batch_size = _batch_size(model.config, device)
+    losses, num_bytes, table = np.empty(windows), 0, bytes_of_tokens()
+    done = 0
+    with TokenProgress(windows * length) as progress:
+        batches = window_losses(model, stream, windows, batch_size=batch_size, device=device)
+        for of_batch, targets in batches:
+            losses[done : done + of_batch.size] = of_batch
+            num_bytes += int(table[targets].sum())
+            done += of_batch.size
+            progress.show(done * length, None)
+    found = measured(losses, length, num_bytes)
+    print(f"{checkpoint.folder} on {chosen.split} tokens of {dataset.folder}:")
+    print("\n".join(_lines(found, length)), flush=True)
+    record = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "step": checkpoint.step,
+        "dataset": dataset.folder.name,
+        "dataset_fingerprint": dataset.fingerprint,
+        "split": chosen.split,
+        "context_length": length,
+        "precision": device.precision,
+        "device": device.name,
+        **asdict(found),
+        "perplexity": found.perplexity,
+        "perplexity_interval": found.perplexity_interval,
+    }
+    line = json.dumps(record, allow_nan=False) + "\n"
+    GrowingFile(settings.run_dir / "evaluations.jsonl").append(line.encode())
+
+
+def _tokens_to_measure(
+    chosen: int | Literal["all", "published"], stream: TokenStream, settings: Settings
+) -> int | None:
+    if chosen == "all":
+        return None
+    if chosen != "published":
+        return chosen
+    if len(stream) <= PUBLISHED_TOKENS:
+        raise UserError(
+            f"{settings.train_dataset_dir} has {len(stream):,} held-out tokens; published figures "
+            f"take {PUBLISHED_TOKENS:,}, and one more as the last target",
+            f"prepare it with PREPARE_VAL_TOKENS={PUBLISHED_TOKENS}, or set EVALUATE_TOKENS=all",
+        )
+    return PUBLISHED_TOKENS
+
+
+def _batch_size(config: GPTConfig, device: Device) -> int:
+    """As many windows as help this device and fit into its memory."""
+    length, width, vocabulary = config.context_length, config.embd_size, config.vocab_size
+    need = MemoryNeed(
+        # The logits of one window, their float32 copy and its softmax; and the padded embedding.
+        fixed=12 * length * vocabulary + 8 * vocabulary * width,
+        # In a block at most: the residual stream, its norm, the MLP's two, and attention's parts.
+        per_window=64 * length * width,
     )
+    sizes = [1 << power for power in range(17)]
+    return largest_micro_batch(sizes, length, need, device.torch_device)
+
+
+def _lines(found: Measurement, length: int) -> Iterator[str]:
+    error, interval = found.standard_error, found.perplexity_interval
+    bar = f" ± {error:.4f} (standard error)" if error is not None else ""
+    between = f" (95 %: {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+    yield f"  loss           {found.loss:.4f}{bar} nats per token"
+    yield f"  perplexity     {found.perplexity:.2f}{between}"
+    if found.bits_per_byte is not None:
+        yield f"  bits per byte  {found.bits_per_byte:.4f}"
+    yield (
+        f"  measured on    {found.tokens:,} tokens, {found.bytes:,} bytes, "
+        f"in {found.windows:,} windows of {length:,}"
+    )
+    if bar:
+        yield "The error is for other text of this kind; it says nothing of another training."

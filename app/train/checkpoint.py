@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from app.errors import UserError
-from app.files import PARTIAL, fsync_folder, read_json
+from app.files import atomic_folder, read_json
 from app.train.optimizer import Optimizers
 
 STATE_VERSION = 2
@@ -34,8 +33,6 @@ STATE_KEYS = {
     **dict.fromkeys(("metrics_lines", "samples_bytes"), int),
     **dict.fromkeys(("model", "identity", "settings", "versions", "sha256"), dict),
 }
-# One that is being replaced has this name for a moment.
-REPLACED = f".old{PARTIAL}"
 _OWN_HASH = "sha256_of_the_rest"
 
 
@@ -171,41 +168,29 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, state: dict[str, Any]) ->
 
     One that is there already is replaced.
     """
-    partial = folder.with_name(folder.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    fsync_folder(folder.parent.parent)
-    try:
+    with atomic_folder(folder) as partial:
         hashes = {}
         for file, tensors in snapshot.files.items():
-            save_file(tensors, partial / file)
+            save_tensors(tensors, partial / file)
             with (partial / file).open("rb") as written:
                 hashes[file] = hashlib.file_digest(written, "sha256").hexdigest()
         content = {**state, "state_version": STATE_VERSION, "sha256": hashes}
         content[_OWN_HASH] = _hash_of(content)
         (partial / STATE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        for path in partial.iterdir():
-            with path.open("rb") as written:
-                os.fsync(written.fileno())
-        fsync_folder(partial)
-        before = folder.with_name(folder.name + REPLACED)
-        if folder.exists():
-            folder.rename(before)
-        try:
-            partial.rename(folder)
-        except OSError:
-            if before.exists():
-                before.rename(folder)
-            raise
-        fsync_folder(folder.parent)
+
+
+def save_tensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file; OSError if the disk does not take it."""
+    try:
+        save_file(tensors, path, metadata)
     except SafetensorError as error:
         # Its message is all that is left of the system's error.
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _hash_of(state: dict[str, Any]) -> str:

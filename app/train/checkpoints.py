@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from app.errors import UserError
-from app.files import PARTIAL
+from app.files import PARTIAL, REPLACED
 from app.train.checkpoint import (
     MODEL_FILE,
-    REPLACED,
     TENSOR_FILES,
     Checkpoint,
     DamagedError,

@@ -1,8 +1,9 @@
 """The loss on held-out text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -56,3 +57,28 @@ def summed_loss(
             loss = model(inputs.to(device.torch_device), targets.to(device.torch_device))
         total += loss.double() * len(indices)
     return total
+
+
+@torch.no_grad()
+def window_losses(
+    model: GPT, stream: TokenStream, windows: int, *, batch_size: int, device: Device
+) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]]:
+    """Measure each window for itself, a batch at a time; the mean of all is what training measures.
+
+    Args:
+        as those of summed_loss.
+
+    Yields:
+        mean losses, nats per token, [B]; and the targets they are of, [B, T].
+    """
+    for first in range(0, windows, batch_size):
+        indices = np.arange(first, min(first + batch_size, windows), dtype=np.int64)
+        inputs, targets = stream.windows(indices, model.config.context_length)
+        with device.forward_pass():
+            x = model.embed(inputs.to(device.torch_device))
+            for block in model.transformer.h:
+                x = block(x)
+            # One after the other: logits are by far the largest tensor.
+            there = targets.to(device.torch_device)
+            losses = [model.loss(x[i : i + 1], there[i : i + 1]) for i in range(len(indices))]
+        yield torch.stack(losses).double().cpu().numpy(), targets.numpy()

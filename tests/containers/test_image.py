@@ -39,6 +39,7 @@ def created(engine: Engine, service: str, variables: Mapping[str, str] = NONE) -
         ("evaluate", True),
         ("inspect", False),
         ("report", False),
+        ("export", False),
         ("tensorboard", False),
     ),
 )

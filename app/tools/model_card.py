@@ -1,0 +1,63 @@
+"""The model card of an export."""
+
+from typing import Any
+
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [gpt2]
+---
+
+# {run}
+
+A GPT-2 with exact GELU, trained from scratch with gpt-compose.
+
+| | |
+|---|---|
+{table}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # where this file is
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+prompt = tokenizer("<|endoftext|>Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))
+```
+
+In training every document begins with `<|endoftext|>`, so a prompt does best to begin with it.
+The tokenizer takes `<|endoftext|>` anywhere for that token; with `split_special_tokens=True` it is
+ordinary text, as it was within a document in training.
+
+The model says what such text often says: also what is wrong, offensive or somebody's own.
+"""
+
+
+def model_card(origin: dict[str, Any]) -> str:
+    """README.md of an export.
+
+    Args:
+        origin: the content of its export.json.
+    """
+    model = origin["model"]
+    rows = {
+        "Parameters": f"{origin['parameters']:,}, stored in {origin['dtype']}",
+        "Shape": f"{model['num_layers']} layers, width {model['embd_size']}, "
+        f"{model['num_heads']} heads, context of {model['context_length']:,} tokens",
+        "Data set": _described(origin["dataset"]),
+        "Training": f"{origin['tokens_seen']:,} tokens in {origin['step']:,} steps",
+    }
+    if origin["val_loss"] is not None:
+        rows["Held-out loss"] = f"{origin['val_loss']:.4f} nats per token"
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return _CARD.format(run=origin["run"], table=table)
+
+
+def _described(dataset: dict[str, Any]) -> str:
+    if "source" not in dataset:
+        return f"fingerprint {dataset['fingerprint']}"
+    facts = [f"{name} {value}" for name, value in dataset["source"].items() if name != "dataset"]
+    name = dataset["source"].get("dataset")
+    return f"{name} ({', '.join(facts)}), {dataset['train_tokens']:,} tokens"

@@ -1,0 +1,182 @@
+"""What evaluate says, computed a second time by other means."""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from app.data.tokenizer import END_OF_TEXT, bytes_of_tokens, vocabulary_files
+from app.errors import ExitCode
+from app.model.gpt import GPT, GPTConfig
+from app.settings import EvaluateSettings
+from app.tools.evaluate import PUBLISHED_TOKENS, measured, standard_error
+from app.train.checkpoint import open_checkpoint
+from tests.newcomer import settle, type_in
+from tests.tools.small_run import CONTEXT_LENGTH, RUN, train_small_run
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_small_run(tmp_path_factory.mktemp("workshop"))
+
+
+@pytest.fixture(autouse=True)
+def newcomer(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    shutil.copytree(workshop, tmp_path, dirs_exist_ok=True)
+    settle(tmp_path, monkeypatch)
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def evaluations() -> list[dict[str, Any]]:
+    lines = (RUN / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def stream(pattern: str) -> list[int]:
+    """Tokens of all shards, read by another way than the program's."""
+    return [
+        int(token)
+        for path in sorted(Path("data/words").glob(pattern))
+        for token in np.fromfile(path, "<u2", offset=1024)
+    ]
+
+
+@torch.no_grad()
+def losses_of(step: int, tokens: list[int], windows: int) -> list[float]:
+    """The mean loss of each window, in float64, one window at a time."""
+    checkpoint = open_checkpoint(RUN / "checkpoints" / f"step-{step:06}")
+    model = GPT(GPTConfig(**checkpoint.state["model"]))
+    checkpoint.load_model(model)
+    model.double()
+    losses = []
+    for start in range(0, windows * CONTEXT_LENGTH, CONTEXT_LENGTH):
+        window = torch.tensor(tokens[start : start + CONTEXT_LENGTH + 1])
+        logits = model(window[None, :-1])
+        losses.append(F.cross_entropy(logits[0], window[1:]).item())
+    return losses
+
+
+def text_of_tokens() -> dict[int, str]:
+    """GPT-2's published vocabulary, which has a character for each byte."""
+    files = vocabulary_files()
+    assert files
+    found = json.loads(files[1].read_bytes())
+    return {token: text for text, token in found.items()}
+
+
+def text_bytes(tokens: list[int]) -> int:
+    texts = text_of_tokens()
+    return sum(len(texts[token]) for token in tokens if token != END_OF_TEXT)
+
+
+@pytest.mark.parametrize(
+    ("typed", "step", "pattern", "windows"),
+    (
+        ("evaluate", 20, "*_val_*.bin", 31),
+        ("evaluate --step 10 --tokens 1000", 10, "*_val_*.bin", 15),
+        ("evaluate --split train --tokens 6k", 20, "stdlib_0*.bin", 93),
+    ),
+)
+def test_numbers_are_those_of_every_window(
+    typed: str,
+    step: int,
+    pattern: str,
+    windows: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    capsys.readouterr()
+    assert type_in(typed, monkeypatch) == ExitCode.DONE
+    tokens = stream(pattern)
+    losses = losses_of(step, tokens, windows)
+    targets = tokens[1 : windows * CONTEXT_LENGTH + 1]
+    assert END_OF_TEXT in targets or windows < 20
+    (found,) = evaluations()
+    assert (found["step"], found["windows"], found["tokens"]) == (step, windows, len(targets))
+    assert found["bytes"] == text_bytes(targets)
+    mean = sum(losses) / windows
+    assert found["loss"] == pytest.approx(mean, rel=1e-6)
+    assert found["perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
+    bits = sum(losses) * CONTEXT_LENGTH / math.log(2)
+    assert found["bits_per_byte"] == pytest.approx(bits / found["bytes"], rel=1e-6)
+    low, high = found["perplexity_interval"]
+    assert low < found["perplexity"] < high
+    assert math.log(high / low) == pytest.approx(2 * 1.96 * found["standard_error"], rel=1e-3)
+    said = capsys.readouterr().out
+    assert f"loss           {mean:.4f} ± {found['standard_error']:.4f} (standard error)" in said
+    assert f"{len(targets):,} tokens, {found['bytes']:,} bytes, in {windows} windows" in said
+
+
+def test_it_is_the_loss_that_training_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type_in("evaluate", monkeypatch) == ExitCode.DONE
+    state = open_checkpoint(RUN / "checkpoints" / "step-000020").state
+    assert evaluations()[0]["loss"] == pytest.approx(state["val_loss"], rel=1e-6)
+
+
+def test_each_evaluation_adds_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (10, 20, 20):
+        assert type_in(f"evaluate --step {step}", monkeypatch) == ExitCode.DONE
+    assert [found["step"] for found in evaluations()] == [10, 20, 20]
+    first, second = ({**found, "time": ""} for found in evaluations()[1:])
+    assert first == second
+
+
+def test_one_window_has_no_error_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert type_in(f"evaluate --tokens {CONTEXT_LENGTH}", monkeypatch) == ExitCode.DONE
+    (found,) = evaluations()
+    assert found["standard_error"] is found["perplexity_interval"] is None
+    assert "±" not in capsys.readouterr().out
+
+
+def test_tokens_that_are_no_text_have_no_bits_per_byte() -> None:
+    found = measured(np.array([1.0, 2.0]), 8, 0)
+    assert (found.loss, found.bits_per_byte) == (1.5, None)
+
+
+def test_bytes_of_tokens_are_those_of_the_vocabulary() -> None:
+    table, texts = bytes_of_tokens(), text_of_tokens()
+    assert table.shape == (END_OF_TEXT + 1,)
+    assert table[END_OF_TEXT] == 0
+    assert table[:END_OF_TEXT].tolist() == [len(texts[i]) for i in range(END_OF_TEXT)]
+
+
+def test_published_figures_are_on_ten_thousand_windows_of_1024() -> None:
+    assert PUBLISHED_TOKENS == 10_240 * 1024
+    assert EvaluateSettings(tokens="published").tokens == "published"
+
+
+def autoregressive(memory: float, runs: int, windows: int) -> np.ndarray[Any, Any]:
+    """Windows that are like the one before, [runs, windows], with mean 0."""
+    noise = np.random.default_rng(0).standard_normal((runs, windows))
+    values = noise / math.sqrt(1 - memory**2)
+    for i in range(1, windows):
+        values[:, i] = memory * values[:, i - 1] + noise[:, i]
+    return values
+
+
+@pytest.mark.parametrize("memory", (0.0, 0.6))
+def test_the_error_bar_holds_the_true_loss_as_often_as_it_says(memory: float) -> None:
+    values = autoregressive(memory, runs=2000, windows=1024)
+    errors = np.array([standard_error(one) for one in values])
+    within = np.abs(values.mean(axis=1)) < 1.96 * errors
+    assert 0.90 < within.mean() < 0.97
+    if memory:
+        independent = values.std(axis=1, ddof=1) / math.sqrt(values.shape[1])
+        too_sure = np.abs(values.mean(axis=1)) < 1.96 * independent
+        assert too_sure.mean() < 0.75
+
+
+def test_a_few_windows_count_as_independent() -> None:
+    losses = np.array([3.0, 5.0, 4.0])
+    assert standard_error(losses) == pytest.approx(1 / math.sqrt(3))

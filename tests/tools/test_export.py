@@ -1,0 +1,219 @@
+"""Folders that export writes, looked at as their users do."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2LMHeadModel
+
+from app.errors import ExitCode
+from app.model.generate import generate
+from app.model.gpt import GPT, GPTConfig
+from app.tools.export import FILES
+from app.train.checkpoint import open_checkpoint
+from tests.newcomer import REPOSITORY, run_really, settle, type_in
+from tests.tools.small_run import CONTEXT_LENGTH, RUN, train_small_run
+
+EXPORT = RUN / "export"
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_small_run(tmp_path_factory.mktemp("workshop"))
+
+
+@pytest.fixture(autouse=True)
+def newcomer(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    shutil.copytree(workshop, tmp_path, dirs_exist_ok=True)
+    settle(tmp_path, monkeypatch)
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def ours(step: int) -> GPT:
+    checkpoint = open_checkpoint(RUN / "checkpoints" / f"step-{step:06}")
+    model = GPT(GPTConfig(**checkpoint.state["model"]))
+    checkpoint.load_model(model)
+    return model
+
+
+def read(folder: Path, file: str) -> Any:
+    return json.loads((folder / file).read_bytes())
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@torch.no_grad()
+def test_a_trained_model_is_the_same_in_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type_in("export", monkeypatch) == ExitCode.DONE
+    theirs, info = AutoModelForCausalLM.from_pretrained(EXPORT, output_loading_info=True)
+    assert isinstance(theirs, GPT2LMHeadModel)
+    assert not any(info.values()), info
+    tokenizer = AutoTokenizer.from_pretrained(EXPORT)
+    prompt = tokenizer("<|endoftext|>import os\n\nclass Path:\n", return_tensors="pt")
+    tokens, model = prompt["input_ids"], ours(20)
+    assert model(tokens).std() > 0.5, "it has learned nothing"
+    assert (theirs(tokens).logits - model(tokens)).abs().max() < 1e-4
+    count = CONTEXT_LENGTH - tokens.shape[1]
+    theirs.generation_config.eos_token_id = None
+    written = theirs.generate(**prompt, max_new_tokens=count, do_sample=False)
+    assert written.tolist() == generate(model, tokens, count, temperature=0).tolist()
+
+
+@torch.no_grad()
+def test_any_checkpoint_can_be_exported_anywhere_below_data_dir(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert type_in("export --step 10 --out-dir models/early", monkeypatch) == ExitCode.DONE
+    theirs = GPT2LMHeadModel.from_pretrained("data/models/early")
+    tokens = torch.arange(40)[None]
+    assert (theirs(tokens).logits - ours(10)(tokens)).abs().max() < 1e-4
+    assert not EXPORT.exists()
+    assert read(Path("data/models/early"), "export.json")["step"] == 10
+
+
+def test_the_folder_has_what_others_look_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type_in("export", monkeypatch) == ExitCode.DONE
+    assert names(EXPORT) == set(FILES)
+    assert len({path.stat().st_mode for path in EXPORT.iterdir()}) == 1
+    with safe_open(EXPORT / "model.safetensors", "pt") as weights:
+        assert weights.metadata() == {"format": "pt"}
+    config = read(EXPORT, "config.json")
+    expected = {
+        "architectures": ["GPT2LMHeadModel"],
+        "activation_function": "gelu",
+        "n_positions": CONTEXT_LENGTH,
+        "n_embd": 32,
+        "n_layer": 3,
+        "n_head": 4,
+        "vocab_size": 50257,
+        "bos_token_id": 50256,
+        "eos_token_id": 50256,
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+    }
+    assert expected.items() <= config.items()
+    assert GenerationConfig.from_pretrained(EXPORT).eos_token_id == 50256
+
+
+def test_bfloat16_takes_half_the_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type_in("export", monkeypatch) == ExitCode.DONE
+    whole = (EXPORT / "model.safetensors").stat().st_size
+    assert type_in("export --dtype bfloat16", monkeypatch) == ExitCode.DONE
+    assert (EXPORT / "model.safetensors").stat().st_size == pytest.approx(whole / 2, rel=0.01)
+    assert GPT2LMHeadModel.from_pretrained(EXPORT).dtype == torch.bfloat16
+
+
+def test_the_card_tells_where_the_weights_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type_in("export", monkeypatch) == ExitCode.DONE
+    card = (EXPORT / "README.md").read_text(encoding="utf-8")
+    state = open_checkpoint(RUN / "checkpoints" / "step-000020").state
+    assert "\n# small\n" in card
+    assert "stdlib (files " in card
+    assert "20,000 tokens" in card
+    assert "5,120 tokens in 20 steps" in card
+    assert f"| Held-out loss | {state['val_loss']:.4f} nats per token |" in card
+    origin = read(EXPORT, "export.json")
+    assert origin["dataset"]["fingerprint"] == state["identity"]["dataset_fingerprint"]
+
+
+def test_a_dataset_that_is_gone_is_named_by_its_fingerprint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.rmtree("data/words")
+    assert type_in("export", monkeypatch) == ExitCode.DONE
+    fingerprint = read(EXPORT, "export.json")["dataset"]["fingerprint"]
+    assert fingerprint in (EXPORT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_program_in_the_card_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type_in("export", monkeypatch) == ExitCode.DONE
+    card = (EXPORT / "README.md").read_text(encoding="utf-8")
+    program = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert program
+    ended = subprocess.run(
+        [sys.executable, "-c", program[1]],
+        cwd=EXPORT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout.startswith("<|endoftext|>Once upon a time")
+
+
+def test_export_needs_no_transformers() -> None:
+    code = (
+        "import sys; sys.modules['transformers'] = sys.modules['tokenizers'] = None\n"
+        "import app.__main__ as m; sys.exit(m.main(['export']))"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        check=True,
+    )
+    assert names(EXPORT) == set(FILES)
+
+
+def test_an_export_replaces_the_one_before_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type_in("export --step 10", monkeypatch) == ExitCode.DONE
+    first = {path.name: path.read_bytes() for path in EXPORT.iterdir()}
+    kept = Path("kept")
+    kept.mkdir()
+    for path in EXPORT.iterdir():
+        os.link(path, kept / path.name)
+    assert type_in("export", monkeypatch) == ExitCode.DONE
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == first
+    assert read(EXPORT, "export.json")["step"] == 20
+    assert names(EXPORT.parent) >= {"export", "checkpoints"}
+    assert not [name for name in names(EXPORT.parent) if "partial" in name]
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type_in("export", monkeypatch) == ExitCode.DONE
+    assert type_in("export --out-dir again", monkeypatch) == ExitCode.DONE
+    for file in FILES:
+        assert (EXPORT / file).read_bytes() == Path("data/again", file).read_bytes()
+
+
+def test_a_link_stays_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("disk").mkdir()
+    EXPORT.symlink_to(Path("disk").resolve())
+    assert type_in("export", monkeypatch) == ExitCode.DONE
+    assert EXPORT.is_symlink()
+    assert names(Path("disk")) == set(FILES)
+
+
+def test_a_full_disk_leaves_the_export_before_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type_in("export --step 10", monkeypatch) == ExitCode.DONE
+    before = {path.name: path.read_bytes() for path in EXPORT.iterdir()}
+    # The weights take more than this, or nothing would be tested.
+    assert len(before["model.safetensors"]) > 3_000_000
+    ended = run_really("export", largest_file=3_000_000)
+    assert ended.returncode == ExitCode.EXHAUSTED, ended.stderr
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 2
+    assert {path.name: path.read_bytes() for path in EXPORT.iterdir()} == before
+    assert not [name for name in names(EXPORT.parent) if "partial" in name]
+
+
+def test_an_export_that_was_cut_short_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type_in("export --step 10", monkeypatch) == ExitCode.DONE
+    # Killed between its two renames, after a copy that was killed earlier.
+    EXPORT.rename(EXPORT.with_name("export.old.partial"))
+    EXPORT.with_name("export.partial").mkdir()
+    assert type_in("export", monkeypatch) == ExitCode.DONE
+    assert names(EXPORT) == set(FILES)
+    assert not [name for name in names(EXPORT.parent) if "partial" in name]

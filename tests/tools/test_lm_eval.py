@@ -1,0 +1,141 @@
+"""The real lm-eval on an exported model, without a network: it agrees with evaluate."""
+
+import argparse
+import inspect
+import json
+import math
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from app.data.tokenizer import Tokenizer
+from app.errors import ExitCode
+from tests.conftest import Say
+from tests.newcomer import REPOSITORY, settle, type_in
+from tests.tools.small_run import CONTEXT_LENGTH, RUN, SETTINGS
+
+pytestmark = pytest.mark.lm_eval
+
+LM_EVAL = REPOSITORY / ".venv-lm-eval" / "bin" / "lm_eval"
+WINDOWS = 40
+QUESTIONS = (
+    {"query": "import argparse\nimport os\nimport", "choices": [" sys", " cheese", " the"]},
+    {"query": "class Parser:\n    def __init__(", "choices": ["self", "banana", "):"]},
+    {"query": "    if value is None:\n        return", "choices": [" None", " elephants"]},
+)
+PERPLEXITY = {
+    "task": "own_text",
+    "dataset_path": "json",
+    "output_type": "loglikelihood_rolling",
+    "test_split": "test",
+    "doc_to_text": "",
+    "doc_to_target": "{{text}}",
+    "metric_list": [{"metric": "bits_per_byte"}],
+}
+CHOICE = {
+    "task": "own_questions",
+    "dataset_path": "json",
+    "output_type": "multiple_choice",
+    "test_split": "test",
+    "doc_to_text": "{{query}}",
+    "doc_to_choice": "{{choices}}",
+    "doc_to_target": 0,
+    "target_delimiter": "",
+    "metric_list": [{"metric": "acc"}],
+}
+
+
+def text_of_windows(module: ModuleType) -> str:
+    """Python source of exactly WINDOWS windows' tokens.
+
+    lm-eval cuts a document into windows as `evaluate` does a stream: the first predicts its tokens
+    from <|endoftext|> on, each further one from the token before it. Only a last window that is not
+    full would be another: lm-eval gives it more context, `evaluate` leaves it out.
+    """
+    tokenizer, count = Tokenizer(), WINDOWS * CONTEXT_LENGTH
+    lines = inspect.getsource(module).splitlines(keepends=True)
+    for first in range(len(lines)):
+        tokens = tokenizer.encode("".join(lines[first:]))[:count].tolist()
+        text = tokenizer.decode(tokens)
+        # A word that is cut off may have other tokens.
+        if tokenizer.encode(text).tolist() == tokens:
+            return text
+    raise AssertionError("no part of it is cut at a token's end")
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_task(task: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    name, folder = task["task"], Path("tasks")
+    folder.mkdir(exist_ok=True)
+    write_rows(folder / f"{name}.jsonl", rows)
+    files = {"data_files": {"test": str((folder / f"{name}.jsonl").resolve())}}
+    content = yaml.safe_dump({**task, "dataset_kwargs": files})
+    (folder / f"{name}.yaml").write_text(content, encoding="utf-8")
+
+
+def lm_eval() -> dict[str, dict[str, Any]]:
+    """Results by task."""
+    unreachable = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
+    command = [
+        *(LM_EVAL, "--model", "hf", "--device", "cpu", "--batch_size", "8"),
+        *("--model_args", f"pretrained={RUN / 'export'}"),
+        *("--include_path", "tasks", "--tasks", "own_text,own_questions"),
+        *("--output_path", "results.json"),
+    ]
+    ended = subprocess.run(
+        command,
+        env={
+            **os.environ,
+            **unreachable,
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_OFFLINE": "1",
+            "HF_HOME": str(Path("cache").resolve()),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert ended.returncode == 0, ended.stderr
+    (written,) = Path().glob("results*.json")
+    results: dict[str, dict[str, Any]] = json.loads(written.read_bytes())["results"]
+    return results
+
+
+def test_its_loss_is_that_of_evaluate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, say: Say
+) -> None:
+    assert LM_EVAL.exists(), "make test-lm-eval makes its environment"
+    settle(tmp_path, monkeypatch)
+    text = text_of_windows(argparse)
+    # Held-out text comes first: it is the first document, and nothing else.
+    documents = [text, *(inspect.getsource(module) for module in (shutil, tarfile))]
+    write_rows(Path("documents.jsonl"), [{"text": document} for document in documents])
+    settings = SETTINGS.replace("DATASET=stdlib", "DATASET=documents.jsonl")
+    Path(".env").write_text(settings, encoding="utf-8")
+    held_out = WINDOWS * CONTEXT_LENGTH
+    assert type_in(f"prepare --val-tokens {held_out}", monkeypatch) == ExitCode.DONE
+    for command in ("train", "evaluate", "export"):
+        assert type_in(command, monkeypatch) == ExitCode.DONE
+    ours = json.loads((RUN / "evaluations.jsonl").read_bytes())
+    assert (ours["windows"], ours["bytes"]) == (WINDOWS, len(text.encode()))
+
+    write_task(PERPLEXITY, [{"text": text}])
+    write_task(CHOICE, list(QUESTIONS))
+    results = lm_eval()
+    theirs = results["own_text"]["bits_per_byte,none"]
+    say(f"bits per byte: lm-eval {theirs:.7f}, evaluate {ours['bits_per_byte']:.7f}")
+    assert theirs == pytest.approx(ours["bits_per_byte"], rel=1e-5)
+    loss = theirs * math.log(2) * len(text.encode()) / held_out
+    assert loss == pytest.approx(ours["loss"], rel=1e-5)
+    assert 0 <= results["own_questions"]["acc,none"] <= 1
