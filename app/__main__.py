@@ -67,6 +67,13 @@ def sample(settings: Settings, arguments: Namespace) -> None:
     sample(settings)
 
 
+def playground(settings: Settings, arguments: Namespace) -> None:
+    """Serve a page on this machine on which to try a trained model."""
+    from app.tools.playground.serve import playground
+
+    playground(settings)
+
+
 def evaluate(settings: Settings, arguments: Namespace) -> None:
     """Measure a trained model's loss on held-out text."""
     from app.tools.evaluate import evaluate
@@ -119,6 +126,7 @@ COMMANDS = {
     "prepare": Command(prepare, ("prepare", "general")),
     "train": Command(train, ("train", "model", "general")),
     "sample": Command(sample, ("sample", "train.run_name", "train.device", "general")),
+    "playground": Command(playground, ("playground", "train.run_name", "train.device", "general")),
     "evaluate": Command(
         evaluate,
         ("evaluate", "train.run_name", "train.dataset_dir", "train.device", "general"),

@@ -48,6 +48,7 @@ def _home(value: object) -> object:
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Beta = Annotated[Number, Field(ge=0, lt=1)]
 Wait = Annotated[Number, Field(ge=0, le=86400)]
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
 Location = Annotated[Path, BeforeValidator(_home)]
 
 
@@ -193,10 +194,8 @@ class TrainSettings(Group):
     dataset_dir: Location | None = Field(
         None, description="dataset folder, below DATA_DIR; by default where prepare writes"
     )
-    run_name: str | None = Field(
+    run_name: RunName | None = Field(
         None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        max_length=200,
         description="the run's folder below DATA_DIR/runs; by default the dataset folder's name",
     )
     tokens_per_step: Count = Field(
@@ -277,6 +276,9 @@ class SampleSettings(Group):
     model_config = SettingsConfigDict(env_prefix="SAMPLE_")
 
     prompt: str = Field("", description="text to continue; by default a new document")
+    prompt_file: str | None = Field(
+        None, description="take the prompt of `sample` from this file; - for standard input"
+    )
     num_samples: Count = Field(2, ge=1, le=1000, description="texts to write")
     max_tokens: Count = Field(200, ge=1, description="tokens to write, at most")
     temperature: Number = Field(
@@ -285,6 +287,17 @@ class SampleSettings(Group):
     top_k: Count = Field(50, ge=0, description="draw from the k likeliest tokens; 0: from all")
     seed: Count = Field(0, ge=0, lt=2**32, description="the same seed writes the same text")
     step: Count | None = Field(None, ge=0, description="checkpoint to use; by default the last")
+
+
+class PlaygroundSettings(Group):
+    """The page on which to try a model."""
+
+    model_config = SettingsConfigDict(env_prefix="PLAYGROUND_")
+
+    host: str = Field(
+        "127.0.0.1", description="address to listen at; the default is for this machine only"
+    )
+    port: Count = Field(8000, ge=0, lt=65536, description="port to listen at; 0: any that is free")
 
 
 class EvaluateSettings(Group):
@@ -325,6 +338,7 @@ class Settings(BaseModel):
     model: ModelSettings
     train: TrainSettings
     sample: SampleSettings
+    playground: PlaygroundSettings
     evaluate: EvaluateSettings
     export: ExportSettings
 
@@ -339,6 +353,10 @@ class Settings(BaseModel):
         if warmup != "auto" and 0 < self.train.max_steps <= warmup:
             found["TRAIN_WARMUP_STEPS", "TRAIN_MAX_STEPS"] = (
                 "the warm-up leaves no step at the full rate"
+            )
+        if self.sample.prompt and self.sample.prompt_file:
+            found["SAMPLE_PROMPT", "SAMPLE_PROMPT_FILE"] = (
+                "only one of them can be the prompt; the flag --prompt= clears a recipe's"
             )
         if tokens % length:
             found["TRAIN_TOKENS_PER_STEP", "MODEL_CONTEXT_LENGTH"] = _not_a_multiple(tokens, length)
@@ -384,6 +402,7 @@ GROUPS: dict[str, type[Group]] = {
     "model": ModelSettings,
     "train": TrainSettings,
     "sample": SampleSettings,
+    "playground": PlaygroundSettings,
     "evaluate": EvaluateSettings,
     "export": ExportSettings,
 }

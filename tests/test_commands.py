@@ -79,7 +79,7 @@ def test_the_help_lists_every_command(
 ) -> None:
     shown = help_of("", monkeypatch, capsys)
     for name, command in COMMANDS.items():
-        assert re.search(rf"(?m)^    {name} +{(command.run.__doc__ or '')[:30]}", shown)
+        assert re.search(rf"(?m)^    {name}\s+{(command.run.__doc__ or '')[:30]}", shown)
 
 
 def test_no_command_shows_the_help(

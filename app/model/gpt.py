@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from app.model.cache import KeyValueCache, LayerCache
+
 VOCAB_MULTIPLE = 64
 PADDED_ON = ("cuda",)
 
@@ -40,12 +42,19 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.embd_size, 3 * config.embd_size)
         self.c_proj = nn.Linear(config.embd_size, config.embd_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x [B, T, C] to [B, T, C]."""
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """Map x [B, T, C] to [B, T, C].
+
+        Args:
+            cache: of the tokens before, which x attends to as well: then T is 1, or there are none.
+        """
         B, T, C = x.shape
         heads = (B, T, self.num_heads, C // self.num_heads)
         q, k, v = (part.view(heads).transpose(1, 2) for part in self.c_attn(x).split(C, dim=2))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        # A single token is the last of all: nothing comes after it.
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=k.shape[2] == T)
         return cast(Tensor, self.c_proj(y.transpose(1, 2).reshape(B, T, C)))
 
 
@@ -73,9 +82,9 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.attn_scale = 1 / math.sqrt(2 * config.num_layers)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """Map x [B, T, C] to [B, T, C]."""
-        x = x + self.attn_scale * self.attn(self.ln_1(x))
+        x = x + self.attn_scale * self.attn(self.ln_1(x), cache)
         return cast(Tensor, x + self.mlp(self.ln_2(x)))
 
 
@@ -117,10 +126,26 @@ class GPT(nn.Module):
             return self.loss(x, targets)
         return F.linear(self.transformer.ln_f(x), self.transformer.wte.weight)
 
-    def embed(self, idx: Tensor) -> Tensor:
-        """Map token ids int [B, T] to what enters the first block [B, T, C]."""
-        assert idx.shape[1] <= self.config.context_length, "longer than the context"
-        positions = torch.arange(idx.shape[1], device=idx.device)
+    def next_logits(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
+        """Score the token after the last one.
+
+        Args:
+            idx: int [B, T], the tokens after those of the cache, which then has them as well. T is
+                1 unless the cache is empty.
+
+        Returns:
+            logits [B, vocab]
+        """
+        x = self.embed(idx, cache.length)
+        for block, layer in zip(self.transformer.h, cache.layers, strict=True):
+            x = block(x, layer)
+        return F.linear(self.transformer.ln_f(x[:, -1]), self.transformer.wte.weight)
+
+    def embed(self, idx: Tensor, first: int = 0) -> Tensor:
+        """Map token ids int [B, T], at positions from `first`, to [B, T, C] for the first block."""
+        end = first + idx.shape[1]
+        assert end <= self.config.context_length, "longer than the context"
+        positions = torch.arange(first, end, device=idx.device)
         return cast(Tensor, self.transformer.wte(idx) + self.transformer.wpe(positions))
 
     def loss(self, x: Tensor, targets: Tensor) -> Tensor:

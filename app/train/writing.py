@@ -1,13 +1,44 @@
 """Text from a model: prompt to tokens, tokens to text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import torch
 
 from app.data.tokenizer import END_OF_TEXT, Tokenizer
-from app.model.generate import generate
+from app.model.generate import draw_tokens
 from app.model.gpt import GPT
 from app.settings import SampleSettings
+
+
+def stream_texts(
+    model: GPT, tokenizer: Tokenizer, chosen: SampleSettings
+) -> Generator[list[str | None]]:
+    """Let the model continue a new document that begins with the prompt, num_samples times.
+
+    Yields:
+        for each token drawn what it adds to each text: nothing while a character is incomplete,
+        None once the model has ended the document. When all are ended, it is over.
+    """
+    rows = range(chosen.num_samples)
+    prompt = prompt_tokens(tokenizer, chosen.prompt)
+    drawn = draw_tokens(
+        model,
+        torch.tensor([prompt] * len(rows), device=next(model.parameters()).device),
+        chosen.max_tokens,
+        temperature=chosen.temperature,
+        top_k=chosen.top_k,
+        seed=chosen.seed,
+    )
+    decoders = [tokenizer.stream_decoder() for _ in rows]
+    has_ended = [False for _ in rows]
+    for tokens in drawn:
+        pieces: list[str | None] = []
+        for row, token in enumerate(tokens.tolist()):
+            has_ended[row] |= token == END_OF_TEXT
+            pieces.append(None if has_ended[row] else decoders[row](token))
+        if all(has_ended):
+            return
+        yield pieces
 
 
 def write_texts(
@@ -22,21 +53,25 @@ def write_texts(
         between: called before each token; what it raises ends the writing.
 
     Returns:
-        num_samples texts, prompt included; each ends where the model ends the document.
+        num_samples texts, prompt included; each ends where the model ends the document, or with
+        the last whole character.
     """
-    prompt = [END_OF_TEXT, *tokenizer.encode(chosen.prompt).tolist()]
-    device = next(model.parameters()).device
-    tokens = generate(
-        model,
-        torch.tensor([prompt] * chosen.num_samples, device=device),
-        chosen.max_tokens,
-        temperature=chosen.temperature,
-        top_k=chosen.top_k,
-        seed=chosen.seed,
-        between=between,
-    )
-    return [tokenizer.decode(_document(row)) for row in tokens[:, 1:].tolist()]
+    texts = [tokenizer.decode(tokenizer.encode(chosen.prompt)) for _ in range(chosen.num_samples)]
+    between()
+    for pieces in stream_texts(model, tokenizer, chosen):
+        between()
+        texts = [text + (piece or "") for text, piece in zip(texts, pieces, strict=True)]
+    return texts
 
 
-def _document(tokens: list[int]) -> list[int]:
-    return tokens[: tokens.index(END_OF_TEXT)] if END_OF_TEXT in tokens else tokens
+def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """What the model continues: a new document that begins with the prompt."""
+    return [END_OF_TEXT, *tokenizer.encode(prompt).tolist()]
+
+
+def unseen_part(model: GPT, tokenizer: Tokenizer, prompt: str) -> str | None:
+    """What to tell about a prompt that is longer than the context; None of any other."""
+    length, tokens = model.config.context_length, len(prompt_tokens(tokenizer, prompt))
+    if tokens <= length:
+        return None
+    return f"the prompt has {tokens} tokens; the model sees the last {length} of them"

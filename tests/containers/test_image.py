@@ -41,6 +41,7 @@ def created(engine: Engine, service: str, variables: Mapping[str, str] = NONE) -
         ("report", False),
         ("export", False),
         ("tensorboard", False),
+        ("playground", True),
     ),
 )
 def test_the_gpu_request_reaches_the_engine(engine: Engine, service: str, has_gpu: bool) -> None:

@@ -204,6 +204,32 @@ def test_tensorboard_answers_on_this_machine_only(tiny: Engine) -> None:
         tiny.docker("compose", "rm", "--stop", "--force", "tensorboard")
 
 
+def test_the_playground_answers_on_this_machine_only_and_cannot_write(tiny: Engine) -> None:
+    port = {"PLAYGROUND_PORT": "18000"}
+    tiny.job("train", variables=TINY)
+    tiny.docker("compose", "up", "--detach", "playground", variables=TINY | port)
+    try:
+        address = tiny.docker("compose", "port", "playground", "18000", variables=port)
+        assert address.strip() == "127.0.0.1:18000"
+        patient = ("--retry", "60", "--retry-all-errors", "--retry-delay", "1")
+        asked = ("curl", "--silent", "--show-error", "--fail", *patient)
+        page = tiny.run(*asked, "http://localhost:18000/").stdout
+        assert "<title>Playground" in page
+        wanted = json.dumps({"run": "tiny", "step": 4, "prompt": "import ", "max_tokens": 5})
+        json_body = ("--header", "Content-Type: application/json", "--data", wanted)
+        text = tiny.run(*asked, *json_body, "http://localhost:18000/api/generate").stdout
+        assert json.loads(text.splitlines()[-1])["state"] == "ended"
+        writing = ("compose", "exec", "-T", "playground", "touch", "/data/x")
+        assert (
+            "Read-only file system" in tiny.run("docker", *writing, code=1, variables=port).stderr
+        )
+        container = tiny.docker("compose", "ps", "--quiet", "playground").strip()
+        code, printed = stopped(tiny, container)
+        assert code == 128 + signal.SIGTERM, printed
+    finally:
+        tiny.docker("compose", "rm", "--stop", "--force", "playground")
+
+
 def test_the_tear_down_of_the_docs_leaves_nothing(engine: Engine) -> None:
     command = "docker compose --profile '*' down -v --remove-orphans"
     assert command in (REPOSITORY / "docs" / "cloud.md").read_text()

@@ -1,20 +1,87 @@
+from typing import Any
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from app.model.generate import generate
+from app.model.cache import KeyValueCache
+from app.model.generate import draw_tokens, generate
 from app.model.gpt import GPT, GPTConfig
+from tests.model.recomputed import recomputed
 
 CONFIG = GPTConfig(context_length=12, vocab_size=61, num_layers=2, embd_size=16, num_heads=2)
 PROMPT = torch.tensor([[3, 1, 4], [1, 5, 9]])
 
 
+def far_from_uniform(config: GPTConfig = CONFIG) -> GPT:
+    """A model for which temperature and top-k matter."""
+    torch.manual_seed(0)
+    gpt = GPT(config)
+    for parameter in gpt.parameters():
+        parameter.data *= 20
+    return gpt
+
+
 @pytest.fixture
 def model() -> GPT:
-    torch.manual_seed(0)
-    gpt = GPT(CONFIG)
-    for parameter in gpt.parameters():
-        parameter.data *= 20  # far from uniform, so that temperature and top-k matter
-    return gpt
+    return far_from_uniform()
+
+
+@pytest.mark.parametrize("length", range(1, CONFIG.context_length + 1))
+@pytest.mark.parametrize("rows", (1, 3))
+@torch.no_grad()
+def test_a_prompt_and_then_single_tokens_score_as_all_at_once(length: int, rows: int) -> None:
+    torch.manual_seed(rows)
+    model = GPT(CONFIG)
+    for parameter in model.parameters():
+        # Biases and norms start at 0 and 1, where a forgotten one would not be seen.
+        parameter.data += 0.1 * torch.randn(parameter.shape)
+    idx = torch.randint(0, CONFIG.vocab_size, (rows, CONFIG.context_length))
+    expected = model(idx)
+    cache = KeyValueCache(CONFIG.num_layers, CONFIG.context_length)
+    for first, end in ((0, length), *((i, i + 1) for i in range(length, CONFIG.context_length))):
+        found = model.next_logits(idx[:, first:end], cache)
+        torch.testing.assert_close(found, expected[:, end - 1], rtol=0, atol=1e-5)
+        assert cache.length == end
+
+
+@torch.no_grad()
+def test_a_cleared_cache_has_forgotten_everything(model: GPT) -> None:
+    cache = KeyValueCache(CONFIG.num_layers, CONFIG.context_length)
+    model.next_logits(torch.tensor([[1, 2, 3, 4]]), cache)
+    cache.clear()
+    found = model.next_logits(torch.tensor([[5, 6]]), cache)
+    torch.testing.assert_close(found, model(torch.tensor([[5, 6]]))[:, -1])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    shape=st.sampled_from((CONFIG, GPTConfig(5, 61, 1, 8, 1), GPTConfig(33, 61, 3, 24, 4))),
+    prompt=st.lists(st.integers(0, 60), min_size=1, max_size=40),
+    rows=st.integers(1, 3),
+    max_tokens=st.integers(0, 40),
+    drawn=st.fixed_dictionaries(
+        {
+            "temperature": st.sampled_from((0.0, 0.5, 1.0, 3.0)),
+            "top_k": st.sampled_from((0, 1, 5, 60, 61, 100)),
+            "seed": st.integers(0, 2**32 - 1),
+        }
+    ),
+)
+def test_it_draws_what_recomputing_the_context_draws(
+    shape: GPTConfig, prompt: list[int], rows: int, max_tokens: int, drawn: dict[str, Any]
+) -> None:
+    model = far_from_uniform(shape)
+    begun = torch.tensor([prompt] * rows)
+    found = generate(model, begun, max_tokens, **drawn)
+    assert torch.equal(found, recomputed(model, begun, max_tokens, **drawn))
+
+
+def test_rows_with_different_prompts_do_not_mix(model: GPT) -> None:
+    together = generate(model, PROMPT, 20, temperature=0)
+    for row, prompt in zip(together, PROMPT, strict=True):
+        assert torch.equal(row[None], generate(model, prompt[None], 20, temperature=0))
 
 
 def test_greedy_takes_the_likeliest_token_past_the_context(model: GPT) -> None:
@@ -23,6 +90,34 @@ def test_greedy_takes_the_likeliest_token_past_the_context(model: GPT) -> None:
     for length in range(3, 23):
         window = written[:, max(0, length - CONFIG.context_length) : length]
         assert torch.equal(written[:, length], model(window)[:, -1].argmax(-1))
+
+
+def test_whoever_stops_early_has_paid_for_no_more(model: GPT) -> None:
+    forwards = []
+    model.transformer.ln_f.register_forward_hook(lambda *_: forwards.append(1))
+    stream = draw_tokens(model, PROMPT, 10**9, seed=1)
+    first = [next(stream) for _ in range(4)]
+    stream.close()
+    assert len(forwards) == 4
+    assert [tokens.shape for tokens in first] == [(2,)] * 4
+    assert {tokens.dtype for tokens in first} == {torch.int64}
+    assert torch.equal(torch.stack(first, dim=1), generate(model, PROMPT, 4, seed=1)[:, 3:])
+
+
+def test_only_the_new_token_is_computed_until_the_window_moves(model: GPT) -> None:
+    computed = []
+    model.transformer.h[0].register_forward_pre_hook(
+        lambda _, given: computed.append(given[0].shape[1])
+    )
+    generate(model, PROMPT, 12)
+    assert computed == [3, *[1] * 9, 12, 12]
+
+
+def test_gradients_are_as_before_after_it_was_left_in_the_middle(model: GPT) -> None:
+    stream = draw_tokens(model, PROMPT, 5)
+    assert not next(stream).requires_grad
+    assert torch.is_grad_enabled()
+    assert model(PROMPT).requires_grad
 
 
 def test_same_seed_writes_the_same_and_another_seed_something_else(model: GPT) -> None:

@@ -1,0 +1,79 @@
+"""The playground's process: where it listens, and how it ends."""
+
+import errno
+import socket
+from types import FrameType
+
+from app.errors import UserError
+from app.settings import Settings
+from app.tools.playground.writer import Writer
+from app.train.device import choose_device
+
+# A token of a large model takes its time; whoever is not done then is cut off.
+_GRACE_SECONDS = 2
+
+
+def playground(settings: Settings) -> None:
+    """Serve the page until a signal ends it.
+
+    Raises:
+        UserError: it cannot listen there, or the server's packages are missing.
+    """
+    try:
+        import uvicorn
+
+        from app.tools.playground.routes import build_app
+    except ImportError as error:
+        raise UserError(f"{error.name} is missing", "pip install starlette uvicorn") from error
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            """Say where it is, once it answers and ends in order."""
+            await super().startup(sockets)
+            address = _address(chosen.host, listener)
+            print(f"{address} tries the models of {writer.runs}", flush=True)
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            """Let the text under way end, too."""
+            writer.is_closing = True
+            super().handle_exit(sig, frame)
+
+    chosen = settings.playground
+    with listening(chosen.host, chosen.port) as listener:
+        device = choose_device(settings.train.device, "float32", "auto")
+        writer = Writer(settings.general.data_dir / "runs", device)
+        server = Server(
+            uvicorn.Config(
+                build_app(writer, settings),
+                lifespan="off",
+                log_level="warning",
+                timeout_graceful_shutdown=_GRACE_SECONDS,
+            )
+        )
+        server.run(sockets=[listener])
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there.
+
+    Raises:
+        UserError: it cannot.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, UnicodeError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        is_port = number in (errno.EADDRINUSE, errno.EACCES)
+        raise UserError(
+            f"cannot listen at {host}, port {port}: {error}",
+            "set PLAYGROUND_PORT to another port"
+            if is_port
+            else "set PLAYGROUND_HOST to an address of this machine",
+        ) from None
+
+
+def _address(host: str, listener: socket.socket) -> str:
+    """What to open in a browser here."""
+    name = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::", "::1") else host
+    return f"http://{f'[{name}]' if ':' in name else name}:{listener.getsockname()[1]}"
