@@ -112,6 +112,13 @@ def export(settings: Settings, arguments: Namespace) -> None:
     export(settings)
 
 
+def doctor(settings: Settings, arguments: Namespace) -> None:
+    """Check the machine, and estimate the run, before it costs money."""
+    from app.tools.doctor.examination import doctor
+
+    doctor(settings, verify=arguments.verify, as_json=arguments.json)
+
+
 @dataclass(frozen=True)
 class Command:
     """A command, the settings it has flags for, and what it takes besides."""
@@ -120,6 +127,13 @@ class Command:
     flags: tuple[str, ...]
     takes_path: bool = False
     takes_runs: bool = False
+    switches: tuple[str, ...] = ()
+
+
+_SWITCHES = {
+    "verify": "compare every hash as well",
+    "json": "print one JSON object instead of a table",
+}
 
 
 COMMANDS = {
@@ -131,7 +145,8 @@ COMMANDS = {
         evaluate,
         ("evaluate", "train.run_name", "train.dataset_dir", "train.device", "general"),
     ),
-    "inspect": Command(inspect, ("general",), takes_path=True),
+    "inspect": Command(inspect, ("general",), takes_path=True, switches=("verify",)),
+    "doctor": Command(doctor, ("train", "model", "general"), switches=("verify", "json")),
     "report": Command(report, ("train.run_name", "general"), takes_runs=True),
     "export": Command(export, ("export", "train.run_name", "train.dataset_dir", "general")),
 }
@@ -141,6 +156,7 @@ Every setting is a flag, an environment variable, a line of .env or of a recipe;
 the first of these that has it wins. .env.example lists them all.
 
 The order of work:
+  RECIPE=demo {program} doctor      what is missing, how long it takes
   RECIPE=demo {program} prepare     text -> shards
   RECIPE=demo {program} train       shards -> a trained GPT
   RECIPE=demo {program} sample      what it writes
@@ -217,10 +233,11 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
         one = commands.add_parser(name, help=words, description=words, usage=usage)
         if command.takes_path:
             one.add_argument("path", metavar="PATH", help="as it is, or below DATA_DIR")
-            one.add_argument("--verify", action="store_true", help="compare every hash as well")
         if command.takes_runs:
             runs = "below DATA_DIR/runs; by default TRAIN_RUN_NAME"
             one.add_argument("runs", metavar="RUN", nargs="*", help=runs)
+        for switch in command.switches:
+            one.add_argument(f"--{switch}", action="store_true", help=_SWITCHES[switch])
         one.add_settings(command.flags)
     return parser, commands.choices
 

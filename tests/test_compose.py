@@ -23,10 +23,12 @@ def test_every_setting_of_the_shell_reaches_every_container() -> None:
         assert environment["DATA_DIR"] == "/data"
 
 
-def test_only_prepare_gets_the_token() -> None:
-    assert SERVICES["prepare"]["environment"]["HF_TOKEN"] is None
-    assert [name for name in SERVICES if "secrets" in SERVICES[name]] == ["prepare"]
-    for name in JOBS - {"prepare"}:
+def test_only_who_asks_the_hub_gets_the_token() -> None:
+    asking = {"prepare", "doctor"}
+    assert {name for name in SERVICES if "secrets" in SERVICES[name]} == asking
+    for name in asking:
+        assert SERVICES[name]["environment"]["HF_TOKEN"] is None
+    for name in JOBS - asking:
         assert SERVICES[name]["environment"]["HF_TOKEN"] == ""
 
 
@@ -44,7 +46,7 @@ def test_every_service_is_hardened(name: str) -> None:
 
 
 def test_what_computes_on_the_model_gets_the_gpu_and_nothing_else() -> None:
-    on_gpu = {"train", "sample", "evaluate", "lm-eval", "playground"}
+    on_gpu = {"train", "sample", "evaluate", "lm-eval", "playground", "doctor"}
     assert {name for name in SERVICES if "deploy" in SERVICES[name]} == on_gpu
     for name, service in SERVICES.items():
         environment = service["environment"]
@@ -62,7 +64,7 @@ def test_an_image_is_built_by_one_service_and_pulled_by_none() -> None:
 
 def test_only_what_needs_the_network_has_it() -> None:
     offline = {name for name in SERVICES if SERVICES[name].get("network_mode") == "none"}
-    assert offline == SERVICES.keys() - {"prepare", "tensorboard", "lm-eval", "playground"}
+    assert offline == SERVICES.keys() - {"prepare", "tensorboard", "lm-eval", "playground", "doctor"}
 
 
 def test_no_command_starts_another_and_up_starts_only_the_two() -> None:

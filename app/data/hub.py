@@ -34,7 +34,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import httpx
 
 from app.data.batches import Documents, Piece, Position
-from app.data.hub_client import giving_up, use_hub_client
+from app.data.hub_client import checked_token, giving_up, use_hub_client
 from app.data.text_files import FileDocuments, SourceFile, as_texts, listing
 from app.errors import AppError, NetworkError, UserError
 
@@ -123,6 +123,7 @@ def hub_documents(
             return FileDocuments(files, text_column, source)
         return StreamedDocuments(_stream(builder, split), text_column, source)
 
+    checked_token(hf_token)
     use_hub_client(retry_seconds)
     giving_up.clear()
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False

@@ -4,14 +4,15 @@ By themselves they wait for some answers without a limit, try others again for a
 silence, and close each other's connections when one fails.
 """
 
+import re
 import threading
 from collections.abc import Sequence
 from typing import Any
 
-from huggingface_hub import constants, get_session, set_client_factory
+from huggingface_hub import constants, get_session, get_token, set_client_factory
 from huggingface_hub.utils import httpx
 
-from app.errors import NetworkError
+from app.errors import NetworkError, UserError
 
 _LONGEST_WAIT_SECONDS = 120.0
 _WORTH_A_RETRY = (408, 429, *range(500, 600))
@@ -20,6 +21,21 @@ _NEEDED = (f"{constants.ENDPOINT}/api/datasets/", f"{constants.ENDPOINT}/dataset
 
 # Once it is set, a request that fails is given up: nobody waits for it any more.
 giving_up = threading.Event()
+
+
+def checked_token(token: str | None) -> str | None:
+    """The token given, or else the one that huggingface_hub finds; None without any.
+
+    Raises:
+        UserError: it cannot be sent: errors of the libraries would show it.
+    """
+    token = token or get_token()
+    if token and not re.fullmatch(r"[!-~]+", token):
+        raise UserError(
+            "the token has characters that no token of the hub has",
+            "set HF_TOKEN, or the file that HF_TOKEN_FILE names, to the token and nothing else",
+        )
+    return token
 
 
 class HubClient(httpx.Client):

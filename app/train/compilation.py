@@ -27,16 +27,25 @@ def keep_compiled_code(cache_dir: Path) -> None:
     os.environ.setdefault("TRITON_CACHE_DIR", str((cache_dir / "triton").absolute()))
 
 
-def can_compile(device: Device) -> bool:
-    """Whether torch.compile has what it needs here.
+def missing_for_compiling(device_type: str) -> list[str]:
+    """What torch.compile needs and does not find here, in words.
 
     It writes C++ for a CPU, and for a GPU a launcher in C; both call Python.
     """
     compilers = [os.environ.get("CXX"), "g++", "clang++"]
-    if device.torch_device.type == "cuda":
+    if device_type == "cuda":
         compilers += [os.environ.get("CC"), "gcc", "clang"]
-    has_headers = Path(sysconfig.get_path("include"), "Python.h").exists()
-    return has_headers and any(compiler and shutil.which(compiler) for compiler in compilers)
+    missing = []
+    if not any(compiler and shutil.which(compiler) for compiler in compilers):
+        missing.append("a C++ compiler")
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        missing.append("Python's headers")
+    return missing
+
+
+def can_compile(device: Device) -> bool:
+    """Whether torch.compile has what it needs here."""
+    return not missing_for_compiling(device.torch_device.type)
 
 
 def compiled_loss(model: GPT, extent: Extent) -> LossFunction:

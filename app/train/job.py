@@ -72,19 +72,24 @@ def _begin(settings: Settings, device: Device, ranks: Ranks, owned: ExitStack) -
     """Where the run begins; None if it is finished. The run's folder is owned until the end."""
     chosen = settings.train
     dataset = open_dataset(settings.train_dataset_dir)
-    _count_windows(dataset, settings)
-    identity = Identity(
-        dataset.fingerprint,
-        settings.model.model_dump()
-        | chosen.model_dump(include={"tokens_per_step", "seed", "shuffle", "optimizer"}),
-    )
+    training_windows(dataset, settings)
+    identity = identity_of(settings, dataset.fingerprint)
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     owned.enter_context(locked(settings.run_dir, "train"))
     checkpoint = find_checkpoint(settings.run_dir, identity, chosen.resume)
     if checkpoint and checkpoint.step >= chosen.max_steps and not checkpoint.state["left"]:
         print(f"{settings.run_dir} is finished: {checkpoint.step} steps are done")
         return None
-    return Start(identity, checkpoint, _micro_batch_size(settings, checkpoint, device, ranks))
+    return Start(identity, checkpoint, micro_batch_size(settings, checkpoint, device, ranks))
+
+
+def identity_of(settings: Settings, dataset_fingerprint: str) -> Identity:
+    """What makes a run with these settings, on a dataset, this run."""
+    order = {"tokens_per_step", "seed", "shuffle", "optimizer"}
+    return Identity(
+        dataset_fingerprint,
+        settings.model.model_dump() | settings.train.model_dump(include=order),
+    )
 
 
 def _check_of_shards(settings: Settings, owned: ExitStack) -> Future[None]:
@@ -100,7 +105,8 @@ def _check_of_shards(settings: Settings, owned: ExitStack) -> Future[None]:
     return thread.submit(check)
 
 
-def _count_windows(dataset: Dataset, settings: Settings) -> int:
+def training_windows(dataset: Dataset, settings: Settings) -> int:
+    """Windows of an epoch; UserError if the dataset has not even one."""
     length = settings.model.context_length
     windows = count_windows(sum(shard.size for shard in dataset.train), length)
     if windows == 0:
@@ -150,7 +156,7 @@ def _put_together(
             "parameters": model.num_parameters(),
         }
         write_run_settings(settings.run_dir, settings.public(), facts)
-    order = WindowOrder(_count_windows(dataset, settings), chosen.seed, chosen.shuffle)
+    order = WindowOrder(training_windows(dataset, settings), chosen.seed, chosen.shuffle)
     extent = (
         extent_for(chosen.compile, device, model, chosen.max_steps * chosen.tokens_per_step)
         if can_compile(device)
@@ -174,9 +180,14 @@ def _put_together(
     )
 
 
-def _micro_batch_size(
+def micro_batch_size(
     settings: Settings, checkpoint: Checkpoint | None, device: Device, ranks: Ranks
 ) -> int:
+    """Windows that go through the model at once, on each rank.
+
+    Raises:
+        UserError: what is asked for does not divide a step, or the number of ranks does not.
+    """
     length, asked = settings.model.context_length, settings.train.micro_batch_size
     windows_per_step = settings.train.tokens_per_step // length
     sizes = micro_batch_sizes(windows_per_step, ranks.size)

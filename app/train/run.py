@@ -62,6 +62,16 @@ class Identity:
         return {"dataset_fingerprint": self.dataset_fingerprint, **self.settings}
 
 
+def refuse_existing(folder: Path, resume: Literal["auto", "never"]) -> None:
+    """Raise UserError if the folder has a run, and none is to be continued."""
+    steps = checkpoint_steps(folder / "checkpoints")
+    if resume == "never" and (steps or (folder / "settings.json").exists()):
+        raise UserError(
+            f"{folder} exists, with {f'{steps[-1]} steps' if steps else 'no checkpoint'}",
+            "set TRAIN_RUN_NAME to a new name, or TRAIN_RESUME=auto to continue it",
+        )
+
+
 def find_checkpoint(
     folder: Path, identity: Identity, resume: Literal["auto", "never"]
 ) -> Checkpoint | None:
@@ -79,11 +89,7 @@ def find_checkpoint(
     checkpoints = folder / "checkpoints"
     remove_partial_checkpoints(checkpoints)
     steps = checkpoint_steps(checkpoints)
-    if resume == "never" and (steps or (folder / "settings.json").exists()):
-        raise UserError(
-            f"{folder} exists, with {f'{steps[-1]} steps' if steps else 'no checkpoint'}",
-            "set TRAIN_RUN_NAME to a new name, or TRAIN_RESUME=auto to continue it",
-        )
+    refuse_existing(folder, resume)
     found, damages = good_checkpoint(checkpoints)
     if damages and found is None:
         raise none_is_good(folder, damages)

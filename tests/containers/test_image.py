@@ -37,6 +37,7 @@ def created(engine: Engine, service: str, variables: Mapping[str, str] = NONE) -
         ("train", True),
         ("sample", True),
         ("evaluate", True),
+        ("doctor", True),
         ("inspect", False),
         ("report", False),
         ("export", False),

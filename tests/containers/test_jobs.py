@@ -188,6 +188,17 @@ def test_a_run_without_data_says_what_to_do(engine: Engine) -> None:
     assert "Traceback" not in printed
 
 
+def test_doctor_sees_a_volume_that_cannot_be_written(tiny: Engine) -> None:
+    printed = tiny.job("doctor", variables=TINY)
+    assert "warn  device        no GPU: trains on the CPU" in printed
+    assert "pass  data folder   /data can be written by user 10001" in printed
+    assert " 0 failed" in printed
+    read_only = ("--volume", f"{PROJECT}_data:/data:ro")
+    printed = tiny.job("doctor", options=read_only, variables=TINY, code=1)
+    assert "fail  data folder   no permission to write or read /data (Read-only file" in printed
+    assert "Traceback" not in printed
+
+
 def test_tensorboard_answers_on_this_machine_only(tiny: Engine) -> None:
     port = {"TENSORBOARD_PORT": "16006"}
     tiny.job("train", variables=TINY)

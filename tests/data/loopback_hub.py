@@ -53,6 +53,7 @@ class Hub:
         self.requests: list[Request] = []
         self.bytes_sent = 0
         self.gates: dict[str, str] = {}  # repository -> the only token that opens it
+        self.revoked: set[str] = set()  # tokens
         self.folders: dict[tuple[str, str], Path] = {}  # repository, commit -> its files
         self.main: dict[str, str] = {}  # repository -> commit
         self._lock = threading.Lock()
@@ -169,6 +170,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _route(self, path: list[str]) -> None:
         match path:
+            case ["api", "datasets", owner, name, "auth-check" as what]:
+                repository, revision = f"{owner}/{name}", "main"
+                below: list[str] = []
             case ["api", "datasets", owner, name, what, revision, *below]:
                 repository = f"{owner}/{name}"
             case ["datasets", owner, name, "resolve" as what, revision, *below]:
@@ -178,6 +182,8 @@ class _Handler(BaseHTTPRequestHandler):
             case _:
                 return self._refuse(404, "NoSuchEndpoint")
         hub, token = self.server.hub, self.headers.get("Authorization")
+        if token and token.removeprefix("Bearer ") in hub.revoked:
+            return self._refuse(401, "", "Invalid credentials in Authorization header")
         if repository not in hub.main:
             # The hub does not tell strangers which private datasets there are.
             return self._refuse(404 if token else 401, "RepoNotFound", "Repository not found")
@@ -189,11 +195,25 @@ class _Handler(BaseHTTPRequestHandler):
             case "revision":
                 answer = {"id": repository, "sha": commit, "gated": repository in hub.gates}
                 return self._answer(200, json.dumps(answer).encode())
+            case "auth-check":
+                if self._is_shut(repository):
+                    return self._refuse_gated()
+                return self._answer(200, b"{}")
             case "tree":
                 return self._tree(folder, "/".join(below))
             case "resolve" | "storage":
                 return self._file(what, repository, commit, "/".join(below))
         return self._refuse(404, "NoSuchEndpoint")
+
+    def _is_shut(self, repository: str) -> bool:
+        gates = self.server.hub.gates
+        return repository in gates and self.headers.get("Authorization") != (
+            f"Bearer {gates[repository]}"
+        )
+
+    def _refuse_gated(self) -> None:
+        status = 403 if self.headers.get("Authorization") else 401
+        self._refuse(status, "GatedRepo", "Access is restricted")
 
     def _tree(self, folder: Path, below: str) -> None:
         if not (folder / below).is_dir():
@@ -219,12 +239,8 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if what == "storage" and token:
             return self._refuse(400, "InvalidArgument", "Only one auth mechanism allowed")
-        if (
-            what == "resolve"
-            and repository in hub.gates
-            and token != f"Bearer {hub.gates[repository]}"
-        ):
-            return self._refuse(403 if token else 401, "GatedRepo", "Access is restricted")
+        if what == "resolve" and self._is_shut(repository):
+            return self._refuse_gated()
         if not path.is_file():
             return self._refuse(404, "EntryNotFound", headers=headers)
         size = path.stat().st_size

@@ -1,0 +1,1 @@
+"""Checking a machine, and what a run needs, before money is spent."""

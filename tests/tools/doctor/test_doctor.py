@@ -1,0 +1,217 @@
+"""The whole table, of machines with real faults."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from app.tools.doctor.finding import Finding
+from tests.mounts import Mounted, small_tmpfs
+from tests.tools.doctor.conftest import copy_tree
+from tests.tools.doctor.doctor_process import doctor, environment, start_doctor, table
+
+CHECKS = (
+    *("dataset", "run", "text", "clock", "vocabulary", "data folder", "disk space", "disk speed"),
+    *("file locks", "cpu", "driver", "device", "precision", "memory", "shared memory"),
+    *("attention", "matmul", "copies", "compile", "duration", "cost"),
+)
+HOLD = """
+import fcntl, sys
+with open(sys.argv[1], "w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_machine_without_faults_passes_and_nothing_is_changed(data_dir: Path) -> None:
+    before = files(data_dir)
+    told = doctor(data_dir)
+    assert told.code == 0, told.output
+    assert tuple(told.rows) == CHECKS
+    assert told.error == ""
+    assert "\x1b" not in told.output
+    assert "continues at step 4 of 10" in told.rows["run"].found
+    assert "for 6 steps of 256 tokens" in told.rows["duration"].found
+    assert f"{len(before)} files" != "0 files"
+    assert files(data_dir) == before
+    assert not list(data_dir.rglob(".doctor-*"))
+
+
+def test_json_says_the_same_with_hashes_a_compiler_and_a_price(data_dir: Path) -> None:
+    variables = {"TRAIN_PRICE_PER_HOUR": "3600", "TRAIN_COMPILE": "auto"}
+    told = doctor(data_dir, "--json", "--verify", variables=variables)
+    assert told.code == 0, told.output
+    said = json.loads(told.output)
+    rows = {finding.check: finding for finding in (Finding(**row) for row in said["findings"])}
+    assert tuple(rows) == CHECKS
+    assert "the SHA-256 of all 4 shards is right" in rows["dataset"].found
+    assert rows["compile"].status == "pass"
+    assert said["trial"]["compile_seconds"] > 0
+    assert "measured now" in rows["duration"].found
+    assert "compiled" in rows["duration"].found
+    assert "not compiled" not in rows["duration"].found
+    assert said["estimate"]["cost"] == pytest.approx(said["estimate"]["seconds"])
+    assert said["estimate"]["disk_bytes"] > 0
+    # What is compiled for doctor is gone.
+    assert not (data_dir / "cache").exists()
+    assert not list(data_dir.glob(".doctor-*"))
+
+
+def test_each_of_many_faults_has_its_row(data_dir: Path, tmp_path: Path) -> None:
+    shard = data_dir / "text" / "stdlib_000000.bin"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, data_dir / "runs" / "run" / ".lock"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        (tmp_path / "empty").mkdir()
+        no_compiler = {"PATH": str(tmp_path / "empty"), "TRAIN_COMPILE": "auto"}
+        told = doctor(data_dir, variables={**no_compiler, "PREPARE_DATASET": "nowhere.txt"})
+        other.communicate()
+    told.failed("dataset", f"shard {shard} has", "prepare the dataset again")
+    told.failed("run", "another process is working on", "wait for that train to end")
+    told.failed("text", "there is no nowhere.txt", "correct PREPARE_DATASET")
+    told.failed("compile", "torch.compile does not find a C++ compiler", "apt-get install g++")
+    assert told.failures == {"dataset", "run", "text", "compile"}
+    assert "not compiled" in told.rows["duration"].found
+    assert told.output.splitlines()[-1].endswith(" 4 failed, 3 skipped")
+
+
+@dataclass
+class Folder:
+    """Where mounting is forbidden, the mode of a folder still works."""
+
+    place: Path
+
+    def forbid(self, folder: Path) -> None:
+        folder.chmod(0o500)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Mounted | Folder]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    for kind in ("-Urm", "-m"):
+        with small_tmpfs(folder, "200k", kind) as mounted:
+            if mounted.is_mounted():
+                yield mounted
+                return
+    yield Folder(folder)
+
+
+def test_a_disk_that_is_too_small_and_then_full(disk: Mounted | Folder) -> None:
+    if isinstance(disk, Folder):
+        # A model that no disk has room for.
+        told = doctor(disk.place, variables={"TRAIN_KEEP_CHECKPOINTS": "10000000"})
+        told.failed("disk space", "the run needs", "set DATA_DIR to a larger disk")
+        return
+    told = doctor(disk.place)
+    told.failed("disk space", "the run needs", "set DATA_DIR to a larger disk")
+    assert told.failures == {"disk space"}
+    disk.fill()
+    told = doctor(disk.place)
+    told.failed("disk space", f"0 KB free in {disk.place}", "set DATA_DIR to a larger disk")
+    told.failed("disk speed", "the disk is full", "free space")
+    assert told.rows["duration"].status == "pass"
+
+
+def test_a_volume_that_cannot_be_written(disk: Mounted | Folder, shards: Path) -> None:
+    data_dir = disk.place / "data"
+    copy_tree(shards, data_dir / "text")
+    disk.forbid(data_dir)
+    said = "Read-only file system" if isinstance(disk, Mounted) else "Permission denied"
+    told = doctor(data_dir, variables={"TRAIN_COMPILE": "auto"})
+    told.failed("data folder", f"no permission to write or read {data_dir} ({said})", "DATA_DIR")
+    assert told.rows["dataset"].status == "pass"
+    assert told.failures == {"data folder"}
+    assert told.rows["compile"].status == "skip"
+    assert "not compiled" in told.rows["duration"].found
+
+
+def test_a_run_of_weeks_is_seen_as_such(tmp_path: Path) -> None:
+    gpt2 = {"RECIPE": "gpt2-124M", "TRAIN_MICRO_BATCH_SIZE": "1", "MODEL_NUM_LAYERS": "1"}
+    gpt2 |= {"TRAIN_TOKENS_PER_STEP": "524288", "TRAIN_MAX_STEPS": "1000000000"}
+    told = doctor(tmp_path, variables=gpt2)
+    assert told.rows["duration"].status == "warn"
+    assert " weeks for 1,000,000,000 steps" in told.rows["duration"].found
+    assert "docs/cloud.md" in told.rows["duration"].fix
+
+
+def test_a_signal_ends_doctor_and_what_it_has_started(data_dir: Path, tmp_path: Path) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text("#!/bin/sh\nexec sleep 1000\n")
+    compiler.chmod(0o755)
+    hangs = {"CXX": str(compiler), "TRAIN_COMPILE": "blocks"}
+    with start_doctor(data_dir, variables=hangs) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("pass  copies"):
+                break
+        assert len(processes_of(data_dir)) > 1
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (128 + signal.SIGTERM, "stopped: by SIGTERM\n")
+    assert processes_of(data_dir) == []
+    assert not list(data_dir.glob(".doctor-*"))
+
+
+def processes_of(data_dir: Path) -> list[Path]:
+    """Those of which one is zombie count as ended."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (place / "environ").read_bytes()
+            state = (place / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if f"DATA_DIR={data_dir}\0".encode() in variables and state != "Z":
+            found.append(place)
+    return found
+
+
+def test_colours_are_for_terminals_that_want_them(tmp_path: Path) -> None:
+    for variables, expected in (({}, True), ({"NO_COLOR": "1"}, False)):
+        keyboard, terminal = os.openpty()
+        fast = {"TRAIN_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": "", **variables}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app", "doctor"],
+            env=environment(tmp_path, {**fast, "TERM": "xterm", "COLUMNS": "90"}),
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            stdout=terminal,
+            stderr=subprocess.PIPE,
+        )
+        os.close(terminal)
+        shown = b""
+        while part := read_from(keyboard):
+            shown += part
+        os.close(keyboard)
+        assert process.wait() == 1
+        assert (b"\x1b[" in shown) == expected
+        lines = shown.decode().replace("\r", "").splitlines()
+        if not expected:
+            assert max(map(len, lines)) <= 90
+            assert table("\n".join(lines))["device"].status == "fail"
+
+
+def read_from(keyboard: int) -> bytes:
+    try:
+        return os.read(keyboard, 65536)
+    except OSError:
+        # All ends of the terminal are closed.
+        return b""

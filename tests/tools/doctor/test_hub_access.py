@@ -1,0 +1,167 @@
+"""The hub's answers, from a server that speaks its protocol on loopback."""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.errors import ExitCode
+from app.tools.doctor.finding import Finding
+from tests.data.hub_folders import write_fineweb
+from tests.data.loopback_hub import Fault, Hub
+from tests.tools.doctor.doctor_process import doctor, environment
+from tests.train.processes import CHECKOUT
+
+PUBLIC, GATED = "HuggingFaceFW/fineweb", "somebody/gated"
+TOKEN, OTHER = f"hf_{secrets.token_hex(16)}", f"hf_{secrets.token_hex(16)}"
+ASK = """
+import json, sys
+from dataclasses import asdict
+from app.errors import ExitCode
+from app.tools.doctor.finding import examined
+from app.tools.doctor.hub_access import check_hub
+dataset, revision, token = sys.argv[1:]
+rows = examined("hub", lambda: check_hub(dataset, revision, token or None))
+print(json.dumps([asdict(row) for row in rows]))
+"""
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    with Hub() as hub:
+        folder = write_fineweb(tmp_path / "fineweb", [["some text"]])
+        hub.publish(PUBLIC, folder)
+        hub.publish(GATED, folder)
+        hub.gates[GATED] = TOKEN
+        hub.revoked = {OTHER}
+        yield hub
+
+
+def ask(
+    hub: Hub, tmp_path: Path, dataset: str, token: str = "", revision: str = "main"
+) -> list[Finding]:
+    """What a process of its own finds: the hub's libraries read the hub's address once."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, dataset, revision, token],
+        env={
+            **kept,
+            **hub.variables,
+            "PYTHONPATH": str(CHECKOUT),
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not token or token not in done.stdout + done.stderr
+    return [Finding(**row) for row in json.loads(done.stdout)]
+
+
+def questions(hub: Hub) -> list[str]:
+    """Requests for a dataset; the hub's library asks for other things by itself."""
+    return [request.line for request in hub.requests if "api/datasets/" in request.line]
+
+
+def test_a_public_dataset_costs_one_small_request(hub: Hub, tmp_path: Path) -> None:
+    found, clock = ask(hub, tmp_path, PUBLIC)
+    assert found.status == "pass"
+    assert found.found.endswith(f"gives {PUBLIC}; no token is set, and none is needed")
+    assert (clock.check, clock.status) == ("clock", "pass")
+    assert len(questions(hub)) == 1
+
+
+def test_a_gated_dataset_opens_for_its_token_only(hub: Hub, tmp_path: Path) -> None:
+    found, _ = ask(hub, tmp_path, GATED, TOKEN)
+    assert found.status == "pass"
+    assert found.found.endswith("which is gated; the token is accepted")
+    (found,) = ask(hub, tmp_path, GATED)
+    assert found.status == "fail"
+    assert "is gated, and it is not given without a token" in found.found
+    assert "set HF_TOKEN" in found.fix
+    (found,) = ask(hub, tmp_path, GATED, f"hf_{secrets.token_hex(16)}")
+    assert found.status == "fail"
+    assert "is gated, and this token may not read it" in found.found
+    assert "accept its terms" in found.fix
+
+
+@pytest.mark.parametrize("dataset", (PUBLIC, GATED))
+def test_an_invalid_token_is_told_from_a_gate(hub: Hub, tmp_path: Path, dataset: str) -> None:
+    (found,) = ask(hub, tmp_path, dataset, OTHER)
+    assert found.status == "fail"
+    assert "the hub does not know this token (401)" in found.found
+    assert "make a new one" in found.fix
+
+
+@pytest.mark.parametrize("token", (f"{TOKEN} {OTHER}", f"{TOKEN}\n{OTHER}", "hf_schlüssel"))
+def test_what_can_be_no_token_is_not_sent_and_not_shown(
+    hub: Hub, tmp_path: Path, token: str
+) -> None:
+    (found,) = ask(hub, tmp_path, PUBLIC, token)
+    assert found.status == "fail"
+    assert found.found == "the token has characters that no token of the hub has"
+    assert questions(hub) == []
+
+
+def test_prepare_does_not_show_such_a_token_either(hub: Hub, tmp_path: Path) -> None:
+    here = {**hub.variables, "PREPARE_DATASET": GATED, "HF_TOKEN": f"{TOKEN}\n{OTHER}"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "app", "prepare"],
+        env=environment(tmp_path, {**here, "HF_HOME": str(tmp_path / "home")}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == ExitCode.USER
+    assert ended.stderr.startswith("error: the token has characters that no token of the hub has")
+    assert TOKEN not in ended.stdout + ended.stderr
+
+
+def test_what_is_not_there_is_told(hub: Hub, tmp_path: Path) -> None:
+    (found,) = ask(hub, tmp_path, "nobody/nothing")
+    assert "there is no dataset nobody/nothing on the hub, or it is private" in found.found
+    (found,) = ask(hub, tmp_path, PUBLIC, revision="0" * 40)
+    assert "has no revision" in found.found
+    assert "PREPARE_DATASET_REVISION" in found.fix
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    (
+        (Fault("GET api/datasets", status=503), "the hub does not answer: 503"),
+        (
+            Fault("GET api/datasets", status=403),
+            "the hub refuses HuggingFaceFW/fineweb with status 403",
+        ),
+        (Fault("GET api/datasets", body="stall"), "the hub does not answer"),
+        (Fault("GET api/datasets", body="reset"), "the hub does not answer"),
+        (Fault("GET api/datasets", status=200), "is not the hub, but a log-in page"),
+        (Fault("GET api/datasets", down=True), "the hub does not answer"),
+    ),
+)
+def test_a_hub_in_trouble_is_asked_once(hub: Hub, tmp_path: Path, fault: Fault, said: str) -> None:
+    hub.faults = [fault]
+    (found,) = ask(hub, tmp_path, PUBLIC)
+    assert (found.check, found.status) == ("hub", "fail")
+    assert said in found.found
+    assert found.fix
+    assert len(questions(hub)) == 1
+
+
+def test_the_table_has_the_hub_and_never_the_token(hub: Hub, tmp_path: Path) -> None:
+    # The device is not what is looked at here.
+    here = {**hub.variables, "TRAIN_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": ""}
+    here |= {"PREPARE_DATASET": GATED, "HF_HOME": str(tmp_path / "home")}
+    told = doctor(tmp_path, variables=here)
+    told.failed("hub", "is gated", "HF_TOKEN")
+    told = doctor(tmp_path, variables={**here, "HF_TOKEN": TOKEN})
+    assert told.rows["hub"].status == "pass"
+    assert TOKEN not in told.output + told.error
+    hub.down()
+    doctor(tmp_path, variables=here).failed("hub", "the hub does not answer", "connect")
