@@ -64,7 +64,13 @@ def test_an_image_is_built_by_one_service_and_pulled_by_none() -> None:
 
 def test_only_what_needs_the_network_has_it() -> None:
     offline = {name for name in SERVICES if SERVICES[name].get("network_mode") == "none"}
-    assert offline == SERVICES.keys() - {"prepare", "tensorboard", "lm-eval", "playground", "doctor"}
+    assert offline == SERVICES.keys() - {
+        "prepare",
+        "tensorboard",
+        "lm-eval",
+        "playground",
+        "doctor",
+    }
 
 
 def test_no_command_starts_another_and_up_starts_only_the_two() -> None:
