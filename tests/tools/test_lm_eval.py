@@ -87,7 +87,7 @@ def lm_eval() -> dict[str, dict[str, Any]]:
     """Results by task."""
     unreachable = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
     command = [
-        *(LM_EVAL, "--model", "hf", "--device", "cpu", "--batch_size", "8"),
+        *(str(LM_EVAL), "--model", "hf", "--device", "cpu", "--batch_size", "8"),
         *("--model_args", f"pretrained={RUN / 'export'}"),
         *("--include_path", "tasks", "--tasks", "own_text,own_questions"),
         *("--output_path", "results.json"),
