@@ -9,25 +9,28 @@ installed := .venv/.installed-$(TORCH)-$(notdir $(PYTHON))
 lm_eval_installed := .venv-lm-eval/.installed-$(TORCH)-$(notdir $(PYTHON))
 locks := $(filter-out %/lock-dev.txt %/lock-lm-eval.txt,$(wildcard requirements/*.txt))
 
-.PHONY: help demo test test-containers test-lm-eval check soak lock format clean
+.PHONY: help demo test test-containers test-browser test-lm-eval check soak lock format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo 'Variables: PYTHON=python3.12, TORCH=auto|cpu|cuda, ARGS="pytest arguments"'
 
 demo: export RECIPE = demo
-demo: $(installed) ## From text to a trained model and its plot on this machine's CPU, in minutes
+demo: $(installed) ## From text to a trained model and its report on this machine's CPU, in minutes
 	$(python) -m app prepare
 	$(python) -m app train
 	$(python) -m app sample
 	$(python) -m app report
-	@echo "Done. The plot: $(DATA_DIR)/runs/demo/report/report.png"
+	@echo "Done. The report: $(DATA_DIR)/runs/demo/report/report.html and .png"
 
 test: $(installed) ## Run the tests
 	@$(python) -m pytest $(ARGS)
 
 test-containers: $(installed) ## Build the images and test them on this machine's container engine
 	@$(python) -m pytest -m container tests/containers $(ARGS)
+
+test-browser: $(installed) ## Test the pages in this machine's Chromium
+	@$(python) -m pytest -m browser $(ARGS)
 
 test-lm-eval: $(installed) $(lm_eval_installed) ## Score an exported model with lm-eval, without a network
 	@$(python) -m pytest -m lm_eval tests/tools/test_lm_eval.py $(ARGS)

@@ -105,7 +105,7 @@ def test_samples_are_texts_and_those_before_a_start_are_written_again(tiny: Tiny
 
 
 def test_settings_are_a_table_and_hyperparameters(tiny: TinySettings) -> None:
-    settings = tiny(TRAIN_MAX_STEPS=1)
+    settings = tiny(TRAIN_MAX_STEPS=3)
     train(settings)
     ((table,),) = texts_of(settings, "settings").values()
     for line in (
