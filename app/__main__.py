@@ -97,12 +97,14 @@ def inspect(settings: Settings, arguments: Namespace) -> None:
 
 
 def report(settings: Settings, arguments: Namespace) -> None:
-    """Make a page and pictures of how a run has learned, or of several beside each other."""
+    """Make a page and pictures of how one or several runs have learned."""
     from app.tools.report import write_report
 
     folder = settings.general.data_dir / "runs"
-    for path in write_report([folder / name for name in arguments.runs] or [settings.run_dir]):
-        print(path)
+    page, picture, *_ = write_report(
+        [folder / name for name in arguments.runs] or [settings.run_dir]
+    )
+    print(page, picture, sep="\n")
 
 
 def export(settings: Settings, arguments: Namespace) -> None:
