@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
-import pytest
 import numpy as np
+import pytest
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
