@@ -23,6 +23,7 @@ from app.files import locked
 from app.model.gpt import GPT, GPTConfig
 from app.settings import Settings
 from app.train.job import train
+from app.train.stopwatch import PAUSES
 from tests.train.conftest import TinySettings, rewrite_checkpoint
 from tests.train.processes import TINY
 
@@ -114,9 +115,9 @@ def test_every_step_has_one_line_with_every_field(tiny: TinySettings) -> None:
     assert [record["step"] for record in records] == list(range(10))
     assert [record["tokens"] for record in records] == [256 * (step + 1) for step in range(10)]
     for record in records:
-        assert set(record) - {"val_loss"} == {
+        assert set(record) - {"val_loss", *PAUSES} == {
             *("step", "tokens", "train_loss", "lr", "grad_norm"),
-            *("step_ms", "tokens_per_second", "mfu", "memory_bytes"),
+            *("step_ms", "data_ms", "tokens_per_second", "mfu", "memory_bytes"),
         }
     assert [record["step"] for record in records if "val_loss" in record] == [4, 9]
 
