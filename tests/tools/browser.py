@@ -16,7 +16,7 @@ PHONE = (390, 844)
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """The system's Chromium; it asks nobody on the network for anything."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    program = shutil.which("chromium")
     assert program, "these tests need Chromium: apt-get install chromium"
     with sync_playwright() as playwright:
         options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]

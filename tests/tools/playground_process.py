@@ -20,10 +20,10 @@ JSON = {"Content-Type": "application/json"}
 class Playground:
     """A playground that has started, on a port of its own choice."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, run: str) -> None:
         settings = {
             "DATA_DIR": str(data_dir),
-            "TRAIN_RUN_NAME": "small",
+            "TRAIN_RUN_NAME": run,
             "TRAIN_DEVICE": "cpu",
             "PLAYGROUND_PORT": "0",
             "PYTHONPATH": str(REPOSITORY),
@@ -100,8 +100,8 @@ def text_of(messages: list[dict[str, Any]]) -> str:
 
 
 @contextmanager
-def playground(data_dir: Path) -> Iterator[Playground]:
-    started = Playground(data_dir)
+def playground(data_dir: Path, run: str = "small") -> Iterator[Playground]:
+    started = Playground(data_dir, run)
     try:
         yield started
     finally:

@@ -1,15 +1,15 @@
 """The page of a report in a real Chromium, from its file, without any network."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from app.tools.report.charts import charts
 from app.tools.report.page import page
 from app.tools.report.run import read_run
+from tests.tools.browser import chromium
 from tests.tools.run_folders import make_run, rows
 
 pytestmark = pytest.mark.browser
@@ -18,14 +18,9 @@ Open = Callable[..., Page]
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    found = shutil.which("chromium")
-    assert found, "install it: apt-get install chromium"
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=found, args=flags)
-        yield browser
-        browser.close()
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture
@@ -35,7 +30,7 @@ def complaints() -> list[str]:
 
 
 @pytest.fixture
-def opened(chromium: Browser, tmp_path: Path, complaints: list[str]) -> Iterator[Open]:
+def opened(browser: Browser, tmp_path: Path, complaints: list[str]) -> Iterator[Open]:
     """Open the report of run folders: opened(folder, ..., scheme="dark", width=390)."""
     contexts = []
 
@@ -43,7 +38,7 @@ def opened(chromium: Browser, tmp_path: Path, complaints: list[str]) -> Iterator
         runs = [read_run(folder) for folder in folders]
         path = tmp_path / "report.html"
         path.write_text(page(runs, charts(runs)), encoding="utf-8")
-        context = chromium.new_context(
+        context = browser.new_context(
             color_scheme="dark" if scheme == "dark" else "light",
             viewport={"width": width, "height": 900},
             offline=True,

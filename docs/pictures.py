@@ -1,0 +1,36 @@
+"""Make the pictures of these pages from a real run, in this machine's Chromium.
+
+    python docs/pictures.py RUN [RUN …]
+
+The runs are below DATA_DIR/runs (data/runs by default), and have a report.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.tools.browser import DESK, chromium, opened, photograph_playground  # noqa: E402
+from tests.tools.playground_process import playground  # noqa: E402
+
+PROMPT = "import os\n\ndef read(path):\n"
+PICTURES = ROOT / "docs" / "pictures"
+
+
+def main(runs: list[str]) -> None:
+    data_dir = Path(os.environ.get("DATA_DIR", "data")).absolute()
+    PICTURES.mkdir(exist_ok=True)
+    report = data_dir / "runs" / runs[0] / "report" / "report.html"
+    with chromium() as browser, playground(data_dir, run=runs[0]) as server:
+        for theme in ("light", "dark"):
+            with opened(browser, report.as_uri(), theme=theme) as page:
+                page.wait_for_selector("body[data-drawn]")
+                page.screenshot(path=PICTURES / f"report-{theme}.png", full_page=True)
+            path = PICTURES / f"playground-{theme}.png"
+            photograph_playground(browser, server.url, path, prompt=PROMPT, theme=theme, size=DESK)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ["demo"])
