@@ -13,7 +13,9 @@ from tests.newcomer import settle
 from tests.pages import PAGES, REPOSITORY, blocks
 
 # What stands after ```sh where a block is not run by these tests.
-ELSEWHERE = {"needs the hub", "on the rented machine", "by make"}
+ELSEWHERE = {"needs the hub", "on the rented machine", "by make", "until Ctrl-C"}
+# What a page has exported before.
+RECIPES = {"docs/tutorial.md": {"RECIPE": "demo"}}
 RUN_HERE = [page for page in PAGES if any(block.is_run_here for block in blocks(page))]
 
 
@@ -70,7 +72,7 @@ def test_commands_work_in_their_order(page: str, newcomer: dict[str, str]) -> No
             continue
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", block.script],
-            env=newcomer,
+            env=newcomer | RECIPES.get(page, {}),
             capture_output=True,
             text=True,
             timeout=600,
