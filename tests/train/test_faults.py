@@ -169,7 +169,7 @@ def much_to_measure(data_dir: Path) -> dict[str, object]:
     return {
         "TRAIN_DATASET_DIR": "long",
         "TRAIN_VAL_TOKENS": 20_000,
-        "SAMPLE_MAX_TOKENS": 150,
+        "SAMPLE_MAX_TOKENS": 600,
         "TRAIN_CHECKPOINT_EVERY": 0,
         "TRAIN_KEEP_CHECKPOINTS": 3,
     }
