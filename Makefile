@@ -60,9 +60,9 @@ clean: ## Remove environments and caches; data stays
 	find app tests requirements benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(installed): $(locks) requirements/lock-dev.txt requirements/install.sh
-	@requirements/install.sh "$(PYTHON)" "$(TORCH)" .venv lock-dev.txt
+	@requirements/install.sh "$(PYTHON)" "$(TORCH)" .venv lock.txt lock-dev.txt vocabulary.txt
 	@touch $@
 
-$(lm_eval_installed): $(locks) requirements/lock-lm-eval.txt requirements/install.sh
+$(lm_eval_installed): $(wildcard requirements/torch*) requirements/lock-lm-eval.txt requirements/install.sh
 	@requirements/install.sh "$(PYTHON)" "$(TORCH)" .venv-lm-eval lock-lm-eval.txt
 	@touch $@

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# install.sh PYTHON TORCH ENVIRONMENT LOCK: make ENVIRONMENT with PYTHON, and install in it exactly what lock.txt
-# and LOCK say. TORCH: see torch.sh.
+# install.sh PYTHON TORCH ENVIRONMENT LOCK...: make ENVIRONMENT with PYTHON, and install torch and exactly what the
+# locks say in it. TORCH: see torch.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-base=$1 torch=$2 environment=$3 lock=$4 python=$3/bin/python locks=requirements
+base=$1 torch=$2 environment=$3 python=$3/bin/python locks=requirements
+shift 3
 
 fail() { echo "gpt-compose: $*" >&2; exit 2; }
 
@@ -18,4 +19,4 @@ fail() { echo "gpt-compose: $*" >&2; exit 2; }
 echo "Installing the locked packages into $environment"
 $locks/torch.sh "$PWD/$environment/bin" "$PWD/$environment" "$torch"
 UV_FIND_LINKS='' UV_PYTHON_DOWNLOADS=never "$environment/bin/uv" pip install --quiet --python "$python" \
-  --require-hashes --no-deps -r $locks/lock.txt -r "$locks/$lock" -r $locks/vocabulary.txt
+  --require-hashes --no-deps "${@/#/--requirement=$locks/}"

@@ -20,13 +20,13 @@ TORCH_PACKAGES = re.compile(r"torch|triton|cuda-.*|nvidia-.*")
 FOLDER = Path(__file__).resolve().parent
 UV = str(Path(sys.executable).with_name("uv"))
 
-# An extra that is not installed together with the others; it has a lock, as the tools have.
+# An extra that does not agree with the others: it has an environment of its own.
 SEPARATE_EXTRA = "lm-eval"
 
 COMMENTS = {
     "lock.txt": "What the program needs, but for torch: add torch-cpu.txt or torch-cuda.txt.",
     "lock-dev.txt": "The developers' tools, on top of lock.txt.",
-    "lock-lm-eval.txt": "What the extra lm-eval needs, on top of lock.txt.",
+    "lock-lm-eval.txt": "What lm-eval needs, but for torch; in an environment without lock.txt.",
     "torch-cuda.txt": "torch as registries have it: with CUDA on Linux, without it elsewhere.",
     "torch-cpu.txt": (
         "torch without CUDA, from wherever pip or uv is told to look for it.\n"
@@ -65,13 +65,6 @@ def versions(lock: str) -> list[str]:
     return [line.removesuffix(" \\") for line in lock.splitlines() if line[:1].isalnum()]
 
 
-def beyond(blocks: Blocks, below: Blocks) -> set[str]:
-    """Names of packages that `below` lacks, or has for fewer platforms."""
-    return {
-        name for name, block in blocks.items() if versions(block) != versions(below.get(name, ""))
-    }
-
-
 def render(file: str, blocks: Iterable[str]) -> str:
     return f"# Written by `make lock`. {COMMENTS[file]}\n" + "".join(blocks)
 
@@ -94,8 +87,7 @@ def resolve(
         subprocess.run(
             command, input=stdin, text=True, cwd=FOLDER.parent, env=environment, check=True
         )
-        # A lock does not tell of this folder.
-        return re.sub(r"^ +#   -c .*\n", "", output.read_text(), flags=re.MULTILINE)
+        return output.read_text()
 
 
 def project_locks(*, upgrade: bool) -> dict[str, str]:
@@ -111,18 +103,20 @@ def project_locks(*, upgrade: bool) -> dict[str, str]:
         upgrade=upgrade,
         constraints=runtime_lock,
     )
-    separate_lock = resolve(
-        *(f"--extra={SEPARATE_EXTRA}", *extras),
-        locked=runtime_lock + read("lock-lm-eval.txt"),
-        upgrade=upgrade,
-        constraints=runtime_lock,
-    )
-    runtime, full, separate = parse(runtime_lock), parse(full_lock), parse(separate_lock)
+    runtime, full = parse(runtime_lock), parse(full_lock)
     torch = {name for name in runtime if TORCH_PACKAGES.fullmatch(name)}
+    torch_lock = "".join(runtime[name] for name in sorted(torch))
+    separate_lock = resolve(
+        *(f"--extra={SEPARATE_EXTRA}", "pyproject.toml"),
+        locked=torch_lock + read("lock-lm-eval.txt"),
+        upgrade=upgrade,
+        constraints=torch_lock,
+    )
+    separate = parse(separate_lock)
     chosen = {
         "lock.txt": (runtime, runtime.keys() - torch),
-        "lock-dev.txt": (full, beyond(full, runtime)),
-        "lock-lm-eval.txt": (separate, beyond(separate, runtime)),
+        "lock-dev.txt": (full, full.keys() - runtime.keys()),
+        "lock-lm-eval.txt": (separate, separate.keys() - torch),
         "torch-cuda.txt": (runtime, torch),
     }
     return {

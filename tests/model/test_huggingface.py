@@ -18,7 +18,7 @@ from app.model.huggingface import gpt2_config, gpt2_weights
 SHAPES = (
     GPTConfig(context_length=64, num_layers=1, embd_size=8, num_heads=1),
     GPTConfig(context_length=100, num_layers=3, embd_size=48, num_heads=6),
-    GPTConfig(context_length=256, num_layers=7, embd_size=96, num_heads=3),
+    GPTConfig(context_length=128, num_layers=7, embd_size=96, num_heads=3),
 )
 GPT2_124M = GPTConfig()
 
