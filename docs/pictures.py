@@ -27,7 +27,7 @@ def main(runs: list[str]) -> None:
         for theme in ("light", "dark"):
             with opened(browser, report.as_uri(), theme=theme) as page:
                 page.wait_for_selector("body[data-drawn]")
-                page.screenshot(path=PICTURES / f"report-{theme}.png", full_page=True)
+                page.screenshot(path=PICTURES / f"report-{theme}.png")
             path = PICTURES / f"playground-{theme}.png"
             photograph_playground(browser, server.url, path, prompt=PROMPT, theme=theme, size=DESK)
 
