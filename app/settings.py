@@ -9,86 +9,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from app.counts import Count, CountOrAll, count_or, short_count
-
-
-def _pair(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    parts = value.split(",")
-    if len(parts) != 2:
-        raise ValueError("must be two numbers, as in 0.9,0.95")
-    return parts
-
-
-def _listed(value: object) -> object:
-    return value.split(",") if isinstance(value, str) else value
-
-
-def _truth(value: object) -> object:
-    word = str(value).strip().lower()
-    is_true, is_false = word in ("1", "yes", "on", "true"), word in ("0", "no", "off", "false")
-    return "true" if is_true else "false" if is_false else word
-
-
-def _extent(value: object) -> object:
-    word = _truth(value)
-    return "auto" if word == "true" else word
-
-
-def _home(value: object) -> object:
-    try:
-        return Path(value).expanduser() if isinstance(value, str) else value
-    except RuntimeError:
-        raise ValueError("begins with ~, but there is no such user's home folder") from None
-
-
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Beta = Annotated[Number, Field(ge=0, lt=1)]
-Wait = Annotated[Number, Field(ge=0, le=86400)]
-RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
-Location = Annotated[Path, BeforeValidator(_home)]
-
-
-class Group(BaseSettings):
-    """Settings that share a prefix."""
-
-    model_config = SettingsConfigDict(frozen=True, extra="forbid")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        *_others: PydanticBaseSettingsSource,
-        **_named: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Leave every place to app.sources, which reads them all and names them in its errors."""
-        return (init_settings,)
-
-    @classmethod
-    def prefix(cls) -> str:
-        """The prefix of the group's environment variables."""
-        return cls.model_config.get("env_prefix", "")
-
-    @classmethod
-    def variables(cls) -> dict[str, str]:
-        """Environment variable -> field name."""
-        return {f"{cls.prefix()}{name}".upper(): name for name in cls.model_fields}
-
-    @classmethod
-    def default_text(cls, field: str) -> str:
-        """A field's default as an environment variable has it; empty if it has none."""
-        default = cls.model_fields[field].default
-        if default is None:
-            return ""
-        if isinstance(default, bool):
-            return str(default).lower()
-        if isinstance(default, tuple):
-            return ",".join(map(str, default))
-        return str(default)
+from app.setting_types import (
+    Beta,
+    Group,
+    Location,
+    Number,
+    RunName,
+    Wait,
+    extent,
+    listed,
+    pair,
+    truth,
+)
 
 
 class GeneralSettings(Group):
@@ -142,7 +77,7 @@ class PrepareSettings(Group):
     workers: Annotated[int | Literal["auto"], count_or("auto", at_most=1024)] = Field(
         "auto", description="threads that tokenize; auto: one per core"
     )
-    retry_seconds: Annotated[tuple[Wait, ...], BeforeValidator(_listed)] = Field(
+    retry_seconds: Annotated[tuple[Wait, ...], BeforeValidator(listed)] = Field(
         (1, 3, 10, 30, 60),
         description="waits before each new try when the hub does not answer",
     )
@@ -209,7 +144,7 @@ class TrainSettings(Group):
         "muon", description="muon: for the blocks' matrices, AdamW for the rest; or AdamW for all"
     )
     learning_rate: Number = Field(3.6e-3, gt=0, le=1, description="highest learning rate")
-    betas: Annotated[tuple[Beta, Beta], BeforeValidator(_pair)] = Field(
+    betas: Annotated[tuple[Beta, Beta], BeforeValidator(pair)] = Field(
         (0.9, 0.95), description="AdamW's decay of the mean and of the square"
     )
     lr_schedule: Literal["constant", "cosine", "linear"] = Field(
@@ -232,14 +167,14 @@ class TrainSettings(Group):
     precision: Literal["auto", "bf16", "float32"] = Field(
         "auto", description="auto: bf16 autocast where the device computes in it, else float32"
     )
-    compile: Annotated[Literal["auto", "model", "blocks", "false"], BeforeValidator(_extent)] = (
+    compile: Annotated[Literal["auto", "model", "blocks", "false"], BeforeValidator(extent)] = (
         Field(
             "auto",
             description="with torch.compile: the whole model at once; blocks: one block for all, "
             "which starts sooner; auto: what suits the run's length; false: nothing",
         )
     )
-    deterministic: Annotated[Literal["auto", "true", "false"], BeforeValidator(_truth)] = Field(
+    deterministic: Annotated[Literal["auto", "true", "false"], BeforeValidator(truth)] = Field(
         "auto", description="bit-identical from run to run; auto: on a CPU only"
     )
     val_every: Count = Field(

@@ -20,7 +20,8 @@ from pydantic_core import ErrorDetails
 from app import containers
 from app.containers import in_container, program
 from app.errors import UserError
-from app.settings import GROUPS, VARIABLES, Group, Settings
+from app.setting_types import Group
+from app.settings import GROUPS, VARIABLES, Settings
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DOTENV = Path(".env")

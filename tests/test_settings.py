@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from app.counts import read_count, short_count
+from app.setting_types import Group
 from app.settings import (
     GROUPS,
     GeneralSettings,
-    Group,
     ModelSettings,
     PrepareSettings,
     Settings,

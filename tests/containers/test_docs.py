@@ -19,8 +19,9 @@ def reader(engine: Engine, tmp_path: Path) -> Iterator[Engine]:
     for path in (REPOSITORY / "app").rglob("*.py"):
         (texts / f"{path.parent.name}-{path.name}").write_bytes(path.read_bytes())
     own = {"COMPOSE_PROJECT_NAME": f"{PROJECT}-docs", "HOME": str(tmp_path)}
-    run = {"TRAIN_RUN_NAME": "fineweb20M"}
-    reader = Engine(engine.folder, engine.variables | TINY | run | own)
+    small = {name: value for name, value in TINY.items() if name != "PREPARE_OUT_DIR"}
+    small["TRAIN_RUN_NAME"] = "fineweb20M"
+    reader = Engine(engine.folder, engine.variables | small | own)
     yield reader
     reader.docker("compose", "--profile", "*", "down", "--volumes", "--remove-orphans")
 
