@@ -19,6 +19,8 @@ from tests.data.hub_folders import write_fineweb
 from tests.data.hub_preparer import Preparer
 from tests.data.loopback_hub import Fault, Hub
 
+pytestmark = pytest.mark.processes
+
 FINEWEB = "HuggingFaceFW/fineweb"
 FILE = "sample/10BT/{:03d}_00000.parquet"
 LAST_GROUP = 5

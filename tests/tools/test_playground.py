@@ -19,6 +19,8 @@ from tests.newcomer import REPOSITORY, run_really, settle
 from tests.tools.playground_process import JSON, Playground, playground, text_of
 from tests.tools.written_run import write_run
 
+pytestmark = pytest.mark.processes
+
 LONG = {"max_tokens": 4096, "top_k": 5}
 GOOD = {"run": "small", "step": 7}
 

@@ -19,6 +19,8 @@ from app.train.writing import write_texts
 from tests.newcomer import REPOSITORY, settle, type_in
 from tests.tools.written_run import rewrite, write_run
 
+pytestmark = pytest.mark.processes
+
 FOLDER = "data/runs/small/checkpoints/step-000007"
 SPEED = re.compile(r"(\d+) tokens in \d+\.\d s: \d+\.\d tokens/s\n")
 

@@ -49,6 +49,7 @@ print(device.peak_memory_bytes())
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("precision", "code"),
     (("float32", "plain"), ("bf16", "plain"), ("bf16", "compiled")),
@@ -95,6 +96,7 @@ def test_what_is_left_of_a_control_group(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(micro_batch._left_of_cgroup(tmp_path)) == []
 
 
+@pytest.mark.processes
 def test_training_stays_below_the_limit_it_is_given(data_dir: Path) -> None:
     """A real run in a process that may not take more; the steps are those of any other."""
     settings = TINY | {

@@ -23,6 +23,8 @@ CHECKS = (
 )
 HOLD = """
 import fcntl, sys
+
+pytestmark = pytest.mark.processes
 with open(sys.argv[1], "w") as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     print("held", flush=True)

@@ -7,6 +7,8 @@ import pytest
 from app.tools.doctor.supervised import check_device
 from tests.tools.doctor.conftest import NewCase
 
+pytestmark = pytest.mark.processes
+
 
 def compiler(folder: Path, does: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A C++ compiler that does this."""
