@@ -99,7 +99,6 @@ def test_numbers_are_those_of_every_window(
     tokens = stream(pattern)
     losses = losses_of(step, tokens, windows)
     targets = tokens[1 : windows * CONTEXT_LENGTH + 1]
-    assert END_OF_TEXT in targets or windows < 20
     (found,) = evaluations()
     assert (found["step"], found["windows"], found["tokens"]) == (step, windows, len(targets))
     assert found["bytes"] == text_bytes(targets)

@@ -16,6 +16,8 @@ from tests.mounts import Mounted, small_tmpfs
 from tests.tools.doctor.conftest import copy_tree
 from tests.tools.doctor.doctor_process import doctor, environment, start_doctor, table
 
+pytestmark = pytest.mark.processes
+
 CHECKS = (
     *("dataset", "run", "text", "clock", "vocabulary", "data folder", "disk space", "disk speed"),
     *("file locks", "cpu", "driver", "device", "precision", "memory", "shared memory"),
@@ -23,8 +25,6 @@ CHECKS = (
 )
 HOLD = """
 import fcntl, sys
-
-pytestmark = pytest.mark.processes
 with open(sys.argv[1], "w") as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     print("held", flush=True)
