@@ -5,9 +5,6 @@ from enum import IntEnum
 
 from app.containers import how_to_get_permission
 
-# Signals this close are one request: Ctrl-C reaches a container on two ways, say.
-SAME_REQUEST_SECONDS = 2.0
-
 
 class ExitCode(IntEnum):
     """Exit codes of every command. Only BUG and NETWORK are worth an automatic restart.

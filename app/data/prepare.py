@@ -4,14 +4,10 @@ This module and what it imports never import torch: preparing needs no GPU machi
 """
 
 import os
-import signal
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from app.data.ahead import ahead
@@ -22,8 +18,9 @@ from app.data.progress import TokenProgress
 from app.data.shard_writer import EncodedBatch, ShardWriter
 from app.data.shards import MANIFEST, Manifest, open_dataset, remove_leftovers
 from app.data.tokenizer import VOCABULARY
-from app.errors import SAME_REQUEST_SECONDS, ExitCode, Stopped, UserError
+from app.errors import ExitCode, Stopped, UserError
 from app.files import locked
+from app.signals import exit_code_of, on_stop_signals, say
 
 _LONGEST_END_SECONDS = 15.0
 
@@ -63,7 +60,7 @@ def prepare(
     Raises:
         UserError: what was asked for cannot be done; nothing complete is lost.
         NetworkError: the hub or the vocabulary cannot be reached.
-        Stopped: by SIGINT or SIGTERM.
+        Stopped: by a signal.
     """
     settings: dict[str, Any] = {
         "text_column": text_column,
@@ -128,42 +125,26 @@ def prepare(
 
 @contextmanager
 def _stoppable(folder: Path) -> Iterator[None]:
-    """Let SIGINT and SIGTERM end the block with Stopped."""
-    asked_at: float | None = None
-    force: threading.Timer | None = None
+    """Let a signal end the block with Stopped."""
+    code = ExitCode.SIGINT
+    kept = f"{folder} is incomplete; the same command continues"
 
-    def interrupt(number: int, _frame: FrameType | None) -> None:
-        nonlocal asked_at, force
-        if asked_at is None:
-            asked_at = time.monotonic()
-            # Whatever keeps a thread: nothing is lost by an end at any moment.
-            force = threading.Timer(_LONGEST_END_SECONDS, _end_now, (number, folder))
-            force.daemon = True
-            force.start()
-            # No library takes this one for an error that it could retry.
-            raise KeyboardInterrupt(number)
-        if time.monotonic() - asked_at > SAME_REQUEST_SECONDS:
-            os._exit(128 + number)
+    def ask(number: int) -> None:
+        nonlocal code
+        code = exit_code_of(number)
+        # No library takes this one for an error that it could retry.
+        raise KeyboardInterrupt
 
-    before = {one: signal.signal(one, interrupt) for one in (signal.SIGINT, signal.SIGTERM)}
+    def end_now(number: int) -> None:
+        say(f"stopped: {kept}")
+        os._exit(exit_code_of(number))
+
     try:
-        yield
-    except KeyboardInterrupt as error:
-        terminated = error.args == (signal.SIGTERM,)
-        raise Stopped(
-            ExitCode.SIGTERM if terminated else ExitCode.SIGINT,
-            f"{folder} is incomplete; the same command continues",
-        ) from None
-    finally:
-        if force:
-            force.cancel()
-        for one, handler in before.items():
-            signal.signal(one, handler)
-
-
-def _end_now(number: int, folder: Path) -> None:
-    os.write(2, f"stopped: {folder} is incomplete; the same command continues\n".encode())
-    os._exit(128 + number)
+        # Whatever keeps a thread: nothing is lost by an end at any moment.
+        with on_stop_signals(ask, within_seconds=_LONGEST_END_SECONDS, too_late=end_now):
+            yield
+    except KeyboardInterrupt:
+        raise Stopped(code, kept) from None
 
 
 def _write(

@@ -6,8 +6,6 @@ from typing import Self
 
 from tqdm import tqdm
 
-_SECONDS_BETWEEN_LINES = 10.0
-
 
 class TokenProgress:
     """Tokens so far, tokens/s and the time left.
@@ -17,10 +15,14 @@ class TokenProgress:
     Args:
         total: tokens there will be; None if unknown.
         done: tokens of earlier processes.
+        seconds_between_lines: the least, where there is no terminal.
     """
 
-    def __init__(self, total: int | None, *, done: int = 0) -> None:
+    def __init__(
+        self, total: int | None, *, done: int = 0, seconds_between_lines: float = 10.0
+    ) -> None:
         self._total, self._done_before = total, done
+        self._seconds_between_lines = seconds_between_lines
         self._started = self._said = time.perf_counter()
         self._bar = tqdm(total=total, initial=done, unit=" tokens", unit_scale=True, disable=None)
 
@@ -32,7 +34,7 @@ class TokenProgress:
             self._bar.update(tokens - self._bar.n)
             return
         now = time.perf_counter()
-        if now - self._said >= _SECONDS_BETWEEN_LINES:
+        if now - self._said >= self._seconds_between_lines:
             self._said = now
             rate = (tokens - self._done_before) / (now - self._started)
             print(progress_line(tokens, total, rate), flush=True)

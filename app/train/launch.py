@@ -4,17 +4,14 @@ import logging
 import os
 import signal
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
-from app.errors import SAME_REQUEST_SECONDS, ExitCode, UserError
+from app.errors import ExitCode, UserError
 from app.settings import TrainSettings
+from app.signals import exit_code_of, on_stop_signals, say
 from app.train.ranks import launched
-from app.train.stopping import STOPPING, say
 
 # Of what ends by itself a restart would only repeat the end; a killed process has a negative code.
 _WORTH_A_RESTART = (ExitCode.BUG, ExitCode.RANK_LOST)
@@ -61,7 +58,8 @@ def launch(command: list[str], processes: int, max_restarts: int) -> int:
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
-    with _passing_signals_on() as request:
+    request = _Request()
+    with on_stop_signals(request.pass_on, request.insist):
         code = _run_once(command, processes)
         for left in reversed(range(max_restarts)):
             if request.number or (code >= 0 and code not in _WORTH_A_RESTART):
@@ -76,7 +74,7 @@ def launch(command: list[str], processes: int, max_restarts: int) -> int:
             # A first start may have been told to refuse what is there now.
             code = _run_once([*command, "--resume", "auto"], processes)
     if request.insists or (request.number and (code < 0 or code in _WORTH_A_RESTART)):
-        return 128 + request.number
+        return exit_code_of(request.number)
     if code == ExitCode.RANK_LOST:
         return ExitCode.BUG
     return 128 - code if code < 0 else code
@@ -115,39 +113,29 @@ def _run_once(command: list[str], processes: int) -> int:
 
 @dataclass
 class _Request:
-    """A signal that was passed on; a later one ends all at once."""
+    """A signal that is passed on to the processes: only they know what to save."""
 
     number: int = 0
     insists: bool = False
-    _at: float = 0.0
 
-    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
-        if not self.number:
-            self.number, self._at = number, time.monotonic()
-        self.insists |= time.monotonic() - self._at > SAME_REQUEST_SECONDS
-        children = _children()
-        if not children:
-            say(b"stopped: nothing has begun; the same command continues\n")
-            os._exit(128 + number)
-        for child in children:
-            with suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL if self.insists else number)
+    def pass_on(self, number: int) -> None:
+        self.number = number
+        _send(number, number)
+
+    def insist(self, number: int) -> None:
+        self.insists = True
+        _send(signal.SIGKILL, number)
 
 
-@contextmanager
-def _passing_signals_on() -> Iterator[_Request]:
-    """Send the processes what this one is sent: only they know what to save."""
-    request = _Request()
-    before = {
-        one: signal.signal(one, request._pass_on)
-        for one in STOPPING
-        if signal.getsignal(one) is not signal.SIG_IGN
-    }
-    try:
-        yield request
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+def _send(number: int, asked: int) -> None:
+    """Send all processes a signal; without any, this one ends as what was asked for says."""
+    children = _children()
+    if not children:
+        say("stopped: nothing has begun; the same command continues")
+        os._exit(exit_code_of(asked))
+    for child in children:
+        with suppress(ProcessLookupError):
+            os.kill(child, number)
 
 
 def _children() -> list[int]:

@@ -384,10 +384,9 @@ def test_prepare_never_imports_torch(source: Path, tmp_path: Path, start: Start)
 
 
 def test_speed_after_a_continuation_is_of_this_process(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("app.data.progress._SECONDS_BETWEEN_LINES", 0.0)
-    with TokenProgress(None, done=10**9) as progress:
+    with TokenProgress(None, done=10**9, seconds_between_lines=0.0) as progress:
         progress.show(10**9, None)
     assert capsys.readouterr().out == "1,000,000,000 tokens, 0 tokens/s\n"
 

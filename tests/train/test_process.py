@@ -56,6 +56,12 @@ def test_the_lock_of_a_killed_process_is_gone(start: Start) -> None:
     run_to_end(start)
 
 
+def own_the_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # What has started the tests may have it ignored.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def test_a_lost_terminal_saves_a_checkpoint(data_dir: Path) -> None:
     keyboard, terminal = os.openpty()
     environment = os.environ | TINY | {"DATA_DIR": str(data_dir), "PYTHONPATH": str(CHECKOUT)}
@@ -67,7 +73,7 @@ def test_a_lost_terminal_saves_a_checkpoint(data_dir: Path) -> None:
         stdout=terminal,
         stderr=terminal,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=own_the_terminal,
     )
     os.close(terminal)
     printed = b""

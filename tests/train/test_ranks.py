@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.errors import SAME_REQUEST_SECONDS
+from app.signals import SAME_REQUEST_SECONDS
 from tests.train.processes import Process, Start, assert_same_run, measured, run_to_end
 
 pytestmark = pytest.mark.processes
