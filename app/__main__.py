@@ -6,11 +6,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app.containers import program
 from app.errors import AppError, Ended, ExitCode, Stopped, UserError, expected_failure
@@ -123,20 +123,33 @@ def doctor(settings: Settings, arguments: Namespace) -> None:
 
 @dataclass(frozen=True)
 class Command:
-    """A command, the settings it has flags for, and what it takes besides."""
+    """A command, the settings it has flags for, and what it takes besides.
+
+    Attributes:
+        arguments: name -> what argparse's add_argument is told
+    """
 
     run: Callable[[Settings, Namespace], None]
     flags: tuple[str, ...]
-    takes_path: bool = False
-    takes_runs: bool = False
-    switches: tuple[str, ...] = ()
+    arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def usage(self) -> str:
+        """How the arguments that are no flags are typed."""
+        words = [one for one in self.arguments.values() if "metavar" in one]
+        return "".join(
+            f"[{w['metavar']} ...] " if "nargs" in w else f"{w['metavar']} " for w in words
+        )
 
 
-_SWITCHES = {
-    "verify": "compare every hash as well",
-    "json": "print one JSON object instead of a table",
+_PATH = {"metavar": "PATH", "help": "as it is, or below DATA_DIR"}
+_RUNS = {
+    "metavar": "RUN",
+    "nargs": "*",
+    "help": "below DATA_DIR/runs; by default TRAIN_RUN_NAME",
 }
-
+_VERIFY = {"action": "store_true", "help": "compare every hash as well"}
+_JSON = {"action": "store_true", "help": "print one JSON object instead of a table"}
 
 COMMANDS = {
     "prepare": Command(prepare, ("prepare", "general")),
@@ -147,9 +160,11 @@ COMMANDS = {
         evaluate,
         ("evaluate", "train.run_name", "train.dataset_dir", "train.device", "general"),
     ),
-    "inspect": Command(inspect, ("general",), takes_path=True, switches=("verify",)),
-    "doctor": Command(doctor, ("train", "model", "general"), switches=("verify", "json")),
-    "report": Command(report, ("train.run_name", "general"), takes_runs=True),
+    "inspect": Command(inspect, ("general",), {"path": _PATH, "--verify": _VERIFY}),
+    "doctor": Command(
+        doctor, ("train", "model", "general"), {"--verify": _VERIFY, "--json": _JSON}
+    ),
+    "report": Command(report, ("train.run_name", "general"), {"runs": _RUNS}),
     "export": Command(export, ("export", "train.run_name", "train.dataset_dir", "general")),
 }
 
@@ -230,16 +245,10 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
         words = (command.run.__doc__ or "").strip()
-        path = "PATH " if command.takes_path else "[RUN ...] " if command.takes_runs else ""
-        usage = f"{program()} {name} {path}[--SETTING VALUE ...]"
+        usage = f"{program()} {name} {command.usage}[--SETTING VALUE ...]"
         one = commands.add_parser(name, help=words, description=words, usage=usage)
-        if command.takes_path:
-            one.add_argument("path", metavar="PATH", help="as it is, or below DATA_DIR")
-        if command.takes_runs:
-            runs = "below DATA_DIR/runs; by default TRAIN_RUN_NAME"
-            one.add_argument("runs", metavar="RUN", nargs="*", help=runs)
-        for switch in command.switches:
-            one.add_argument(f"--{switch}", action="store_true", help=_SWITCHES[switch])
+        for argument, told in command.arguments.items():
+            one.add_argument(argument, **told)
         one.add_settings(command.flags)
     return parser, commands.choices
 

@@ -26,7 +26,7 @@ if [[ -n ${WHEELS:-} ]]; then
     --target "$work/packages" "$WHEELS"/*.whl
   export PYTHONPATH=$work/packages${PYTHONPATH:+:$PYTHONPATH}
 fi
-"$python" -c 'import app.train.job; from app.train.run import versions; print(versions())'
+"$python" -c 'import app.train.job; from app.train.provenance import versions; print(versions())'
 
 options=(--device "${DEVICE:-auto}" --original "$ORIGINAL" --work "$work/bench")
 [[ -z ${DATASET:-} ]] || options+=(--dataset-dir "$DATASET")

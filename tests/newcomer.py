@@ -6,9 +6,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from app.__main__ import main
 from app.settings import GROUPS, VARIABLES
@@ -38,6 +41,16 @@ def settle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PYTHONUNBUFFERED", "IN_CONTAINER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(folder)
+
+
+@contextmanager
+def moved_in(workshop: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Work in a copy of a folder; torch is left as it was found."""
+    shutil.copytree(workshop, folder, dirs_exist_ok=True)
+    settle(folder, monkeypatch)
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
 
 
 def type_in(line: str, monkeypatch: pytest.MonkeyPatch) -> int:

@@ -1,7 +1,6 @@
 """What a new user gets wrong, and what the program says: the list is the test."""
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 from app.errors import ExitCode
-from tests.newcomer import run_really, settle, type_in
+from tests.newcomer import moved_in, run_really, settle, type_in
 
 SETTINGS = """\
 PREPARE_DATASET=texts
@@ -595,12 +593,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def newcomer(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Their own copy of the workshop; torch is left as it was found."""
-    shutil.copytree(workshop, tmp_path, dirs_exist_ok=True)
-    settle(tmp_path, monkeypatch)
-    before = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(before)
+    """Their own copy of the workshop."""
+    with moved_in(workshop, tmp_path, monkeypatch):
+        yield
 
 
 def files() -> dict[str, bytes]:

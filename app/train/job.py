@@ -14,22 +14,13 @@ from app.model.gpt import GPT, GPTConfig
 from app.settings import Settings
 from app.train.attention import choose_attention
 from app.train.checkpoint import Checkpoint
-from app.train.compilation import (
-    can_compile,
-    extent_for,
-    keep_compiled_code,
-)
+from app.train.compilation import can_compile, extent_for, keep_compiled_code
 from app.train.device import Device, choose_device
 from app.train.micro_batch import largest_micro_batch, memory_need
 from app.train.optimizer import build_optimizers
+from app.train.provenance import dataset_facts, write_run_settings
 from app.train.ranks import Ranks, joined, local_rank
-from app.train.run import (
-    Identity,
-    RunLog,
-    dataset_facts,
-    find_checkpoint,
-    write_run_settings,
-)
+from app.train.run import Identity, RunLog, find_checkpoint
 from app.train.session import Session, Start
 from app.train.stopping import StopRequest, stop_on_signals
 

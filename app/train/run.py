@@ -1,18 +1,13 @@
 """A run's folder: what it was started with, what it has measured, and where it continues."""
 
-import os
-import platform
 import shutil
-import subprocess
 import sys
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from app.data.shards import Dataset, Manifest
 from app.errors import UserError
-from app.files import GrowingFile, read_json, write_json
+from app.files import GrowingFile, read_json
 from app.train.checkpoint import Checkpoint, checkpoint_folder
 from app.train.checkpoints import (
     checkpoint_steps,
@@ -23,8 +18,6 @@ from app.train.checkpoints import (
 from app.train.metrics import MetricsLog, read_metrics
 from app.train.samples import format_samples, read_samples
 from app.train.tensorboard import EventLog
-
-_PACKAGES = ("torch", "numpy", "tiktoken", "datasets", "pydantic-settings", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -155,65 +148,3 @@ class RunLog:
     def make_durable(self) -> dict[str, int]:
         """Let the disk have everything; what a checkpoint's state says of it."""
         return {"metrics_lines": self._metrics.sync(), "samples_bytes": self._samples.sync()}
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter for the numbers."""
-    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
-
-
-def dataset_facts(dataset: Dataset) -> dict[str, Any]:
-    """What settings.json says of the dataset, which may be gone when somebody asks."""
-    manifest = Manifest.load(dataset.folder)
-    told = {} if manifest is None else asdict(manifest)
-    kept = {name: told[name] for name in ("source", "tokenizer", "settings", "counts") if told}
-    return {
-        "folder": dataset.folder.name,
-        "fingerprint": dataset.fingerprint,
-        "train_tokens": sum(shard.size for shard in dataset.train),
-        "val_tokens": sum(shard.size for shard in dataset.val),
-        "shards": len(dataset.train) + len(dataset.val),
-        **kept,
-    }
-
-
-def git_revision() -> str | None:
-    """The commit of the program, with `-dirty` if files differ; None outside a git checkout.
-
-    An image has the commit it was built from in a file; whether files differed is not known there.
-    """
-    built_from = Path(__file__).parents[2] / "revision"
-    if built_from.exists():
-        return built_from.read_text(encoding="utf-8").strip() or None
-    git = shutil.which("git")
-    if git is None:
-        return None
-    described = subprocess.run(
-        [
-            git,
-            "-C",
-            str(Path(__file__).parent),
-            "describe",
-            "--always",
-            "--dirty",
-            "--abbrev=40",
-            "--exclude",
-            "*",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return described.stdout.strip() or None
-
-
-def write_run_settings(folder: Path, settings: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Write settings.json: resolved settings, versions, and facts about machine and model."""
-    machine = {"system": platform.platform(), "cpus": os.cpu_count()}
-    everything = {
-        "settings": settings,
-        "versions": versions(),
-        "git_revision": git_revision(),
-        "machine": machine,
-    }
-    write_json(folder / "settings.json", everything | facts)

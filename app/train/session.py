@@ -25,8 +25,9 @@ from app.train.loop import StepResult, train_steps
 from app.train.metrics import read_metrics
 from app.train.milestones import Milestones
 from app.train.optimizer import Optimizers, Schedule
+from app.train.provenance import versions
 from app.train.ranks import Ranks, averaged
-from app.train.run import Identity, RunLog, versions
+from app.train.run import Identity, RunLog
 from app.train.saver import Saver
 from app.train.stopping import StopRequest
 from app.train.stopwatch import recorded_seconds

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,14 @@ from app.model.gpt import GPT, GPTConfig
 from app.settings import EvaluateSettings
 from app.tools.evaluate import PUBLISHED_TOKENS, measured, standard_error
 from app.train.checkpoint import open_checkpoint
-from tests.newcomer import settle, type_in
-from tests.tools.small_run import CONTEXT_LENGTH, RUN, train_small_run
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_small_run(tmp_path_factory.mktemp("workshop"))
+from tests.newcomer import moved_in, type_in
+from tests.tools.small_run import CONTEXT_LENGTH, RUN
 
 
 @pytest.fixture(autouse=True)
-def newcomer(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    shutil.copytree(workshop, tmp_path, dirs_exist_ok=True)
-    settle(tmp_path, monkeypatch)
-    before = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(before)
+def newcomer(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with moved_in(small_run, tmp_path, monkeypatch):
+        yield
 
 
 def evaluations() -> list[dict[str, Any]]:

@@ -20,24 +20,16 @@ from app.model.generate import generate
 from app.model.gpt import GPT, GPTConfig
 from app.tools.export import FILES
 from app.train.checkpoint import open_checkpoint
-from tests.newcomer import REPOSITORY, run_really, settle, type_in
-from tests.tools.small_run import CONTEXT_LENGTH, RUN, train_small_run
+from tests.newcomer import REPOSITORY, moved_in, run_really, type_in
+from tests.tools.small_run import CONTEXT_LENGTH, RUN
 
 EXPORT = RUN / "export"
 
 
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_small_run(tmp_path_factory.mktemp("workshop"))
-
-
 @pytest.fixture(autouse=True)
-def newcomer(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    shutil.copytree(workshop, tmp_path, dirs_exist_ok=True)
-    settle(tmp_path, monkeypatch)
-    before = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(before)
+def newcomer(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with moved_in(small_run, tmp_path, monkeypatch):
+        yield
 
 
 def ours(step: int) -> GPT:

@@ -1,0 +1,11 @@
+from pathlib import Path
+
+import pytest
+
+from tests.tools.small_run import train_small_run
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a model was trained, to copy."""
+    return train_small_run(tmp_path_factory.mktemp("workshop"))
