@@ -81,6 +81,15 @@ class Ended(Exception):
         self.exit_code = exit_code
 
 
+# How torch, CUDA and cuBLAS say it.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "Storage size calculation overflowed",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
 def expected_failure(error: Exception) -> AppError | None:
     """What a failure of the machine means to the user; None if it is nothing expected."""
     if isinstance(error, OSError):
@@ -89,8 +98,7 @@ def expected_failure(error: Exception) -> AppError | None:
     if (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-        or "Storage size calculation overflowed" in str(error)
+        or any(words in str(error) for words in _OUT_OF_MEMORY)
     ):
         return _out_of_memory(str(error).partition("\n")[0])
     return None

@@ -1,6 +1,7 @@
 """The flags of the command line: one for each setting of a command."""
 
 import argparse
+import re
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -94,7 +95,7 @@ def _metavar(annotation: Any) -> str:
 def with_dashes(arguments: Sequence[str]) -> list[str]:
     """Take --total_tokens for --total-tokens."""
     return [
-        flag.replace("_", "-") + equals + value if argument.startswith("--") else argument
+        flag.replace("_", "-") + equals + value if re.fullmatch(r"--\w+", flag) else argument
         for argument in arguments
         for flag, equals, value in [argument.partition("=")]
     ]

@@ -230,7 +230,9 @@ class PlaygroundSettings(Group):
     model_config = SettingsConfigDict(env_prefix="PLAYGROUND_")
 
     host: str = Field(
-        "127.0.0.1", description="address to listen at; the default is for this machine only"
+        "127.0.0.1",
+        description="address to listen at, and the name that browsers must use; the default is for "
+        "this machine only",
     )
     port: Count = Field(8000, ge=0, lt=65536, description="port to listen at; 0: any that is free")
 

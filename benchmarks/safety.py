@@ -30,7 +30,7 @@ from app.model.gpt import GPT, GPTConfig  # noqa: E402
 from app.train.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
 from app.train.metrics import MetricsLog  # noqa: E402
 from app.train.optimizer import build_optimizers  # noqa: E402
-from app.train.ranks import joined  # noqa: E402
+from app.train.ranks import process_group  # noqa: E402
 from app.train.saver import Saver  # noqa: E402
 
 SAVES = 5
@@ -134,7 +134,7 @@ def two_ranks() -> list[float]:
 def agreement() -> list[float]:
     """Ask all ranks whether to stop, as each step does."""
     seconds = []
-    with joined(torch.device("cpu"), 60) as ranks:
+    with process_group(torch.device("cpu"), 60) as ranks:
         for _ in range(ASKED):
             started = time.perf_counter()
             ranks.any(False)

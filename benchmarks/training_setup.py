@@ -61,7 +61,7 @@ def set_up(spec: dict[str, Any]) -> tuple[Device, GPT, Loss, tuple[Tensor, Tenso
             raise NotImplementedError("this torch has no linear_cross_entropy")
         model.loss = partial(chunked_loss, model)  # type: ignore[method-assign]
     extent = spec.get("extent", "blocks")
-    loss: Loss = compiled_loss(model, extent) if extent else model
+    loss: Loss = compiled_loss(model, extent, device) if extent else model
     if "mode" in spec:
         loss = torch.compile(model, mode=spec["mode"])
     tokens = torch.randint(
@@ -85,7 +85,7 @@ def optimizers_of(model: GPT, name: str, device: Device) -> Optimizers:
     if name == "adamw, foreach":
         return Optimizers(torch.optim.AdamW(model.parameters(), foreach=True, **decayed))
     return build_optimizers(
-        model, name.split(",")[0], **decayed, decay_on="matrices", muon_iterated_in=device.dtype
+        model, name.split(",")[0], **decayed, decay_on="matrices", muon_dtype=device.dtype
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from app.__main__ import COMMANDS
 from app.errors import ExhaustedError, ExitCode, UserError, expected_failure
+from app.flags import with_dashes
 from app.settings import GROUPS, VARIABLES
 from tests.newcomer import REPOSITORY, settle, type_in
 
@@ -88,6 +89,11 @@ def test_no_command_shows_the_help(
     expected = help_of("", monkeypatch, capsys)
     assert type_in("", monkeypatch) == ExitCode.USER
     assert capsys.readouterr() == ("", expected)
+
+
+def test_a_value_may_look_like_a_flag() -> None:
+    words = ["sample", "--top_k=5", "--prompt", "--my_flag of --this_program", "--prompt=--a_b"]
+    assert with_dashes(words) == [words[0], "--top-k=5", *words[2:]]
 
 
 def test_flags_take_dashes_and_underscores(
@@ -207,6 +213,13 @@ def test_failures_of_the_machine_are_expected(
     assert type(expected) is kind
     assert expected.problem.startswith(problem)
     assert expected.fix
+
+
+@pytest.mark.parametrize(
+    "said", ("CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling …")
+)
+def test_a_gpus_memory_is_told_in_any_of_its_words(said: str) -> None:
+    assert isinstance(expected_failure(RuntimeError(said)), ExhaustedError)
 
 
 @pytest.mark.parametrize(

@@ -302,7 +302,7 @@ WRONG = (
     Wrong(
         "a column that holds no text",
         "prepare --dataset rows.jsonl --text-column id --out-dir new",
-        "the text column holds int, not text: 1",
+        "the text column holds int, not text (rows.jsonl, line 1: 1)",
         "set PREPARE_TEXT_COLUMN to the column that holds the text",
         first=file("rows.jsonl", '{"id": 1, "content": "one"}\n'),
     ),
@@ -333,6 +333,12 @@ WRONG = (
         "data/words was prepared otherwise",
         "set PREPARE_OUT_DIR to another folder, or delete this one to prepare it anew",
         first=file("texts/new.txt", "One more."),
+    ),
+    Wrong(
+        "prepared before from a folder that is not here any more",
+        "prepare --dataset gone --out-dir words",
+        "there is no file or folder gone here, and data/words was prepared from files",
+        "go to where they are, or set PREPARE_OUT_DIR to another folder",
     ),
     Wrong(
         "a folder with somebody else's shards",
@@ -499,7 +505,7 @@ WRONG = (
         "less held-out text than published figures take",
         "evaluate --tokens published",
         "data/words has 201 held-out tokens; published figures take 10,485,760, and one more",
-        "prepare it with PREPARE_VAL_TOKENS=10485760, or set EVALUATE_TOKENS=all",
+        "prepare it with PREPARE_VAL_TOKENS=10485760 and train on that, or set EVALUATE_TOKENS=all",
     ),
     Wrong(
         "published figures of training text",

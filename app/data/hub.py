@@ -16,6 +16,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+import yaml
 from datasets import (
     DatasetBuilder,
     DownloadConfig,
@@ -75,6 +76,7 @@ class StreamedDocuments:
 
     def _texts(self, first_row: int) -> Iterator[pa.LargeStringArray]:
         rows = self.rows.skip(first_row) if first_row else self.rows
+        row = first_row
         try:
             for values in rows.iter(batch_size=256):
                 if self.text_column not in values:
@@ -82,7 +84,9 @@ class StreamedDocuments:
                         f"{self.source['dataset']} has no column {self.text_column!r}",
                         f"set PREPARE_TEXT_COLUMN to one of: {', '.join(values)}",
                     )
-                yield as_texts(values[self.text_column])
+                texts = as_texts(values[self.text_column], "row", row)
+                yield texts
+                row += len(texts)
         except (DatasetsError, ValueError) as error:
             raise UserError(
                 f"{self.source['dataset']} cannot be read: {_short(error)}",
@@ -188,12 +192,13 @@ def _builder(
             else f"{place} has several configurations",
             f"set PREPARE_DATASET_CONFIG to one of: {', '.join(names)}",
         ) from error
-    except (DatasetsError, FileNotFoundError) as error:
+    except (DatasetsError, FileNotFoundError, RuntimeError, yaml.YAMLError) as error:
+        # RuntimeError: a dataset that is a program, which `datasets` does not run any more.
         if "gated dataset" in str(error):
             raise _gated(place) from error
         raise UserError(
             f"{place} cannot be read: {_short(error)}",
-            "correct PREPARE_DATASET; a gated dataset needs HF_TOKEN",
+            "correct PREPARE_DATASET, or take another dataset; a gated one needs HF_TOKEN",
         ) from error
 
 

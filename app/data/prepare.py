@@ -77,6 +77,12 @@ def prepare(
         if previous is None:
             _refuse_foreign_shards(out_dir)
         else:
+            if is_hub_id(dataset) and "dataset" not in previous.settings:
+                raise UserError(
+                    f"there is no file or folder {dataset} here, and {out_dir} was prepared from "
+                    "files",
+                    "go to where they are, or set PREPARE_OUT_DIR to another folder",
+                )
             _refuse_difference(out_dir, previous.settings, settings)
             if previous.complete and is_hub_id(dataset):
                 return _already_complete(out_dir, previous)
@@ -174,10 +180,13 @@ def _write(
             "lower PREPARE_VAL_TOKENS (0 holds nothing out), or add text",
         )
     if writer.taken["train"] == 0:
+        after = f" after the {held_out:,} held-out tokens" if held_out else ""
         raise _TooLittleText(
-            "the dataset has no text to train on"
-            + (f" after the {held_out:,} held-out tokens" if held_out else ""),
-            "check PREPARE_TEXT_COLUMN, lower PREPARE_VAL_TOKENS, or add text",
+            f"the dataset has no text to train on{after}",
+            "what follows them in the same document is not trained on: split the text into more "
+            "documents, or set PREPARE_VAL_TOKENS to 0"
+            if writer.cursor.between
+            else "check PREPARE_TEXT_COLUMN, lower PREPARE_VAL_TOKENS, or add text",
         )
     manifest = writer.finish()
     if total is not None and writer.taken["train"] < total:
@@ -191,11 +200,13 @@ def _write(
 
 def _summary(folder: Path, manifest: Manifest) -> str:
     left_out = manifest.counts.get("skipped", 0)
+    between = manifest.counts.get("between", 0)
     replaced = manifest.counts.get("not_utf8", 0)
     return (
         f"{folder}: {manifest.tokens('train'):,} training and {manifest.tokens('val'):,} held-out "
         f"tokens of {manifest.counts['documents']:,} documents in {len(manifest.shards)} shards"
         + (f"; {left_out:,} documents without text left out" if left_out else "")
+        + (f"; {between:,} tokens between held-out and training text left out" if between else "")
         + (f"; {replaced:,} files with bytes that are not UTF-8, replaced" if replaced else "")
     )
 

@@ -31,6 +31,7 @@ class Cursor:
         token: tokens of that document that earlier shards hold
         skipped: rows without text before it
         not_utf8: rows with replaced bytes before it
+        between: tokens of the document that the held-out ones end in, after them
     """
 
     file: int = 0
@@ -38,6 +39,7 @@ class Cursor:
     token: int = 0
     skipped: int = 0
     not_utf8: int = 0
+    between: int = 0
 
     @property
     def position(self) -> Position:
@@ -99,6 +101,7 @@ class EncodedBatch:
             token,
             before.skipped + int(np.count_nonzero(self._is_empty[:rows])),
             before.not_utf8 + self._batch.not_utf8(rows),
+            before.between,
         )
 
 
@@ -157,7 +160,8 @@ class ShardWriter:
             at = end
             if self._filled == self._size and not self.full:
                 if self._split() != split:
-                    at = encoded.next_document(at)
+                    held_out_end, at = at, encoded.next_document(at)
+                    self.cursor = replace(self.cursor, between=at - held_out_end)
                 self._flush(split, encoded.cursor(at, self.cursor))
         self.cursor = encoded.counted(at, self.cursor) if self.full else encoded.end(self.cursor)
 
@@ -171,6 +175,7 @@ class ShardWriter:
             "documents": sum(shard.documents for shard in self.manifest.shards),
             "skipped": self.cursor.skipped,
             "not_utf8": self.cursor.not_utf8,
+            "between": self.cursor.between,
         }
         counts = {name: count for name, count in counts.items() if count or name == "documents"}
         self.manifest = replace(self.manifest, counts=counts, position=None, complete=True)

@@ -90,7 +90,7 @@ class FileDocuments:
                 with self.open(file) as raw:
                     content = _decompressed(raw, file.name).read()
                 text, not_utf8 = _decoded(content)
-                yield 0, as_texts([text]), 1.0, not_utf8
+                yield 0, as_texts([text], file.path), 1.0, not_utf8
 
     def open(self, file: SourceFile) -> BinaryIO:
         """Open a file of the source for reading."""
@@ -114,7 +114,8 @@ class FileDocuments:
                 if not any(self.text_column in one for one in filled):
                     raise _no_column(file, self.text_column, filled[0])
                 has_column = True
-            texts = as_texts([one.get(self.text_column) for one in rows])
+            values = [one.get(self.text_column) for one in rows]
+            texts = as_texts(values, f"{file.path}, line", first + skipped + 1)
             yield first + skipped, texts, raw.tell() / max(1, file.bytes), False
 
     def _row_groups(self, file: SourceFile, first_row: int) -> Iterator[_Rows]:
@@ -140,7 +141,7 @@ class FileDocuments:
                     continue
                 skipped = max(first_row - row, 0)
                 fraction = (row + len(rows)) / metadata.num_rows
-                yield row + skipped, arrow_texts(rows[skipped:]), fraction, False
+                yield row + skipped, arrow_texts(rows[skipped:], file.path), fraction, False
 
     def read_metadata(self, file: SourceFile) -> pq.FileMetaData:
         """The footer of a parquet file."""
@@ -172,15 +173,15 @@ def _damage_named(file: SourceFile) -> Iterator[None]:
         raise
 
 
-def as_texts(values: Sequence[object]) -> pa.LargeStringArray:
+def as_texts(values: Sequence[object], place: str, first: int = 0) -> pa.LargeStringArray:
     """Python values as texts; None is an empty one.
 
     Raises:
-        UserError: a value is not text.
+        UserError: a value is not text; it names `place` and the value's number, from `first` on.
     """
-    for value in values:
+    for number, value in enumerate(values, first):
         if value is not None and not isinstance(value, str):
-            raise _not_text(type(value).__name__, f": {value!r:.80}")
+            raise _not_text(type(value).__name__, f"{place} {number}: {value!r:.80}")
     try:
         return pa.array(["" if value is None else value for value in values], pa.large_string())
     except UnicodeEncodeError:
@@ -194,20 +195,20 @@ def as_texts(values: Sequence[object]) -> pa.LargeStringArray:
         return pa.array(whole, pa.large_string())
 
 
-def arrow_texts(column: pa.ChunkedArray) -> pa.LargeStringArray:
+def arrow_texts(column: pa.ChunkedArray, place: str) -> pa.LargeStringArray:
     """A column as texts; a null is an empty one.
 
     Raises:
-        UserError: the column does not hold text.
+        UserError: the column does not hold text; it names `place`.
         ArrowInvalid: its bytes are not UTF-8.
     """
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_null(kind):
-        return as_texts([None] * len(column))
+        return pa.array([""] * len(column), pa.large_string())
     if not (
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     ):
-        raise _not_text(str(kind))
+        raise _not_text(str(kind), place)
     column = column.cast(pa.large_string())
     if column.null_count:
         column = column.fill_null("")
@@ -216,9 +217,9 @@ def arrow_texts(column: pa.ChunkedArray) -> pa.LargeStringArray:
     return texts
 
 
-def _not_text(kind: str, example: str = "") -> UserError:
+def _not_text(kind: str, place: str) -> UserError:
     return UserError(
-        f"the text column holds {kind}, not text{example}",
+        f"the text column holds {kind}, not text ({place})",
         "set PREPARE_TEXT_COLUMN to the column that holds the text",
     )
 

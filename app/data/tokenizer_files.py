@@ -9,8 +9,11 @@ from app.data.tokenizer import END_OF_TEXT, vocabulary_files
 from app.errors import UserError
 
 TOKENIZER_FILES = (
-    *("vocab.json", "merges.txt", "tokenizer.json"),
-    *("tokenizer_config.json", "special_tokens_map.json"),
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
 )
 _SPECIAL = dict.fromkeys(("bos_token", "eos_token", "unk_token"), ENDOFTEXT)
 _ADDED = {
@@ -51,11 +54,13 @@ def tokenizer_files(context_length: int) -> dict[str, bytes]:
         "model_max_length": context_length,
         "added_tokens_decoder": {str(END_OF_TEXT): _ADDED},
     }
-    contents = (
-        *(vocabulary, merges, _json(_fast_tokenizer(vocabulary, merges))),
-        *(_json(config), _json(_SPECIAL)),
-    )
-    return dict(zip(TOKENIZER_FILES, contents, strict=True))
+    return {
+        "vocab.json": vocabulary,
+        "merges.txt": merges,
+        "tokenizer.json": _json(_fast_tokenizer(vocabulary, merges)),
+        "tokenizer_config.json": _json(config),
+        "special_tokens_map.json": _json(_SPECIAL),
+    }
 
 
 def _fast_tokenizer(vocabulary: bytes, merges: bytes) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from app.errors import UserError
 from app.files import GrowingFile
 from app.model.gpt import GPTConfig
 from app.settings import Settings
-from app.tools.checkpoints import load_gpt
+from app.tools.load_model import load_gpt
 from app.train.device import Device, choose_device
 from app.train.evaluate import held_out_windows, window_losses
 from app.train.micro_batch import MemoryNeed, largest_micro_batch
@@ -26,6 +27,7 @@ from app.train.micro_batch import MemoryNeed, largest_micro_batch
 # What modded-nanogpt, llm.c and others measure on: held out from the start of sample-10BT.
 PUBLISHED_TOKENS = 10_485_760
 _NORMAL_95 = 1.959964
+_LARGEST_LOSS = 700.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Measurement:
     @property
     def perplexity(self) -> float:
         """exp(loss)."""
-        return math.exp(self.loss)
+        return _exp(self.loss)
 
     @property
     def perplexity_interval(self) -> tuple[float, float] | None:
@@ -59,7 +61,12 @@ class Measurement:
         if self.standard_error is None:
             return None
         reach = _NORMAL_95 * self.standard_error
-        return math.exp(self.loss - reach), math.exp(self.loss + reach)
+        return _exp(self.loss - reach), _exp(self.loss + reach)
+
+
+def _exp(loss: float) -> float:
+    # Of a model that has diverged, the true value is no float any more.
+    return math.exp(min(loss, _LARGEST_LOSS))
 
 
 def measured(losses: npt.NDArray[np.float64], context_length: int, num_bytes: int) -> Measurement:
@@ -115,15 +122,23 @@ def evaluate(settings: Settings) -> None:
             f"{dataset.folder} has no {chosen.split} tokens to measure on",
             "prepare it with PREPARE_VAL_TOKENS above 0, or set EVALUATE_SPLIT=train",
         )
+    is_own = dataset.fingerprint == checkpoint.state["identity"]["dataset_fingerprint"]
+    if chosen.split == "val" and not is_own:
+        print(
+            f"warning: {settings.run_dir} was not trained on {dataset.folder}; what is held out "
+            "there may be text that it was trained on",
+            file=sys.stderr,
+            flush=True,
+        )
     batch_size = _batch_size(model.config, device)
     losses, num_bytes, table = np.empty(windows), 0, bytes_of_tokens()
     done = 0
     with TokenProgress(windows * length) as progress:
         batches = window_losses(model, stream, windows, batch_size=batch_size, device=device)
         for of_batch, targets in batches:
-            losses[done : done + of_batch.size] = of_batch
-            num_bytes += int(table[targets].sum())
-            done += of_batch.size
+            losses[done : done + len(of_batch)] = of_batch.cpu()
+            num_bytes += int(table[targets.numpy()].sum())
+            done += len(of_batch)
             progress.show(done * length, None)
     found = measured(losses, length, num_bytes)
     print(f"{checkpoint.folder} on {chosen.split} tokens of {dataset.folder}:")
@@ -133,6 +148,7 @@ def evaluate(settings: Settings) -> None:
         "step": checkpoint.step,
         "dataset": dataset.folder.name,
         "dataset_fingerprint": dataset.fingerprint,
+        "trained_on_this_dataset": is_own,
         "split": chosen.split,
         "context_length": length,
         "precision": device.precision,
@@ -156,7 +172,8 @@ def _tokens_to_measure(
         raise UserError(
             f"{settings.train_dataset_dir} has {len(stream):,} held-out tokens; published figures "
             f"take {PUBLISHED_TOKENS:,}, and one more as the last target",
-            f"prepare it with PREPARE_VAL_TOKENS={PUBLISHED_TOKENS}, or set EVALUATE_TOKENS=all",
+            f"prepare it with PREPARE_VAL_TOKENS={PUBLISHED_TOKENS} and train on that, or set "
+            "EVALUATE_TOKENS=all",
         )
     return PUBLISHED_TOKENS
 
@@ -177,9 +194,9 @@ def _batch_size(config: GPTConfig, device: Device) -> int:
 def _lines(found: Measurement, length: int) -> Iterator[str]:
     error, interval = found.standard_error, found.perplexity_interval
     bar = f" ± {error:.4f} (standard error)" if error is not None else ""
-    between = f" (95 %: {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+    between = f" (95 %: {interval[0]:,.2f} to {interval[1]:,.2f})" if interval else ""
     yield f"  loss           {found.loss:.4f}{bar} nats per token"
-    yield f"  perplexity     {found.perplexity:.2f}{between}"
+    yield f"  perplexity     {found.perplexity:,.2f}{between}"
     if found.bits_per_byte is not None:
         yield f"  bits per byte  {found.bits_per_byte:.4f}"
     yield (

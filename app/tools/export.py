@@ -14,7 +14,7 @@ from app.files import atomic_folder
 from app.model.gpt import GPT
 from app.model.huggingface import gpt2_config, gpt2_weights
 from app.settings import Settings
-from app.tools.checkpoints import load_gpt
+from app.tools.load_model import load_gpt
 from app.tools.model_card import model_card
 from app.train.checkpoint import Checkpoint, save_tensors
 from app.train.device import choose_device

@@ -40,9 +40,7 @@ def inspect(path: Path, *, verify: bool) -> Iterator[str]:
     if (path / MANIFEST).exists() or any(path.glob("*.bin")):
         return _dataset(path, verify)
     raise UserError(
-        f"{path} is no shard, dataset folder, checkpoint or run"
-        if path.exists()
-        else f"{path} does not exist",
+        f"{path} is no shard, dataset folder, checkpoint or run",
         "name a .bin file, or a folder that prepare or train has written",
     )
 
@@ -77,7 +75,8 @@ def _dataset(path: Path, verify: bool) -> Iterator[str]:
         return
     dataset = open_dataset(path)
     yield f"{path}: a complete dataset"
-    for title, facts in (("source", manifest.source), ("settings", manifest.settings)):
+    told = {"source": manifest.source, "settings": manifest.settings, "counts": manifest.counts}
+    for title, facts in told.items():
         yield f"  {title}: {', '.join(f'{name} {value}' for name, value in facts.items())}"
     for split in ("train", "val"):
         shards = [shard for shard in manifest.shards if shard.split == split]

@@ -8,7 +8,7 @@ from pathlib import Path
 from app.data.tokenizer import Tokenizer
 from app.errors import UserError
 from app.settings import Settings
-from app.tools.checkpoints import load_gpt
+from app.tools.load_model import load_gpt
 from app.train.device import choose_device
 from app.train.writing import stream_texts, unseen_part
 

@@ -48,14 +48,19 @@ def can_compile(device: Device) -> bool:
     return not missing_for_compiling(device.torch_device.type)
 
 
-def compiled_loss(model: GPT, extent: Extent) -> LossFunction:
+def compiled_loss(model: GPT, extent: Extent, device: Device) -> LossFunction:
     """The model's loss, compiled: all at once, or a block once for all and the rest.
 
     The model itself stays as it is, so that evaluation and sampling compile nothing.
 
+    Args:
+        device: in whose forward_pass the loss is to be computed.
+
     Returns:
         (inputs, targets), int64 [B, T] each, to the mean loss.
     """
+    # By itself the cache does not tell code for one attention kernel from code for another.
+    torch.compiler.config.cache_key_tag = ",".join(one.name for one in device.attention)
     if extent == "model":
         return torch.compile(model)
     embed, loss = torch.compile(model.embed), torch.compile(model.loss)
@@ -81,7 +86,7 @@ def extent_for(
 
     Args:
         asked: what the user wants.
-        tokens: of the whole run, so that a continued one is compiled alike.
+        tokens: that one process takes in the whole run, so that a continued one is compiled alike.
     """
     if asked == "false":
         return None

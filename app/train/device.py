@@ -20,6 +20,7 @@ Precision = Literal["bf16", "float32"]
 # Dense bf16 FLOP/s of data sheets. The first name that is part of the device's name counts.
 _PEAK_FLOPS = {
     "B200": 2250e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -46,7 +47,7 @@ class Device:
         precision: of matrix products and activations; weights stay float32
         deterministic: only algorithms that give the same bits every time
         attention: kernels in the order of their speed; empty for torch's own choice
-        peak_flops: dense bf16 FLOP/s of the data sheet; None if unknown
+        peak_flops: dense FLOP/s of the data sheet in this precision; None if unknown
     """
 
     torch_device: torch.device
@@ -155,6 +156,9 @@ def choose_device(
         (flops for part, flops in _PEAK_FLOPS.items() if re.search(rf"\b{part}\b", name)), None
     )
     here = torch.device("cuda", torch.cuda.current_device())
+    if peak and chosen == "float32":
+        # Matrix products are in TF32, which is half as fast on all of them.
+        peak /= 2
     return Device(here, name, chosen, is_deterministic, peak)
 
 

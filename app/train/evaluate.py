@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,8 +22,16 @@ def held_out_windows(stream: TokenStream, context_length: int, max_tokens: int |
     return windows if max_tokens is None else min(windows, max(1, max_tokens // context_length))
 
 
+def summed_loss(losses: Iterator[tuple[Tensor, Tensor]], device: Device) -> Tensor:
+    """The sum of all that window_losses yields: float64 scalar on the device."""
+    total = torch.zeros((), dtype=torch.float64, device=device.torch_device)
+    for of_batch, _ in losses:
+        total += of_batch.double().sum()
+    return total
+
+
 @torch.no_grad()
-def summed_loss(
+def window_losses(
     model: GPT,
     stream: TokenStream,
     windows: int,
@@ -34,51 +41,29 @@ def summed_loss(
     rank: int = 0,
     ranks: int = 1,
     between: Callable[[], None] = lambda: None,
-) -> Tensor:
-    """Sum over windows 0 … windows-1, or a rank's share of them, of each one's mean loss.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Measure windows 0 … windows-1, or a rank's share of them, a batch at a time.
 
     Args:
         model: uncompiled, so that a last smaller batch compiles nothing.
         stream: tokens of the split.
-        batch_size: windows in one forward pass.
+        batch_size: windows that go through the blocks at once.
         device: where and in which precision the model is computed, as in training.
         between: called before each batch; what it raises ends the measurement.
 
-    Returns:
-        nats per token, times windows: float64 scalar on the device.
+    Yields:
+        each window's mean loss, nats per token, float32 [B], on the device; and the targets it is
+        of, int64 [B, T], on the CPU.
     """
-    length = model.config.context_length
-    total = torch.zeros((), dtype=torch.float64, device=device.torch_device)
     for first in range(rank * batch_size, windows, ranks * batch_size):
         between()
-        indices = np.arange(first, min(first + batch_size, windows), dtype=np.int64)
-        inputs, targets = stream.windows(indices, length)
-        with device.forward_pass():
-            loss = model(inputs.to(device.torch_device), targets.to(device.torch_device))
-        total += loss.double() * len(indices)
-    return total
-
-
-@torch.no_grad()
-def window_losses(
-    model: GPT, stream: TokenStream, windows: int, *, batch_size: int, device: Device
-) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]]:
-    """Measure each window for itself, a batch at a time; the mean of all is what training measures.
-
-    Args:
-        as those of summed_loss.
-
-    Yields:
-        mean losses, nats per token, [B]; and the targets they are of, [B, T].
-    """
-    for first in range(0, windows, batch_size):
         indices = np.arange(first, min(first + batch_size, windows), dtype=np.int64)
         inputs, targets = stream.windows(indices, model.config.context_length)
         with device.forward_pass():
             x = model.embed(inputs.to(device.torch_device))
             for block in model.transformer.h:
                 x = block(x)
-            # One after the other: logits are by far the largest tensor.
+            # One after the other: logits are by far the largest tensor, and training keeps fewer.
             there = targets.to(device.torch_device)
             losses = [model.loss(x[i : i + 1], there[i : i + 1]) for i in range(len(indices))]
-        yield torch.stack(losses).double().cpu().numpy(), targets.numpy()
+        yield torch.stack(losses), targets

@@ -19,7 +19,7 @@ from app.train.device import Device, choose_device
 from app.train.micro_batch import largest_micro_batch, memory_need
 from app.train.optimizer import build_optimizers
 from app.train.provenance import dataset_facts, write_run_settings
-from app.train.ranks import Ranks, joined, local_rank
+from app.train.ranks import Ranks, local_rank, process_group
 from app.train.run import Identity, RunLog, find_checkpoint
 from app.train.session import Session, Start
 from app.train.stopping import StopRequest, stop_on_signals
@@ -41,7 +41,7 @@ def train(settings: Settings) -> None:
     keep_compiled_code(settings.general.data_dir / "cache")
     device = choose_device(chosen.device, chosen.precision, chosen.deterministic, local_rank())
     with (
-        joined(device.torch_device, chosen.rank_timeout_seconds) as ranks,
+        process_group(device.torch_device, chosen.rank_timeout_seconds) as ranks,
         stop_on_signals() as stop,
         ExitStack() as owned,
     ):
@@ -123,7 +123,7 @@ def _put_together(
     plan = StepPlan(
         chosen.tokens_per_step // config.context_length, ranks.size, start.micro_batch_size
     )
-    device, attention = choose_attention(device, config)
+    device, attention = choose_attention(device, config, start.micro_batch_size)
     torch.manual_seed(chosen.seed)
     model = GPT(config).to(device.torch_device)
     optimizers = build_optimizers(
@@ -132,7 +132,7 @@ def _put_together(
         betas=chosen.betas,
         weight_decay=chosen.weight_decay,
         decay_on=chosen.weight_decay_on,
-        muon_iterated_in=device.dtype,
+        muon_dtype=device.dtype,
     )
     if start.checkpoint:
         start.checkpoint.load_model(model)
@@ -149,7 +149,12 @@ def _put_together(
         write_run_settings(settings.run_dir, settings.public(), facts)
     order = WindowOrder(training_windows(dataset, settings), chosen.seed, chosen.shuffle)
     extent = (
-        extent_for(chosen.compile, device, model, chosen.max_steps * chosen.tokens_per_step)
+        extent_for(
+            chosen.compile,
+            device,
+            model,
+            chosen.max_steps * chosen.tokens_per_step // ranks.size,
+        )
         if can_compile(device)
         else None
     )

@@ -40,7 +40,7 @@ class StepResult:
 def train_steps(
     model: GPT,
     compute_loss: Callable[[Tensor, Tensor], Tensor],
-    alone: Callable[[], AbstractContextManager[None]],
+    no_sync: Callable[[], AbstractContextManager[None]],
     ranks: Ranks,
     optimizers: Optimizers,
     loader: BatchLoader,
@@ -58,7 +58,7 @@ def train_steps(
 
     Args:
         compute_loss: (inputs, targets), int64 [B, T] each, to the model's mean loss.
-        alone: context for passes whose gradients the ranks do not exchange yet.
+        no_sync: context for passes whose gradients the ranks do not exchange yet.
         grad_clip: largest gradient norm; 0 for no clipping.
         should_stop: asked before each micro-batch, with whether it is the step's last; true ends
             the loop, without the step begun. For the last the ranks must agree.
@@ -78,7 +78,7 @@ def train_steps(
             if should_stop(left == 0):
                 return
             inputs, targets = loader.next_batch()
-            with alone() if left else nullcontext():
+            with no_sync() if left else nullcontext():
                 with device.forward_pass():
                     loss = compute_loss(inputs, targets) / accumulation_steps
                 loss.backward()

@@ -16,7 +16,7 @@ from app.settings import Settings
 from app.train.checkpoint import Checkpoint
 from app.train.console import Console
 from app.train.device import Device
-from app.train.evaluate import held_out_windows, summed_loss
+from app.train.evaluate import held_out_windows, summed_loss, window_losses
 from app.train.loop import refuse_not_finite
 from app.train.optimizer import Optimizers
 from app.train.ranks import Ranks
@@ -152,20 +152,22 @@ class Milestones:
         if not windows or not self.settings.train.val_every:
             return True
         total = torch.zeros(())
-        with self.stopwatch.measuring("val_ms"), suppress(Interrupted):
-            total = summed_loss(
-                self.model,
-                self.held_out,
-                windows,
-                batch_size=self.plan.micro_batch_size,
-                device=self.device,
-                rank=self.ranks.rank,
-                ranks=self.ranks.size,
-                between=self.stop.interrupt,
-            )
-        if self.ranks.any(self.stop.is_asked):
-            return False
-        record["val_loss"] = self.ranks.sum(total).item() / windows
+        losses = window_losses(
+            self.model,
+            self.held_out,
+            windows,
+            batch_size=self.plan.micro_batch_size,
+            device=self.device,
+            rank=self.ranks.rank,
+            ranks=self.ranks.size,
+            between=self.stop.interrupt,
+        )
+        with self.stopwatch.measuring("val_ms"):
+            with suppress(Interrupted):
+                total = summed_loss(losses, self.device)
+            if self.ranks.any(self.stop.is_asked):
+                return False
+            record["val_loss"] = self.ranks.sum(total).item() / windows
         self.console.say(f"after {done} steps: val_loss:{record['val_loss']:.4f}")
         refuse_not_finite(done, held_out_loss=record["val_loss"])
         return True

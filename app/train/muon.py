@@ -24,7 +24,7 @@ class Muon(torch.optim.Optimizer):
     that AdamW's learning rates and decay fit.
 
     Args:
-        iterated_in: dtype of the iterations; bf16 is as good, where it is fast.
+        dtype: of the iterations; bf16 is as good, where it is fast.
     """
 
     def __init__(
@@ -34,9 +34,9 @@ class Muon(torch.optim.Optimizer):
         lr: float = 1e-3,
         momentum: float = 0.95,
         weight_decay: float = 0.1,
-        iterated_in: torch.dtype = torch.float32,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self._iterated_in = iterated_in
+        self._dtype = dtype
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -52,7 +52,7 @@ class Muon(torch.optim.Optimizer):
                     [self._direction(p, group["momentum"]) for p in parameters]
                 )
                 size = 0.2 * math.sqrt(max(rows, columns))
-                updates = orthogonal(directions.to(self._iterated_in)).float()
+                updates = newton_schulz(directions.to(self._dtype)).float()
                 for parameter, update in zip(parameters, updates, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(update, alpha=-group["lr"] * size)
@@ -67,7 +67,7 @@ class Muon(torch.optim.Optimizer):
         return gradient.lerp(buffer, momentum)
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
+def newton_schulz(matrices: Tensor) -> Tensor:
     """The nearest orthogonal matrices, roughly, by Newton-Schulz iterations.
 
     Args:

@@ -73,7 +73,7 @@ def build_optimizers(
     betas: tuple[float, float],
     weight_decay: float,
     decay_on: Literal["matrices", "all"],
-    muon_iterated_in: torch.dtype = torch.float32,
+    muon_dtype: torch.dtype = torch.float32,
 ) -> Optimizers:
     """AdamW for every parameter, or Muon for the matrices of the blocks and AdamW for the rest.
 
@@ -101,5 +101,5 @@ def build_optimizers(
         torch.optim.AdamW([group for group in groups if group["params"]], betas=betas, fused=True)
     ]
     if orthogonal:
-        parts.append(Muon(orthogonal, weight_decay=weight_decay, iterated_in=muon_iterated_in))
+        parts.append(Muon(orthogonal, weight_decay=weight_decay, dtype=muon_dtype))
     return Optimizers(*parts)

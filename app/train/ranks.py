@@ -17,6 +17,14 @@ from app.errors import Ended, ExitCode, RankLostError
 from app.train.compilation import LossFunction
 
 _PR_SET_PDEATHSIG = 1
+# How gloo and NCCL say that the other end is gone.
+_CONNECTION_LOST = (
+    "closed by peer",
+    "reset by peer",
+    "Broken pipe",
+    "pair closure",
+    "remote process exited",
+)
 T = TypeVar("T")
 
 
@@ -73,7 +81,7 @@ def local_rank() -> int:
 
 
 @contextmanager
-def joined(device: torch.device, timeout_seconds: float) -> Iterator[Ranks]:
+def process_group(device: torch.device, timeout_seconds: float) -> Iterator[Ranks]:
     """Belong to the group of processes of an elastic launcher; without one, be alone.
 
     Args:
@@ -99,9 +107,15 @@ def joined(device: torch.device, timeout_seconds: float) -> Iterator[Ranks]:
             isinstance(error, distributed.DistError) or "gloo" in said or "pair closure" in said
         ):
             raise
-        if "timed out" not in said.lower() and "timeout" not in said.lower():
+        if any(words in said for words in _CONNECTION_LOST):
             # It has died, and the launcher says so.
             raise Ended(ExitCode.RANK_LOST) from None
+        if "timed out" not in said.lower() and "timeout" not in said.lower():
+            raise RankLostError(
+                f"rank {os.environ['RANK']}: the processes lose each other: {error!s:.1000}",
+                "NCCL_DEBUG=INFO tells more; usual causes: a full /dev/shm, GPUs without memory, "
+                "a driver that is too old",
+            ) from error
         raise RankLostError(
             f"rank {os.environ['RANK']}: another rank has not answered for {timeout_seconds:g} s "
             f"({said:.200})",
@@ -109,7 +123,7 @@ def joined(device: torch.device, timeout_seconds: float) -> Iterator[Ranks]:
         ) from error
 
 
-def averaged(
+def data_parallel(
     model: nn.Module, loss_of: LossFunction, device: torch.device, ranks: Ranks
 ) -> tuple[LossFunction, Callable[[], AbstractContextManager[None]]]:
     """A loss whose gradients become the mean over all ranks.
@@ -122,6 +136,9 @@ def averaged(
     """
     if ranks.size == 1:
         return loss_of, nullcontext
+    # Dynamo would cut compiled code at DDP's buckets, in every pass, to overlap the exchange of the
+    # last one with it.
+    torch._dynamo.config.optimize_ddp = False
     module = DistributedDataParallel(
         _Loss(model, loss_of),
         device_ids=[device] if device.type == "cuda" else None,

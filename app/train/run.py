@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -125,14 +126,17 @@ class RunLog:
             OSError: the disk is full or fails; the line is kept, and written later.
         """
         if self._events is None:
-            # Not before a step is done: a start that fails changes nothing.
-            self._events = EventLog(
-                self._folder / "tensorboard",
-                read_metrics(self._folder / "metrics.jsonl"),
-                read_samples(self._folder / "samples.txt"),
-                read_json(self._folder / "settings.json", "start the run again"),
-            )
-        self._events.append(record)
+            # Not before a step is done: a start that fails changes nothing. If it fails, the next
+            # step tries again.
+            with suppress(OSError):
+                self._events = EventLog(
+                    self._folder / "tensorboard",
+                    read_metrics(self._folder / "metrics.jsonl"),
+                    read_samples(self._folder / "samples.txt"),
+                    read_json(self._folder / "settings.json", "start the run again"),
+                )
+        if self._events is not None:
+            self._events.append(record)
         self._metrics.append(record)
 
     def add_samples(self, step: int, texts: list[str]) -> None:

@@ -26,7 +26,7 @@ from app.train.metrics import read_metrics
 from app.train.milestones import Milestones
 from app.train.optimizer import Optimizers, Schedule
 from app.train.provenance import versions
-from app.train.ranks import Ranks, averaged
+from app.train.ranks import Ranks, data_parallel
 from app.train.run import Identity, RunLog
 from app.train.saver import Saver
 from app.train.stopping import StopRequest
@@ -167,12 +167,13 @@ class Session:
 
     def _steps(self, loader: BatchLoader) -> Iterator[StepResult]:
         chosen = self.settings.train
-        loss_of = compiled_loss(self.model, self.extent) if self.extent else self.model
-        compute_loss, alone = averaged(self.model, loss_of, self.device.torch_device, self.ranks)
+        loss_of = compiled_loss(self.model, self.extent, self.device) if self.extent else self.model
+        device = self.device.torch_device
+        compute_loss, no_sync = data_parallel(self.model, loss_of, device, self.ranks)
         return train_steps(
             self.model,
             compute_loss,
-            alone,
+            no_sync,
             self.ranks,
             self.optimizers,
             loader,

@@ -144,6 +144,29 @@ def test_broken_file_of_a_stream_is_refused(tmp_path: Path) -> None:
     assert len(str(raised.value)) < 600
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    (
+        ("README.md", "---\nconfigs: [\n---\n"),
+        ("r.py", "import datasets\n\nclass Own(datasets.GeneratorBasedBuilder):\n    pass\n"),
+    ),
+    ids=("README", "program"),
+)
+def test_repository_that_datasets_does_not_read_is_refused(
+    hub: Hub, tmp_path: Path, start: Start, name: str, content: str
+) -> None:
+    folder = tmp_path / "r"
+    folder.mkdir()
+    (folder / name).write_text(content)
+    hub.publish("own/r", folder)
+    own = {"PREPARE_DATASET": "own/r", "DATA_DIR": str(tmp_path / "data")}
+    output, error = (process := start("-m", "app", "prepare", **hub.variables, **own)).communicate()
+    assert process.returncode == 2, error
+    assert error.startswith("error: own/r cannot be read: ")
+    assert "fix: correct PREPARE_DATASET, or take another dataset" in error
+    assert output == ""
+
+
 LEAVE_EARLY = """
 import sys
 from pathlib import Path

@@ -198,6 +198,27 @@ def test_nothing_left_to_train_on_is_refused_and_can_be_corrected(
     prepared(source, tmp_path / "out", val_tokens=100)
 
 
+def test_a_single_document_cannot_be_both_held_out_and_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "input.txt").write_text("one two three " * 100)
+    with pytest.raises(UserError, match="no text to train on after") as raised:
+        prepared(tmp_path / "input.txt", tmp_path / "out", val_tokens=100)
+    assert "split the text into more documents, or set PREPARE_VAL_TOKENS to 0" in raised.value.fix
+
+
+def test_tokens_between_held_out_and_training_text_are_counted(
+    source: Path, documents: list[list[int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    within = len(documents[0]) + len(documents[1]) // 2
+    manifest = prepared(source, tmp_path / "out", val_tokens=within - 1)
+    between = len(documents[0]) + len(documents[1]) - within
+    assert between > 0
+    assert manifest.counts["between"] == between
+    told = f"; {between} tokens between held-out and training text left out"
+    assert told in capsys.readouterr().out
+    everything = manifest.tokens("val") + manifest.tokens("train") + between
+    assert everything == total_of(documents)
+
+
 def test_source_without_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no text to train on") as raised:
         prepared(write_texts(tmp_path / "a.jsonl", ["", ""]), tmp_path / "out")

@@ -120,6 +120,23 @@ def test_each_evaluation_adds_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first == second
 
 
+def test_held_out_text_of_another_dataset_may_have_been_trained_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert type_in("evaluate", monkeypatch) == ExitCode.DONE
+    assert type_in("prepare --val-tokens 3000 --out-dir other", monkeypatch) == ExitCode.DONE
+    assert capsys.readouterr().err == ""
+    assert type_in("evaluate --dataset-dir other", monkeypatch) == ExitCode.DONE
+    told = capsys.readouterr().err
+    assert told.startswith("warning: data/runs/small was not trained on data/other")
+    assert [found["trained_on_this_dataset"] for found in evaluations()] == [True, False]
+
+
+def test_a_loss_that_has_diverged_has_a_perplexity() -> None:
+    found = measured(np.array([800.0, 900.0]), CONTEXT_LENGTH, num_bytes=0)
+    assert math.isfinite(found.perplexity)
+
+
 def test_one_window_has_no_error_bar(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -95,6 +95,16 @@ def test_a_slider_and_its_number_move_each_other(page: Page) -> None:
     expect(slider).to_have_value("1.5")
 
 
+def test_who_comes_back_finds_what_they_have_typed(page: Page) -> None:
+    page.fill("#prompt", "while")
+    page.fill("#max_tokens", "")
+    with page.expect_response("**/api/state"):
+        page.evaluate("window.dispatchEvent(new Event('focus'))")
+    expect(page.locator("#generate")).to_be_enabled()
+    expect(page.locator("#prompt")).to_have_value("while")
+    expect(page.locator("#max_tokens")).to_have_value("")
+
+
 def test_the_seed_and_the_checkpoint_decide_the_text(page: Page) -> None:
     texts = []
     page.fill("#max_tokens", "20")

@@ -1,6 +1,7 @@
 """Compiled code does what the model does, and only the training step is compiled."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from app.train.device import Device, choose_device
 
 CONFIG = GPTConfig(context_length=32, vocab_size=50257, num_layers=3, embd_size=32, num_heads=2)
 CPU = torch.device("cpu")
+DEVICE = Device(CPU, "any", "float32", deterministic=False, peak_flops=None)
 
 
 def new_model() -> GPT:
@@ -52,7 +54,7 @@ def test_compiled_training_is_that_of_the_plain_path(extent: Extent) -> None:
     assert expected[-1] < expected[0] - 1
     for bf16, tolerance in ((False, 1e-4), (True, 3e-2)):
         model = new_model()
-        found = losses_of(model, compiled_loss(model, extent), bf16=bf16, steps=50)
+        found = losses_of(model, compiled_loss(model, extent, DEVICE), bf16=bf16, steps=50)
         assert found == pytest.approx(expected, abs=tolerance)
 
 
@@ -61,7 +63,7 @@ def test_evaluation_and_sampling_compile_nothing(extent: Extent) -> None:
     from torch._dynamo.utils import counters
 
     model = new_model()
-    compiled = compiled_loss(model, extent)
+    compiled = compiled_loss(model, extent, DEVICE)
     losses_of(model, compiled, bf16=True, steps=2)
     made = dict(counters["stats"])
     with torch.no_grad():
@@ -71,6 +73,22 @@ def test_evaluation_and_sampling_compile_nothing(extent: Extent) -> None:
     generate(model, torch.tensor([[50256]]), 12)
     losses_of(model, compiled, bf16=True, steps=1)
     assert dict(counters["stats"]) == made
+
+
+def test_code_for_one_attention_kernel_is_not_taken_for_another() -> None:
+    from torch._dynamo.utils import counters
+
+    found = []
+    for kernel in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH, SDPBackend.FLASH_ATTENTION):
+        torch.compiler.reset()
+        counters.clear()
+        device = replace(DEVICE, attention=(kernel,))
+        with device.forward_pass():
+            compiled_loss(new_model(), "blocks", device)(batch(0)[:, :-1], batch(0)[:, 1:])
+        found.append(counters["aot_autograd"]["autograd_cache_miss"])
+    # Who has trained before in this process may have left the code of the first.
+    assert found[1] > 0
+    assert found[2] == 0
 
 
 def test_padded_vocabulary_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +129,7 @@ def test_short_runs_compile_less(
 def test_attention_kernels_that_work_are_ranked() -> None:
     candidates = [SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH, SDPBackend.FLASH_ATTENTION]
     before = torch.get_rng_state()
-    ranked = rank_attention(CONFIG, CPU, torch.bfloat16, candidates)
+    ranked = rank_attention(CONFIG, 4, CPU, torch.bfloat16, candidates)
     assert set(ranked) == {SDPBackend.MATH, SDPBackend.FLASH_ATTENTION}
     assert list(ranked.values()) == sorted(ranked.values())
     assert torch.equal(torch.get_rng_state(), before)
@@ -119,4 +137,4 @@ def test_attention_kernels_that_work_are_ranked() -> None:
 
 def test_a_cpu_has_one_kernel() -> None:
     device = choose_device("cpu", "auto", "auto")
-    assert choose_attention(device, CONFIG) == (device, "attention: torch's own kernel for CPUs")
+    assert choose_attention(device, CONFIG, 4) == (device, "attention: torch's own kernel for CPUs")

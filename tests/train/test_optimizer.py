@@ -82,7 +82,7 @@ def test_muon_is_torchs_muon_but_for_its_rounding(
     start = [torch.randn(shape) for _ in range(3)]
     ours = [torch.nn.Parameter(value.clone()) for value in start]
     theirs = [torch.nn.Parameter(value.clone()) for value in start]
-    one = Muon(ours, lr=0.02, weight_decay=0.3, iterated_in=dtype)
+    one = Muon(ours, lr=0.02, weight_decay=0.3, dtype=dtype)
     other = torch.optim.Muon(
         theirs, lr=0.02, weight_decay=0.3, momentum=0.95, adjust_lr_fn="match_rms_adamw"
     )

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from app.signals import SAME_REQUEST_SECONDS
-from tests.train.processes import Process, Start, assert_same_run, measured, run_to_end
+from tests.train.processes import CHECKOUT, Process, Start, assert_same_run, measured, run_to_end
 
 pytestmark = pytest.mark.processes
 FOUR_BY_TWO = {"TRAIN_MICRO_BATCH_SIZE": 2}
@@ -108,6 +109,33 @@ def test_a_second_signal_ends_even_what_hangs(start: Start) -> None:
     broken.process.send_signal(signal.SIGTERM)
     code, _ = broken.end()
     assert code == 143
+
+
+LOSES_THE_OTHERS = """
+import torch
+from torch import distributed
+from app.train.ranks import process_group
+from app.errors import RankLostError
+try:
+    with process_group(torch.device("cpu"), 60):
+        raise distributed.DistBackendError("NCCL error: unhandled system error, No space left")
+except RankLostError as error:
+    print(error)
+"""
+
+
+def test_what_is_no_lost_connection_is_told() -> None:
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "x"}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    ended = subprocess.run(
+        [sys.executable, "-c", LOSES_THE_OTHERS],
+        env={**os.environ, **alone, **address, "PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "rank 0: the processes lose each other: NCCL error: unhandled system" in ended.stdout
+    assert "NCCL_DEBUG=INFO" in ended.stdout
 
 
 def test_a_fault_of_all_is_told_once(start: Start) -> None:

@@ -175,7 +175,7 @@ def check_shared_memory(case: Examined) -> Iterator[Finding]:
 
 def check_attention(case: Examined) -> Iterator[Finding]:
     """Which attention kernel is fastest."""
-    case.device, said = choose_attention(case.device, case.config)
+    case.device, said = choose_attention(case.device, case.config, 8)
     if "no fast kernel" in said:
         fix = "compare torch's build with the GPU: is it made for its compute capability?"
         yield Finding("attention", "warn", said, fix)

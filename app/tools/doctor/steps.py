@@ -74,9 +74,9 @@ def _train_a_little(case: Examined, *, compiled: bool) -> tuple[float, float]:
         betas=chosen.betas,
         weight_decay=chosen.weight_decay,
         decay_on=chosen.weight_decay_on,
-        muon_iterated_in=case.device.dtype,
+        muon_dtype=case.device.dtype,
     )
-    loss_of = compiled_loss(model, "blocks") if compiled else model
+    loss_of = compiled_loss(model, "blocks", case.device) if compiled else model
 
     def passes() -> float:
         with case.device.forward_pass():

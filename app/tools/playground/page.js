@@ -9,6 +9,7 @@ const ENDS = {
 };
 
 let checkpoints = [];
+let loaded = false;
 let running = null; // the AbortController of the request under way
 
 function say(state, words) {
@@ -31,7 +32,6 @@ function showSteps(chosen) {
 }
 
 async function load() {
-  const isFirst = !part("max_tokens").value;
   const latest = part("step").selectedIndex <= 0;
   let state;
   try {
@@ -41,16 +41,17 @@ async function load() {
     return;
   }
   checkpoints = state.checkpoints;
-  const run = isFirst ? state.run : part("run").value;
+  const run = loaded ? part("run").value : state.run;
   options(part("run"), checkpoints.map((one) => [one.run, one.run]), run);
   // Who looks at the latest checkpoint of a run in training goes on with the latest.
   showSteps(latest ? null : part("step").value);
   part("device").textContent = state.device;
-  if (isFirst) {
+  if (!loaded) {
     part("prompt").value = state.defaults.prompt;
     for (const name of NUMBERS) setNumber(name, state.defaults[name]);
+    loaded = true;
   }
-  part("generate").disabled = !checkpoints.length;
+  if (!running) part("generate").disabled = !checkpoints.length;
   if (!checkpoints.length) say("wrong", "There is no checkpoint yet: train first");
 }
 

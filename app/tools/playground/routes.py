@@ -81,7 +81,7 @@ class Lines(StreamingResponse):
 
 def build_app(writer: Writer, settings: Settings) -> ASGIApp:
     """The playground as an ASGI application."""
-    names = frozenset(("localhost", "127.0.0.1", "::1", settings.playground.host))
+    names = frozenset(("localhost", "127.0.0.1", "::1", settings.playground.host.lower()))
     defaults = settings.sample.model_dump(
         include={"prompt", "max_tokens", "temperature", "top_k", "seed"}
     )
