@@ -1,6 +1,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from app.data.prepare import prepare
 from app.settings import Settings
 from app.sources import load_settings
 from app.train.checkpoint import Snapshot, open_checkpoint, write_checkpoint
-from tests.train.processes import TINY, Process, Start
+from tests.train.processes import TINY, Process, Start, Unbroken
 
 TinySettings = Callable[..., Settings]
 
@@ -40,6 +41,23 @@ def data_dir(text_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def start(data_dir: Path) -> Start:
     """Start a training process: start(TRAIN_MAX_STEPS=3)."""
     return lambda **changes: Process(data_dir, **changes)
+
+
+@pytest.fixture(scope="session")
+def unbroken(text_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+    """The folder of a run that nothing befell: unbroken(TRAIN_PROCESSES=4); one for all tests."""
+    data_dir = tmp_path_factory.mktemp("unbroken")
+    (data_dir / "text").symlink_to(text_shards)
+
+    @cache
+    def run_dir(**changes: object) -> Path:
+        name = "-".join(["run", *(str(value) for value in changes.values())])
+        process = Process(data_dir, **changes, TRAIN_RUN_NAME=name)
+        code, output = process.end()
+        assert code == 0, output
+        return process.run_dir
+
+    return run_dir
 
 
 @pytest.fixture

@@ -104,6 +104,7 @@ class Process:
 
 
 Start = Callable[..., Process]
+Unbroken = Callable[..., Path]
 
 
 def run_to_end(start: Start, **changes: object) -> Process:

@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.processes import CHECKOUT, TINY, Start, assert_same_run, measured, run_to_end
+from tests.train.processes import (
+    CHECKOUT,
+    TINY,
+    Start,
+    Unbroken,
+    assert_same_run,
+    measured,
+    run_to_end,
+)
 
 pytestmark = pytest.mark.processes
 
@@ -33,9 +41,8 @@ def test_killed_twice_and_continued_equals_unbroken(start: Start) -> None:
     ("number", "code"), ((signal.SIGTERM, 143), (signal.SIGINT, 130)), ids=["SIGTERM", "SIGINT"]
 )
 def test_a_signal_saves_a_checkpoint_and_the_run_continues(
-    start: Start, number: signal.Signals, code: int
+    start: Start, unbroken: Unbroken, number: signal.Signals, code: int
 ) -> None:
-    unbroken = run_to_end(start, TRAIN_RUN_NAME="unbroken")
     stopped = start()
     stopped.signal_at("step:1/", number)
     found, output = stopped.end()
@@ -46,7 +53,7 @@ def test_a_signal_saves_a_checkpoint_and_the_run_continues(
     assert len(measured(stopped.run_dir)) == int(saved[0].removeprefix("step-"))
     assert f"stopped: {stopped.run_dir / 'checkpoints' / saved[0]}" in output
     continued = run_to_end(start)
-    assert_same_run(continued.run_dir, unbroken.run_dir)
+    assert_same_run(continued.run_dir, unbroken())
 
 
 def test_the_lock_of_a_killed_process_is_gone(start: Start) -> None:

@@ -11,46 +11,41 @@ import pytest
 import torch
 
 from app.signals import SAME_REQUEST_SECONDS
-from tests.train.processes import CHECKOUT, Process, Start, assert_same_run, measured, run_to_end
+from tests.train.processes import (
+    CHECKOUT,
+    Start,
+    Unbroken,
+    assert_same_run,
+    measured,
+    run_to_end,
+)
 
 pytestmark = pytest.mark.processes
-FOUR_BY_TWO = {"TRAIN_MICRO_BATCH_SIZE": 2}
 
 
-def losses(process: Process) -> torch.Tensor:
-    lines = measured(process.run_dir)
-    return torch.tensor([line["train_loss"] for line in lines])
+def losses(run_dir: Path) -> torch.Tensor:
+    return torch.tensor([line["train_loss"] for line in measured(run_dir)])
 
 
 def is_alive(process: int) -> bool:
     return Path(f"/proc/{process}").exists()
 
 
-def test_any_number_of_processes_takes_the_same_steps(start: Start) -> None:
-    runs = [
-        run_to_end(
-            start,
-            TRAIN_PROCESSES=processes,
-            TRAIN_MICRO_BATCH_SIZE=windows,
-            TRAIN_RUN_NAME=f"{processes}-{windows}",
-        )
-        for processes, windows in ((1, 8), (2, 1), (2, 4), (4, 2))
-    ]
-    for run in runs[1:]:
-        torch.testing.assert_close(losses(run), losses(runs[0]), rtol=0, atol=1e-5)
-        held_out = [
-            [line["val_loss"] for line in measured(one.run_dir) if "val_loss" in line]
-            for one in (run, runs[0])
-        ]
-        assert held_out[0] == pytest.approx(held_out[1], abs=1e-5)
+def test_any_number_of_processes_takes_the_same_steps(unbroken: Unbroken) -> None:
+    alone = unbroken()
+    expected = [line["val_loss"] for line in measured(alone) if "val_loss" in line]
+    for processes, windows in ((2, 1), (2, 4), (4, 2)):
+        run = unbroken(TRAIN_PROCESSES=processes, TRAIN_MICRO_BATCH_SIZE=windows)
+        torch.testing.assert_close(losses(run), losses(alone), rtol=0, atol=1e-5)
+        held_out = [line["val_loss"] for line in measured(run) if "val_loss" in line]
+        assert held_out == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("rank", (0, 3))
 def test_after_the_death_of_a_rank_all_continue_as_if_nothing_had_been(
-    start: Start, rank: int
+    start: Start, unbroken: Unbroken, rank: int
 ) -> None:
-    unbroken = run_to_end(start, **FOUR_BY_TWO, TRAIN_PROCESSES=4, TRAIN_RUN_NAME="unbroken")
-    broken = start(**FOUR_BY_TWO, TRAIN_PROCESSES=4)
+    broken = start(TRAIN_PROCESSES=4, TRAIN_MICRO_BATCH_SIZE=2)
     broken.wait_for("step:5/")
     os.kill(broken.workers()[rank], signal.SIGKILL)
     code, output = broken.end()
@@ -58,19 +53,24 @@ def test_after_the_death_of_a_rank_all_continue_as_if_nothing_had_been(
     assert "a process has died (SIGKILL): all begin again from the last checkpoint" in output
     assert "continues at step 4" in output
     assert "Traceback" not in output
-    assert_same_run(broken.run_dir, unbroken.run_dir)
+    whole = unbroken(TRAIN_PROCESSES=4, TRAIN_MICRO_BATCH_SIZE=2)
+    assert_same_run(broken.run_dir, whole)
 
 
-def test_a_rank_that_hangs_is_lost_after_a_time(start: Start) -> None:
-    unbroken = run_to_end(start, TRAIN_PROCESSES=2, TRAIN_RUN_NAME="unbroken")
+def test_a_rank_that_hangs_is_lost_after_a_time(start: Start, unbroken: Unbroken) -> None:
     # A new run, even if it begins again: what it then finds is its own.
-    broken = start(TRAIN_PROCESSES=2, TRAIN_RANK_TIMEOUT_SECONDS=5, TRAIN_RESUME="never")
+    broken = start(
+        TRAIN_PROCESSES=2,
+        TRAIN_MICRO_BATCH_SIZE=4,
+        TRAIN_RANK_TIMEOUT_SECONDS=5,
+        TRAIN_RESUME="never",
+    )
     broken.wait_for("step:5/")
     os.kill(broken.workers()[1], signal.SIGSTOP)
     code, output = broken.end()
     assert code == 0, output
     assert "rank 0: another rank has not answered for 5 s" in output
-    assert_same_run(broken.run_dir, unbroken.run_dir)
+    assert_same_run(broken.run_dir, unbroken(TRAIN_PROCESSES=2, TRAIN_MICRO_BATCH_SIZE=4))
 
 
 def test_restarts_are_bounded_and_the_code_is_that_of_the_first(start: Start) -> None:
@@ -86,17 +86,16 @@ def test_restarts_are_bounded_and_the_code_is_that_of_the_first(start: Start) ->
     ("number", "code"), ((signal.SIGTERM, 143), (signal.SIGINT, 130)), ids=["SIGTERM", "SIGINT"]
 )
 def test_a_run_of_four_is_stopped_and_continued_by_two(
-    start: Start, number: signal.Signals, code: int
+    start: Start, unbroken: Unbroken, number: signal.Signals, code: int
 ) -> None:
-    alone = run_to_end(start, TRAIN_RUN_NAME="alone")
-    stopped = start(**FOUR_BY_TWO, TRAIN_PROCESSES=4)
+    stopped = start(TRAIN_PROCESSES=4, TRAIN_MICRO_BATCH_SIZE=2)
     stopped.signal_at("step:1/", number)
     found, output = stopped.end()
     assert found == code, output
     assert output.count("stopped: ") == 1
     assert "Traceback" not in output
-    continued = run_to_end(start, **FOUR_BY_TWO, TRAIN_PROCESSES=2)
-    torch.testing.assert_close(losses(continued), losses(alone), rtol=0, atol=1e-5)
+    continued = run_to_end(start, TRAIN_PROCESSES=2, TRAIN_MICRO_BATCH_SIZE=2)
+    torch.testing.assert_close(losses(continued.run_dir), losses(unbroken()), rtol=0, atol=1e-5)
 
 
 def test_a_second_signal_ends_even_what_hangs(start: Start) -> None:
