@@ -12,7 +12,7 @@ from app.tools.doctor.device_checks import Examined
 from app.tools.doctor.finding import Finding
 from app.tools.doctor.rates import timed
 from app.train.compilation import compiled_loss, missing_for_compiling
-from app.train.optimizer import build_optimizers
+from app.train.job import optimizers_for
 
 # More tokens at once would only take longer on a CPU.
 _TOKENS_ON_CPU = 1024
@@ -67,15 +67,7 @@ def _train_a_little(case: Examined, *, compiled: bool) -> tuple[float, float]:
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     with torch.no_grad(), case.device.forward_pass():
         plain = float(model(inputs, targets).item())
-    chosen = case.settings.train
-    optimizers = build_optimizers(
-        model,
-        chosen.optimizer,
-        betas=chosen.betas,
-        weight_decay=chosen.weight_decay,
-        decay_on=chosen.weight_decay_on,
-        muon_iterated_in=case.device.dtype,
-    )
+    optimizers = optimizers_for(model, case.settings.train, case.device)
     loss_of = compiled_loss(model, "blocks") if compiled else model
 
     def passes() -> float:
