@@ -6,7 +6,7 @@ from pathlib import Path
 from app.settings import Settings
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trial:
     """What the device has shown of itself.
 
@@ -41,7 +41,7 @@ class Case:
         can_write: whether DATA_DIR takes files
         disk_bytes: that the run still needs; None if that is not known
         steps_done: of the run, as its folder says
-        fingerprint: of the dataset; None if it is not complete
+        fingerprint: of the dataset; None if it is not complete and whole
         val_tokens: held out in it; None if it is not complete
         trial: what the device has shown; None until then
     """
@@ -54,11 +54,6 @@ class Case:
     fingerprint: str | None = None
     val_tokens: int | None = None
     trial: Trial | None = None
-
-    @property
-    def is_prepared(self) -> bool:
-        """Whether the dataset is complete and whole."""
-        return self.fingerprint is not None
 
     @property
     def steps_left(self) -> int:
