@@ -38,7 +38,6 @@ class Case:
     Attributes:
         settings: of the run that is meant
         verify: compare every hash of the dataset, too
-        can_write: whether DATA_DIR takes files
         disk_bytes: that the run still needs; None if that is not known
         steps_done: of the run, as its folder says
         fingerprint: of the dataset; None if it is not complete and whole
@@ -48,7 +47,6 @@ class Case:
 
     settings: Settings
     verify: bool = False
-    can_write: bool = True
     disk_bytes: int | None = None
     steps_done: int = 0
     fingerprint: str | None = None

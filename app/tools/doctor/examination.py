@@ -15,7 +15,7 @@ from app.tools.doctor.case import Case
 from app.tools.doctor.estimate import check_duration, estimate
 from app.tools.doctor.finding import Finding, counted, examined
 from app.tools.doctor.inputs import check_dataset, check_run, check_text, check_vocabulary
-from app.tools.doctor.machine import check_cpu, check_folders, check_space, check_speed
+from app.tools.doctor.machine import check_cpu, check_folders, check_space
 from app.tools.doctor.nvidia_smi import check_driver
 from app.tools.doctor.supervised import check_device
 
@@ -63,7 +63,6 @@ def examine(case: Case) -> Iterator[Finding]:
         "vocabulary": check_vocabulary,
         "data folder": check_folders,
         "disk space": check_space,
-        "disk speed": check_speed,
         "cpu": check_cpu,
         "driver": _check_driver,
         "device": check_device,

@@ -2,16 +2,14 @@
 
 import json
 from collections.abc import Iterator
-from urllib.parse import quote
 
-from huggingface_hub import constants, get_session
+from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, httpx
 
 from app.data.hub_client import checked_token, use_hub_client
 from app.errors import NetworkError, UserError
@@ -37,29 +35,23 @@ def check_hub(dataset: str, revision: str, token: str | None) -> Iterator[Findin
     token = checked_token(token)
     # One try: whoever waits for a table does not wait for retries.
     use_hub_client(())
+    hub = HfApi(token=token or False)
     try:
-        asked = f"{dataset}/revision/{quote(revision, safe='')}?expand=gated"
-        is_gated = _ask(asked, token).json().get("gated")
+        is_gated = hub.dataset_info(dataset, revision=revision, expand=["gated"]).gated
         if is_gated:
-            _ask(f"{dataset}/auth-check", token)
+            hub.auth_check(dataset, repo_type="dataset")
     except NetworkError as error:
         raise NetworkError(error.problem, _CONNECT) from None
-    except httpx.RequestError as error:
-        raise NetworkError(f"{constants.ENDPOINT}: {error}", _CONNECT) from None
     except json.JSONDecodeError:
         raise NetworkError(
-            f"what answers at {constants.ENDPOINT} is not the hub, but a log-in page, say", _CONNECT
+            f"what answers at {hub.endpoint} is not the hub, but a log-in page, say", _CONNECT
         ) from None
     except GatedRepoError:
-        if token:
-            raise UserError(
-                f"{dataset} is gated, and this token may not read it",
-                "accept its terms on its page with the account of this token; a fine-grained token "
-                "also needs the permission to read gated repositories",
-            ) from None
+        why = "this token may not read it" if token else "it is not given without a token"
         raise UserError(
-            f"{dataset} is gated, and it is not given without a token",
-            "accept its terms on its page, and set HF_TOKEN, or HF_TOKEN_FILE for containers",
+            f"{dataset} is gated, and {why}",
+            "accept its terms on its page, and set HF_TOKEN (for containers HF_TOKEN_FILE) to a "
+            "token of that account which may read gated repositories",
         ) from None
     except RepositoryNotFoundError:
         raise UserError(
@@ -83,11 +75,4 @@ def check_hub(dataset: str, revision: str, token: str | None) -> Iterator[Findin
         ) from None
     gated = ", which is gated" if is_gated else ""
     accepted = "the token is accepted" if token else "no token is set, and none is needed"
-    yield Finding("hub", "pass", f"{constants.ENDPOINT} gives {dataset}{gated}; {accepted}")
-
-
-def _ask(place: str, token: str | None) -> httpx.Response:
-    address = f"{constants.ENDPOINT}/api/datasets/{place}"
-    response = get_session().get(address, headers=build_hf_headers(token=token or False))
-    hf_raise_for_status(response)
-    return response
+    yield Finding("hub", "pass", f"{hub.endpoint} gives {dataset}{gated}; {accepted}")

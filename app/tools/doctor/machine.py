@@ -4,12 +4,10 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from app.data.documents import is_hub_id
-from app.settings import Settings
 from app.tools.doctor.case import Case, existing
 from app.tools.doctor.finding import Finding, counted, failure, gigabytes
 
@@ -21,8 +19,6 @@ _BYTES_OF_A_PARAMETER = 12
 # Compiled code, what the hub's library keeps, logs and events of a run.
 _CACHE_BYTES = 300_000_000
 _ROOM_TO_SPARE = 1.2
-_SPEED_TEST_BYTES = 32 << 20
-_LONGEST_SAVE_SECONDS = 60.0
 
 
 def check_cpu(_case: Case) -> Iterator[Finding]:
@@ -59,23 +55,31 @@ def check_folders(case: Case) -> Iterator[Finding]:
     wanted = [data_dir, data_dir / "cache", settings.run_dir, settings.run_dir / "checkpoints"]
     if not case.fingerprint:
         wanted.append(settings.prepare_dir)
+    is_writable = True
     for folder in dict.fromkeys(existing(one) for one in wanted):
         try:
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            error.filename, case.can_write = str(folder), False
+            error.filename = str(folder)
             yield failure("data folder", error)
-    if case.can_write:
+            is_writable = False
+    if is_writable:
         yield Finding("data folder", "pass", f"{data_dir} can be written by user {os.getuid()}")
 
 
 def check_space(case: Case) -> Iterator[Finding]:
     """Whether shards, checkpoints (those kept, the best, the one being written), caches fit."""
+    # Imported late: torch takes a second.
+    import torch
+
+    from app.model.gpt import GPT, GPTConfig
+
     settings, data_dir = case.settings, case.settings.general.data_dir
-    place = existing(data_dir)
-    count, size = settings.train.keep_checkpoints + 2, _checkpoint_bytes(settings)
-    shards = _shard_bytes(case)
+    place, shards = existing(data_dir), _shard_bytes(case)
+    with torch.device("meta"):
+        parameters = GPT(GPTConfig(**settings.model.model_dump())).num_parameters()
+    count, size = settings.train.keep_checkpoints + 2, _BYTES_OF_A_PARAMETER * parameters
     expected = {
         settings.train_dataset_dir: shards or 0,
         settings.run_dir: count * size,
@@ -100,17 +104,6 @@ def check_space(case: Case) -> Iterator[Finding]:
         yield Finding("disk space", "pass", said)
 
 
-def _checkpoint_bytes(settings: Settings) -> int:
-    # Imported late: torch takes a second.
-    import torch
-
-    from app.model.gpt import GPT, GPTConfig
-
-    with torch.device("meta"):
-        model = GPT(GPTConfig(**settings.model.model_dump()))
-    return _BYTES_OF_A_PARAMETER * model.num_parameters()
-
-
 def _shard_bytes(case: Case) -> int | None:
     """Of the whole dataset; None if nobody knows before the text is read."""
     chosen = case.settings.prepare
@@ -129,27 +122,3 @@ def _size(folder: Path) -> int:
     if not folder.is_dir():
         return 0
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def check_speed(case: Case) -> Iterator[Finding]:
-    """How fast the disk takes what must survive a loss of power."""
-    if not case.can_write:
-        yield Finding("disk speed", "skip", "not tried: no file can be written")
-        return
-    place = existing(case.settings.general.data_dir)
-    size = min(_SPEED_TEST_BYTES, shutil.disk_usage(place).free // 2)
-    with tempfile.TemporaryFile(dir=place, buffering=0) as file:
-        started = time.perf_counter()
-        file.write(os.urandom(1 << 20) * max(1, size >> 20))
-        os.fsync(file.fileno())
-        rate = file.tell() / (time.perf_counter() - started)
-    checkpoint = _checkpoint_bytes(case.settings)
-    said = (
-        f"{gigabytes(rate)}/s with fsync: a checkpoint of {gigabytes(checkpoint)} "
-        f"takes {checkpoint / rate:.2g} s"
-    )
-    if checkpoint > _LONGEST_SAVE_SECONDS * rate:
-        fix = "set DATA_DIR to a faster disk: after SIGTERM a save must end before the machine does"
-        yield Finding("disk speed", "warn", said, fix)
-    else:
-        yield Finding("disk speed", "pass", said)
