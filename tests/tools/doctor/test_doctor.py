@@ -52,6 +52,7 @@ def test_a_machine_without_faults_passes_and_nothing_is_changed(data_dir: Path) 
 
 
 def test_json_says_the_same_with_hashes_a_compiler_and_a_price(data_dir: Path) -> None:
+    before = files(data_dir)
     variables = {"TRAIN_PRICE_PER_HOUR": "3600", "TRAIN_COMPILE": "auto"}
     told = doctor(data_dir, "--json", "--verify", variables=variables)
     assert told.code == 0, told.output
@@ -67,6 +68,7 @@ def test_json_says_the_same_with_hashes_a_compiler_and_a_price(data_dir: Path) -
     assert said["estimate"]["cost"] == pytest.approx(said["estimate"]["seconds"])
     assert said["estimate"]["disk_bytes"] > 0
     # What is compiled for doctor is gone.
+    assert files(data_dir) == before
     assert not (data_dir / "cache").exists()
     assert not list(data_dir.glob(".doctor-*"))
 

@@ -87,14 +87,3 @@ def test_text_is_looked_for(new_case: NewCase, tmp_path: Path) -> None:
     (tmp_path / "texts" / "one.txt").write_text("a text")
     only(check_text, new_case(PREPARE_DATASET="texts"), "pass", "texts: 1 file, 0.006 KB")
     only(check_text, new_case(PREPARE_DATASET="./missing"), "fail", "there is no ./missing")
-
-
-def test_a_look_changes_nothing(new_case: NewCase, data_dir: Path) -> None:
-    def contents() -> dict[str, bytes]:
-        return {str(path): path.read_bytes() for path in data_dir.rglob("*") if path.is_file()}
-
-    before = contents()
-    case = new_case(verify=True)
-    for check in (check_dataset, check_run):
-        found(check, case)
-    assert contents() == before
