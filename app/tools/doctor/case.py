@@ -5,6 +5,9 @@ from pathlib import Path
 
 from app.settings import Settings
 
+# Of a parameter: its weight and at most two moments of it, in float32.
+CHECKPOINT_BYTES = 12
+
 
 @dataclass
 class Trial:

@@ -12,7 +12,7 @@ import torch
 from app.containers import in_container
 from app.model.gpt import GPT, GPTConfig
 from app.settings import Settings
-from app.tools.doctor.case import Trial
+from app.tools.doctor.case import CHECKPOINT_BYTES, Trial
 from app.tools.doctor.finding import Finding, counted, gigabytes
 from app.train.attention import choose_attention
 from app.train.compilation import can_compile
@@ -24,7 +24,6 @@ from app.train.ranks import Ranks
 
 # On the CPU's side of a process that trains on a GPU: libraries, pinned batches, shards' pages.
 _HOST_BYTES = 4_000_000_000
-_COPY_OF_A_PARAMETER = 12
 _SHARED_MEMORY_BYTES = 256 << 20
 
 
@@ -125,7 +124,7 @@ def check_memory(case: Examined) -> Iterator[Finding]:
 
 def _host_memory(case: Examined) -> Finding:
     # The first process keeps a copy of weights and moments while a checkpoint is written.
-    copy = _COPY_OF_A_PARAMETER * case.model.num_parameters()
+    copy = CHECKPOINT_BYTES * case.model.num_parameters()
     wanted = case.trial.processes * _HOST_BYTES + copy
     free = available_bytes(torch.device("cpu"))
     said = f"{gigabytes(free)} of the machine's own free; about {gigabytes(wanted)} are needed"

@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app.data.documents import is_hub_id
-from app.tools.doctor.case import Case, existing
+from app.tools.doctor.case import CHECKPOINT_BYTES, Case, existing
 from app.tools.doctor.finding import Finding, counted, failure, gigabytes
 
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _BUSY_SHARE = 0.5
 _BYTES_OF_A_TOKEN = 2
-# A weight and at most two moments of it, in float32.
-_BYTES_OF_A_PARAMETER = 12
 # Compiled code, what the hub's library keeps, logs and events of a run.
 _CACHE_BYTES = 300_000_000
 _ROOM_TO_SPARE = 1.2
@@ -79,7 +77,7 @@ def check_space(case: Case) -> Iterator[Finding]:
     place, shards = existing(data_dir), _shard_bytes(case)
     with torch.device("meta"):
         parameters = GPT(GPTConfig(**settings.model.model_dump())).num_parameters()
-    count, size = settings.train.keep_checkpoints + 2, _BYTES_OF_A_PARAMETER * parameters
+    count, size = settings.train.keep_checkpoints + 2, CHECKPOINT_BYTES * parameters
     expected = {
         settings.train_dataset_dir: shards or 0,
         settings.run_dir: count * size,
