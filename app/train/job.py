@@ -11,13 +11,13 @@ from app.data.windows import StepPlan, WindowOrder, count_windows, micro_batch_s
 from app.errors import Ended, NotFiniteError, Stopped, UserError
 from app.files import locked
 from app.model.gpt import GPT, GPTConfig
-from app.settings import Settings
+from app.settings import Settings, TrainSettings
 from app.train.attention import choose_attention
 from app.train.checkpoint import Checkpoint
 from app.train.compilation import can_compile, extent_for, keep_compiled_code
 from app.train.device import Device, choose_device
 from app.train.micro_batch import largest_micro_batch, memory_need
-from app.train.optimizer import build_optimizers
+from app.train.optimizer import Optimizers, build_optimizers
 from app.train.provenance import dataset_facts, write_run_settings
 from app.train.ranks import Ranks, local_rank, process_group
 from app.train.run import Identity, RunLog, find_checkpoint
@@ -126,14 +126,7 @@ def _put_together(
     device, attention = choose_attention(device, config, start.micro_batch_size)
     torch.manual_seed(chosen.seed)
     model = GPT(config).to(device.torch_device)
-    optimizers = build_optimizers(
-        model,
-        chosen.optimizer,
-        betas=chosen.betas,
-        weight_decay=chosen.weight_decay,
-        decay_on=chosen.weight_decay_on,
-        muon_dtype=device.dtype,
-    )
+    optimizers = optimizers_for(model, chosen, device)
     if start.checkpoint:
         start.checkpoint.load_model(model)
         start.checkpoint.load_optimizers(model, optimizers)
@@ -173,6 +166,18 @@ def _put_together(
         start=start,
         check=check,
         log=log,
+    )
+
+
+def optimizers_for(model: GPT, chosen: TrainSettings, device: Device) -> Optimizers:
+    """The optimizers that the settings ask for, of a model on this device."""
+    return build_optimizers(
+        model,
+        chosen.optimizer,
+        betas=chosen.betas,
+        weight_decay=chosen.weight_decay,
+        decay_on=chosen.weight_decay_on,
+        muon_dtype=device.dtype,
     )
 
 

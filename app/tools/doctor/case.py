@@ -5,8 +5,11 @@ from pathlib import Path
 
 from app.settings import Settings
 
+# Of a parameter: its weight and at most two moments of it, in float32.
+CHECKPOINT_BYTES = 12
 
-@dataclass(frozen=True)
+
+@dataclass
 class Trial:
     """What the device has shown of itself.
 
@@ -38,27 +41,20 @@ class Case:
     Attributes:
         settings: of the run that is meant
         verify: compare every hash of the dataset, too
-        can_write: whether DATA_DIR takes files
         disk_bytes: that the run still needs; None if that is not known
         steps_done: of the run, as its folder says
-        fingerprint: of the dataset; None if it is not complete
+        fingerprint: of the dataset; None if it is not complete and whole
         val_tokens: held out in it; None if it is not complete
         trial: what the device has shown; None until then
     """
 
     settings: Settings
     verify: bool = False
-    can_write: bool = True
     disk_bytes: int | None = None
     steps_done: int = 0
     fingerprint: str | None = None
     val_tokens: int | None = None
     trial: Trial | None = None
-
-    @property
-    def is_prepared(self) -> bool:
-        """Whether the dataset is complete and whole."""
-        return self.fingerprint is not None
 
     @property
     def steps_left(self) -> int:

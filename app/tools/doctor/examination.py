@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -11,20 +12,12 @@ from functools import partial
 from app.errors import Ended, ExitCode
 from app.settings import Settings
 from app.tools.doctor.case import Case
-from app.tools.doctor.disk import (
-    check_folders,
-    check_locks,
-    check_space,
-    check_speed,
-)
 from app.tools.doctor.estimate import check_duration, estimate
-from app.tools.doctor.finding import Finding, Status, examined
+from app.tools.doctor.finding import Finding, counted, examined
 from app.tools.doctor.inputs import check_dataset, check_run, check_text, check_vocabulary
-from app.tools.doctor.machine import check_cpu
+from app.tools.doctor.machine import check_cpu, check_folders, check_space
 from app.tools.doctor.nvidia_smi import check_driver
 from app.tools.doctor.supervised import check_device
-
-Check = tuple[str, Callable[[], Iterator[Finding]]]
 
 
 def doctor(settings: Settings, *, verify: bool, as_json: bool) -> None:
@@ -39,17 +32,17 @@ def doctor(settings: Settings, *, verify: bool, as_json: bool) -> None:
         Ended: a check has failed.
     """
     case = Case(settings, verify)
-    is_terminal = sys.stdout.isatty()
-    coloured = is_terminal and not os.environ.get("NO_COLOR")
-    width = shutil.get_terminal_size().columns if is_terminal else None
     findings = []
     if not as_json:
         print(_heading(settings), flush=True)
+    is_terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if is_terminal else sys.maxsize
+    coloured = is_terminal and not os.environ.get("NO_COLOR")
     for finding in examine(case):
         findings.append(finding)
         if not as_json:
-            print(finding.lines(width=width, coloured=coloured), flush=True)
-    count = {status: _count(findings, status) for status in ("pass", "warn", "fail", "skip")}
+            print(finding.lines(width, coloured=coloured), flush=True)
+    count = Counter(finding.status for finding in findings)
     if as_json:
         print(json.dumps(_as_json(case, findings), indent=2))
     else:
@@ -63,23 +56,20 @@ def doctor(settings: Settings, *, verify: bool, as_json: bool) -> None:
 
 def examine(case: Case) -> Iterator[Finding]:
     """Every finding, as soon as it is there; no error of a check ends the examination."""
-    for name, check in _checks(case):
-        yield from examined(name, check)
-
-
-def _checks(case: Case) -> Iterator[Check]:
-    yield "dataset", partial(check_dataset, case)
-    yield "run", partial(check_run, case)
-    yield "text", partial(check_text, case)
-    yield "vocabulary", check_vocabulary
-    yield "data folder", partial(check_folders, case)
-    yield "disk space", partial(check_space, case)
-    yield "disk speed", partial(check_speed, case)
-    yield "file locks", partial(check_locks, case)
-    yield "cpu", check_cpu
-    yield "driver", partial(_check_driver, case)
-    yield "device", partial(check_device, case)
-    yield "duration", partial(check_duration, case)
+    checks: dict[str, Callable[[Case], Iterator[Finding]]] = {
+        "dataset": check_dataset,
+        "run": check_run,
+        "text": check_text,
+        "vocabulary": check_vocabulary,
+        "data folder": check_folders,
+        "disk space": check_space,
+        "cpu": check_cpu,
+        "driver": _check_driver,
+        "device": check_device,
+        "duration": check_duration,
+    }
+    for name, check in checks.items():
+        yield from examined(name, partial(check, case))
 
 
 def _check_driver(case: Case) -> Iterator[Finding]:
@@ -89,16 +79,12 @@ def _check_driver(case: Case) -> Iterator[Finding]:
 
 
 def _heading(settings: Settings) -> str:
-    chosen, recipe = settings.train, settings.general.recipe
+    chosen, model, recipe = settings.train, settings.model, settings.general.recipe
     return (
-        f"{f'RECIPE={recipe}: ' if recipe else ''}{chosen.max_steps:,} steps of "
-        f"{chosen.tokens_per_step:,} tokens, {settings.model.num_layers} layers of width "
-        f"{settings.model.embd_size}"
+        f"{f'RECIPE={recipe}: ' if recipe else ''}{counted(chosen.max_steps, 'step')} of "
+        f"{chosen.tokens_per_step:,} tokens, {counted(model.num_layers, 'layer')} of width "
+        f"{model.embd_size}"
     )
-
-
-def _count(findings: list[Finding], status: Status) -> int:
-    return sum(finding.status == status for finding in findings)
 
 
 def _as_json(case: Case, findings: list[Finding]) -> dict[str, object]:
@@ -107,10 +93,8 @@ def _as_json(case: Case, findings: list[Finding]) -> dict[str, object]:
         "findings": [asdict(finding) for finding in findings],
         "trial": asdict(case.trial) if case.trial else None,
         "estimate": {
-            "seconds": [found.least_seconds, found.most_seconds] if found else None,
-            "cost": [found.least_seconds / 3600 * price, found.most_seconds / 3600 * price]
-            if found and price is not None
-            else None,
+            "seconds": found.seconds if found else None,
+            "cost": found.cost(price) if found and price is not None else None,
             "disk_bytes": case.disk_bytes,
         },
     }

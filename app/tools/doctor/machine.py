@@ -1,46 +1,39 @@
-"""The machine around the device: processors and clock."""
+"""The machine around the device: its cores, and the disk below DATA_DIR."""
 
 import os
-import time
+import re
+import shutil
+import tempfile
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
-import app
-from app.tools.doctor.finding import Finding
+from app.data.documents import is_hub_id
+from app.tools.doctor.case import CHECKPOINT_BYTES, Case, existing
+from app.tools.doctor.finding import Finding, counted, failure, gigabytes
 
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-_DAY_SECONDS = 86400
 _BUSY_SHARE = 0.5
-# Certificates and signed addresses of the hub bear a few minutes.
-CLOCK_TOLERANCE_SECONDS = 300
+_BYTES_OF_A_TOKEN = 2
+# Compiled code, what the hub's library keeps, logs and events of a run.
+_CACHE_BYTES = 300_000_000
+_ROOM_TO_SPARE = 1.2
 
 
-def check_cpu() -> Iterator[Finding]:
+def check_cpu(_case: Case) -> Iterator[Finding]:
     """How many cores this process may use, and whether it knows."""
     cores = len(os.sched_getaffinity(0))
     quota = cpu_quota(_CGROUP_QUOTA.read_text() if _CGROUP_QUOTA.exists() else "")
     threads = os.environ.get("OMP_NUM_THREADS", "")
     used = int(threads) if threads.isdigit() else cores
-    said = f"{cores} cores" + (f", of which OMP_NUM_THREADS uses {used}" if threads else "")
+    busy = os.getloadavg()[0]
+    said = counted(cores, "core") + (f", of which OMP_NUM_THREADS uses {used}" if threads else "")
     if quota is not None and quota < min(used, cores):
-        yield Finding(
-            "cpu",
-            "warn",
-            f"{said}; but this container gets the time of {quota:g} only, and threads wait in turn",
-            f"set OMP_NUM_THREADS={max(1, round(quota))}, or lift the limit (cpus)",
-        )
-    elif (busy := os.getloadavg()[0]) > _BUSY_SHARE * cores:
-        yield Finding(
-            "cpu",
-            "warn",
-            f"{said}, which {busy:.1f} other threads want: what is measured now is too slow",
-            "run doctor again when that has ended",
-        )
-    elif cores == 1:
-        yield Finding(
-            "cpu", "warn", said, "have 2 or more: loading and saving run beside the training"
-        )
+        said += f"; but this container gets the time of {quota:g} only, and threads wait in turn"
+        fix = f"set OMP_NUM_THREADS={max(1, round(quota))}, or lift the limit (cpus)"
+        yield Finding("cpu", "warn", said, fix)
+    elif busy > _BUSY_SHARE * cores:
+        said += f", which {busy:.1f} other threads want: what is measured now is too slow"
+        yield Finding("cpu", "warn", said, "run doctor again when that has ended")
     else:
         yield Finding("cpu", "pass", said)
 
@@ -53,17 +46,77 @@ def cpu_quota(text: str) -> float | None:
     return int(words[0]) / int(words[1])
 
 
-def check_clock() -> Iterator[Finding]:
-    """Whether the clock may be right, without a network: time has passed since this was written."""
-    made = Path(app.__file__).stat().st_mtime
-    now = datetime.fromtimestamp(time.time(), UTC)
-    said = f"{now:%Y-%m-%d %H:%M} UTC"
-    if now.timestamp() < made - _DAY_SECONDS:
-        yield Finding(
-            "clock",
-            "warn",
-            f"{said}, but this program is newer than that",
-            "set the clock (timedatectl set-ntp true): connections and logs need it",
-        )
+def check_folders(case: Case) -> Iterator[Finding]:
+    """Whether this user can write wherever prepare and train will."""
+    settings = case.settings
+    data_dir = settings.general.data_dir
+    wanted = [data_dir, data_dir / "cache", settings.run_dir, settings.run_dir / "checkpoints"]
+    if not case.fingerprint:
+        wanted.append(settings.prepare_dir)
+    is_writable = True
+    for folder in dict.fromkeys(existing(one) for one in wanted):
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            error.filename = str(folder)
+            yield failure("data folder", error)
+            is_writable = False
+    if is_writable:
+        yield Finding("data folder", "pass", f"{data_dir} can be written by user {os.getuid()}")
+
+
+def check_space(case: Case) -> Iterator[Finding]:
+    """Whether shards, checkpoints (those kept, the best, the one being written), caches fit."""
+    # Imported late: torch takes a second.
+    import torch
+
+    from app.model.gpt import GPT, GPTConfig
+
+    settings, data_dir = case.settings, case.settings.general.data_dir
+    place, shards = existing(data_dir), _shard_bytes(case)
+    with torch.device("meta"):
+        parameters = GPT(GPTConfig(**settings.model.model_dump())).num_parameters()
+    count, size = settings.train.keep_checkpoints + 2, CHECKPOINT_BYTES * parameters
+    expected = {
+        settings.train_dataset_dir: shards or 0,
+        settings.run_dir: count * size,
+        data_dir / "cache": _CACHE_BYTES,
+    }
+    more = sum(max(0, needed - _size(folder)) for folder, needed in expected.items())
+    case.disk_bytes, free = more, shutil.disk_usage(place).free
+    of_shards = "shards of unknown size" if shards is None else f"{gigabytes(shards)} shards"
+    said = (
+        f"{gigabytes(free)} free in {place}; the run needs {gigabytes(more)} more "
+        f"({of_shards}, {count} checkpoints of {gigabytes(size)}, caches)"
+    )
+    if more > free:
+        fix = "set DATA_DIR to a larger disk, or lower TRAIN_KEEP_CHECKPOINTS"
+        yield Finding("disk space", "fail", said, f"free {gigabytes(more - free)}, {fix}")
+    elif shards is None:
+        fix = "set PREPARE_TOTAL_TOKENS to a number; each token takes 2 bytes"
+        yield Finding("disk space", "warn", said, fix)
+    elif _ROOM_TO_SPARE * more > free:
+        yield Finding("disk space", "warn", said, "have more room to spare: set DATA_DIR")
     else:
-        yield Finding("clock", "pass", said)
+        yield Finding("disk space", "pass", said)
+
+
+def _shard_bytes(case: Case) -> int | None:
+    """Of the whole dataset; None if nobody knows before the text is read."""
+    chosen = case.settings.prepare
+    if case.fingerprint:
+        return _size(case.settings.train_dataset_dir)
+    if chosen.total_tokens != "all":
+        return _BYTES_OF_A_TOKEN * (chosen.total_tokens + chosen.val_tokens)
+    # FineWeb's samples say how many tokens they have.
+    sample = re.fullmatch(r"sample-(\d+)BT", chosen.config or "")
+    if is_hub_id(chosen.dataset) and sample:
+        return _BYTES_OF_A_TOKEN * int(sample[1]) * 10**9
+    return None
+
+
+def _size(folder: Path) -> int:
+    if not folder.is_dir():
+        return 0
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())

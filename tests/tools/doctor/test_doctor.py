@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,9 +20,9 @@ from tests.tools.doctor.doctor_process import doctor, environment, start_doctor,
 pytestmark = pytest.mark.processes
 
 CHECKS = (
-    *("dataset", "run", "text", "clock", "vocabulary", "data folder", "disk space", "disk speed"),
-    *("file locks", "cpu", "driver", "device", "precision", "memory", "shared memory"),
-    *("attention", "matmul", "copies", "compile", "duration", "cost"),
+    *("dataset", "run", "text", "vocabulary", "data folder", "disk space", "cpu"),
+    *("driver", "device", "precision", "memory", "shared memory", "attention", "matmul"),
+    *("copies", "compile", "duration", "cost"),
 )
 HOLD = """
 import fcntl, sys
@@ -45,12 +46,13 @@ def test_a_machine_without_faults_passes_and_nothing_is_changed(data_dir: Path) 
     assert "\x1b" not in told.output
     assert "continues at step 4 of 10" in told.rows["run"].found
     assert "for 6 steps of 256 tokens" in told.rows["duration"].found
-    assert f"{len(before)} files" != "0 files"
+    assert before
     assert files(data_dir) == before
     assert not list(data_dir.rglob(".doctor-*"))
 
 
 def test_json_says_the_same_with_hashes_a_compiler_and_a_price(data_dir: Path) -> None:
+    before = files(data_dir)
     variables = {"TRAIN_PRICE_PER_HOUR": "3600", "TRAIN_COMPILE": "auto"}
     told = doctor(data_dir, "--json", "--verify", variables=variables)
     assert told.code == 0, told.output
@@ -66,6 +68,7 @@ def test_json_says_the_same_with_hashes_a_compiler_and_a_price(data_dir: Path) -
     assert said["estimate"]["cost"] == pytest.approx(said["estimate"]["seconds"])
     assert said["estimate"]["disk_bytes"] > 0
     # What is compiled for doctor is gone.
+    assert files(data_dir) == before
     assert not (data_dir / "cache").exists()
     assert not list(data_dir.glob(".doctor-*"))
 
@@ -128,7 +131,6 @@ def test_a_disk_that_is_too_small_and_then_full(disk: Mounted | Folder) -> None:
     disk.fill()
     told = doctor(disk.place)
     told.failed("disk space", f"0 KB free in {disk.place}", "set DATA_DIR to a larger disk")
-    told.failed("disk speed", "the disk is full", "free space")
     assert told.rows["duration"].status == "pass"
 
 
@@ -150,7 +152,7 @@ def test_a_run_of_weeks_is_seen_as_such(tmp_path: Path) -> None:
     gpt2 |= {"TRAIN_TOKENS_PER_STEP": "524288", "TRAIN_MAX_STEPS": "1000000000"}
     told = doctor(tmp_path, variables=gpt2)
     assert told.rows["duration"].status == "warn"
-    assert " weeks for 1,000,000,000 steps" in told.rows["duration"].found
+    assert re.search(r"\d+ d \d+ h for 1,000,000,000 steps", told.rows["duration"].found)
     assert "docs/cloud.md" in told.rows["duration"].fix
 
 

@@ -4,167 +4,151 @@ The elements are those of NVIDIA's DTDs nvsmi_device_v11 (driver 450), v12 (535)
 which only those that are read stand here; each DTD's own names and "N/A" are kept.
 """
 
+import re
 from pathlib import Path
 
 import pytest
 
 from app.errors import UserError
-from app.tools.doctor.nvidia_smi import check_driver, driver_findings, read_driver
+from app.tools.doctor.nvidia_smi import check_driver, driver_findings
 
-HEAD = '<?xml version="1.0" ?>\n<!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_{dtd}.dtd">\n'
 
-V11 = (
-    HEAD.format(dtd="v11")
-    + """\
+def log(dtd: str, driver: str, cuda: str, *gpus: str) -> str:
+    return f"""\
+<?xml version="1.0" ?>
+<!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_{dtd}.dtd">
 <nvidia_smi_log>
-	<timestamp>Wed Oct 14 09:12:01 2020</timestamp>
-	<driver_version>450.80.02</driver_version>
-	<cuda_version>11.0</cuda_version>
-	<attached_gpus>1</attached_gpus>
-	<gpu id="00000000:00:1E.0">
-		<product_name>Tesla T4</product_name>
-		<clocks_throttle_reasons>
-			<clocks_throttle_reason_gpu_idle>Active</clocks_throttle_reason_gpu_idle>
-			<clocks_throttle_reason_sw_power_cap>Active</clocks_throttle_reason_sw_power_cap>
-			<clocks_throttle_reason_hw_slowdown>Not Active</clocks_throttle_reason_hw_slowdown>
-		</clocks_throttle_reasons>
-		<fb_memory_usage>
-			<total>15109 MiB</total>
-			<used>0 MiB</used>
-			<free>15109 MiB</free>
-		</fb_memory_usage>
-		<ecc_errors>
-			<volatile>
-				<sram_correctable>7</sram_correctable>
-				<sram_uncorrectable>0</sram_uncorrectable>
-				<dram_correctable>1</dram_correctable>
-				<dram_uncorrectable>0</dram_uncorrectable>
-			</volatile>
-		</ecc_errors>
-		<retired_pages>
-			<pending_retirement>No</pending_retirement>
-		</retired_pages>
-		<remapped_rows>N/A</remapped_rows>
-		<temperature>
-			<gpu_temp>35 C</gpu_temp>
-		</temperature>
-		<processes>
-		</processes>
-	</gpu>
+	<driver_version>{driver}</driver_version>
+	<cuda_version>{cuda}</cuda_version>
+	<attached_gpus>{len(gpus)}</attached_gpus>
+	{"".join(gpus)}
 </nvidia_smi_log>
 """
-)
 
-V12 = (
-    HEAD.format(dtd="v12")
-    + """\
-<nvidia_smi_log>
-	<driver_version>535.54.03</driver_version>
-	<cuda_version>12.2</cuda_version>
-	<attached_gpus>2</attached_gpus>
-	<gpu id="00000000:01:00.0">
-		<product_name>NVIDIA A100-SXM4-80GB</product_name>
-		<gpu_reset_status>
-			<reset_required>No</reset_required>
-			<drain_and_reset_recommended>No</drain_and_reset_recommended>
-		</gpu_reset_status>
-		<clocks_event_reasons>
-			<clocks_event_reason_gpu_idle>Not Active</clocks_event_reason_gpu_idle>
-			<clocks_event_reason_hw_slowdown>{slowed}</clocks_event_reason_hw_slowdown>
-			<clocks_event_reason_hw_thermal_slowdown>{slowed}</clocks_event_reason_hw_thermal_slowdown>
-		</clocks_event_reasons>
-		<fb_memory_usage>
-			<total>81920 MiB</total>
-			<reserved>869 MiB</reserved>
-			<used>{used} MiB</used>
-			<free>80999 MiB</free>
-		</fb_memory_usage>
-		<ecc_errors>
-			<volatile>
-				<sram_correctable>0</sram_correctable>
-				<sram_uncorrectable>{sram}</sram_uncorrectable>
-				<dram_correctable>0</dram_correctable>
-				<dram_uncorrectable>{dram}</dram_uncorrectable>
-			</volatile>
-			<aggregate>
-				<dram_uncorrectable>9</dram_uncorrectable>
-			</aggregate>
-		</ecc_errors>
-		<remapped_rows>
-			<remapped_row_corr>0</remapped_row_corr>
-			<remapped_row_unc>1</remapped_row_unc>
-			<remapped_row_pending>{pending}</remapped_row_pending>
-			<remapped_row_failure>{failure}</remapped_row_failure>
-		</remapped_rows>
-		<temperature>
-			<gpu_temp>27 C</gpu_temp>
-		</temperature>
-		<processes>{processes}
-		</processes>
-	</gpu>
-	<gpu id="00000000:41:00.0">
-		<product_name>NVIDIA A100-SXM4-80GB</product_name>
-		<fb_memory_usage>
-			<total>81920 MiB</total>
-			<used>50 MiB</used>
-		</fb_memory_usage>
-		<temperature>
-			<gpu_temp>26 C</gpu_temp>
-		</temperature>
-	</gpu>
-</nvidia_smi_log>
-"""
-)
+
+T4 = """
+<gpu id="00000000:00:1E.0">
+	<product_name>Tesla T4</product_name>
+	<clocks_throttle_reasons>
+		<clocks_throttle_reason_gpu_idle>Active</clocks_throttle_reason_gpu_idle>
+		<clocks_throttle_reason_sw_power_cap>Active</clocks_throttle_reason_sw_power_cap>
+		<clocks_throttle_reason_hw_slowdown>Not Active</clocks_throttle_reason_hw_slowdown>
+	</clocks_throttle_reasons>
+	<fb_memory_usage>
+		<total>15109 MiB</total>
+		<used>0 MiB</used>
+		<free>15109 MiB</free>
+	</fb_memory_usage>
+	<ecc_errors>
+		<volatile>
+			<sram_correctable>7</sram_correctable>
+			<sram_uncorrectable>0</sram_uncorrectable>
+			<dram_correctable>1</dram_correctable>
+			<dram_uncorrectable>0</dram_uncorrectable>
+		</volatile>
+	</ecc_errors>
+	<retired_pages>
+		<pending_retirement>No</pending_retirement>
+	</retired_pages>
+	<remapped_rows>N/A</remapped_rows>
+	<temperature>
+		<gpu_temp>35 C</gpu_temp>
+	</temperature>
+	<processes>
+	</processes>
+</gpu>"""
+A100 = """
+<gpu id="00000000:01:00.0">
+	<product_name>NVIDIA A100-SXM4-80GB</product_name>
+	<gpu_reset_status>
+		<reset_required>No</reset_required>
+		<drain_and_reset_recommended>No</drain_and_reset_recommended>
+	</gpu_reset_status>
+	<clocks_event_reasons>
+		<clocks_event_reason_gpu_idle>Not Active</clocks_event_reason_gpu_idle>
+		<clocks_event_reason_hw_slowdown>{slowed}</clocks_event_reason_hw_slowdown>
+		<clocks_event_reason_hw_thermal_slowdown>{slowed}</clocks_event_reason_hw_thermal_slowdown>
+	</clocks_event_reasons>
+	<fb_memory_usage>
+		<total>81920 MiB</total>
+		<reserved>869 MiB</reserved>
+		<used>{used} MiB</used>
+		<free>80999 MiB</free>
+	</fb_memory_usage>
+	<ecc_errors>
+		<volatile>
+			<sram_correctable>0</sram_correctable>
+			<sram_uncorrectable>{sram}</sram_uncorrectable>
+			<dram_correctable>0</dram_correctable>
+			<dram_uncorrectable>{dram}</dram_uncorrectable>
+		</volatile>
+		<aggregate>
+			<dram_uncorrectable>9</dram_uncorrectable>
+		</aggregate>
+	</ecc_errors>
+	<remapped_rows>
+		<remapped_row_corr>0</remapped_row_corr>
+		<remapped_row_unc>1</remapped_row_unc>
+		<remapped_row_pending>{pending}</remapped_row_pending>
+		<remapped_row_failure>{failure}</remapped_row_failure>
+	</remapped_rows>
+	<temperature>
+		<gpu_temp>27 C</gpu_temp>
+	</temperature>
+	<processes>{processes}
+	</processes>
+</gpu>"""
+OTHER_A100 = """
+<gpu id="00000000:41:00.0">
+	<product_name>NVIDIA A100-SXM4-80GB</product_name>
+	<fb_memory_usage>
+		<total>81920 MiB</total>
+		<used>50 MiB</used>
+	</fb_memory_usage>
+	<temperature>
+		<gpu_temp>26 C</gpu_temp>
+	</temperature>
+</gpu>"""
+RTX_3090 = """
+<gpu id="00000000:09:00.0">
+	<product_name>NVIDIA GeForce RTX 3090</product_name>
+	<gpu_recovery_action>{action}</gpu_recovery_action>
+	<clocks_event_reasons>
+		<clocks_event_reason_sw_power_cap>Active</clocks_event_reason_sw_power_cap>
+		<clocks_event_reason_hw_slowdown>Not Active</clocks_event_reason_hw_slowdown>
+	</clocks_event_reasons>
+	<fb_memory_usage>
+		<total>24576 MiB</total>
+		<used>7 MiB</used>
+	</fb_memory_usage>
+	<ecc_errors>
+		<volatile>
+			<sram_correctable>N/A</sram_correctable>
+			<sram_uncorrectable_parity>{parity}</sram_uncorrectable_parity>
+			<sram_uncorrectable_secded>N/A</sram_uncorrectable_secded>
+			<dram_uncorrectable>N/A</dram_uncorrectable>
+		</volatile>
+		<unrepairable_memory>{unrepairable}</unrepairable_memory>
+	</ecc_errors>
+	<remapped_rows>N/A</remapped_rows>
+	<temperature>
+		<gpu_temp>32 C</gpu_temp>
+	</temperature>
+	<processes>
+		<process_info>
+			<gpu_instance_id>N/A</gpu_instance_id>
+			<compute_instance_id>N/A</compute_instance_id>
+			<pid>1804</pid>
+			<type>G</type>
+			<process_name>/usr/lib/xorg/Xorg</process_name>
+			<used_memory>4 MiB</used_memory>
+		</process_info>
+	</processes>
+</gpu>"""
 WELL = {
     "slowed": "Not Active", "used": 50, "sram": 0, "dram": 0, "pending": "No", "failure": "No",
     "processes": "",
 }  # fmt: skip
-
-V13 = (
-    HEAD.format(dtd="v13")
-    + """\
-<nvidia_smi_log>
-	<driver_version>590.44.01</driver_version>
-	<cuda_version>13.1</cuda_version>
-	<attached_gpus>1</attached_gpus>
-	<gpu id="00000000:09:00.0">
-		<product_name>NVIDIA GeForce RTX 3090</product_name>
-		<gpu_recovery_action>{action}</gpu_recovery_action>
-		<clocks_event_reasons>
-			<clocks_event_reason_sw_power_cap>Active</clocks_event_reason_sw_power_cap>
-			<clocks_event_reason_hw_slowdown>Not Active</clocks_event_reason_hw_slowdown>
-		</clocks_event_reasons>
-		<fb_memory_usage>
-			<total>24576 MiB</total>
-			<used>7 MiB</used>
-		</fb_memory_usage>
-		<ecc_errors>
-			<volatile>
-				<sram_correctable>N/A</sram_correctable>
-				<sram_uncorrectable_parity>{parity}</sram_uncorrectable_parity>
-				<sram_uncorrectable_secded>N/A</sram_uncorrectable_secded>
-				<dram_uncorrectable>N/A</dram_uncorrectable>
-			</volatile>
-			<unrepairable_memory>{unrepairable}</unrepairable_memory>
-		</ecc_errors>
-		<remapped_rows>N/A</remapped_rows>
-		<temperature>
-			<gpu_temp>32 C</gpu_temp>
-		</temperature>
-		<processes>
-			<process_info>
-				<gpu_instance_id>N/A</gpu_instance_id>
-				<compute_instance_id>N/A</compute_instance_id>
-				<pid>1804</pid>
-				<type>G</type>
-				<process_name>/usr/lib/xorg/Xorg</process_name>
-				<used_memory>4 MiB</used_memory>
-			</process_info>
-		</processes>
-	</gpu>
-</nvidia_smi_log>
-"""
-)
 PROCESS = """
 			<process_info>
 				<pid>4242</pid>
@@ -174,35 +158,43 @@ PROCESS = """
 			</process_info>"""
 
 
-def rows(xml: str, cuda: str | None) -> list[tuple[str, str]]:
-    return [(row.check, row.status) for row in driver_findings(read_driver(xml), cuda)]
+V11 = log("v11", "450.80.02", "11.0", T4)
+
+
+def v12(**changes: object) -> str:
+    return log("v12", "535.54.03", "12.2", A100.format(**(WELL | changes)), OTHER_A100)
+
+
+def v13(action: str = "None", parity: str = "N/A", unrepairable: str = "N/A") -> str:
+    gpu = RTX_3090.format(action=action, parity=parity, unrepairable=unrepairable)
+    return log("v13", "590.44.01", "13.1", gpu)
 
 
 def test_healthy_gpus_of_every_generation_pass() -> None:
     for xml, cuda, gpus in (
         (V11, "11.8", 1),
-        (V12.format(**WELL), "12.6", 2),
-        (V13.format(action="None", parity="N/A", unrepairable="N/A"), "13.0", 1),
+        (v12(), "12.6", 2),
+        (v13(), "13.0", 1),
     ):
         expected = [("driver", "pass"), *((f"GPU {number}", "pass") for number in range(gpus))]
-        assert rows(xml, cuda) == expected
-    (_, gpu) = driver_findings(read_driver(V11), "11.8")
+        assert [(row.check, row.status) for row in driver_findings(xml, cuda)] == expected
+    (_, gpu) = driver_findings(V11, "11.8")
     assert gpu.found.startswith("Tesla T4, 15.8 GB of 15.8 GB free, 35 C")
 
 
 @pytest.mark.parametrize(
     ("xml", "cuda", "status", "said"),
     (
-        (V12.format(**WELL), "13.0", "fail", "needs 580 or newer"),
+        (v12(), "13.0", "fail", "needs 580 or newer"),
         (V11, "12.6", "fail", "needs 525 or newer"),
-        (V12.format(**WELL), None, "warn", "this torch is built for the CPU only"),
-        (V12.format(**WELL), "99.0", "pass", "NVIDIA 535.54.03, for CUDA up to 12.2"),
+        (v12(), None, "warn", "torch is built for the CPU only"),
+        (v12(), "99.0", "pass", "NVIDIA 535.54.03, for CUDA up to 12.2"),
     ),
 )
 def test_the_driver_must_know_the_cuda_of_torch(
     xml: str, cuda: str | None, status: str, said: str
 ) -> None:
-    driver = next(driver_findings(read_driver(xml), cuda))
+    driver = next(driver_findings(xml, cuda))
     assert driver.status == status
     assert said in driver.found
     assert bool(driver.fix) == (status != "pass")
@@ -211,7 +203,7 @@ def test_the_driver_must_know_the_cuda_of_torch(
 @pytest.mark.parametrize(
     ("changes", "status", "said"),
     (
-        ({"dram": 2, "sram": 1}, "fail", "3 memory errors that could not be corrected"),
+        ({"dram": 2, "sram": 1}, "fail", "3 memory errors not corrected"),
         ({"pending": "Yes"}, "fail", "broken memory is replaced at the next reset"),
         ({"failure": "Yes"}, "fail", "no spare memory for what is broken"),
         ({"slowed": "Active"}, "warn", "the hardware halves its clocks, it is too hot"),
@@ -220,7 +212,7 @@ def test_the_driver_must_know_the_cuda_of_torch(
     ),
 )
 def test_a_gpu_in_trouble_is_named(changes: dict[str, object], status: str, said: str) -> None:
-    _, gpu, other = driver_findings(read_driver(V12.format(**{**WELL, **changes})), "12.6")
+    _, gpu, other = driver_findings(v12(**changes), "12.6")
     assert (gpu.check, gpu.status) == ("GPU 0", status)
     assert said in gpu.found
     assert gpu.fix
@@ -228,16 +220,15 @@ def test_a_gpu_in_trouble_is_named(changes: dict[str, object], status: str, said
 
 
 @pytest.mark.parametrize(
-    ("action", "parity", "unrepairable", "said"),
+    ("changes", "said"),
     (
-        ("Reset", "N/A", "N/A", "the driver asks for: Reset"),
-        ("None", "1", "N/A", "1 memory errors"),
-        ("None", "0", "Yes", "memory that cannot be repaired"),
+        ({"action": "Reset"}, "the driver asks for: Reset"),
+        ({"parity": "1"}, "1 memory error "),
+        ({"parity": "0", "unrepairable": "Yes"}, "memory that cannot be repaired"),
     ),
 )
-def test_what_newer_drivers_say(action: str, parity: str, unrepairable: str, said: str) -> None:
-    xml = V13.format(action=action, parity=parity, unrepairable=unrepairable)
-    _, gpu = driver_findings(read_driver(xml), "13.0")
+def test_what_newer_drivers_say(changes: dict[str, str], said: str) -> None:
+    _, gpu = driver_findings(v13(**changes), "13.0")
     assert gpu.status == "fail"
     assert said in gpu.found
 
@@ -245,7 +236,7 @@ def test_what_newer_drivers_say(action: str, parity: str, unrepairable: str, sai
 @pytest.mark.parametrize("text", ("", "No devices were found\n", "<nvidia_smi_log><gpu>"))
 def test_what_is_no_xml_is_told(text: str) -> None:
     with pytest.raises(UserError, match="nvidia-smi says what nobody understands"):
-        read_driver(text)
+        list(driver_findings(text, None))
 
 
 def test_a_driver_that_does_not_answer_is_told(
@@ -256,10 +247,9 @@ def test_a_driver_that_does_not_answer_is_told(
     program.write_text(f'#!/bin/sh\necho "{said}"\nexit 9\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    (row,) = check_driver("13.0", wanted=True)
-    assert row.status == "fail"
-    assert row.found == f"nvidia-smi ends with 9: {said}"
-    (tmp_path / "answer.xml").write_text(V12.format(**WELL))
+    with pytest.raises(UserError, match="^" + re.escape(f"nvidia-smi ends with 9: {said}")):
+        list(check_driver("13.0", wanted=True))
+    (tmp_path / "answer.xml").write_text(v12())
     program.write_text(f'#!/bin/sh\n[ "$*" = "-q -x" ] && exec cat {tmp_path}/answer.xml\n')
     assert [row.status for row in check_driver("12.6", wanted=True)] == ["pass"] * 3
     assert [row.status for row in check_driver("12.6", wanted=False)] == ["skip"]
