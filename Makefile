@@ -23,8 +23,8 @@ demo: $(installed) ## From text to a trained model and its report on this machin
 	$(python) -m app report
 	@echo "Done. The report: $(DATA_DIR)/runs/demo/report/report.html and .png"
 
-test: $(installed) ## Run the tests
-	@$(python) -m pytest $(ARGS)
+test: $(installed) ## Run the tests, side by side
+	@$(python) -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-containers: $(installed) ## Build the images and test them on this machine's container engine
 	@$(python) -m pytest -m container tests/containers $(ARGS)

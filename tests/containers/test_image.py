@@ -140,7 +140,9 @@ def test_the_suite_passes_in_the_test_image(engine: Engine) -> None:
     engine.docker("compose", "build", "test")
     # The others are minutes; here they would only repeat what they are outside.
     left_out = ("soak", "container", "processes", "browser", "lm_eval")
-    printed = engine.job("test", "-q", "-m", " and ".join(f"not {kind}" for kind in left_out))
+    printed = engine.job(
+        "test", "-q", "-n", "auto", "-m", " and ".join(f"not {kind}" for kind in left_out)
+    )
     assert re.search(r"^\d+ passed", printed.splitlines()[-1]), printed[-3000:]
     print(printed.splitlines()[-1])
 

@@ -1,6 +1,7 @@
 """Kills at exact points of a run's writing, a full disk, and signals in every phase."""
 
 import errno
+import os
 import random
 import re
 import shutil
@@ -96,7 +97,9 @@ def test_killed_at_every_point_equals_unbroken(saving: Saving, say: Say) -> None
 @pytest.mark.soak
 def test_killed_at_random_moments_equals_unbroken(data_dir: Path, say: Say) -> None:
     def start(**changes: object) -> Process:
-        return Process(data_dir, TRAIN_CHECKPOINT_EVERY=1, TRAIN_COMPILE="true", **changes)
+        threads = len(os.sched_getaffinity(0))
+        own = {"TRAIN_CHECKPOINT_EVERY": 1, "TRAIN_COMPILE": "true", "OMP_NUM_THREADS": threads}
+        return Process(data_dir, **own, **changes)
 
     unbroken = run_to_end(start, TRAIN_RUN_NAME="unbroken")
     moments, kills, runs = random.Random(0), 0, 0

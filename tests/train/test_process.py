@@ -25,7 +25,12 @@ pytestmark = pytest.mark.processes
 
 
 def test_killed_twice_and_continued_equals_unbroken(start: Start) -> None:
-    compiled = {"TRAIN_COMPILE": "true", "TRAIN_PRECISION": "bf16"}
+    threads = len(os.sched_getaffinity(0))
+    compiled = {
+        "TRAIN_COMPILE": "true",
+        "TRAIN_PRECISION": "bf16",
+        "OMP_NUM_THREADS": threads,
+    }
     unbroken = run_to_end(start, **compiled, TRAIN_RUN_NAME="unbroken")
     # Killed after steps that no checkpoint holds: 4 and 8 are saved, 7 and 9 reached.
     for reached in ("step:6/", "step:8/"):
