@@ -98,7 +98,11 @@ def test_an_invalid_token_is_told_from_a_gate(hub: Hub, tmp_path: Path, dataset:
     assert "make a new one" in found.fix
 
 
-@pytest.mark.parametrize("token", (f"{TOKEN} {OTHER}", f"{TOKEN}\n{OTHER}", "hf_schlüssel"))
+@pytest.mark.parametrize(
+    "token",
+    (f"{TOKEN} {OTHER}", f"{TOKEN}\n{OTHER}", "hf_schlüssel"),
+    ids=("space", "line break", "umlaut"),
+)
 def test_what_can_be_no_token_is_not_sent_and_not_shown(
     hub: Hub, tmp_path: Path, token: str
 ) -> None:
