@@ -1,4 +1,5 @@
 import os
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,9 @@ Say = Callable[[str], None]
 # would take them all. And who runs tests side by side sets the width of a screen.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("COLUMNS", None)
+# A shell starts what is in the background without it, and every process would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -13,13 +13,18 @@ from tests.newcomer import REPOSITORY
 COMPOSE = yaml.safe_load((REPOSITORY / "compose.yaml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 JOBS = SERVICES.keys() - {"test"}
+PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
 
 
 def test_every_setting_of_the_shell_reaches_every_container() -> None:
     for name in JOBS:
         environment = SERVICES[name]["environment"]
         passed_on = {variable for variable, value in environment.items() if value is None}
-        assert passed_on - {"HF_TOKEN"} == VARIABLES.keys() - {"DATA_DIR", "HF_TOKEN"}
+        ways_to_the_hub = {"HF_ENDPOINT", *PROXIES, *map(str.lower, PROXIES)}
+        reaches_the_hub = name in ("prepare", "doctor", "lm-eval")
+        assert passed_on & ways_to_the_hub == (ways_to_the_hub if reaches_the_hub else set())
+        settings = passed_on - ways_to_the_hub - {"HF_TOKEN"}
+        assert settings == VARIABLES.keys() - {"DATA_DIR", "HF_TOKEN"}
         assert environment["DATA_DIR"] == "/data"
 
 

@@ -58,6 +58,7 @@ def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "stories").mkdir()
     (tmp_path / "stories" / "pages.jsonl").write_text(lines, encoding="utf-8")
+    monkeypatch.delenv("OMP_NUM_THREADS")
     return os.environ | {
         "HOME": str(tmp_path),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

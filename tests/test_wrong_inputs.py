@@ -302,7 +302,7 @@ WRONG = (
     Wrong(
         "a column that holds no text",
         "prepare --dataset rows.jsonl --text-column id --out-dir new",
-        "the text column holds int, not text (rows.jsonl, line 1: 1)",
+        "rows.jsonl, line 1: 1)",
         "set PREPARE_TEXT_COLUMN to the column that holds the text",
         first=file("rows.jsonl", '{"id": 1, "content": "one"}\n'),
     ),

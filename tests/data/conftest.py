@@ -1,7 +1,6 @@
 import importlib.metadata
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -82,8 +81,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
             [sys.executable, *map(str, arguments)],
             cwd=tmp_path,
             env=kept | proxies | {name: str(path) for name, path in folders.items()} | variables,
-            # What has started the tests may have it ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -63,8 +63,6 @@ class Process:
             [sys.executable, "-m", "app", "train"],
             cwd=data_dir,
             env=environment,
-            # A test that runs in the background may hand down an ignored SIGINT.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

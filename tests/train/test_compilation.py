@@ -84,7 +84,8 @@ def test_code_for_one_attention_kernel_is_not_taken_for_another() -> None:
         counters.clear()
         device = replace(DEVICE, attention=(kernel,))
         with device.forward_pass():
-            compiled_loss(new_model(), "blocks", device)(batch(0)[:, :-1], batch(0)[:, 1:])
+            loss = compiled_loss(new_model(), "blocks", device)(batch(0)[:, :-1], batch(0)[:, 1:])
+        loss.backward()
         found.append(counters["aot_autograd"]["autograd_cache_miss"])
     # Who has trained before in this process may have left the code of the first.
     assert found[1] > 0
