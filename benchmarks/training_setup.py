@@ -55,7 +55,7 @@ def set_up(spec: dict[str, Any]) -> tuple[Device, GPT, Loss, tuple[Tensor, Tenso
     if "attention" in spec:
         device = replace(device, attention=(getattr(SDPBackend, spec["attention"]),))
     else:
-        device, _ = choose_attention(device, config)
+        device, _ = choose_attention(device, config, spec["micro_batch"])
     if spec.get("loss") == "linear_cross_entropy":
         if not hasattr(F, "linear_cross_entropy"):
             raise NotImplementedError("this torch has no linear_cross_entropy")
