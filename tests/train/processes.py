@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from app.train.stopwatch import PAUSES
 
@@ -121,6 +123,11 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert (one / place).read_bytes() == (other / place).read_bytes()
     assert (one / "samples.txt").read_bytes() == (other / "samples.txt").read_bytes()
     assert measured(one) == measured(other)
+
+
+def losses(run_dir: Path) -> Tensor:
+    """Of the training, float32 [steps]."""
+    return torch.tensor([line["train_loss"] for line in measured(run_dir)])
 
 
 def measured(run_dir: Path) -> list[dict[str, Any]]:

@@ -123,7 +123,10 @@ def check_memory(case: Examined) -> Iterator[Finding]:
     """Whether a micro-batch fits into the device, and the copies of a save into the machine."""
     here, processes = case.device.torch_device, case.trial.processes
     compiled = case.settings.train.compile != "false" and not missing_for_compiling(case.type)
-    need = memory_need(case.config, case.device.precision, case.type, compiled=compiled)
+    shards = processes if case.settings.train.shard_optimizer else 1
+    need = memory_need(
+        case.config, case.device.precision, case.type, compiled=compiled, state_shards=shards
+    )
     ranks = Ranks(0, processes, processes)
     case.windows = micro_batch_size(case.settings, None, case.device, ranks)
     free = available_bytes(here) // (processes if case.type == "cpu" else 1)
