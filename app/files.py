@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedRandom
@@ -147,17 +148,25 @@ def read_json(path: Path, fix: str) -> dict[str, Any]:
 
 
 @contextmanager
-def locked(folder: Path, owner: str) -> Iterator[None]:
+def locked(folder: Path, owner: str, *, waits: bool = False) -> Iterator[None]:
     """Own `folder` until the block or the process ends; UserError if another process does.
 
-    The kernel drops the lock with the process, so a killed one leaves none behind.
+    The kernel drops the lock with the process, so a killed one leaves none behind. A file server
+    does it later if the machine has died as well.
+
+    Args:
+        owner: what works on such a folder.
+        waits: for the lock, whoever has it.
     """
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"another process is working on {folder}",
-                f"wait for that {owner} to end, or stop it",
-            ) from None
+            if not waits:
+                raise UserError(
+                    f"another process is working on {folder}",
+                    f"wait for that {owner} to end, or stop it",
+                ) from None
+            print(f"waiting for the {owner} that has {folder}", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -143,6 +143,11 @@ class TrainSettings(Group):
     optimizer: Literal["muon", "adamw"] = Field(
         "muon", description="muon: for the blocks' matrices, AdamW for the rest; or AdamW for all"
     )
+    shard_optimizer: bool = Field(
+        False,
+        description="each process keeps a part of the optimizer's state, not all of it: for models "
+        "whose state is too large for one GPU",
+    )
     learning_rate: Number = Field(3.6e-3, gt=0, le=1, description="highest learning rate")
     betas: Annotated[tuple[Beta, Beta], BeforeValidator(pair)] = Field(
         (0.9, 0.95), description="AdamW's decay of the mean and of the square"

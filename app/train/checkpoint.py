@@ -107,13 +107,7 @@ class Checkpoint:
             if not slots:
                 path = self.folder / OPTIMIZER_FILE
                 raise UserError(f"{path} has no state for {name}", _fix(self.folder))
-            optimizers.state(parameter).update(
-                {
-                    # A copy: the tensors that were read are mapped to the file.
-                    slot: tensors[f"{slot}.{name}"].to(parameter.device, copy=True)
-                    for slot in sorted(slots)
-                }
-            )
+            optimizers.load(parameter, {slot: tensors[f"{slot}.{name}"] for slot in sorted(slots)})
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All tensors, by name, of the model and of the optimizer.
@@ -145,15 +139,13 @@ class Snapshot:
     @torch.no_grad()
     def take(self, model: nn.Module, optimizers: Optimizers) -> None:
         """Copy everything as it is now; returns when all is copied."""
-        slots = {
-            f"{slot}.{name}": value
-            for name, parameter in model.named_parameters()
-            for slot, value in optimizers.state(parameter).items()
-        }
         on_gpu = False
-        for file, tensors in ((MODEL_FILE, model.state_dict()), (OPTIMIZER_FILE, slots)):
+        for file, tensors in (
+            (MODEL_FILE, model.state_dict().items()),
+            (OPTIMIZER_FILE, optimizers.named_state(model)),
+        ):
             copies = self.files.setdefault(file, {})
-            for name, tensor in tensors.items():
+            for name, tensor in tensors:
                 if name not in copies:
                     pinned = tensor.device.type == "cuda"
                     copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)

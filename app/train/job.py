@@ -66,8 +66,9 @@ def _begin(settings: Settings, device: Device, ranks: Ranks, owned: ExitStack) -
     training_windows(dataset, settings)
     identity = identity_of(settings, dataset.fingerprint)
     settings.run_dir.mkdir(parents=True, exist_ok=True)
-    owned.enter_context(locked(settings.run_dir, "train"))
-    checkpoint = find_checkpoint(settings.run_dir, identity, chosen.resume)
+    owned.enter_context(locked(settings.run_dir, "train", waits=ranks.begin_again))
+    resume = "auto" if ranks.begin_again else chosen.resume
+    checkpoint = find_checkpoint(settings.run_dir, identity, resume)
     if checkpoint and checkpoint.step >= chosen.max_steps and not checkpoint.state["left"]:
         print(f"{settings.run_dir} is finished: {checkpoint.step} steps are done")
         return None
@@ -109,6 +110,17 @@ def training_windows(dataset: Dataset, settings: Settings) -> int:
     return windows
 
 
+def refuse_another_data_dir(settings: Settings, dataset: Dataset, of_first: Identity) -> None:
+    """Raise UserError if this machine's DATA_DIR is not that of the first rank's machine."""
+    if dataset.fingerprint != of_first.dataset_fingerprint:
+        problem = f"{dataset.folder} has other tokens here than on the first machine"
+    elif not settings.run_dir.is_dir():
+        problem = f"{settings.run_dir} is not here, but on the first machine"
+    else:
+        return
+    raise UserError(problem, "mount one folder as DATA_DIR on all machines")
+
+
 def _put_together(
     settings: Settings,
     device: Device,
@@ -119,6 +131,7 @@ def _put_together(
 ) -> Session:
     chosen = settings.train
     dataset = open_dataset(settings.train_dataset_dir)
+    refuse_another_data_dir(settings, dataset, start.identity)
     config = GPTConfig(**settings.model.model_dump())
     plan = StepPlan(
         chosen.tokens_per_step // config.context_length, ranks.size, start.micro_batch_size
@@ -127,6 +140,10 @@ def _put_together(
     torch.manual_seed(chosen.seed)
     model = GPT(config).to(device.torch_device)
     optimizers = optimizers_for(model, chosen, device)
+    if chosen.shard_optimizer and ranks.size > 1:
+        from app.train.sharding import ShardedOptimizers
+
+        optimizers = ShardedOptimizers(optimizers)
     if start.checkpoint:
         start.checkpoint.load_model(model)
         start.checkpoint.load_optimizers(model, optimizers)
@@ -197,8 +214,8 @@ def micro_batch_size(
         raise UserError(
             f"the {windows_per_step} windows of a step (TRAIN_TOKENS_PER_STEP / "
             f"MODEL_CONTEXT_LENGTH) cannot be shared out evenly to {ranks.size} processes",
-            f"set TRAIN_PROCESSES to one of {', '.join(map(str, counts))}, "
-            "or change TRAIN_TOKENS_PER_STEP",
+            f"set TRAIN_PROCESSES to one of {', '.join(map(str, counts))} (with torchrun: --nnodes "
+            "times --nproc-per-node), or change TRAIN_TOKENS_PER_STEP",
         )
     if asked == "auto":
         # The same split of the batch keeps a continued run bit-identical.
@@ -208,7 +225,10 @@ def micro_batch_size(
         here = device.torch_device
         compiled = settings.train.compile != "false" and can_compile(device)
         config = GPTConfig(**settings.model.model_dump())
-        need = memory_need(config, device.precision, here.type, compiled=compiled)
+        shards = ranks.size if settings.train.shard_optimizer else 1
+        need = memory_need(
+            config, device.precision, here.type, compiled=compiled, state_shards=shards
+        )
         return largest_micro_batch(sizes, length, need, here, ranks.local_size)
     if asked not in sizes:
         raise UserError(

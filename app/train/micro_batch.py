@@ -32,9 +32,11 @@ _BYTES_OF_A_LOGIT = {
     ("bf16", False): 14,
     ("float32", False): 16,
 }
-# A weight, its gradient, and two moments of it, in float32; on the CPU is also the snapshot that a
-# checkpoint is written from, of all but the gradient.
-_BYTES_OF_A_PARAMETER = {"cuda": 16, "cpu": 28}
+# A weight and its gradient, in float32; on the CPU is also the snapshot that a checkpoint is
+# written from, of the weight and its state.
+_BYTES_OF_A_PARAMETER = {"cuda": 8, "cpu": 20}
+# Two moments.
+_BYTES_OF_ITS_STATE = 8
 
 
 @dataclass(frozen=True)
@@ -50,17 +52,29 @@ class MemoryNeed:
 
 
 def memory_need(
-    config: GPTConfig, precision: Precision, device_type: str, *, compiled: bool
+    config: GPTConfig,
+    precision: Precision,
+    device_type: str,
+    *,
+    compiled: bool,
+    state_shards: int = 1,
 ) -> MemoryNeed:
     """Count what the backward pass keeps, without computing anything.
 
     The blocks are counted as uncompiled code keeps them; compiled code keeps less of them, so that
     this is an upper bound.
+
+    Args:
+        state_shards: processes that share out the optimizer's state, whole parameters to each.
     """
     with FakeTensorMode():
         model = GPT(config)
         one, two = (_kept_bytes(model, precision, windows) for windows in (1, 2))
-    fixed = _BYTES_OF_A_PARAMETER[device_type] * model.num_parameters() + (2 * one - two)
+    parameters = model.num_parameters()
+    # One shard may be larger than another by the largest parameter, the embedding.
+    of_a_shard = parameters // state_shards + config.vocab_size * config.embd_size
+    fixed = _BYTES_OF_A_PARAMETER[device_type] * parameters + (2 * one - two)
+    fixed += _BYTES_OF_ITS_STATE * min(parameters, of_a_shard)
     logits = config.context_length * config.vocab_size
     head = _BYTES_OF_A_LOGIT[precision, compiled] * logits
     return MemoryNeed(fixed + _LIBRARIES_BYTES[device_type], two - one + head)

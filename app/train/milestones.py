@@ -88,12 +88,13 @@ class Milestones:
                     )
             except Interrupted:
                 self.left = {"samples": True}
-                return
-            self._write(self.log.add_samples, done, texts)
-            self.console.say(f"after {done} steps it writes: {texts[0]!r:.200}")
+            else:
+                self._write(self.log.add_samples, done, texts)
+                self.console.say(f"after {done} steps it writes: {texts[0]!r:.200}")
         self._owes_save |= self._due(done, chosen.checkpoint_every)
         # Steps do not wait for a check that takes minutes.
-        if self._owes_save and (done == chosen.max_steps or not self._is_checking()):
+        is_time = not self.left and (done == chosen.max_steps or not self._is_checking())
+        if self._owes_save and self.ranks.from_first(is_time):
             self.save(done)
 
     def catch_up(self, checkpoint: Checkpoint) -> None:
@@ -112,23 +113,22 @@ class Milestones:
         Raises:
             UserError: a shard of the dataset is damaged.
         """
-        if self.check and self.stop.is_asked and done < self.settings.train.max_steps:
-            wait([self.check], _LONGEST_CHECK_SECONDS)
-            if self._is_checking():
-                self.console.say("warning: not saved: the shards are still being verified")
-                return
-        if self.check:
-            self.check.result()
         self._owes_save = False
-        if self.saver:
-            progress = {
-                "windows_consumed": done * self.plan.windows_per_step,
-                "val_loss": self._record.get("val_loss"),
-                "left": self.left,
-            }
-            state = self.facts | progress
-            with self.stopwatch.measuring("save_ms"):
-                self.saver.save(done, self.model, self.optimizers, state, replace=replace)
+        may_save = self._may_save(done)
+        with self.stopwatch.measuring("save_ms"):
+            if self.saver and may_save:
+                progress = {
+                    "windows_consumed": done * self.plan.windows_per_step,
+                    "val_loss": self._record.get("val_loss"),
+                    "left": self.left,
+                }
+                may_save = self.saver.begin(done, self.facts | progress, replace=replace)
+            if not self.ranks.from_first(may_save):
+                return
+            if self.saver:
+                self.saver.save(self.model, self.optimizers)
+            else:
+                self.optimizers.hand_over(self.model)
 
     def poll(self) -> None:
         """Say how a save has ended, if it has; UserError if a shard is found to be damaged."""
@@ -141,6 +141,17 @@ class Milestones:
         """Wait for the save under way; OSError if the last one has failed."""
         if self.saver:
             self.saver.finish()
+
+    def _may_save(self, done: int) -> bool:
+        """Whether the shards are known to be whole; waits a while if there is a request to stop."""
+        if self.check and self.stop.is_asked and done < self.settings.train.max_steps:
+            wait([self.check], _LONGEST_CHECK_SECONDS)
+            if self._is_checking():
+                self.console.say("warning: not saved: the shards are still being verified")
+                return False
+        if self.check:
+            self.check.result()
+        return True
 
     def _is_checking(self) -> bool:
         return self.check is not None and not self.check.done()

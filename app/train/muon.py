@@ -36,8 +36,10 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.1,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self._dtype = dtype
-        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        super().__init__(
+            parameters,
+            {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "dtype": dtype},
+        )
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -52,7 +54,7 @@ class Muon(torch.optim.Optimizer):
                     [self._direction(p, group["momentum"]) for p in parameters]
                 )
                 size = 0.2 * math.sqrt(max(rows, columns))
-                updates = newton_schulz(directions.to(self._dtype)).float()
+                updates = newton_schulz(directions.to(group["dtype"])).float()
                 for parameter, update in zip(parameters, updates, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(update, alpha=-group["lr"] * size)

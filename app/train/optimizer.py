@@ -1,6 +1,7 @@
 """The optimizers and their learning rate."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,29 +42,44 @@ class Optimizers:
     """One or more torch optimizers that together hold every parameter once."""
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
-        self._parts = parts
+        self.parts = parts
 
     def set_learning_rate(self, rate: float) -> None:
         """The rate of the next step, for all parameters."""
-        for part in self._parts:
+        for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = rate
 
     def step(self) -> None:
         """Update every parameter from its gradient, and drop the gradients."""
-        for part in self._parts:
+        for part in self.parts:
             part.step()
             part.zero_grad(set_to_none=True)
 
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """What is kept of a parameter's past, by name; filled in place when loading."""
+        """What is kept of a parameter's past, by name."""
         owner = next(
             part
-            for part in self._parts
+            for part in self.parts
             for group in part.param_groups
             if any(held is parameter for held in group["params"])
         )
         return owner.state[parameter]
+
+    def load(self, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:
+        """Take copies of what was kept of a parameter's past, by name."""
+        self.state(parameter).update(
+            {name: value.to(parameter.device, copy=True) for name, value in state.items()}
+        )
+
+    def named_state(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """The state of all parameters of `model`, as `exp_avg.transformer.wte.weight`."""
+        for name, parameter in model.named_parameters():
+            for slot, value in self.state(parameter).items():
+                yield f"{slot}.{name}", value
+
+    def hand_over(self, model: nn.Module) -> None:
+        """Do this process's part while the first one goes through `named_state`: nothing."""
 
 
 def build_optimizers(

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -36,11 +36,13 @@ class Ranks:
         rank: of this process; 0 writes the run's folder
         size: processes of all machines
         local_size: processes of this machine
+        begin_again: a launcher has started them once more, after one was lost
     """
 
     rank: int = 0
     size: int = 1
     local_size: int = 1
+    begin_again: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -95,11 +97,14 @@ def process_group(device: torch.device, timeout_seconds: float) -> Iterator[Rank
     timeout = datetime.timedelta(seconds=timeout_seconds)
     try:
         distributed.init_process_group(backend, timeout=timeout)
-        yield Ranks(
+        ranks = Ranks(
             distributed.get_rank(),
             distributed.get_world_size(),
             int(os.environ["LOCAL_WORLD_SIZE"]),
         )
+        # Of several machines, one that has taken a lost one's place has a launcher that is new.
+        begins_again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        yield replace(ranks, begin_again=ranks.any(begins_again))
     except RuntimeError as error:
         # Of gloo's own errors only the words say so.
         said = str(error).partition("\n")[0]

@@ -41,17 +41,10 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._under_way: Future[str] | None = None
         self._failure: OSError | None = None
+        self._state: dict[str, Any] = {}
 
-    def save(
-        self,
-        step: int,
-        model: nn.Module,
-        optimizers: Optimizers,
-        state: dict[str, Any],
-        *,
-        replace: bool,
-    ) -> None:
-        """Begin to save the checkpoint after `step` steps; waits for the one before.
+    def begin(self, step: int, state: dict[str, Any], *, replace: bool) -> bool:
+        """Whether `save` is to save a checkpoint after `step` steps; waits for the one before.
 
         Args:
             replace: one of this step that is there already; otherwise that one stays.
@@ -59,16 +52,21 @@ class Saver:
         self._end_of_save()
         folder = checkpoint_folder(self._checkpoints, step)
         if folder.exists() and not replace:
-            return
+            return False
         try:
-            state = {"step": step, **state, **self._make_durable()}
+            self._state = {"step": step, **state, **self._make_durable()}
         except OSError as error:
             self._failed(error)
-            return
-        self._snapshot.take(model, optimizers)
-        self._under_way = self._thread.submit(self._write, folder, state)
+            return False
+        return True
 
-    def _write(self, folder: Path, state: dict[str, Any]) -> str:
+    def save(self, model: nn.Module, optimizers: Optimizers) -> None:
+        """Save the checkpoint that has begun: copy everything now, and write it in the thread."""
+        self._snapshot.take(model, optimizers)
+        self._under_way = self._thread.submit(self._write, self._state)
+
+    def _write(self, state: dict[str, Any]) -> str:
+        folder = checkpoint_folder(self._checkpoints, state["step"])
         write_checkpoint(folder, self._snapshot, state)
         saved = f"after {state['step']} steps: saved {folder}"
         try:

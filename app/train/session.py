@@ -98,7 +98,7 @@ class Session:
                 raise error from None
             except torch.OutOfMemoryError as error:
                 raise self._out_of_memory() from error
-            is_whole = done >= chosen.max_steps and not milestones.left
+            is_whole = not self.ranks.any(done < chosen.max_steps or bool(milestones.left))
             if not is_whole:
                 milestones.save(done)
             milestones.finish()

@@ -5,11 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from app.train.stopwatch import PAUSES
 
@@ -36,6 +38,7 @@ TINY = {
     "SAMPLE_NUM_SAMPLES": "1",
 }
 
+TRAIN = (sys.executable, "-m", "app", "train")
 CHECKOUT = Path(__file__).parents[2]
 # torch and earlier tests in this process set the caches.
 _NOT_INHERITED = {"RECIPE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
@@ -47,10 +50,13 @@ class Process:
 
     Args:
         data_dir: DATA_DIR, and where it runs.
+        command: that trains, or launches those that do.
         changes: of TINY's settings, and other variables.
     """
 
-    def __init__(self, data_dir: Path, **changes: object) -> None:
+    def __init__(
+        self, data_dir: Path, command: Sequence[str] = TRAIN, /, **changes: object
+    ) -> None:
         settings = TINY | {name: str(value) for name, value in changes.items()}
         environment = {
             **{name: value for name, value in os.environ.items() if name not in _NOT_INHERITED},
@@ -60,7 +66,7 @@ class Process:
         }
         self.run_dir = data_dir / "runs" / settings["TRAIN_RUN_NAME"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "app", "train"],
+            command,
             cwd=data_dir,
             env=environment,
             stdout=subprocess.PIPE,
@@ -119,6 +125,11 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert (one / place).read_bytes() == (other / place).read_bytes()
     assert (one / "samples.txt").read_bytes() == (other / "samples.txt").read_bytes()
     assert measured(one) == measured(other)
+
+
+def losses(run_dir: Path) -> Tensor:
+    """Of the training, float32 [steps]."""
+    return torch.tensor([line["train_loss"] for line in measured(run_dir)])
 
 
 def measured(run_dir: Path) -> list[dict[str, Any]]:

@@ -71,6 +71,17 @@ def test_estimate_computes_nothing() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000
 
 
+def test_a_shared_out_state_needs_less_but_not_less_than_the_largest_parameter() -> None:
+    whole, eighth, least = (
+        memory_need(CONFIG, "bf16", "cuda", compiled=True, state_shards=shards).fixed
+        for shards in (1, 8, 10**9)
+    )
+    embedding = CONFIG.vocab_size * CONFIG.embd_size
+    rest = CONFIG.context_length * CONFIG.embd_size + 4 * (12 * 256 + 13) * 256 + 2 * 256
+    assert whole - least == 8 * rest
+    assert whole - eighth == 8 * (embedding + rest) * 7 // 8 - 8 * embedding
+
+
 @pytest.mark.parametrize(
     ("sizes", "available", "chosen"),
     (

@@ -16,15 +16,12 @@ from tests.train.processes import (
     Start,
     Unbroken,
     assert_same_run,
+    losses,
     measured,
     run_to_end,
 )
 
 pytestmark = pytest.mark.processes
-
-
-def losses(run_dir: Path) -> torch.Tensor:
-    return torch.tensor([line["train_loss"] for line in measured(run_dir)])
 
 
 def is_alive(process: int) -> bool:

@@ -103,7 +103,10 @@ def check_memory(case: Examined) -> Iterator[Finding]:
     device, processes = case.device, case.trial.processes
     here = device.torch_device
     compiled = case.settings.train.compile != "false" and can_compile(device)
-    need = memory_need(case.model.config, device.precision, here.type, compiled=compiled)
+    shards = processes if case.settings.train.shard_optimizer else 1
+    need = memory_need(
+        case.model.config, device.precision, here.type, compiled=compiled, state_shards=shards
+    )
     ranks = Ranks(0, processes, processes)
     case.windows = micro_batch_size(case.settings, None, device, ranks)
     free = available_bytes(here) // (processes if here.type == "cpu" else 1)
