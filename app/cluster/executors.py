@@ -153,9 +153,10 @@ class RayExecutor(RayPipelineExecutor):
                     task = running.pop(reference)
                     try:
                         _raise(ray.get(reference))
-                    except ray.exceptions.RayTaskError:
-                        raise
-                    except ray.exceptions.RayError:
+                    except ray.exceptions.RayError as error:
+                        # A task's own exception, which only a bug leaves, is the cause of one.
+                        if not isinstance(getattr(error, "cause", error), ray.exceptions.RayError):
+                            raise
                         raise _died(task) from None
                     yield task
         finally:

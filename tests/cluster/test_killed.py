@@ -22,8 +22,8 @@ from tests.faults import Fault, Faults
 pytestmark = pytest.mark.cluster
 
 KILLS = 20
-# Of them, Ray's own, which give out the tasks.
-NOT_WORKERS = ("gcs_server", "raylet", "log_monitor", "dashboard", "runtime_env")
+# What Ray calls its workers; its other processes are the node.
+RAY_WORKERS = ("ray::do_task", "ray::IDLE")
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +39,11 @@ def single(settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def workers(process: subprocess.Popen[str]) -> list[int]:
-    """Those that do tasks."""
+    """Those that do tasks, or are about to."""
     return [
         number
         for number, title in descendants(process.pid)
-        if title and not any(word in title for word in NOT_WORKERS)
+        if title.startswith(RAY_WORKERS) or "multiprocess" in title
     ]
 
 

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from app.data.shards import Manifest
 from app.errors import ExitCode
 from tests.cluster.cluster_process import Cluster, Slurm, ended
+from tests.data.hub_folders import write_fineweb
+from tests.data.loopback_hub import Hub
 from tests.data.prepare_process import Preparation, library_source, mixed_source, parquet_source
 
 pytestmark = pytest.mark.cluster
@@ -42,7 +45,6 @@ def prepared(place: Path, settings: Settings) -> Path:
 SOURCES: dict[str, Callable[[Path], dict[str, str]]] = {
     "row groups": parquet_source,
     "text and lines": mixed_source,
-    "library": lambda _: library_source(),
     "streamed": streamed_source,
 }
 WANTED = (
@@ -64,6 +66,13 @@ def test_local_processes_write_the_same(kind: str, wanted: Settings, tmp_path: P
     assert f"{cluster.out}: " in run.stdout
 
 
+def test_python_s_own_library_is_the_same(tmp_path: Path) -> None:
+    single = prepared(tmp_path / "single", library_source())
+    cluster = Cluster(tmp_path, library_source())
+    assert cluster.run().returncode == 0
+    cluster.equals(single)
+
+
 @pytest.mark.parametrize("kind", ("row groups", "streamed"))
 def test_ray_writes_the_same(kind: str, tmp_path: Path) -> None:
     settings = SOURCES[kind](tmp_path / "source") | WANTED[1]
@@ -72,6 +81,31 @@ def test_ray_writes_the_same(kind: str, tmp_path: Path) -> None:
     run = cluster.run("--executor", "ray")
     assert run.returncode == 0, run
     cluster.equals(single)
+
+
+def test_hub_is_read_with_a_token_that_is_not_stored(tmp_path: Path) -> None:
+    token = "hf_StaysInTheEnvironment"
+    texts = [[f"file {file}, row {row} " * 20 for row in range(200)] for file in range(3)]
+    with Hub() as hub:
+        commit = hub.publish("HuggingFaceFW/fineweb", write_fineweb(tmp_path / "hub", texts))
+        hub.gates["HuggingFaceFW/fineweb"] = token
+        settings = {**WANTED[2], **hub.variables, "HF_TOKEN": token}
+        single = prepared(tmp_path / "single", settings)
+        cluster = Cluster(tmp_path, settings)
+        # Its files stay until the jobs have ended.
+        run = cluster.run("--executor", "slurm", "--sbatch", "partition=cpu")
+        assert run.returncode == ExitCode.USER
+        written = [path for path in cluster.out.rglob("*") if path.is_file()]
+        assert "executor.pik" in {path.name for path in written}
+        assert not any(token.encode() in path.read_bytes() for path in written)
+        # The branch goes on, the dataset stays with the commit that it was begun with.
+        hub.publish("HuggingFaceFW/fineweb", write_fineweb(tmp_path / "later", [["later"]]))
+        run = cluster.run()
+        assert run.returncode == 0, run
+    cluster.equals(single)
+    manifest = Manifest.load(cluster.out)
+    assert manifest is not None
+    assert manifest.source["revision"] == commit
 
 
 def test_single_machine_run_finds_the_dataset_complete(tmp_path: Path) -> None:
