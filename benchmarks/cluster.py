@@ -76,7 +76,7 @@ def compared(text: Path, work: Path, repeats: int, workers: int) -> dict[str, An
     for _ in range(repeats):
         for name, words in PATHS.items():
             run = timed(["-m", *words], ROOT, **settings, PREPARE_OUT_DIR=name)
-            print(f"{name}: {run['seconds']:.1f} s", file=sys.stderr, flush=True)
+            print(f"{name}: {run}", file=sys.stderr, flush=True)
             found[name].append(run)
             if name != "prepare":
                 identical &= same_tokens(work / "prepare", work / name)

@@ -27,7 +27,15 @@ from datatrove.utils.logging import logger
 from multiprocess import get_context
 from multiprocess.connection import wait
 
-from app.errors import AppError, Ended, ExhaustedError, ExitCode, UserError, expected_failure
+from app.errors import (
+    AppError,
+    Ended,
+    ExhaustedError,
+    ExitCode,
+    NetworkError,
+    UserError,
+    expected_failure,
+)
 
 _MOST_DEATHS = 5
 _ROOT = Path(__file__).parents[2]
@@ -36,6 +44,10 @@ _ROOT = Path(__file__).parents[2]
 Run = Callable[[list[Any], int, Path], Iterator[int]]
 # The class, problem and fix: an AppError itself does not travel between processes.
 Failure = tuple[type[AppError], str, str]
+
+
+class NotSubmittedError(UserError):
+    """Slurm has not got the jobs; what they would do is ready."""
 
 
 def do_task(executor: Any, task: int) -> Failure | None:
@@ -197,18 +209,18 @@ def _submit(executor: SlurmPipelineExecutor) -> Iterator[int]:
     """Give Slurm the jobs of the tasks that are missing; yields none.
 
     Raises:
-        UserError: there is no sbatch, or it refuses.
+        NotSubmittedError: there is no sbatch, or it refuses.
     """
     try:
         executor.run()
     except FileNotFoundError:
         script = executor.logging_dir.resolve_paths("launch_script.slurm")
-        raise UserError(
+        raise NotSubmittedError(
             "there is no sbatch on this machine",
             f"run this where jobs are submitted, or submit {script} there",
         ) from None
     except subprocess.CalledProcessError as error:
-        raise UserError(
+        raise NotSubmittedError(
             f"sbatch refuses the jobs (exit code {error.returncode})",
             "correct what --sbatch gives",
         ) from None
@@ -248,15 +260,25 @@ def engine(kind: str, workers: int | None, options: dict[str, str]) -> Iterator[
 
 @contextmanager
 def _ray() -> Iterator[int]:
-    """A Ray cluster: the one that RAY_ADDRESS or this machine has, or else a new one; its cores."""
+    """A Ray cluster: the one that RAY_ADDRESS or this machine has, or else a new one; its cores.
+
+    Raises:
+        NetworkError: it does not answer, or does not start within Ray's half a minute.
+    """
     import ray
 
     # It would tell its makers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        raise UserError(f"there is no Ray cluster: {error}", "correct RAY_ADDRESS") from error
+    except Exception as error:
+        # A node that starts too slowly is told by the bare class.
+        if type(error) is not Exception and not isinstance(error, ConnectionError):
+            raise
+        ray.shutdown()
+        raise NetworkError(
+            f"there is no Ray cluster: {error}", "correct RAY_ADDRESS, or try again later"
+        ) from error
     try:
         yield int(ray.cluster_resources()["CPU"])
     finally:

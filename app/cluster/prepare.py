@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from app.cluster.dataset import Stream
-from app.cluster.executors import Run
+from app.cluster.executors import NotSubmittedError, Run
 from app.cluster.step import WritePart, part_folder
 from app.cluster.tasks import BEGIN, Source, Task, end_of, plan
 from app.data.batches import Documents, Position
@@ -103,6 +103,8 @@ def prepare(
                 stream.start - stream.held_out,
                 held_out=stream.held_out,
             )
+        except NotSubmittedError:
+            raise
         except UserError as error:
             if isinstance(error, TooLittleText) or not any(parts.glob(f"*/{MANIFEST}")):
                 # The fix makes it another dataset, which would be refused.

@@ -93,7 +93,8 @@ def test_twenty_random_kills_change_nothing(
                 with suppress(ProcessLookupError):
                     os.kill(chosen.choice(found), signal.SIGKILL)
         run = ended(process)
-        assert run.returncode in (0, -signal.SIGKILL), run
+        # Ray gives itself half a minute to start, which a busy machine may need.
+        assert run.returncode in (0, -signal.SIGKILL, ExitCode.NETWORK), run
         if run.returncode == 0:
             cluster.equals(single)
             place += 1
