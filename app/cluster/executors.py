@@ -91,21 +91,26 @@ class LocalExecutor(LocalPipelineExecutor):
         """
         waiting = deque(self.get_incomplete_ranks())
         deaths = Counter[int]()
+        workers: list[_Worker] = []
         idle: list[_Worker] = []
         busy: dict[Any, tuple[_Worker, int]] = {}
         try:
             while waiting or busy:
                 while waiting and len(busy) < self.workers:
-                    worker = idle.pop() if idle else _Worker(self)
-                    busy[worker.connection] = worker, waiting.popleft()
-                    with suppress(BrokenPipeError):
-                        worker.connection.send(busy[worker.connection][1])
+                    if not idle:
+                        idle.append(_Worker(self))
+                        workers += idle
+                    worker, task = idle.pop(), waiting.popleft()
+                    busy[worker.connection] = worker, task
+                    with suppress(ConnectionError):
+                        worker.connection.send(task)
                 for connection in wait(list(busy)):
                     worker, task = busy.pop(connection)
                     try:
                         _raise(connection.recv())
-                    except (EOFError, ConnectionResetError):
+                    except (EOFError, OSError):
                         worker.process.join()
+                        workers.remove(worker)
                         if worker.process.exitcode > 0:
                             raise Ended(ExitCode.BUG) from None
                         deaths[task] += 1
@@ -116,7 +121,7 @@ class LocalExecutor(LocalPipelineExecutor):
                         idle.append(worker)
                         yield task
         finally:
-            for worker in (*idle, *(worker for worker, _ in busy.values())):
+            for worker in workers:
                 worker.process.kill()
                 worker.process.join()
 

@@ -114,7 +114,8 @@ def prepare(
         manifest = stream.write(
             out_dir, job.name, new_manifest(documents, asked), documents, job.tasks
         )
-        shutil.rmtree(parts)
+        # One who was given up, and is not dead, may still write there.
+        shutil.rmtree(parts, ignore_errors=True)
         print(summary(out_dir, manifest), flush=True)
         return manifest
 
