@@ -29,7 +29,7 @@ from app.files import locked, read_json, write_json
 # Of GPT-2 on English web text, 4.5; the rest is planned when it is known what it is here.
 _BYTES_PER_TOKEN = 4.0
 _LEAST_TASK_BYTES = 8 << 20
-_TASKS_PER_WORKER = 8
+_TASKS_PER_WORKER = 4
 
 
 def prepare(
