@@ -34,7 +34,7 @@ class Cluster:
     ) -> subprocess.Popen[str]:
         """Begin to prepare; it leads a group of processes of its own."""
         assert PYTHON.exists(), "make test-cluster makes its environment"
-        kept = ("PATH", "HOME", "OMP_NUM_THREADS", "RAY_TMPDIR")
+        kept = ("PATH", "HOME", "OMP_NUM_THREADS", "RAY_TMPDIR", "TMPDIR")
         variables = {name: os.environ[name] for name in kept if name in os.environ}
         variables |= {
             "DATA_DIR": str(self.place),

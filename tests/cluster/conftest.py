@@ -11,10 +11,11 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def ray_folder() -> Iterator[None]:
-    """Ray keeps its sockets, whose paths must be short, and its logs in a folder of the tests."""
+    """Ray's sockets, whose paths must be short, and all logs are in a folder of the tests."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", str(folder))
+        patch.setenv("TMPDIR", str(folder))
         yield
     for entry in Path("/proc").glob("[0-9]*"):
         # What a killed Ray driver may have left.
