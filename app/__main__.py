@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from app.containers import program
 from app.errors import AppError, Ended, ExitCode, Stopped, UserError, expected_failure
@@ -183,9 +183,14 @@ The order of work:
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; an unexpected exception passes through."""
+    return code_of(lambda: _run(arguments))
+
+
+def code_of(command: Callable[[], int]) -> int:
+    """Run a command, tell what an expected failure means, and return the exit code."""
     code: int
     try:
-        code = _run(arguments)
+        code = command()
         sys.stdout.flush()
     except AppError as error:
         code = _fail(error)
@@ -283,7 +288,8 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise Stopped(ExitCode.SIGTERM, "by SIGTERM")
 
 
-if __name__ == "__main__":
+def run_as_process(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Run a command line as this process, and end with its exit code."""
     # As process 1 of a container, the program would otherwise not notice this signal at all.
     signal.signal(signal.SIGTERM, _terminate)
     sys.excepthook = _die
@@ -293,3 +299,7 @@ if __name__ == "__main__":
         # process.
         os._exit(exit_code)
     sys.exit(exit_code)
+
+
+if __name__ == "__main__":
+    run_as_process(main)

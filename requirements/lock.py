@@ -20,12 +20,15 @@ TORCH_PACKAGES = re.compile(r"torch|triton|cuda-.*|nvidia-.*")
 FOLDER = Path(__file__).resolve().parent
 UV = str(Path(sys.executable).with_name("uv"))
 
-# An extra that does not agree with the others: it has an environment of its own.
-SEPARATE_EXTRA = "lm-eval"
+# Extras that do not agree with the others, or are too large: each has an environment of its own.
+SEPARATE_EXTRAS = ("cluster", "lm-eval")
 
 COMMENTS = {
     "lock.txt": "What the program needs, but for torch: add torch-cpu.txt or torch-cuda.txt.",
     "lock-dev.txt": "The developers' tools, on top of lock.txt.",
+    "lock-cluster.txt": (
+        "What preparing on many machines needs, but for torch; in an environment without lock.txt."
+    ),
     "lock-lm-eval.txt": "What lm-eval needs, but for torch; in an environment without lock.txt.",
     "torch-cuda.txt": "torch as registries have it: with CUDA on Linux, without it elsewhere.",
     "torch-cpu.txt": (
@@ -93,7 +96,7 @@ def resolve(
 def project_locks(*, upgrade: bool) -> dict[str, str]:
     """Return the content of the locks that follow from pyproject.toml, by file name."""
     project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))
-    names_of_extras = project["project"]["optional-dependencies"].keys() - {SEPARATE_EXTRA}
+    names_of_extras = project["project"]["optional-dependencies"].keys() - {*SEPARATE_EXTRAS}
     extras = (*(f"--extra={name}" for name in sorted(names_of_extras)), "pyproject.toml")
     locked = read("lock.txt") + read("torch-cuda.txt")
     runtime_lock = resolve(*extras, locked=locked, upgrade=upgrade)
@@ -106,19 +109,21 @@ def project_locks(*, upgrade: bool) -> dict[str, str]:
     runtime, full = parse(runtime_lock), parse(full_lock)
     torch = {name for name in runtime if TORCH_PACKAGES.fullmatch(name)}
     torch_lock = "".join(runtime[name] for name in sorted(torch))
-    separate_lock = resolve(
-        *(f"--extra={SEPARATE_EXTRA}", "pyproject.toml"),
-        locked=torch_lock + read("lock-lm-eval.txt"),
-        upgrade=upgrade,
-        constraints=torch_lock,
-    )
-    separate = parse(separate_lock)
     chosen = {
         "lock.txt": (runtime, runtime.keys() - torch),
         "lock-dev.txt": (full, full.keys() - runtime.keys()),
-        "lock-lm-eval.txt": (separate, separate.keys() - torch),
         "torch-cuda.txt": (runtime, torch),
     }
+    for extra in SEPARATE_EXTRAS:
+        file = f"lock-{extra}.txt"
+        lock = resolve(
+            *(f"--extra={extra}", "pyproject.toml"),
+            locked=torch_lock + read(file),
+            upgrade=upgrade,
+            constraints=torch_lock,
+        )
+        separate = parse(lock)
+        chosen[file] = (separate, separate.keys() - torch)
     return {
         file: render(file, (packages[name] for name in sorted(names)))
         for file, (packages, names) in chosen.items()

@@ -13,7 +13,13 @@ from tests.newcomer import settle
 from tests.pages import PAGES, REPOSITORY, blocks
 
 # What stands after ```sh where a block is not run by these tests.
-ELSEWHERE = {"needs the hub", "on the rented machine", "by make", "until Ctrl-C"}
+ELSEWHERE = {
+    "needs the hub",
+    "in .venv-cluster",
+    "on the rented machine",
+    "by make",
+    "until Ctrl-C",
+}
 # What a page has exported before.
 RECIPES = {"docs/tutorial.md": {"RECIPE": "demo"}}
 RUN_HERE = [page for page in PAGES if any(block.is_run_here for block in blocks(page))]

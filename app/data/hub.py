@@ -16,6 +16,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from datasets import (
     DatasetBuilder,
@@ -46,6 +47,11 @@ _TIMEOUT_SECONDS = 20.0
 
 class HubFileDocuments(FileDocuments):
     """Documents in parquet files of a hub dataset."""
+
+    def read_metadata(self, file: SourceFile) -> pq.FileMetaData:
+        """The footer of a parquet file."""
+        with _network():
+            return super().read_metadata(file)
 
     def pieces(self, start: Position) -> Generator[Piece]:
         """All rows from `start` on, in order; see app.data.batches.Documents."""

@@ -25,7 +25,7 @@ from app.signals import exit_code_of, on_stop_signals, say
 _LONGEST_END_SECONDS = 15.0
 
 
-class _TooLittleText(UserError):
+class TooLittleText(UserError):
     """The whole source is less than what was asked for."""
 
 
@@ -62,20 +62,22 @@ def prepare(
         NetworkError: the hub or the vocabulary cannot be reached.
         Stopped: by a signal.
     """
-    settings: dict[str, Any] = {
-        "text_column": text_column,
-        "shuffle_files": shuffle_files,
-        "total_tokens": total_tokens or "all",
-        "val_tokens": val_tokens,
-        "shard_size": shard_size,
-    }
-    if is_hub_id(dataset):
-        settings |= {"dataset": dataset, "config": config, "revision": revision, "split": split}
+    settings = settings_of_bytes(
+        dataset,
+        config=config,
+        revision=revision,
+        split=split,
+        text_column=text_column,
+        shuffle_files=shuffle_files,
+        total_tokens=total_tokens,
+        val_tokens=val_tokens,
+        shard_size=shard_size,
+    )
     out_dir.mkdir(parents=True, exist_ok=True)
-    with _stoppable(out_dir), locked(out_dir, "prepare"):
+    with stoppable(out_dir), locked(out_dir, "prepare"):
         previous = Manifest.load(out_dir)
         if previous is None:
-            _refuse_foreign_shards(out_dir)
+            refuse_foreign_shards(out_dir)
         else:
             if is_hub_id(dataset) and "dataset" not in previous.settings:
                 raise UserError(
@@ -83,9 +85,9 @@ def prepare(
                     "files",
                     "go to where they are, or set PREPARE_OUT_DIR to another folder",
                 )
-            _refuse_difference(out_dir, previous.settings, settings)
+            refuse_difference(out_dir, previous.settings, settings)
             if previous.complete and is_hub_id(dataset):
-                return _already_complete(out_dir, previous)
+                return already_complete(out_dir, previous)
             # What a branch named at the beginning stays the source, wherever it points by now.
             revision = previous.source.get("revision", revision)
         documents = open_documents(
@@ -99,18 +101,14 @@ def prepare(
             hf_token=hf_token,
         )
         if previous is not None:
-            _refuse_difference(out_dir, previous.source, documents.source)
+            refuse_difference(out_dir, previous.source, documents.source)
             if previous.complete:
-                return _already_complete(out_dir, previous)
+                return already_complete(out_dir, previous)
         encoder = DocumentEncoder()
         if previous is not None and previous.shards:
             # A folder of local files may have another name by now.
             name = previous.shards[0].dataset_name
-        manifest = previous or Manifest(
-            source=dict(documents.source),
-            tokenizer={"name": "gpt2", "vocab_bpe_sha256": VOCABULARY["vocab.bpe"]},
-            settings=settings,
-        )
+        manifest = previous or new_manifest(documents, settings)
         remove_leftovers(out_dir, name, manifest.shards)
         manifest.save(out_dir)
         if manifest.shards:
@@ -121,7 +119,7 @@ def prepare(
             with writer:
                 return _write(documents, encoder, writer, out_dir, workers)
         except UserError as error:
-            if isinstance(error, _TooLittleText) or not writer.manifest.shards:
+            if isinstance(error, TooLittleText) or not writer.manifest.shards:
                 # The fix makes it another dataset, which would be refused.
                 replace(manifest, shards=(), position=None).save(out_dir)
                 remove_leftovers(out_dir, name, ())
@@ -129,8 +127,39 @@ def prepare(
             raise
 
 
+def settings_of_bytes(
+    dataset: str,
+    *,
+    config: str | None,
+    revision: str,
+    split: str,
+    text_column: str,
+    shuffle_files: bool,
+    total_tokens: int | None,
+    val_tokens: int,
+    shard_size: int,
+) -> dict[str, Any]:
+    """What of prepare's arguments determines the dataset's bytes, for its manifest."""
+    settings: dict[str, Any] = {
+        "text_column": text_column,
+        "shuffle_files": shuffle_files,
+        "total_tokens": total_tokens or "all",
+        "val_tokens": val_tokens,
+        "shard_size": shard_size,
+    }
+    if is_hub_id(dataset):
+        settings |= {"dataset": dataset, "config": config, "revision": revision, "split": split}
+    return settings
+
+
+def new_manifest(documents: Documents, settings: dict[str, Any]) -> Manifest:
+    """The manifest of a dataset that has no shard yet."""
+    tokenizer = {"name": "gpt2", "vocab_bpe_sha256": VOCABULARY["vocab.bpe"]}
+    return Manifest(source=dict(documents.source), tokenizer=tokenizer, settings=settings)
+
+
 @contextmanager
-def _stoppable(folder: Path) -> Iterator[None]:
+def stoppable(folder: Path) -> Iterator[None]:
     """Let a signal end the block with Stopped."""
     code = ExitCode.SIGINT
     kept = f"{folder} is incomplete; the same command continues"
@@ -173,32 +202,44 @@ def _write(
         while not writer.full and (batch := next(encoded, None)):
             writer.write(batch)
             progress.show(sum(writer.taken.values()), batch.fraction)
-    if writer.taken["val"] < held_out:
-        raise _TooLittleText(
-            f"the dataset has only {writer.taken['val']:,} tokens, "
-            f"{held_out - 1:,} were to be held out",
-            "lower PREPARE_VAL_TOKENS (0 holds nothing out), or add text",
-        )
-    if writer.taken["train"] == 0:
-        after = f" after the {held_out:,} held-out tokens" if held_out else ""
-        raise _TooLittleText(
-            f"the dataset has no text to train on{after}",
-            "what follows them in the same document is not trained on: split the text into more "
-            "documents, or set PREPARE_VAL_TOKENS to 0"
-            if writer.cursor.between
-            else "check PREPARE_TEXT_COLUMN, lower PREPARE_VAL_TOKENS, or add text",
-        )
+    refuse_too_little(
+        writer.taken["val"], writer.taken["train"], writer.cursor.between, held_out=held_out
+    )
     manifest = writer.finish()
     if total is not None and writer.taken["train"] < total:
         print(
             f"the dataset ended after {writer.taken['train']:,} of {total:,} training tokens",
             flush=True,
         )
-    print(_summary(folder, manifest), flush=True)
+    print(summary(folder, manifest), flush=True)
     return manifest
 
 
-def _summary(folder: Path, manifest: Manifest) -> str:
+def refuse_too_little(val: int, train: int, between: int, *, held_out: int) -> None:
+    """Raise TooLittleText if there is less than is held out, or nothing left to train on.
+
+    Args:
+        val, train, between: tokens of the splits, and left out between them.
+        held_out: tokens that `val` should be.
+    """
+    if val < held_out:
+        raise TooLittleText(
+            f"the dataset has only {val:,} tokens, {held_out - 1:,} were to be held out",
+            "lower PREPARE_VAL_TOKENS (0 holds nothing out), or add text",
+        )
+    if train == 0:
+        after = f" after the {held_out:,} held-out tokens" if held_out else ""
+        raise TooLittleText(
+            f"the dataset has no text to train on{after}",
+            "what follows them in the same document is not trained on: split the text into more "
+            "documents, or set PREPARE_VAL_TOKENS to 0"
+            if between
+            else "check PREPARE_TEXT_COLUMN, lower PREPARE_VAL_TOKENS, or add text",
+        )
+
+
+def summary(folder: Path, manifest: Manifest) -> str:
+    """A line that says what a complete dataset holds."""
     left_out = manifest.counts.get("skipped", 0)
     between = manifest.counts.get("between", 0)
     replaced = manifest.counts.get("not_utf8", 0)
@@ -211,13 +252,15 @@ def _summary(folder: Path, manifest: Manifest) -> str:
     )
 
 
-def _already_complete(folder: Path, manifest: Manifest) -> Manifest:
+def already_complete(folder: Path, manifest: Manifest) -> Manifest:
+    """Check that the shards are there, and say so."""
     open_dataset(folder)
-    print(f"complete already: {_summary(folder, manifest)}", flush=True)
+    print(f"complete already: {summary(folder, manifest)}", flush=True)
     return manifest
 
 
-def _refuse_foreign_shards(folder: Path) -> None:
+def refuse_foreign_shards(folder: Path) -> None:
+    """Raise UserError if a folder without a manifest holds shards."""
     if any(folder.glob("*.bin")):
         raise UserError(
             f"{folder} holds shards that prepare did not write (there is no {MANIFEST})",
@@ -225,7 +268,8 @@ def _refuse_foreign_shards(folder: Path) -> None:
         )
 
 
-def _refuse_difference(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def refuse_difference(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise UserError that names what a folder was prepared from, or with, and is not now."""
     differences = [
         "the files have changed"
         if key == "listing"

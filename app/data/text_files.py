@@ -73,7 +73,7 @@ class FileDocuments:
         done_bytes = sum(file.bytes for file in self.files[: start.file])
         for index, file in enumerate(self.files[start.file :], start.file):
             first_row = start.row if index == start.file else 0
-            with _damage_named(file):
+            with damage_named(file):
                 for row, texts, fraction, not_utf8 in self._read(file, first_row):
                     done = (done_bytes + fraction * file.bytes) / total_bytes
                     yield Piece(Position(index, row), texts, done, not_utf8)
@@ -156,7 +156,7 @@ class FileDocuments:
 
 
 @contextmanager
-def _damage_named(file: SourceFile) -> Iterator[None]:
+def damage_named(file: SourceFile) -> Iterator[None]:
     """Turn what a damaged file raises into an error that names it."""
     try:
         yield

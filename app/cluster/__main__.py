@@ -1,0 +1,124 @@
+"""The command line: `python -m app.cluster prepare`, with the settings of `app prepare`."""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentTypeError
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from app.__main__ import code_of, run_as_process
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from app.flags import Parser
+
+_DESCRIPTION = """\
+Turn text into checked token shards on many machines. PREPARE_WORKERS are tasks at the same time
+(auto: one per core). DATA_DIR, and local text, must be on a disk that all machines share.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; an unexpected exception passes through."""
+    return code_of(lambda: _prepare(arguments))
+
+
+def _prepare(arguments: Sequence[str]) -> int:
+    # Imported here, so that Ctrl-C ends the program in order while it starts, too.
+    from app.cluster.executors import engine
+    from app.cluster.prepare import prepare
+    from app.cluster.tasks import Source
+    from app.data.documents import STDLIB, is_hub_id
+    from app.errors import ExitCode
+    from app.flags import with_dashes
+    from app.sources import load_settings
+
+    parser = _parser()
+    parsed, unknown = parser.parse_known_args(with_dashes(arguments))
+    parser.refuse(unknown)
+    flags = {name: text for name, text in vars(parsed).items() if name.isupper() and text}
+    settings = load_settings(flags, "prepare")
+    chosen = settings.prepare
+    is_path = chosen.dataset != STDLIB and not is_hub_id(chosen.dataset)
+    source = Source(
+        # Another machine, or process, may start in another folder.
+        str(Path(chosen.dataset).expanduser().absolute()) if is_path else chosen.dataset,
+        chosen.config,
+        chosen.dataset_revision,
+        chosen.split,
+        chosen.text_column,
+        chosen.shuffle_files,
+        chosen.retry_seconds,
+    )
+    if settings.general.hf_token:
+        os.environ["HF_TOKEN"] = settings.general.hf_token.get_secret_value()
+    workers = None if chosen.workers == "auto" else chosen.workers
+    with engine(parsed.executor, workers, dict(parsed.sbatch)) as (run, count):
+        prepare(
+            source,
+            settings.prepare_dir.absolute(),
+            run,
+            name=chosen.dataset_name,
+            total_tokens=None if chosen.total_tokens == "all" else chosen.total_tokens,
+            val_tokens=chosen.val_tokens,
+            shard_size=chosen.shard_size,
+            workers=count,
+            task_bytes=parsed.task_bytes,
+        )
+    return ExitCode.DONE
+
+
+def _parser() -> Parser:
+    from app.flags import Parser
+
+    usage = "python -m app.cluster prepare [--executor local|ray|slurm] [--SETTING VALUE ...]"
+    parser = Parser(prog="python -m app.cluster", description=_DESCRIPTION, usage=usage)
+    parser.add_argument("command", choices=("prepare",), metavar="prepare")
+    parser.add_argument(
+        "--executor",
+        choices=("local", "ray", "slurm"),
+        default="local",
+        help="processes of this machine [default]; the Ray cluster of RAY_ADDRESS, or one that is "
+        "started here; jobs of Slurm",
+    )
+    parser.add_argument(
+        "--task-bytes",
+        type=_bytes,
+        metavar="N",
+        help="text that a task has at least; by default a shard's, or less for many workers",
+    )
+    parser.add_argument(
+        "--sbatch",
+        type=_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of sbatch, such as partition=cpu (needed) or time=02:00:00; several times",
+    )
+    parser.add_settings(("prepare", "general"))
+    return parser
+
+
+def _bytes(text: str) -> int:
+    from app.counts import read_count
+
+    try:
+        count = int(str(read_count(text)))
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
+    if count < 1:
+        raise ArgumentTypeError("must be at least 1")
+    return count
+
+
+def _option(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+    return name, value
+
+
+if __name__ == "__main__":
+    run_as_process(main)

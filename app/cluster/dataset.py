@@ -1,0 +1,196 @@
+"""The parts of all tasks become one dataset.
+
+Their tokens, one part after the other, are the stream of the single-machine run. Shards are moved,
+not copied, but for the first ones, which hold text that is held out, and one that is cut off.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from app.cluster.tasks import Task
+from app.data.batches import Documents, Piece, text_bytes
+from app.data.shards import (
+    Manifest,
+    ShardFile,
+    ShardInfo,
+    Split,
+    open_shard,
+    remove_leftovers,
+    shard_name,
+)
+from app.data.tokenizer import END_OF_TEXT
+from app.errors import UserError
+from app.files import fsync_folder
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Tokens [begin, end) of the stream, or those of them that are wanted, in one shard."""
+
+    path: Path
+    shard: ShardInfo
+    at: int
+    begin: int
+    end: int
+
+    def cut(self, begin: int, end: int) -> "_Stretch":
+        """What of it is in [begin, end); its end is not after its begin if nothing is."""
+        return replace(self, begin=max(begin, self.begin), end=min(end, self.end))
+
+    def __bool__(self) -> bool:
+        return self.begin < self.end
+
+    def documents(self) -> int:
+        """How many documents begin in it."""
+        if self.end - self.begin == self.shard.tokens:
+            return self.shard.documents
+        return int(np.count_nonzero(self.tokens() == END_OF_TEXT))
+
+    def tokens(self) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:
+        """uint16 [end - begin]."""
+        return open_shard(self.path)[self.begin - self.at : self.end - self.at]
+
+
+class Stream:
+    """The tokens of consecutive parts.
+
+    Args:
+        parts: their folders, in the order of their tasks.
+        wanted: the settings of the dataset's manifest.
+
+    Attributes:
+        held_out: tokens of the held-out split, with the last target
+        start, end: the training tokens that are wanted, as far as there are any
+        tokens: of all parts
+        full: whether these are all that were asked for
+
+    Raises:
+        UserError: a part is missing.
+    """
+
+    def __init__(self, parts: Sequence[Path], wanted: dict[str, int | str]) -> None:
+        self._parts: list[tuple[Manifest, list[_Stretch]]] = []
+        self.tokens = 0
+        for folder in parts:
+            manifest = Manifest.load(folder)
+            if manifest is None:
+                raise UserError(
+                    f"{folder} is missing, although its task was done",
+                    "delete the dataset's folder, and prepare it again",
+                )
+            stretches = []
+            for shard in manifest.shards:
+                at, self.tokens = self.tokens, self.tokens + shard.tokens
+                stretches.append(_Stretch(folder / shard.file, shard, at, at, self.tokens))
+            self._parts.append((manifest, stretches))
+        self._shard_size = int(wanted["shard_size"])
+        self.held_out = int(wanted["val_tokens"]) + 1 if wanted["val_tokens"] else 0
+        total = wanted["total_tokens"]
+        self.start = self._next_document(self.held_out) if self.held_out else 0
+        self.end = self.tokens if total == "all" else min(self.start + int(total), self.tokens)
+        self.full = total != "all" and self.end - self.start == int(total)
+
+    def write(
+        self,
+        folder: Path,
+        name: str,
+        manifest: Manifest,
+        documents: Documents,
+        tasks: Sequence[Task],
+    ) -> Manifest:
+        """Make the dataset, and its manifest complete; does what is left if it was stopped before.
+
+        Args:
+            manifest: the incomplete one, with the dataset's settings.
+            documents, tasks: what the parts were made from.
+        """
+        shards: list[ShardInfo] = []
+        for at in range(0, self.held_out, self._shard_size):
+            shard_end = min(at + self._shard_size, self.held_out)
+            target = folder / shard_name(name, "val", len(shards))
+            shards.append(_written(target, "val", filter(None, self._cut(at, shard_end))))
+        for number, stretch in enumerate(filter(None, self._cut(self.start, self.end))):
+            target = folder / shard_name(name, "train", number)
+            # The one that training begins in is looked for in its part, another time as well.
+            is_first = self.held_out and stretch.begin == self.start
+            if stretch.end - stretch.begin < stretch.shard.tokens or is_first:
+                shards.append(_written(target, "train", [stretch]))
+                continue
+            if stretch.path.exists():
+                stretch.path.replace(target)
+            shards.append(replace(stretch.shard, file=target.name))
+        fsync_folder(folder)
+        counts = self._left_out(documents, tasks)
+        counts["between"] = self.start - self.held_out
+        remove_leftovers(folder, name, shards)
+        complete = replace(
+            manifest,
+            shards=tuple(shards),
+            counts={
+                "documents": sum(shard.documents for shard in shards),
+                **{
+                    what: counts[what]
+                    for what in ("skipped", "not_utf8", "between")
+                    if counts[what]
+                },
+            },
+            complete=True,
+        )
+        complete.save(folder)
+        return complete
+
+    def _next_document(self, at: int) -> int:
+        for stretch in filter(None, self._cut(at, self.tokens)):
+            starts = np.flatnonzero(stretch.tokens() == END_OF_TEXT)
+            if starts.size:
+                return stretch.begin + int(starts[0])
+        return max(at, self.tokens)
+
+    def _cut(self, begin: int, end: int) -> list[_Stretch]:
+        return [one.cut(begin, end) for _, stretches in self._parts for one in stretches]
+
+    def _left_out(self, documents: Documents, tasks: Sequence[Task]) -> Counter[str]:
+        """What the single-machine run has seen, and not encoded, when it has its last token."""
+        counts = Counter[str]()
+        for task, (manifest, stretches) in zip(tasks, self._parts, strict=True):
+            is_last = self.full and any(
+                one.at < self.end <= one.at + one.shard.tokens for one in stretches
+            )
+            left_out = {what: n for what, n in manifest.counts.items() if what != "documents"}
+            if is_last and left_out:
+                begun = sum(
+                    one.cut(0, self.end).documents() for one in stretches if one.at < self.end
+                )
+                left_out = _before_document(task.pieces(documents), begun)
+            counts.update(left_out)
+            if is_last:
+                break
+        return counts
+
+
+def _before_document(pieces: Iterable[Piece], documents: int) -> dict[str, int]:
+    """Rows without text, and with replaced bytes, up to the end of so many documents."""
+    skipped = not_utf8 = 0
+    for piece in pieces:
+        rows = np.flatnonzero(np.diff(text_bytes(piece.texts)[0]))
+        not_utf8 += piece.not_utf8
+        if rows.size >= documents:
+            skipped += int(rows[documents - 1]) + 1 - documents
+            break
+        skipped += len(piece.texts) - rows.size
+        documents -= rows.size
+    return {"skipped": skipped, "not_utf8": not_utf8}
+
+
+def _written(path: Path, split: Split, stretches: Iterable[_Stretch]) -> ShardInfo:
+    found = list(stretches)
+    with ShardFile(path, sum(one.end - one.begin for one in found)) as shard:
+        for one in found:
+            shard.write(one.tokens())
+        sha256 = shard.commit()
+    documents = sum(one.documents() for one in found)
+    return ShardInfo(path.name, split, shard.tokens, documents, sha256)

@@ -1,0 +1,290 @@
+"""Who does the tasks: processes of this machine, Ray, Slurm; all on datatrove's executors.
+
+Of these come tasks, logs, statistics, and a completion for each task, so that a rerun does only
+what is missing. But whoever starts datatrove's own pools waits for ever for a process that was
+killed, here and in each of its Ray actors: the tasks are given out here.
+"""
+
+import io
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
+from pathlib import Path
+from typing import Any
+
+from datatrove.executor import (
+    LocalPipelineExecutor,
+    RayPipelineExecutor,
+    SlurmPipelineExecutor,
+)
+from datatrove.utils.logging import logger
+from multiprocess import get_context
+from multiprocess.connection import wait
+
+from app.errors import (
+    AppError,
+    Ended,
+    ExhaustedError,
+    ExitCode,
+    NetworkError,
+    UserError,
+    expected_failure,
+)
+
+_MOST_DEATHS = 5
+_ROOT = Path(__file__).parents[2]
+
+# Takes a pipeline, the number of tasks and a folder for logs; yields the tasks that are done.
+Run = Callable[[list[Any], int, Path], Iterator[int]]
+# The class, problem and fix: an AppError itself does not travel between processes.
+Failure = tuple[type[AppError], str, str]
+
+
+class NotSubmittedError(UserError):
+    """Slurm has not got the jobs; what they would do is ready."""
+
+
+def do_task(executor: Any, task: int) -> Failure | None:
+    """Do a task of an executor; returns what is wrong with text, disk or network, if anything."""
+    try:
+        # The task's log has it as well.
+        with redirect_stderr(io.StringIO()):
+            executor._run_for_rank(task, local_rank=1)
+    except AppError as error:
+        return type(error), error.problem, error.fix
+    except (OSError, MemoryError, RuntimeError) as error:
+        expected = expected_failure(error)
+        if expected is None:
+            raise
+        return type(expected), expected.problem, expected.fix
+    return None
+
+
+def _raise(failure: Failure | None) -> None:
+    if failure is not None:
+        kind, problem, fix = failure
+        raise kind(problem, fix)
+
+
+def _died(task: int) -> ExhaustedError:
+    return ExhaustedError(
+        f"whoever did task {task} was killed, again and again, perhaps for want of memory",
+        "lower PREPARE_WORKERS; the same command does what is missing",
+    )
+
+
+class LocalExecutor(LocalPipelineExecutor):
+    """Tasks in processes of this machine."""
+
+    def run(self) -> Iterator[int]:
+        """Do what is missing; yields each task when it is done.
+
+        Raises:
+            AppError: of a task, or one that has killed its process too often.
+            Ended: a bug, whose trace its process has shown.
+        """
+        waiting = deque(self.get_incomplete_ranks())
+        deaths = Counter[int]()
+        workers: list[_Worker] = []
+        idle: list[_Worker] = []
+        busy: dict[Any, tuple[_Worker, int]] = {}
+        try:
+            while waiting or busy:
+                while waiting and len(busy) < self.workers:
+                    if not idle:
+                        idle.append(_Worker(self))
+                        workers += idle
+                    worker, task = idle.pop(), waiting.popleft()
+                    busy[worker.connection] = worker, task
+                    with suppress(ConnectionError):
+                        worker.connection.send(task)
+                for connection in wait(list(busy)):
+                    worker, task = busy.pop(connection)
+                    try:
+                        _raise(connection.recv())
+                    except (EOFError, OSError):
+                        worker.process.join()
+                        workers.remove(worker)
+                        if worker.process.exitcode > 0:
+                            raise Ended(ExitCode.BUG) from None
+                        deaths[task] += 1
+                        if deaths[task] == _MOST_DEATHS:
+                            raise _died(task) from None
+                        waiting.appendleft(task)
+                    else:
+                        idle.append(worker)
+                        yield task
+        finally:
+            for worker in workers:
+                worker.process.kill()
+                worker.process.join()
+
+
+class _Worker:
+    """A process that does one task after the other."""
+
+    def __init__(self, executor: LocalExecutor) -> None:
+        context = get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(executor, theirs), daemon=True)
+        self.process.start()
+        # Only the process itself holds it, so that its death is heard of.
+        theirs.close()
+
+
+def _work(executor: LocalExecutor, connection: Any) -> None:
+    # Ctrl-C in a terminal is meant for who gives the tasks out.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(EOFError, ConnectionError):
+        while True:
+            connection.send(do_task(executor, connection.recv()))
+
+
+class RayExecutor(RayPipelineExecutor):
+    """Tasks on a Ray cluster, or on one that is started on this machine."""
+
+    def run(self) -> Iterator[int]:
+        """Do what is missing; yields each task when it is done.
+
+        Raises:
+            AppError: of a task, or one that has killed its process too often.
+        """
+        import ray
+
+        executor = ray.put(self)
+        run = ray.remote(num_cpus=1, max_retries=_MOST_DEATHS - 1)(do_task)
+        waiting = deque(self.get_incomplete_ranks())
+        running: dict[Any, int] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.workers:
+                    task = waiting.popleft()
+                    running[run.remote(executor, task)] = task
+                for reference in ray.wait(list(running))[0]:
+                    task = running.pop(reference)
+                    try:
+                        _raise(ray.get(reference))
+                    except ray.exceptions.RayError as error:
+                        # A task's own exception, which only a bug leaves, is the cause of one.
+                        if not isinstance(getattr(error, "cause", error), ray.exceptions.RayError):
+                            raise
+                        raise _died(task) from None
+                    yield task
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+
+def _slurm_executor(
+    pipeline: list[Any], tasks: int, workers: int, logs: Path, options: dict[str, str]
+) -> SlurmPipelineExecutor:
+    """Tasks as an array of Slurm's jobs, in this environment and checkout on all machines.
+
+    Args:
+        workers: jobs at the same time; -1 for all.
+        options: of sbatch, by name.
+
+    Raises:
+        UserError: there is no partition among them.
+    """
+    if "partition" not in options:
+        raise UserError("Slurm needs a partition", "name yours: --sbatch partition=NAME")
+    here = f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+    return SlurmPipelineExecutor(
+        pipeline,
+        tasks=tasks,
+        workers=workers,
+        logging_dir=str(logs),
+        job_name="gpt-compose-prepare",
+        time=options.get("time", "04:00:00"),
+        partition=options["partition"],
+        qos="",
+        sbatch_args=options,
+        env_command=f"export {here} PYTHONPATH={shlex.quote(str(_ROOT))}",
+    )
+
+
+def _submit(executor: SlurmPipelineExecutor) -> Iterator[int]:
+    """Give Slurm the jobs of the tasks that are missing; yields none.
+
+    Raises:
+        NotSubmittedError: there is no sbatch, or it refuses.
+    """
+    try:
+        executor.run()
+    except FileNotFoundError:
+        script = executor.logging_dir.resolve_paths("launch_script.slurm")
+        raise NotSubmittedError(
+            "there is no sbatch on this machine",
+            f"run this where jobs are submitted, or submit {script} there",
+        ) from None
+    except subprocess.CalledProcessError as error:
+        raise NotSubmittedError(
+            f"sbatch refuses the jobs (exit code {error.returncode})",
+            "correct what --sbatch gives",
+        ) from None
+    return iter(())
+
+
+@contextmanager
+def engine(kind: str, workers: int | None, options: dict[str, str]) -> Iterator[tuple[Run, int]]:
+    """What does the tasks of a pipeline, and how many at the same time.
+
+    Args:
+        kind: local, ray or slurm.
+        workers: None for as many as there are cores.
+        options: of sbatch.
+
+    Raises:
+        UserError: there is no such cluster.
+    """
+    # What it says of a task is in the task's log.
+    logger.disable("datatrove")
+    with ExitStack() as ending:
+        if kind == "slurm":
+            count = workers or -1
+        elif kind == "ray":
+            count = workers or ending.enter_context(_ray())
+        else:
+            count = workers or os.cpu_count() or 1
+
+        def run(pipeline: list[Any], tasks: int, logs: Path) -> Iterator[int]:
+            if kind == "slurm":
+                return _submit(_slurm_executor(pipeline, tasks, count, logs, options))
+            executor = RayExecutor if kind == "ray" else LocalExecutor
+            return executor(pipeline, tasks=tasks, workers=count, logging_dir=str(logs)).run()
+
+        yield run, max(count, 1)
+
+
+@contextmanager
+def _ray() -> Iterator[int]:
+    """A Ray cluster: the one that RAY_ADDRESS or this machine has, or else a new one; its cores.
+
+    Raises:
+        NetworkError: it does not answer, or does not start within Ray's half a minute.
+    """
+    import ray
+
+    # It would tell its makers.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:
+        # A node that starts too slowly is told by the bare class.
+        if type(error) is not Exception and not isinstance(error, ConnectionError):
+            raise
+        ray.shutdown()
+        raise NetworkError(
+            f"there is no Ray cluster: {error}", "correct RAY_ADDRESS, or try again later"
+        ) from error
+    try:
+        yield int(ray.cluster_resources()["CPU"])
+    finally:
+        ray.shutdown()

@@ -1,0 +1,133 @@
+"""What a task encodes: a range of the source, in the order of the single-machine run.
+
+Ranges end between two files, or between two row groups of a parquet file.
+"""
+
+import os
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from app.data.ahead import ahead
+from app.data.batches import Documents, Piece, Position
+from app.data.documents import open_documents
+from app.data.text_files import FileDocuments, damage_named, kind_of
+
+if TYPE_CHECKING:
+    from app.data.hub import StreamedDocuments
+
+_FOOTERS_AHEAD = 8
+# Their sizes are not known.
+_STREAMED_FILE_BYTES = 256 << 20
+BEGIN = Position(0, 0)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the text comes from, as any machine opens it; see app.data.documents.open_documents.
+
+    The hub's token is not in it, for it may be stored: each machine has one in HF_TOKEN, or in
+    huggingface_hub's file.
+    """
+
+    dataset: str
+    config: str | None
+    revision: str
+    split: str
+    text_column: str
+    shuffle_files: bool
+    retry_seconds: tuple[float, ...]
+
+    def open(self) -> Documents:
+        """Find the documents without reading them."""
+        return open_documents(**asdict(self), hf_token=os.environ.get("HF_TOKEN"))
+
+
+class Task(NamedTuple):
+    """The rows from `start` on, up to `end`; (file, 0) is also the end of the file before.
+
+    `text_bytes` says about how much text they have.
+    """
+
+    start: Position
+    end: Position
+    text_bytes: int
+
+    def pieces(self, documents: Documents) -> Generator[Piece]:
+        """Its rows, in order; see app.data.batches.Documents."""
+        if not isinstance(documents, FileDocuments):
+            rows = _streamed(documents).rows
+            for file in range(self.start.file, self.end.file):
+                one = rows.shard(rows.num_shards, file)
+                yield from replace(_streamed(documents), rows=one).pieces(BEGIN)
+            return
+        # Nothing after its last file is read ahead.
+        files = documents.files[: self.end.file + bool(self.end.row)]
+        with closing(replace(documents, files=files).pieces(self.start)) as found:
+            for piece in found:
+                yield piece
+                if (piece.first.file, piece.first.row + len(piece.texts)) >= self.end:
+                    return
+
+
+def end_of(documents: Documents) -> Position:
+    """The position after all rows."""
+    if isinstance(documents, FileDocuments):
+        return Position(len(documents.files), 0)
+    return Position(_streamed(documents).rows.num_shards, 0)
+
+
+def plan(
+    documents: Documents, start: Position, *, text_bytes: float, task_bytes: float
+) -> Iterator[Task]:
+    """Cut the source, from `start` on, into tasks.
+
+    Args:
+        text_bytes: stop after so much text.
+        task_bytes: of text that a task has at least, but for the last one.
+    """
+    planned, size, end = 0, 0, start
+    for end, unit_bytes in _units(documents, start):
+        size += unit_bytes
+        if size >= task_bytes or planned + size >= text_bytes:
+            yield Task(start, end, size)
+            start, planned, size = end, planned + size, 0
+            if planned >= text_bytes:
+                return
+    if end > start:
+        yield Task(start, end, size)
+
+
+def _units(documents: Documents, after: Position) -> Iterator[tuple[Position, int]]:
+    """Where each file or row group ends, from `after` on, and about how much text it has."""
+    if not isinstance(documents, FileDocuments):
+        for file in range(after.file, _streamed(documents).rows.num_shards):
+            yield Position(file + 1, 0), _STREAMED_FILE_BYTES
+        return
+
+    def row_groups(file: int) -> list[tuple[Position, int]]:
+        one = documents.files[file]
+        if kind_of(one.name) != ".parquet":
+            return [(Position(file + 1, 0), one.bytes)]
+        with damage_named(one):
+            metadata = documents.read_metadata(one)
+        groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+        row, units = 0, []
+        for group in groups:
+            row += group.num_rows
+            end = Position(file, row) if row < metadata.num_rows else Position(file + 1, 0)
+            units.append((end, group.total_byte_size))
+        return units or [(Position(file + 1, 0), 0)]
+
+    files = range(after.file, len(documents.files))
+    for units in ahead(row_groups, files, threads=_FOOTERS_AHEAD, waiting=_FOOTERS_AHEAD):
+        yield from (unit for unit in units if unit[0] > after)
+
+
+def _streamed(documents: Documents) -> "StreamedDocuments":
+    # The hub's libraries take a second to import; local text does not need them.
+    from app.data.hub import StreamedDocuments
+
+    assert isinstance(documents, StreamedDocuments)
+    return documents

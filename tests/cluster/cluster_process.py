@@ -1,0 +1,172 @@
+"""Real `python -m app.cluster prepare` processes, and those that they start."""
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from app.data.shards import Manifest, Split, open_dataset, verified
+from tests.data.conftest import CHECKOUT
+from tests.faults import Fault, Faults
+
+PYTHON = CHECKOUT / ".venv-cluster" / "bin" / "python"
+LONGEST_SECONDS = 300
+TASK_BYTES = 8000
+
+
+class Cluster:
+    """A folder that is prepared by tasks, again and again.
+
+    Args:
+        place: the folder that DATA_DIR is; the dataset is in `out`.
+        settings: environment variables.
+    """
+
+    def __init__(self, place: Path, settings: Mapping[str, str]) -> None:
+        self.place, self.out, self.parts = place, place / "out", place / "out" / "parts"
+        self.slurm_script = self.parts / "datatrove" / "launch_script.slurm"
+        self._settings = settings
+
+    def start(
+        self, *arguments: str, fault: tuple[Faults, Fault | None] | None = None
+    ) -> subprocess.Popen[str]:
+        """Begin to prepare; it leads a group of processes of its own."""
+        assert PYTHON.exists(), "make test-cluster makes its environment"
+        kept = ("PATH", "HOME", "OMP_NUM_THREADS", "RAY_TMPDIR", "TMPDIR")
+        variables = {name: os.environ[name] for name in kept if name in os.environ}
+        variables |= {
+            "DATA_DIR": str(self.place),
+            "PYTHONPATH": str(CHECKOUT),
+            "HF_HOME": str(self.place / "hub"),
+            "PREPARE_OUT_DIR": "out",
+            "PREPARE_WORKERS": "2",
+            **self._settings,
+        }
+        if fault is not None:
+            variables |= fault[0].environment(fault[1])
+        return subprocess.Popen(
+            [PYTHON, "-m", "app.cluster", "prepare", "--task-bytes", str(TASK_BYTES), *arguments],
+            cwd=self.place,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(
+        self, *arguments: str, fault: tuple[Faults, Fault | None] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Prepare until it ends."""
+        return ended(self.start(*arguments, fault=fault))
+
+    def completions(self) -> set[str]:
+        """Tasks that are marked as done."""
+        return {path.name for path in (self.parts / "datatrove" / "completions").glob("*")}
+
+    def shards_of_parts(self) -> dict[int, str]:
+        """Inodes of the shards of tasks that are done, and their names."""
+        return {
+            path.stat().st_ino: f"{path.parent.name}/{path.name}"
+            for path in self.parts.glob("?????/*.bin")
+        }
+
+    def equals(self, single: Path) -> None:
+        """The dataset is the single-machine run's, but for where shards end."""
+        ours, theirs = Manifest.load(self.out), Manifest.load(single)
+        assert ours is not None
+        assert theirs is not None
+        assert ours.complete
+        for what in ("source", "settings", "tokenizer", "counts"):
+            assert getattr(ours, what) == getattr(theirs, what), what
+        splits: tuple[Split, ...] = ("val", "train")
+        for split in splits:
+            assert np.array_equal(stream(self.out, split), stream(single, split))
+        names = [shard.file for shard in ours.shards]
+        assert list(verified(self.out, threads=2)) == names
+        for split in splits:
+            in_split = [shard.file for shard in ours.shards if shard.split == split]
+            assert in_split == sorted(in_split)
+        assert {path.name for path in self.out.iterdir()} == {*names, "manifest.json", ".lock"}
+        most = int(ours.settings["shard_size"])
+        assert all(0 < shard.tokens <= most for shard in ours.shards)
+
+
+def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    """Wait for a process; whoever hangs is killed, and the test fails."""
+    try:
+        output, error = process.communicate(timeout=LONGEST_SECONDS)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, output, error)
+
+
+def stream(folder: Path, split: Split) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:
+    """All tokens of a split, uint16 [count]."""
+    dataset = open_dataset(folder)
+    shards = dataset.val if split == "val" else dataset.train
+    return np.concatenate([np.empty(0, np.uint16), *shards])
+
+
+def descendants(process: int) -> Iterator[tuple[int, str]]:
+    """Numbers and titles of the processes that one has started, and of theirs."""
+    children: dict[int, list[int]] = {}
+    titles: dict[int, str] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (entry / "stat").read_text()
+            titles[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ").strip()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        parent = int(stat.rpartition(")")[2].split()[1])
+        children.setdefault(parent, []).append(int(entry.name))
+    waiting = [*children.get(process, ())]
+    while waiting:
+        one = waiting.pop()
+        waiting += children.get(one, ())
+        yield one, titles.get(one, "")
+
+
+_COMMANDS = {
+    "sbatch": "echo Submitted batch job 1",
+    "scontrol": "echo localhost",
+    "srun": 'while [ "${1#-}" != "$1" ]; do [ "$1" = -n ] && shift; shift; done; exec "$@"',
+}
+
+
+class Slurm:
+    """Stand-ins for Slurm's commands: sbatch takes a script, whose jobs are run when it is said.
+
+    Args:
+        folder: for the commands.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        for name, content in _COMMANDS.items():
+            (folder / name).write_text(f"#!/bin/bash\n{content}\n")
+            (folder / name).chmod(0o755)
+        self._folder = folder
+        self.variables = {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+    def run_jobs(self, script: Path) -> int:
+        """Run all jobs of a script, one after the other, as Slurm would; returns their number."""
+        array = "#SBATCH --array=0-"
+        (last,) = (
+            line.removeprefix(array).partition("%")[0]
+            for line in script.read_text().splitlines()
+            if line.startswith(array)
+        )
+        for job in range(int(last) + 1):
+            at = {"SLURM_ARRAY_TASK_ID": str(job), "SLURM_NODELIST": "localhost"}
+            subprocess.run(
+                ["bash", script],
+                cwd=self._folder,
+                env=self.variables | at,
+                check=True,
+                capture_output=True,
+                timeout=LONGEST_SECONDS,
+            )
+        return int(last) + 1

@@ -1,0 +1,217 @@
+"""Preparing by tasks gives the documents and tokens of the single-machine run."""
+
+import gzip
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.data.shards import Manifest
+from app.errors import ExitCode
+from tests.cluster.cluster_process import Cluster, Slurm, ended
+from tests.data.hub_folders import write_fineweb
+from tests.data.loopback_hub import Hub
+from tests.data.prepare_process import Preparation, library_source, mixed_source, parquet_source
+
+pytestmark = pytest.mark.cluster
+
+Settings = dict[str, str]
+
+
+def streamed_source(folder: Path) -> dict[str, str]:
+    """A repository of compressed JSON lines, which only `datasets` can stream."""
+    folder.mkdir()
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: own\n  data_files: '*.gz'\n---\n"
+    )
+    for file in range(5):
+        rows = [{"text": f"file {file}, row {row}, " * (row % 9)} for row in range(70)]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{file}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    return {"PREPARE_DATASET": str(folder)}
+
+
+def prepared(place: Path, settings: Settings) -> Path:
+    """What the single-machine run writes."""
+    place.mkdir(parents=True)
+    preparation = Preparation(place, settings)
+    run = preparation.run(workers=2)
+    assert run.code == 0, run
+    return preparation.out
+
+
+SOURCES: dict[str, Callable[[Path], dict[str, str]]] = {
+    "row groups": parquet_source,
+    "text and lines": mixed_source,
+    "streamed": streamed_source,
+}
+WANTED = (
+    {"PREPARE_TOTAL_TOKENS": "all", "PREPARE_VAL_TOKENS": "0", "PREPARE_SHARD_SIZE": "100000"},
+    {"PREPARE_TOTAL_TOKENS": "all", "PREPARE_VAL_TOKENS": "1000", "PREPARE_SHARD_SIZE": "700"},
+    {"PREPARE_TOTAL_TOKENS": "9000", "PREPARE_VAL_TOKENS": "5000", "PREPARE_SHARD_SIZE": "4000"},
+)
+
+
+@pytest.mark.parametrize("wanted", WANTED, ids=("all", "small shards", "some"))
+@pytest.mark.parametrize("kind", SOURCES)
+def test_local_processes_write_the_same(kind: str, wanted: Settings, tmp_path: Path) -> None:
+    settings = SOURCES[kind](tmp_path / "source") | wanted
+    single = prepared(tmp_path / "single", settings)
+    cluster = Cluster(tmp_path, settings)
+    run = cluster.run()
+    assert run.returncode == 0, run
+    cluster.equals(single)
+    assert f"{cluster.out}: " in run.stdout
+
+
+def test_python_s_own_library_is_the_same(tmp_path: Path) -> None:
+    single = prepared(tmp_path / "single", library_source())
+    cluster = Cluster(tmp_path, library_source())
+    assert cluster.run().returncode == 0
+    cluster.equals(single)
+
+
+@pytest.mark.parametrize("kind", ("row groups", "streamed"))
+def test_ray_writes_the_same(kind: str, tmp_path: Path) -> None:
+    settings = SOURCES[kind](tmp_path / "source") | WANTED[1]
+    single = prepared(tmp_path / "single", settings)
+    cluster = Cluster(tmp_path, settings)
+    run = cluster.run("--executor", "ray")
+    assert run.returncode == 0, run
+    cluster.equals(single)
+
+
+def test_hub_is_read_with_a_token_that_is_not_stored(tmp_path: Path) -> None:
+    token = "hf_StaysInTheEnvironment"
+    texts = [[f"file {file}, row {row} " * 20 for row in range(200)] for file in range(3)]
+    with Hub() as hub:
+        commit = hub.publish("HuggingFaceFW/fineweb", write_fineweb(tmp_path / "hub", texts))
+        hub.gates["HuggingFaceFW/fineweb"] = token
+        settings = {**WANTED[2], **hub.variables, "HF_TOKEN": token}
+        single = prepared(tmp_path / "single", settings)
+        cluster = Cluster(tmp_path, settings)
+        # Its files stay until the jobs have ended.
+        run = cluster.run("--executor", "slurm", "--sbatch", "partition=cpu")
+        assert run.returncode == ExitCode.USER
+        written = [path for path in cluster.out.rglob("*") if path.is_file()]
+        assert "executor.pik" in {path.name for path in written}
+        assert not any(token.encode() in path.read_bytes() for path in written)
+        # The branch goes on, the dataset stays with the commit that it was begun with.
+        hub.publish("HuggingFaceFW/fineweb", write_fineweb(tmp_path / "later", [["later"]]))
+        run = cluster.run()
+        assert run.returncode == 0, run
+    cluster.equals(single)
+    manifest = Manifest.load(cluster.out)
+    assert manifest is not None
+    assert manifest.source["revision"] == commit
+
+
+def test_single_machine_run_finds_the_dataset_complete(tmp_path: Path) -> None:
+    settings = parquet_source(tmp_path / "source")
+    cluster = Cluster(tmp_path, settings)
+    assert cluster.run().returncode == 0
+    for again in (Preparation(tmp_path, settings).run().output, cluster.run().stdout):
+        assert again.startswith("complete already: ")
+
+
+def test_no_more_text_is_encoded_than_is_wanted(tmp_path: Path) -> None:
+    """Of 400 row groups; there may be two plans, since tokens are counted when they are made."""
+    settings = parquet_source(tmp_path / "source", rows=1600) | WANTED[2]
+    cluster = Cluster(tmp_path, settings)
+    process = cluster.start()
+    seen = set[str]()
+    while process.poll() is None:
+        seen |= cluster.completions()
+    assert ended(process).returncode == 0
+    assert 1 <= len(seen) < 20
+
+
+def test_broken_text_is_told_and_the_rest_stays_done(tmp_path: Path) -> None:
+    settings = mixed_source(tmp_path / "source") | {"PREPARE_SHUFFLE_FILES": "false"}
+    settings |= WANTED[1]
+    single = prepared(tmp_path / "single", settings)
+    last = tmp_path / "source" / "rows5.jsonl"
+    good = last.read_bytes()
+    last.write_bytes(good[:-2] + b"?\n")
+    cluster = Cluster(tmp_path, settings)
+    run = cluster.run()
+    assert run.returncode == ExitCode.USER
+    assert run.stderr.startswith(f"error: {last}, line 41 is not JSON")
+    assert "Traceback" not in run.stderr
+    before = cluster.shards_of_parts()
+    assert before
+    last.write_bytes(good)
+    assert cluster.run().returncode == 0
+    cluster.equals(single)
+    assert before.keys() & {path.stat().st_ino for path in cluster.out.glob("*.bin")}
+
+
+def test_too_little_text_is_told_and_can_be_corrected(tmp_path: Path) -> None:
+    settings = parquet_source(tmp_path / "source")
+    run = Cluster(tmp_path, settings | {"PREPARE_VAL_TOKENS": "10M"}).run()
+    assert run.returncode == ExitCode.USER
+    assert "10,000,000 were to be held out\n  fix: lower PREPARE_VAL_TOKENS" in run.stderr
+    assert Cluster(tmp_path, settings).run().returncode == 0
+
+
+def test_wrong_settings_are_told(tmp_path: Path) -> None:
+    run = Cluster(tmp_path, {"PREPARE_SHARD_SIZE": "0"}).run("--executor", "slurm")
+    assert run.returncode == ExitCode.USER
+    assert "PREPARE_SHARD_SIZE=0 (environment): must be more than 0" in run.stderr
+    for wrong in (
+        ("--executor", "yarn"),
+        ("--task-bytes", "0"),
+        ("--sbatch", "cpu"),
+        ("--lr", "1"),
+    ):
+        run = Cluster(tmp_path, {}).run(*wrong)
+        assert run.returncode == ExitCode.USER
+        assert run.stderr.startswith("error: ")
+        assert wrong[0] in run.stderr
+
+
+def test_unfinished_folder_is_refused_to_other_settings_and_to_one_machine(tmp_path: Path) -> None:
+    settings = parquet_source(tmp_path / "source", rows=1600)
+    cluster = Cluster(tmp_path, settings)
+    process = cluster.start()
+    while not cluster.completions():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    run = ended(process)
+    assert run.returncode == ExitCode.SIGTERM, run
+    assert run.stderr == f"stopped: {cluster.out} is incomplete; the same command continues\n"
+    alone = Preparation(tmp_path, settings).run()
+    assert alone.code == ExitCode.USER
+    assert "was prepared otherwise: prepared_by was 'app.cluster' and is now None" in alone.error
+    other = Cluster(tmp_path, settings | {"PREPARE_SHARD_SIZE": "500"}).run()
+    assert other.returncode == ExitCode.USER
+    assert "shard_size was 8000 and is now 500" in other.stderr
+
+
+def test_slurm_gets_a_script_that_does_the_tasks(tmp_path: Path) -> None:
+    """With stand-ins for its commands: the script's jobs run here, one after the other."""
+    settings = parquet_source(tmp_path / "source")
+    single = prepared(tmp_path / "single", settings)
+    cluster = Cluster(tmp_path, settings)
+    run = cluster.run("--executor", "slurm")
+    assert run.returncode == ExitCode.USER
+    assert "name yours: --sbatch partition=NAME" in run.stderr
+    arguments = ("--executor", "slurm", "--sbatch", "partition=cpu", "--sbatch", "account=me")
+    run = cluster.run(*arguments)
+    assert run.returncode == ExitCode.USER
+    script = cluster.slurm_script
+    assert "there is no sbatch on this machine" in run.stderr
+    assert f"fix: run this where jobs are submitted, or submit {script} there" in run.stderr
+    lines = script.read_text().splitlines()
+    assert {"#SBATCH --partition=cpu", "#SBATCH --account=me"} <= {*lines}
+    slurm = Slurm(tmp_path / "commands")
+    submitting = Cluster(tmp_path, settings | slurm.variables)
+    run = submitting.run(*arguments)
+    assert run.returncode == 0, run
+    jobs = slurm.run_jobs(script)
+    assert f"{jobs} of {jobs} tasks are under way" in run.stdout
+    assert len(cluster.completions()) == jobs
+    assert submitting.run(*arguments).returncode == 0
+    cluster.equals(single)
