@@ -43,7 +43,7 @@ check: $(installed) ## Lint, formatting, types, layers, image, workflow, locks
 	$(python) -m ruff format --check
 	$(python) -m mypy
 	.venv/bin/lint-imports
-	[ ! -x .venv/bin/shellcheck ] || .venv/bin/shellcheck .ci/run benchmarks/*.sh docker/*.sh requirements/*.sh
+	[ ! -x .venv/bin/shellcheck ] || .venv/bin/shellcheck .ci/run benchmarks/*.sh cloud/*.s* docker/*.sh requirements/*.sh
 	.venv/bin/hadolint docker/Dockerfile
 	.venv/bin/zizmor --quiet --offline --pedantic .github
 	$(python) requirements/lock.py --check
