@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train.processes import CHECKOUT, TINY, Unbroken, measured
+from tests.train.processes import CHECKOUT, TINY, Unbroken, free_port, measured
 
 pytestmark = pytest.mark.processes
 
@@ -36,17 +35,6 @@ SCONTROL = """\
 echo "$*" >>asked
 [[ $1 != show ]] || printf '127.0.0.1\\n127.0.0.1\\n'
 """
-
-
-def free_port(first: int, count: int) -> int:
-    for port in range(first, first + count):
-        with socket.socket() as trial:
-            try:
-                trial.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError("every port is taken")
 
 
 class Cluster:
