@@ -7,9 +7,10 @@ ARGS ?=
 python := .venv/bin/python
 installed := .venv/.installed-$(TORCH)-$(notdir $(PYTHON))
 lm_eval_installed := .venv-lm-eval/.installed-$(TORCH)-$(notdir $(PYTHON))
-locks := $(filter-out %/lock-dev.txt %/lock-lm-eval.txt,$(wildcard requirements/*.txt))
+sky_installed := .venv-sky/.installed-$(notdir $(PYTHON))
+locks := $(filter-out %/lock-dev.txt %/lock-lm-eval.txt %/lock-sky.txt,$(wildcard requirements/*.txt))
 
-.PHONY: help demo test test-containers test-browser test-lm-eval check soak lock format clean
+.PHONY: help demo test test-containers test-browser test-lm-eval test-sky check soak lock format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +36,9 @@ test-browser: $(installed) ## Test the pages in this machine's Chromium
 test-lm-eval: $(installed) $(lm_eval_installed) ## Score an exported model with lm-eval, without a network
 	@$(python) -m pytest -m lm_eval tests/tools/test_lm_eval.py $(ARGS)
 
+test-sky: $(installed) $(sky_installed) ## Let SkyPilot's own parsers read cloud/sky.yaml, without a network
+	@$(python) -m pytest -m sky tests/test_sky.py $(ARGS)
+
 soak: $(installed) ## Run the long tests: kills, restarts, full disks
 	@$(python) -m pytest -m soak $(ARGS)
 
@@ -56,7 +60,7 @@ lock: $(installed) ## Lock what pyproject.toml asks for (newest versions: ARGS=-
 	$(python) requirements/lock.py $(ARGS)
 
 clean: ## Remove environments and caches; data stays
-	rm -rf .venv .venv-lm-eval .*_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv-lm-eval .venv-sky .*_cache .hypothesis build dist *.egg-info
 	find app tests requirements benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(installed): $(locks) requirements/lock-dev.txt requirements/install.sh
@@ -65,4 +69,8 @@ $(installed): $(locks) requirements/lock-dev.txt requirements/install.sh
 
 $(lm_eval_installed): $(wildcard requirements/torch*) requirements/lock-lm-eval.txt requirements/install.sh
 	@requirements/install.sh "$(PYTHON)" "$(TORCH)" .venv-lm-eval lock-lm-eval.txt
+	@touch $@
+
+$(sky_installed): requirements/lock-sky.txt requirements/install.sh
+	@requirements/install.sh "$(PYTHON)" none .venv-sky lock-sky.txt
 	@touch $@

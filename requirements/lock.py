@@ -27,6 +27,7 @@ COMMENTS = {
     "lock.txt": "What the program needs, but for torch: add torch-cpu.txt or torch-cuda.txt.",
     "lock-dev.txt": "The developers' tools, on top of lock.txt.",
     "lock-lm-eval.txt": "What lm-eval needs, but for torch; in an environment without lock.txt.",
+    "lock-sky.txt": "What SkyPilot needs, which reads cloud/sky.yaml in a test.",
     "torch-cuda.txt": "torch as registries have it: with CUDA on Linux, without it elsewhere.",
     "torch-cpu.txt": (
         "torch without CUDA, from wherever pip or uv is told to look for it.\n"
@@ -113,10 +114,12 @@ def project_locks(*, upgrade: bool) -> dict[str, str]:
         constraints=torch_lock,
     )
     separate = parse(separate_lock)
+    sky = parse(resolve("--group", "sky", locked=read("lock-sky.txt"), upgrade=upgrade))
     chosen = {
         "lock.txt": (runtime, runtime.keys() - torch),
         "lock-dev.txt": (full, full.keys() - runtime.keys()),
         "lock-lm-eval.txt": (separate, separate.keys() - torch),
+        "lock-sky.txt": (sky, sky.keys()),
         "torch-cuda.txt": (runtime, torch),
     }
     return {

@@ -22,7 +22,7 @@ _PREFIXES = tuple(group.prefix() for group in GROUPS.values() if group.prefix())
 
 def copy_checkout(folder: Path) -> None:
     """Copy what a clone would hold into a new folder."""
-    made_here = {".git", ".venv", ".venv-lm-eval", ".env", "data"}
+    made_here = {".git", ".venv", ".venv-lm-eval", ".venv-sky", ".env", "data"}
     for place in REPOSITORY.iterdir():
         if place.name in made_here or place.name.endswith("_cache"):
             continue
