@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,14 @@ config = yaml_utils.safe_load(sys.stdin.read())
 task = sky.Task.from_yaml_config(config, [tuple(one.split("=", 1)) for one in sys.argv[1:]])
 print(json.dumps(task.to_yaml_config()))
 """
-READ_COMMAND = """
-import json, sys
+READ_COMMANDS = """
+import shlex, sys
 from sky.client.cli.command import cli
-command, words = cli, sys.argv[1:]
-while hasattr(command, "commands"):
-    command, words = command.commands[words[0]], words[1:]
-print(json.dumps(command.make_context(command.name, words).params, default=str))
+for line in sys.argv[1:]:
+    command, words = cli, shlex.split(line, comments=True)[1:]
+    while hasattr(command, "commands"):
+        command, words = command.commands[words[0]], words[1:]
+    command.make_context(command.name, words)
 """
 
 
@@ -120,6 +120,7 @@ def test_sky_knows_the_commands_of_the_pages(tmp_path: Path) -> None:
     lines = [line for page in PAGES for block in blocks(page) for line in block.script.splitlines()]
     commands = [line for line in lines if line.startswith("sky ")]
     assert any("--num-nodes" in command for command in commands)
-    for command in commands:
-        words = shlex.split(command, comments=True)[1:]
-        result(read_by_sky(tmp_path, READ_COMMAND, *words))
+    right = read_by_sky(tmp_path, READ_COMMANDS, *commands)
+    assert right.returncode == 0, right.stderr
+    wrong = read_by_sky(tmp_path, READ_COMMANDS, "sky jobs launch --nodes 4 cloud/sky.yaml")
+    assert "--nodes" in wrong.stderr
