@@ -8,9 +8,11 @@ python := .venv/bin/python
 installed := .venv/.installed-$(TORCH)-$(notdir $(PYTHON))
 lm_eval_installed := .venv-lm-eval/.installed-$(TORCH)-$(notdir $(PYTHON))
 cluster_installed := .venv-cluster/.installed-$(TORCH)-$(notdir $(PYTHON))
-locks := $(filter-out %/lock-dev.txt %/lock-lm-eval.txt %/lock-cluster.txt,$(wildcard requirements/*.txt))
+sky_installed := .venv-sky/.installed-$(notdir $(PYTHON))
+of_others := lock-dev.txt lock-lm-eval.txt lock-cluster.txt lock-sky.txt
+locks := $(filter-out $(of_others:%=requirements/%),$(wildcard requirements/*.txt))
 
-.PHONY: help demo test test-containers test-browser test-lm-eval test-cluster check soak lock format clean
+.PHONY: help demo test test-containers test-browser test-lm-eval test-cluster test-sky check soak lock format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +41,9 @@ test-lm-eval: $(installed) $(lm_eval_installed) ## Score an exported model with 
 test-cluster: $(installed) $(cluster_installed) ## Prepare by tasks, with Ray and datatrove on this machine, and kill them
 	@$(python) -m pytest -m cluster tests/cluster $(ARGS)
 
+test-sky: $(installed) $(sky_installed) ## Let SkyPilot's own parsers read cloud/sky.yaml, without a network
+	@$(python) -m pytest -m sky tests/test_sky.py $(ARGS)
+
 soak: $(installed) ## Run the long tests: kills, restarts, full disks
 	@$(python) -m pytest -m soak $(ARGS)
 
@@ -47,7 +52,7 @@ check: $(installed) ## Lint, formatting, types, layers, image, workflow, locks
 	$(python) -m ruff format --check
 	$(python) -m mypy
 	.venv/bin/lint-imports
-	[ ! -x .venv/bin/shellcheck ] || .venv/bin/shellcheck .ci/run benchmarks/*.sh docker/*.sh requirements/*.sh
+	[ ! -x .venv/bin/shellcheck ] || .venv/bin/shellcheck .ci/run benchmarks/*.sh cloud/*.s* docker/*.sh requirements/*.sh
 	.venv/bin/hadolint docker/Dockerfile
 	.venv/bin/zizmor --quiet --offline --pedantic .github
 	$(python) requirements/lock.py --check
@@ -60,7 +65,7 @@ lock: $(installed) ## Lock what pyproject.toml asks for (newest versions: ARGS=-
 	$(python) requirements/lock.py $(ARGS)
 
 clean: ## Remove environments and caches; data stays
-	rm -rf .venv .venv-cluster .venv-lm-eval .*_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv-cluster .venv-lm-eval .venv-sky .*_cache .hypothesis build dist *.egg-info
 	find app tests requirements benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(installed): $(locks) requirements/lock-dev.txt requirements/install.sh
@@ -73,4 +78,8 @@ $(lm_eval_installed): $(wildcard requirements/torch*) requirements/lock-lm-eval.
 
 $(cluster_installed): $(wildcard requirements/torch*) requirements/lock-cluster.txt requirements/vocabulary.txt requirements/install.sh
 	@requirements/install.sh "$(PYTHON)" "$(TORCH)" .venv-cluster lock-cluster.txt vocabulary.txt
+	@touch $@
+
+$(sky_installed): requirements/lock-sky.txt requirements/install.sh
+	@requirements/install.sh "$(PYTHON)" none .venv-sky lock-sky.txt
 	@touch $@

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # install.sh PYTHON TORCH ENVIRONMENT LOCK...: make ENVIRONMENT with PYTHON, and install torch and exactly what the
-# locks say in it. TORCH: see torch.sh.
+# locks say in it. TORCH: none, or see torch.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 base=$1 torch=$2 environment=$3 python=$3/bin/python locks=requirements
@@ -17,6 +17,6 @@ fail() { echo "gpt-compose: $*" >&2; exit 2; }
 "$python" -m pip install -qq --disable-pip-version-check --require-hashes --no-deps -r $locks/uv.txt
 
 echo "Installing the locked packages into $environment"
-$locks/torch.sh "$PWD/$environment/bin" "$PWD/$environment" "$torch"
+[[ $torch == none ]] || $locks/torch.sh "$PWD/$environment/bin" "$PWD/$environment" "$torch"
 UV_FIND_LINKS='' UV_PYTHON_DOWNLOADS=never "$environment/bin/uv" pip install --quiet --python "$python" \
   --require-hashes --no-deps "${@/#/--requirement=$locks/}"

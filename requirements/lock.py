@@ -30,6 +30,7 @@ COMMENTS = {
         "What preparing on many machines needs, but for torch; in an environment without lock.txt."
     ),
     "lock-lm-eval.txt": "What lm-eval needs, but for torch; in an environment without lock.txt.",
+    "lock-sky.txt": "What SkyPilot needs, which reads cloud/sky.yaml in a test.",
     "torch-cuda.txt": "torch as registries have it: with CUDA on Linux, without it elsewhere.",
     "torch-cpu.txt": (
         "torch without CUDA, from wherever pip or uv is told to look for it.\n"
@@ -109,9 +110,11 @@ def project_locks(*, upgrade: bool) -> dict[str, str]:
     runtime, full = parse(runtime_lock), parse(full_lock)
     torch = {name for name in runtime if TORCH_PACKAGES.fullmatch(name)}
     torch_lock = "".join(runtime[name] for name in sorted(torch))
+    sky = parse(resolve("--group", "sky", locked=read("lock-sky.txt"), upgrade=upgrade))
     chosen = {
         "lock.txt": (runtime, runtime.keys() - torch),
         "lock-dev.txt": (full, full.keys() - runtime.keys()),
+        "lock-sky.txt": (sky, sky.keys()),
         "torch-cuda.txt": (runtime, torch),
     }
     for extra in SEPARATE_EXTRAS:

@@ -22,7 +22,8 @@ _PREFIXES = tuple(group.prefix() for group in GROUPS.values() if group.prefix())
 
 def copy_checkout(folder: Path) -> None:
     """Copy what a clone would hold into a new folder."""
-    made_here = {".git", ".venv", ".venv-cluster", ".venv-lm-eval", ".env", "data"}
+    environments = {".venv", ".venv-cluster", ".venv-lm-eval", ".venv-sky"}
+    made_here = {".git", ".env", "data", *environments}
     for place in REPOSITORY.iterdir():
         if place.name in made_here or place.name.endswith("_cache"):
             continue

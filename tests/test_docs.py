@@ -9,16 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from app.sources import load_settings
 from tests.newcomer import settle
 from tests.pages import PAGES, REPOSITORY, blocks
 
 # What stands after ```sh where a block is not run by these tests.
 ELSEWHERE = {
-    "needs the hub",
-    "in .venv-cluster",
-    "on the rented machine",
-    "by make",
-    "until Ctrl-C",
+    *("needs the hub", "on the rented machine", "by make", "until Ctrl-C"),
+    *("on the cluster", "with a cloud account", "in .venv-cluster"),
 }
 # What a page has exported before.
 RECIPES = {"docs/tutorial.md": {"RECIPE": "demo"}}
@@ -41,6 +39,15 @@ def test_links_lead_to_files_and_headings(page: str) -> None:
         assert place.exists(), target
         if heading:
             assert heading in headings(place.read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_settings_are_right(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle(tmp_path, monkeypatch)
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    for block in re.findall(r"^```ini\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
+        (tmp_path / "page.env").write_text(block, encoding="utf-8")
+        load_settings({"RECIPE": "./page.env"}, "train")
 
 
 def headings(text: str) -> set[str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -109,6 +110,18 @@ class Process:
 
 Start = Callable[..., Process]
 Unbroken = Callable[..., Path]
+
+
+def free_port(first: int, count: int) -> int:
+    """The first free port of a range."""
+    for port in range(first, first + count):
+        with socket.socket() as trial:
+            try:
+                trial.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("every port is taken")
 
 
 def run_to_end(start: Start, **changes: object) -> Process:
