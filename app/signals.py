@@ -17,13 +17,18 @@ SAME_REQUEST_SECONDS = 2.0
 _NUDGE_SECONDS = 0.5
 
 
+def leave(number: int) -> None:
+    """End the process at once, with the code of this signal."""
+    os._exit(exit_code_of(number))
+
+
 @contextmanager
 def on_stop_signals(
     ask: Callable[[int], None],
-    insist: Callable[[int], None] = lambda number: os._exit(exit_code_of(number)),
+    insist: Callable[[int], None] = leave,
     *,
     within_seconds: float = threading.TIMEOUT_MAX,
-    too_late: Callable[[int], None] = lambda number: os._exit(exit_code_of(number)),
+    too_late: Callable[[int], None] = leave,
 ) -> Iterator[None]:
     """Answer SIGINT, SIGTERM and SIGHUP within the block.
 
@@ -31,8 +36,7 @@ def on_stop_signals(
 
     Args:
         ask: called with the number of the first one, in its handler.
-        insist: called with those that come later than a moment after it; by default they end the
-            process.
+        insist: called with those that come later than a moment after it.
         within_seconds: how long the block may last after the first one.
         too_late: called with its number in another thread when that time is over.
     """

@@ -20,8 +20,9 @@ from pydantic_core import ErrorDetails
 from app import containers
 from app.containers import in_container, program
 from app.errors import UserError
+from app.setting_groups import GROUPS, VARIABLES
 from app.setting_types import Group
-from app.settings import GROUPS, VARIABLES, Settings
+from app.settings import Settings
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DOTENV = Path(".env")

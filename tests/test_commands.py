@@ -11,7 +11,7 @@ import pytest
 from app.__main__ import COMMANDS
 from app.errors import ExhaustedError, ExitCode, UserError, expected_failure
 from app.flags import with_dashes
-from app.settings import GROUPS, VARIABLES
+from app.setting_groups import GROUPS, VARIABLES
 from tests.newcomer import REPOSITORY, settle, type_in
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from app import containers
-from app.settings import VARIABLES
+from app.setting_groups import VARIABLES
 from tests.newcomer import REPOSITORY
 
 COMPOSE = yaml.safe_load((REPOSITORY / "compose.yaml").read_text(encoding="utf-8"))

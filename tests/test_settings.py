@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from app.counts import read_count, short_count
-from app.setting_types import Group
-from app.settings import (
+from app.setting_groups import (
     GROUPS,
     GeneralSettings,
     ModelSettings,
     PrepareSettings,
-    Settings,
     TrainSettings,
 )
+from app.setting_types import Group
+from app.settings import Settings
 from app.sources import load_settings
 from tests.newcomer import REPOSITORY, settle
 

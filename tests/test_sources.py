@@ -5,7 +5,8 @@ import pytest
 from dotenv import dotenv_values
 
 from app.errors import UserError
-from app.settings import VARIABLES, Settings
+from app.setting_groups import VARIABLES
+from app.settings import Settings
 from app.sources import RECIPES, load_settings
 from tests.newcomer import settle
 

@@ -5,7 +5,6 @@ at a time: only the text column travels, and the stream ends cleanly wherever it
 else goes through `datasets`' own streaming.
 """
 
-import json
 import os
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -27,16 +26,11 @@ from datasets import (
 )
 from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi, HfFileSystem
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
 from app.data.batches import Documents, Piece, Position
-from app.data.hub_client import checked_token, giving_up, use_hub_client
+from app.data.hub_client import checked_token, gated, giving_up, refusals_named, use_hub_client
 from app.data.text_files import FileDocuments, SourceFile, as_texts, listing
 from app.errors import AppError, NetworkError, UserError
 
@@ -156,27 +150,11 @@ def _is_parquet(paths: list[str]) -> bool:
 
 def _commit(dataset: str, revision: str, token: str | None) -> str:
     """The commit that a revision names. Asked for first: the answer shows that the hub is there."""
-    api = HfApi(token=token)
-    try:
-        return str(api.dataset_info(dataset, revision=revision, timeout=_TIMEOUT_SECONDS).sha)
-    except GatedRepoError as error:
-        raise _gated(dataset) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"there is no dataset {dataset} on the hub, and no such file or folder here",
-            "correct PREPARE_DATASET; a private dataset needs HF_TOKEN",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise UserError(
-            f"{dataset} has no revision {revision!r}",
-            "correct PREPARE_DATASET_REVISION; a folder that was begun with a commit which the hub "
-            "has no more cannot be continued: set PREPARE_OUT_DIR to another",
-        ) from error
-    except json.JSONDecodeError as error:
-        raise NetworkError(
-            "what answers is not the hub, but a proxy or a log-in page, say: no JSON came",
-            "connect this machine to the hub, or point PREPARE_DATASET to local files",
-        ) from error
+    with refusals_named(dataset, revision, token):
+        found = HfApi(token=token).dataset_info(
+            dataset, revision=revision, timeout=_TIMEOUT_SECONDS
+        )
+    return str(found.sha)
 
 
 def _builder(
@@ -201,18 +179,11 @@ def _builder(
     except (DatasetsError, FileNotFoundError, RuntimeError, yaml.YAMLError) as error:
         # RuntimeError: a dataset that is a program, which `datasets` does not run any more.
         if "gated dataset" in str(error):
-            raise _gated(place) from error
+            raise gated(place, token) from error
         raise UserError(
             f"{place} cannot be read: {_short(error)}",
             "correct PREPARE_DATASET, or take another dataset; a gated one needs HF_TOKEN",
         ) from error
-
-
-def _gated(dataset: str) -> UserError:
-    return UserError(
-        f"{dataset} is gated: the hub gives it to those who have accepted its terms",
-        "accept them on the dataset's page, and set HF_TOKEN",
-    )
 
 
 def _paths_of_split(builder: DatasetBuilder, place: str, split: str) -> list[str]:

@@ -4,12 +4,20 @@ By themselves they wait for some answers without a limit, try others again for a
 silence, and close each other's connections when one fails.
 """
 
+import json
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from huggingface_hub import constants, get_session, get_token, set_client_factory
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import httpx
 
 from app.errors import NetworkError, UserError
@@ -93,6 +101,57 @@ def use_hub_client(retry_seconds: Sequence[float]) -> None:
     hooks = get_session().event_hooks
     set_client_factory(
         lambda: HubClient(retry_seconds=retry_seconds, event_hooks=hooks, follow_redirects=True)
+    )
+
+
+@contextmanager
+def refusals_named(dataset: str, revision: str, token: str | None) -> Iterator[None]:
+    """Turn the ways in which the hub refuses a dataset into errors that say what to do.
+
+    Raises:
+        UserError: the hub does not know the dataset or the token, or keeps them apart.
+        NetworkError: what answers is not the hub.
+    """
+    try:
+        yield
+    except json.JSONDecodeError as error:
+        raise NetworkError(
+            f"what answers at {constants.ENDPOINT} is not the hub, but a log-in page, say",
+            "connect this machine to the hub, or point PREPARE_DATASET to local files",
+        ) from error
+    except GatedRepoError as error:
+        raise gated(dataset, token) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"there is no dataset {dataset} on the hub, and no such file or folder here",
+            "correct PREPARE_DATASET; a private dataset needs HF_TOKEN",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(
+            f"{dataset} has no revision {revision!r}",
+            "correct PREPARE_DATASET_REVISION; a folder that was begun with a commit which the hub "
+            "has no more cannot be continued: set PREPARE_OUT_DIR to another",
+        ) from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status == 401:
+            raise UserError(
+                "the hub does not know this token (401): it is mistyped, expired or revoked",
+                "set HF_TOKEN to a new one from the hub's settings; public datasets need none",
+            ) from error
+        raise UserError(
+            f"the hub refuses {dataset} with status {status}",
+            "correct PREPARE_DATASET or HF_TOKEN, or try again later",
+        ) from error
+
+
+def gated(dataset: str, token: str | None) -> UserError:
+    """The error for a dataset that the hub gives to those who have accepted its terms."""
+    why = "this token may not read it" if token else "it is not given without a token"
+    return UserError(
+        f"{dataset} is gated, and {why}",
+        "accept its terms on its page, and set HF_TOKEN (for containers HF_TOKEN_FILE) to a token "
+        "of that account which may read gated repositories",
     )
 
 

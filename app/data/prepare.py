@@ -3,7 +3,6 @@
 This module and what it imports never import torch: preparing needs no GPU machine.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -20,7 +19,7 @@ from app.data.shards import MANIFEST, Manifest, open_dataset, remove_leftovers
 from app.data.tokenizer import VOCABULARY
 from app.errors import ExitCode, Stopped, UserError
 from app.files import locked
-from app.signals import exit_code_of, on_stop_signals, say
+from app.signals import exit_code_of, leave, on_stop_signals, say
 
 _LONGEST_END_SECONDS = 15.0
 
@@ -172,7 +171,7 @@ def stoppable(folder: Path) -> Iterator[None]:
 
     def end_now(number: int) -> None:
         say(f"stopped: {kept}")
-        os._exit(exit_code_of(number))
+        leave(number)
 
     try:
         # Whatever keeps a thread: nothing is lost by an end at any moment.

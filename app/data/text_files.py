@@ -43,7 +43,6 @@ _DAMAGE = (
     lzma.LZMAError,
     zlib.error,
     pa.ArrowInvalid,
-    pa.ArrowNotImplementedError,
     UnicodeDecodeError,
 )
 
@@ -162,6 +161,10 @@ def damage_named(file: SourceFile) -> Iterator[None]:
         yield
     except _DAMAGE as error:
         raise _damaged(file, error) from error
+    except pa.ArrowNotImplementedError as error:
+        raise UserError(
+            f"{file.path} cannot be read: {error}", "write it in another way, or leave it out"
+        ) from error
     except OSError as error:
         # bz2 and Arrow raise the bare class for bad data; the system's errors have numbers.
         if type(error) is OSError and error.errno is None:

@@ -1,7 +1,7 @@
 """Writes .env.example: every setting, commented out, with its default and what it is for."""
 
 from app import containers
-from app.settings import GROUPS
+from app.setting_groups import GROUPS
 
 _HEAD = """\
 # RECIPE=demo takes settings from recipes/demo.env; .env wins over it, the environment over .env,

@@ -22,12 +22,12 @@ from app.settings import Settings
 from app.tools.load_model import load_gpt
 from app.train.device import Device, choose_device
 from app.train.evaluate import held_out_windows, window_losses
+from app.train.metrics import perplexity
 from app.train.micro_batch import MemoryNeed, largest_micro_batch
 
 # What modded-nanogpt, llm.c and others measure on: held out from the start of sample-10BT.
 PUBLISHED_TOKENS = 10_485_760
 _NORMAL_95 = 1.959964
-_LARGEST_LOSS = 700.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Measurement:
     @property
     def perplexity(self) -> float:
         """exp(loss)."""
-        return _exp(self.loss)
+        return perplexity(self.loss)
 
     @property
     def perplexity_interval(self) -> tuple[float, float] | None:
@@ -61,12 +61,7 @@ class Measurement:
         if self.standard_error is None:
             return None
         reach = _NORMAL_95 * self.standard_error
-        return _exp(self.loss - reach), _exp(self.loss + reach)
-
-
-def _exp(loss: float) -> float:
-    # Of a model that has diverged, the true value is no float any more.
-    return math.exp(min(loss, _LARGEST_LOSS))
+        return perplexity(self.loss - reach), perplexity(self.loss + reach)
 
 
 def measured(losses: npt.NDArray[np.float64], context_length: int, num_bytes: int) -> Measurement:

@@ -11,7 +11,8 @@ from app.data.windows import StepPlan, WindowOrder, count_windows, micro_batch_s
 from app.errors import Ended, NotFiniteError, Stopped, UserError
 from app.files import locked
 from app.model.gpt import GPT, GPTConfig
-from app.settings import Settings, TrainSettings
+from app.setting_groups import TrainSettings
+from app.settings import Settings
 from app.train.attention import choose_attention
 from app.train.checkpoint import Checkpoint
 from app.train.compilation import can_compile, extent_for, keep_compiled_code

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.errors import ExitCode, UserError
-from app.settings import TrainSettings
-from app.signals import exit_code_of, on_stop_signals, say
+from app.setting_groups import TrainSettings
+from app.signals import exit_code_of, leave, on_stop_signals, say
 from app.train.ranks import launched
 
 # Of what ends by itself a restart would only repeat the end; a killed process has a negative code.
@@ -132,7 +132,7 @@ def _send(number: int, asked: int) -> None:
     children = _children()
     if not children:
         say("stopped: nothing has begun; the same command continues")
-        os._exit(exit_code_of(asked))
+        leave(asked)
     for child in children:
         with suppress(ProcessLookupError):
             os.kill(child, number)

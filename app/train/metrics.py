@@ -1,6 +1,7 @@
 """metrics.jsonl: one JSON object a step, the truth about a run."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import numpy as np
 
 from app.errors import UserError
 from app.files import GrowingFile, atomic_file
+
+# Beyond it the exponential is no float.
+_LARGEST_LOSS = 700.0
 
 
 class MetricsLog:
@@ -47,6 +51,11 @@ class MetricsLog:
         """Make the lines durable, before a checkpoint counts on them; tell how many there are."""
         self._file.sync()
         return self._lines
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss) of a loss in nats per token; of a model that has diverged, some huge number."""
+    return math.exp(min(loss, _LARGEST_LOSS))
 
 
 def cut_back(path: Path, steps: int) -> None:

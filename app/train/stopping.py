@@ -1,12 +1,11 @@
 """Signals: a run that is asked to stop first keeps what it has."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from app.errors import ExitCode
-from app.signals import exit_code_of, on_stop_signals, say
+from app.signals import exit_code_of, leave, on_stop_signals, say
 
 
 class Interrupted(Exception):
@@ -34,7 +33,7 @@ class StopRequest:
     def _ask(self, number: int) -> None:
         if not self.something_to_save:
             say("stopped: no new step to save; the same command continues")
-            os._exit(exit_code_of(number))
+            leave(number)
         self.exit_code = exit_code_of(number)
         say("stopping: saving a checkpoint first; a second signal leaves at once")
 

@@ -7,7 +7,7 @@ import torch
 from app.data.tokenizer import END_OF_TEXT, Tokenizer
 from app.model.generate import draw_tokens
 from app.model.gpt import GPT
-from app.settings import SampleSettings
+from app.setting_groups import SampleSettings
 
 
 def stream_texts(

@@ -282,6 +282,6 @@ def test_wrong_token_and_what_is_no_hub_are_told(new_preparer: NewPreparer) -> N
     strange = new_preparer("strange")
     strange.hub.faults = [Fault(asked, status=522)]
     runs = [one.begin(HF_TOKEN="hf_wrong") for one in (refused, log_in, strange)]
-    runs[0].end().assert_refused(2, "the hub", "HF_TOKEN")
-    runs[1].end().assert_refused(5, "no JSON came")
+    runs[0].end().assert_refused(2, "the hub does not know this token", "HF_TOKEN")
+    runs[1].end().assert_refused(5, "is not the hub, but a log-in page")
     runs[2].end().assert_given_up()

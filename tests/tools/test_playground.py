@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from app.data.tokenizer import Tokenizer
-from app.settings import SampleSettings
+from app.setting_groups import SampleSettings
 from app.train.checkpoint import MODEL_FILE
 from app.train.writing import write_texts
 from tests.newcomer import REPOSITORY, run_really, settle

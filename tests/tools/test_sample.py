@@ -14,7 +14,7 @@ import pytest
 from app.data.tokenizer import END_OF_TEXT, Tokenizer
 from app.errors import ExitCode
 from app.model.gpt import GPT
-from app.settings import SampleSettings
+from app.setting_groups import SampleSettings
 from app.train.writing import write_texts
 from tests.newcomer import REPOSITORY, settle, type_in
 from tests.tools.written_run import rewrite, write_run

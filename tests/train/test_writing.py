@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from app.data.tokenizer import END_OF_TEXT, Tokenizer
 from app.model.generate import generate
 from app.model.gpt import GPT, GPTConfig
-from app.settings import SampleSettings
+from app.setting_groups import SampleSettings
 from app.train.writing import stream_texts, unseen_part, write_texts
 
 TOKENIZER = Tokenizer()

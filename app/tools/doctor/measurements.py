@@ -53,8 +53,7 @@ def check_matmul(case: Examined) -> Iterator[Finding]:
         if device == case.device.torch_device:
             case.trial.matmul_flops = rate
         said = f"{_shown(device)}{rate / 1e12:.3g} TFLOP/s in {case.device.precision}"
-        peak = case.device.peak_flops if case.device.precision == "bf16" else None
-        yield _against("matmul", said, rate, peak, _LEAST_OF_PEAK)
+        yield _against("matmul", said, rate, case.device.peak_flops, _LEAST_OF_PEAK)
 
 
 def check_copies(case: Examined) -> Iterator[Finding]:

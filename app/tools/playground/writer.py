@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.data.tokenizer import Tokenizer
 from app.errors import AppError, UserError, expected_failure
 from app.model.gpt import GPT
+from app.setting_groups import SampleSettings
 from app.setting_types import RunName
-from app.settings import SampleSettings
 from app.tools.load_model import load_gpt
 from app.train.checkpoint import STATE_FILE, checkpoint_folder, open_checkpoint
 from app.train.checkpoints import checkpoint_steps

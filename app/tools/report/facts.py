@@ -1,6 +1,5 @@
 """What a report says in words and tables."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 from app.tools.report.curves import finite
 from app.tools.report.formats import format_bytes, format_count, format_duration
 from app.tools.report.run import Run, leaves
+from app.train.metrics import perplexity
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _losses(run: Run) -> Iterable[Figure]:
         lowest = f"lowest {held_out[best]:.4f} after {best + 1:,} steps"
         note = "nats per token" if best == measured[-1] else lowest
         yield Figure("held-out loss", f"{last:.4f}", note)
-        yield Figure("perplexity", f"{math.exp(min(last, 700.0)):.4g}", "held-out")
+        yield Figure("perplexity", f"{perplexity(last):.4g}", "held-out")
     trained = finite(run.metrics["train_loss"])
     if trained.size:
         yield Figure("training loss", f"{trained[-1]:.4f}", "of the last step")

@@ -128,7 +128,7 @@ def test_prepare_does_not_show_such_a_token_either(hub: Hub, tmp_path: Path) -> 
 
 def test_what_is_not_there_is_told(hub: Hub, tmp_path: Path) -> None:
     (found,) = ask(hub, tmp_path, "nobody/nothing")
-    assert "there is no dataset nobody/nothing on the hub, or it is private" in found.found
+    assert "there is no dataset nobody/nothing on the hub" in found.found
     (found,) = ask(hub, tmp_path, PUBLIC, revision="0" * 40)
     assert "has no revision" in found.found
     assert "PREPARE_DATASET_REVISION" in found.fix
