@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from app.cluster.tasks import Task
-from app.data.batches import Documents, Piece, text_bytes
 from app.data.shards import (
     Manifest,
     ShardFile,
@@ -73,7 +71,8 @@ class Stream:
     """
 
     def __init__(self, parts: Sequence[Path], wanted: dict[str, int | str]) -> None:
-        self._parts: list[tuple[Manifest, list[_Stretch]]] = []
+        self._stretches: list[_Stretch] = []
+        self._counts = Counter[str]()
         self.tokens = 0
         for folder in parts:
             manifest = Manifest.load(folder)
@@ -82,11 +81,10 @@ class Stream:
                     f"{folder} is missing, although its task was done",
                     "delete the dataset's folder, and prepare it again",
                 )
-            stretches = []
+            self._counts.update(manifest.counts)
             for shard in manifest.shards:
                 at, self.tokens = self.tokens, self.tokens + shard.tokens
-                stretches.append(_Stretch(folder / shard.file, shard, at, at, self.tokens))
-            self._parts.append((manifest, stretches))
+                self._stretches.append(_Stretch(folder / shard.file, shard, at, at, self.tokens))
         self._shard_size = int(wanted["shard_size"])
         self.held_out = int(wanted["val_tokens"]) + 1 if wanted["val_tokens"] else 0
         total = wanted["total_tokens"]
@@ -94,19 +92,11 @@ class Stream:
         self.end = self.tokens if total == "all" else min(self.start + int(total), self.tokens)
         self.full = total != "all" and self.end - self.start == int(total)
 
-    def write(
-        self,
-        folder: Path,
-        name: str,
-        manifest: Manifest,
-        documents: Documents,
-        tasks: Sequence[Task],
-    ) -> Manifest:
+    def write(self, folder: Path, name: str, manifest: Manifest) -> Manifest:
         """Make the dataset, and its manifest complete; does what is left if it was stopped before.
 
         Args:
             manifest: the incomplete one, with the dataset's settings.
-            documents, tasks: what the parts were made from.
         """
         shards: list[ShardInfo] = []
         for at in range(0, self.held_out, self._shard_size):
@@ -124,22 +114,11 @@ class Stream:
                 stretch.path.replace(target)
             shards.append(replace(stretch.shard, file=target.name))
         fsync_folder(folder)
-        counts = self._left_out(documents, tasks)
-        counts["between"] = self.start - self.held_out
         remove_leftovers(folder, name, shards)
-        complete = replace(
-            manifest,
-            shards=tuple(shards),
-            counts={
-                "documents": sum(shard.documents for shard in shards),
-                **{
-                    what: counts[what]
-                    for what in ("skipped", "not_utf8", "between")
-                    if counts[what]
-                },
-            },
-            complete=True,
-        )
+        counts = {**self._counts, "documents": sum(shard.documents for shard in shards)}
+        if self.start > self.held_out:
+            counts["between"] = self.start - self.held_out
+        complete = replace(manifest, shards=tuple(shards), counts=counts, complete=True)
         complete.save(folder)
         return complete
 
@@ -151,39 +130,7 @@ class Stream:
         return max(at, self.tokens)
 
     def _cut(self, begin: int, end: int) -> list[_Stretch]:
-        return [one.cut(begin, end) for _, stretches in self._parts for one in stretches]
-
-    def _left_out(self, documents: Documents, tasks: Sequence[Task]) -> Counter[str]:
-        """What the single-machine run has seen, and not encoded, when it has its last token."""
-        counts = Counter[str]()
-        for task, (manifest, stretches) in zip(tasks, self._parts, strict=True):
-            is_last = self.full and any(
-                one.at < self.end <= one.at + one.shard.tokens for one in stretches
-            )
-            left_out = {what: n for what, n in manifest.counts.items() if what != "documents"}
-            if is_last and left_out:
-                begun = sum(
-                    one.cut(0, self.end).documents() for one in stretches if one.at < self.end
-                )
-                left_out = _before_document(task.pieces(documents), begun)
-            counts.update(left_out)
-            if is_last:
-                break
-        return counts
-
-
-def _before_document(pieces: Iterable[Piece], documents: int) -> dict[str, int]:
-    """Rows without text, and with replaced bytes, up to the end of so many documents."""
-    skipped = not_utf8 = 0
-    for piece in pieces:
-        rows = np.flatnonzero(np.diff(text_bytes(piece.texts)[0]))
-        not_utf8 += piece.not_utf8
-        if rows.size >= documents:
-            skipped += int(rows[documents - 1]) + 1 - documents
-            break
-        skipped += len(piece.texts) - rows.size
-        documents -= rows.size
-    return {"skipped": skipped, "not_utf8": not_utf8}
+        return [one.cut(begin, end) for one in self._stretches]
 
 
 def _written(path: Path, split: Split, stretches: Iterable[_Stretch]) -> ShardInfo:

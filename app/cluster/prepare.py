@@ -111,9 +111,7 @@ def prepare(
                 shutil.rmtree(parts)
                 (out_dir / MANIFEST).unlink()
             raise
-        manifest = stream.write(
-            out_dir, job.name, new_manifest(documents, asked), documents, job.tasks
-        )
+        manifest = stream.write(out_dir, job.name, new_manifest(documents, asked))
         # One who was given up, and is not dead, may still write there.
         shutil.rmtree(parts, ignore_errors=True)
         print(summary(out_dir, manifest), flush=True)

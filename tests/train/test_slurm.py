@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train.processes import CHECKOUT, TINY, Unbroken, free_port, measured
+from tests.train.processes import CHECKOUT, TINY, Unbroken, free_port, losses, measured
 
 pytestmark = pytest.mark.processes
 
@@ -21,8 +21,8 @@ SCRIPT = CHECKOUT / "cloud" / "train.slurm"
 SRUN = """\
 #!/usr/bin/env bash
 while [[ $1 == --* ]]; do shift; done
-for _ in first second; do
-  "$@" & echo $! >>tasks
+for node in 0 1; do
+  SLURM_NODEID=$node "$@" & echo $! >>tasks
 done
 highest=0
 for task in $(jobs -p); do
@@ -123,10 +123,6 @@ def wait_for(job: subprocess.Popen[str], beginning: str) -> None:
 def end(job: subprocess.Popen[str]) -> tuple[int, str]:
     output, _ = job.communicate(timeout=300)
     return job.returncode, output
-
-
-def losses(run_dir: Path) -> torch.Tensor:
-    return torch.tensor([line["train_loss"] for line in measured(run_dir)])
 
 
 def test_stopped_by_slurm_it_saves_is_requeued_and_continues(
