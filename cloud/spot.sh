@@ -60,6 +60,8 @@ take "$run" settings.json
 "$python" -m app prepare
 train=("$python" -m app train)
 if ((nodes > 1)); then
+  # A node without it counts as one that sees another disk than the first one's, by mistake.
+  mkdir -p "$DATA_DIR/$run"
   # Fixed ranks, so that the first node is the one that writes the run; and no restart among the nodes, since
   # their disks have other checkpoints than the first one's until all begin again from the bucket.
   train=("$python" -m torch.distributed.run --nnodes="$nodes" --node-rank="$node"
