@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from types import FrameType, TracebackType
 
+    from app.data.documents import TextSource
     from app.flags import Parser
+    from app.setting_groups import PrepareSettings
     from app.settings import Settings
 
 
@@ -30,20 +32,29 @@ def prepare(settings: Settings, arguments: Namespace) -> None:
     chosen = settings.prepare
     token = settings.general.hf_token
     prepare(
-        chosen.dataset,
+        text_source(chosen),
         settings.prepare_dir,
         name=chosen.dataset_name,
-        config=chosen.config,
-        revision=chosen.dataset_revision,
-        split=chosen.split,
-        text_column=chosen.text_column,
-        shuffle_files=chosen.shuffle_files,
         total_tokens=None if chosen.total_tokens == "all" else chosen.total_tokens,
         val_tokens=chosen.val_tokens,
         shard_size=chosen.shard_size,
         workers=(os.cpu_count() or 1) if chosen.workers == "auto" else chosen.workers,
-        retry_seconds=chosen.retry_seconds,
         hf_token=token.get_secret_value() if token else None,
+    )
+
+
+def text_source(chosen: PrepareSettings) -> TextSource:
+    """Where the settings say that text comes from."""
+    from app.data.documents import TextSource
+
+    return TextSource(
+        chosen.dataset,
+        chosen.config,
+        chosen.dataset_revision,
+        chosen.split,
+        chosen.text_column,
+        chosen.shuffle_files,
+        chosen.retry_seconds,
     )
 
 

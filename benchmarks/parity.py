@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from app.data.batches import Position  # noqa: E402
-from app.data.documents import open_documents  # noqa: E402
+from app.data.documents import TextSource, open_documents  # noqa: E402
 from app.data.tokenizer import VOCABULARY, vocabulary_files  # noqa: E402
 from app.model.gpt import GPT, GPTConfig  # noqa: E402
 
@@ -62,7 +62,7 @@ def compare_shards(original: Path, work: Path) -> dict[str, Any]:
     """Prepare the same hub-like folder with both, and compare every shard byte for byte."""
     texts = [
         text
-        for piece in open_documents("stdlib").pieces(Position(0, 0))
+        for piece in open_documents(TextSource("stdlib")).pieces(Position(0, 0))
         for text in piece.texts.to_pylist()
         if text
     ]

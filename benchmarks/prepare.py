@@ -362,14 +362,16 @@ def encode_from_memory(result: str, folder: str, workers: str) -> None:
     from gigatoken.gigatoken_rs import load_hf_json
 
     from app.data.batches import Position, batches, text_bytes
-    from app.data.documents import open_documents
+    from app.data.documents import TextSource, open_documents
     from app.data.encoder import tokenizer_json
     from app.data.tokenizer import vocabulary_files
 
     vocabulary = tokenizer_json(vocabulary_files() or ())
     encoders = [load_hf_json(vocabulary) for _ in range(int(workers))]
     strings = []
-    for batch in batches(open_documents(folder, shuffle_files=False).pieces(Position(0, 0))):
+    for batch in batches(
+        open_documents(TextSource(folder, shuffle_files=False)).pieces(Position(0, 0))
+    ):
         ends, data = text_bytes(batch.texts())
         characters = ak.contents.NumpyArray(data, parameters={"__array__": "char"})
         offsets = ak.index.Index64(ends)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from argparse import ArgumentTypeError
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.__main__ import code_of, run_as_process
+from app.__main__ import code_of, run_as_process, text_source
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +30,6 @@ def _prepare(arguments: Sequence[str]) -> int:
     # Imported here, so that Ctrl-C ends the program in order while it starts, too.
     from app.cluster.executors import engine
     from app.cluster.prepare import prepare
-    from app.cluster.tasks import Source
     from app.data.documents import STDLIB, is_hub_id
     from app.errors import ExitCode
     from app.flags import with_dashes
@@ -42,16 +42,11 @@ def _prepare(arguments: Sequence[str]) -> int:
     settings = load_settings(flags, "prepare")
     chosen = settings.prepare
     is_path = chosen.dataset != STDLIB and not is_hub_id(chosen.dataset)
-    source = Source(
+    source = text_source(chosen)
+    if is_path:
         # Another machine, or process, may start in another folder.
-        str(Path(chosen.dataset).expanduser().absolute()) if is_path else chosen.dataset,
-        chosen.config,
-        chosen.dataset_revision,
-        chosen.split,
-        chosen.text_column,
-        chosen.shuffle_files,
-        chosen.retry_seconds,
-    )
+        place = Path(chosen.dataset).expanduser().absolute()
+        source = replace(source, dataset=str(place))
     if settings.general.hf_token:
         os.environ["HF_TOKEN"] = settings.general.hf_token.get_secret_value()
     workers = None if chosen.workers == "auto" else chosen.workers

@@ -8,8 +8,9 @@ from typing import Any
 from app.cluster.dataset import Stream
 from app.cluster.executors import NotSubmittedError, Run
 from app.cluster.step import WritePart, part_folder
-from app.cluster.tasks import BEGIN, Source, Task, end_of, plan
+from app.cluster.tasks import BEGIN, Task, end_of, open_here, plan
 from app.data.batches import Documents, Position
+from app.data.documents import TextSource
 from app.data.prepare import (
     TooLittleText,
     already_complete,
@@ -33,7 +34,7 @@ _TASKS_PER_WORKER = 4
 
 
 def prepare(
-    source: Source,
+    source: TextSource,
     out_dir: Path,
     run: Run,
     *,
@@ -61,17 +62,7 @@ def prepare(
         AppError: as app.data.prepare.prepare; the same command goes on.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
-    asked = settings_of_bytes(
-        source.dataset,
-        config=source.config,
-        revision=source.revision,
-        split=source.split,
-        text_column=source.text_column,
-        shuffle_files=source.shuffle_files,
-        total_tokens=total_tokens,
-        val_tokens=val_tokens,
-        shard_size=shard_size,
-    )
+    asked = settings_of_bytes(source, total_tokens, val_tokens, shard_size)
     # `app prepare` would begin anew in this folder: it is refused until the dataset is complete.
     unfinished = asked | {"prepared_by": "app.cluster"}
     parts = out_dir / "parts"
@@ -83,7 +74,7 @@ def prepare(
             now = asked if previous.complete else unfinished
             refuse_difference(out_dir, previous.settings, now)
             source = replace(source, revision=previous.source.get("revision", source.revision))
-        documents = source.open()
+        documents = open_here(source)
         source = replace(source, revision=documents.source.get("revision", source.revision))
         if previous is not None:
             refuse_difference(out_dir, previous.source, documents.source)
@@ -123,7 +114,7 @@ class _Job:
 
     def __init__(
         self,
-        source: Source,
+        source: TextSource,
         documents: Documents,
         parts: Path,
         wanted: dict[str, Any],

@@ -10,9 +10,10 @@ from uuid import uuid4
 
 from datatrove.pipeline.base import PipelineStep
 
-from app.cluster.tasks import Source, Task
+from app.cluster.tasks import Task, open_here
 from app.data.ahead import ahead
 from app.data.batches import Batch, Documents, batches
+from app.data.documents import TextSource
 from app.data.encoder import DocumentEncoder
 from app.data.prepare import new_manifest, refuse_difference
 from app.data.shard_writer import EncodedBatch, ShardWriter
@@ -21,7 +22,7 @@ from app.files import PARTIAL, fsync_folder
 
 # A process does many tasks.
 _encoder = cache(DocumentEncoder)
-_open = cache(Source.open)
+_open = cache(open_here)
 
 
 def part_folder(parts: Path, task: int) -> Path:
@@ -49,7 +50,7 @@ class WritePart(PipelineStep):
 
     def __init__(
         self,
-        source: Source,
+        source: TextSource,
         listing: Mapping[str, Any],
         tasks: Sequence[Task],
         parts: Path,

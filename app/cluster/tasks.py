@@ -6,12 +6,12 @@ Ranges end between two files, or between two row groups of a parquet file.
 import os
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from app.data.ahead import ahead
 from app.data.batches import Documents, Piece, Position
-from app.data.documents import open_documents
+from app.data.documents import TextSource, open_documents
 from app.data.text_files import FileDocuments, damage_named, kind_of
 
 if TYPE_CHECKING:
@@ -23,25 +23,13 @@ _STREAMED_FILE_BYTES = 256 << 20
 BEGIN = Position(0, 0)
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where the text comes from, as any machine opens it; see app.data.documents.open_documents.
+def open_here(source: TextSource) -> Documents:
+    """Find the documents of a source on this machine.
 
-    The hub's token is not in it, for it may be stored: each machine has one in HF_TOKEN, or in
+    The hub's token is not in a source, which may be stored: each machine has one in HF_TOKEN, or in
     huggingface_hub's file.
     """
-
-    dataset: str
-    config: str | None
-    revision: str
-    split: str
-    text_column: str
-    shuffle_files: bool
-    retry_seconds: tuple[float, ...]
-
-    def open(self) -> Documents:
-        """Find the documents without reading them."""
-        return open_documents(**asdict(self), hf_token=os.environ.get("HF_TOKEN"))
+    return open_documents(source, os.environ.get("HF_TOKEN"))
 
 
 class Task(NamedTuple):

@@ -5,8 +5,10 @@ import os
 import re
 import sysconfig
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 from app.data.batches import Documents
 from app.data.text_files import (
@@ -25,33 +27,52 @@ _NOT_THE_LIBRARY = frozenset({"test", "tests", "idle_test", "site-packages", "di
 _HUB_ID = re.compile(r"[A-Za-z0-9_-][\w.-]*(/[\w.-]+)?", re.ASCII)
 
 
-def open_documents(
-    dataset: str,
-    *,
-    config: str | None = None,
-    revision: str = "main",
-    split: str = "train",
-    text_column: str = "text",
-    shuffle_files: bool = True,
-    retry_seconds: Sequence[float] = (),
-    hf_token: str | None = None,
-) -> Documents:
-    """Find the documents of a dataset without reading them.
+@dataclass(frozen=True)
+class TextSource:
+    """Where text comes from.
+
+    Attributes:
+        dataset: `stdlib`, a local file, folder or glob, or a hub id; a folder that is laid out as a
+            hub repository is read as one
+        config, revision, split: of a hub dataset
+        text_column: of .jsonl, .parquet and hub datasets
+        shuffle_files: local files in an order fixed by the hash of their names, since folders are
+            sorted by topic; otherwise by name
+        retry_seconds: waits before each new try when the hub does not answer
+    """
+
+    dataset: str
+    config: str | None = None
+    revision: str = "main"
+    split: str = "train"
+    text_column: str = "text"
+    shuffle_files: bool = True
+    retry_seconds: Sequence[float] = ()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of it determines a dataset's bytes, for its manifest."""
+        settings: dict[str, Any] = {
+            "text_column": self.text_column,
+            "shuffle_files": self.shuffle_files,
+        }
+        if is_hub_id(self.dataset):
+            settings |= {"dataset": self.dataset, "config": self.config}
+            settings |= {"revision": self.revision, "split": self.split}
+        return settings
+
+
+def open_documents(source: TextSource, hf_token: str | None = None) -> Documents:
+    """Find the documents of a source without reading them.
 
     Args:
-        dataset: `stdlib`, a local file, folder or glob, or a hub id. A folder that is laid out
-            as a hub repository is read as one.
-        config, revision, split: of a hub dataset.
-        text_column: of .jsonl, .parquet and hub datasets.
-        shuffle_files: local files in an order fixed by the hash of their names, since folders
-            are sorted by topic; otherwise by name.
-        retry_seconds: waits before each new try when the hub does not answer.
         hf_token: for gated hub datasets.
 
     Raises:
         UserError: there is no such dataset, configuration, split or file.
         NetworkError: the hub does not answer.
     """
+    dataset = source.dataset
     path = _expanded(dataset)
     is_hub_folder = dataset != STDLIB and path.is_dir() and _is_hub_layout(path)
     if is_hub_folder or is_hub_id(dataset):
@@ -59,7 +80,7 @@ def open_documents(
         from app.data.hub import hub_documents
 
         place = path if is_hub_folder else dataset
-        return hub_documents(place, config, revision, split, text_column, retry_seconds, hf_token)
+        return hub_documents(place, source, hf_token)
 
     paths, root = _find(dataset)
     files = [
@@ -72,10 +93,10 @@ def open_documents(
             f"no text in {path}: none of {len(paths)} files ends in {' '.join(KINDS)}",
             f"name other files; compressed ones may also end in {' '.join(COMPRESSIONS)}",
         )
-    files.sort(key=lambda file: (digest(file.name) if shuffle_files else "", file.name))
+    files.sort(key=lambda file: (digest(file.name) if source.shuffle_files else "", file.name))
     kind = STDLIB if dataset == STDLIB else "files"
-    source = {"dataset": kind, "files": len(files), "listing": listing(files)}
-    return FileDocuments(files, text_column, source)
+    found = {"dataset": kind, "files": len(files), "listing": listing(files)}
+    return FileDocuments(files, source.text_column, found)
 
 
 def is_hub_id(dataset: str) -> bool:

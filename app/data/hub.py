@@ -7,11 +7,11 @@ else goes through `datasets`' own streaming.
 
 import os
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import pyarrow as pa
@@ -33,6 +33,9 @@ from app.data.batches import Documents, Piece, Position
 from app.data.hub_client import checked_token, gated, giving_up, refusals_named, use_hub_client
 from app.data.text_files import FileDocuments, SourceFile, as_texts, listing
 from app.errors import AppError, NetworkError, UserError
+
+if TYPE_CHECKING:
+    from app.data.documents import TextSource
 
 _NETWORK_ERRORS = (httpx.RequestError, HfHubHTTPError, ConnectionError, TimeoutError)
 _ROW_GROUPS_AHEAD = 8
@@ -94,54 +97,47 @@ class StreamedDocuments:
             ) from error
 
 
-def hub_documents(
-    place: str | Path,
-    config: str | None,
-    revision: str,
-    split: str,
-    text_column: str,
-    retry_seconds: Sequence[float],
-    hf_token: str | None,
-) -> Documents:
+def hub_documents(place: str | Path, source: "TextSource", hf_token: str | None) -> Documents:
     """Find the documents of a hub dataset; see app.data.documents.open_documents.
 
     Args:
         place: a hub id, or a folder, which has no revision.
-        config, revision, split, text_column, retry_seconds, hf_token: as there.
+        source, hf_token: as there.
 
     Raises:
         UserError: there is no such dataset, configuration or split.
         NetworkError: the hub does not answer.
     """
+    column = source.text_column
     if isinstance(place, Path):
         root = str(place.resolve())
-        builder = _builder(root, config, None, None)
-        paths = _paths_of_split(builder, root, split)
+        builder = _builder(root, source.config, None, None)
+        paths = _paths_of_split(builder, root, source.split)
         files = [
             SourceFile(path, os.path.relpath(path, root), Path(path).stat().st_size)
             for path in paths
         ]
-        source = {"dataset": Path(root).name, "config": builder.config.name, "split": split}
-        source["listing"] = listing(files)
+        found = {"dataset": Path(root).name, "config": builder.config.name, "split": source.split}
+        found["listing"] = listing(files)
         if _is_parquet(paths):
-            return FileDocuments(files, text_column, source)
-        return StreamedDocuments(_stream(builder, split), text_column, source)
+            return FileDocuments(files, column, found)
+        return StreamedDocuments(_stream(builder, source.split), column, found)
 
     checked_token(hf_token)
-    use_hub_client(retry_seconds)
+    use_hub_client(source.retry_seconds)
     giving_up.clear()
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     with _network():
-        commit = _commit(place, revision, hf_token)
-        builder = _builder(place, config, commit, hf_token)
-        paths = _paths_of_split(builder, place, split)
-        source = {"dataset": place, "config": builder.config.name, "split": split}
-        source["revision"] = commit
+        commit = _commit(place, source.revision, hf_token)
+        builder = _builder(place, source.config, commit, hf_token)
+        paths = _paths_of_split(builder, place, source.split)
+        found = {"dataset": place, "config": builder.config.name, "split": source.split}
+        found["revision"] = commit
         if not _is_parquet(paths):
-            return StreamedDocuments(_stream(builder, split), text_column, source)
+            return StreamedDocuments(_stream(builder, source.split), column, found)
         hub = HfFileSystem(token=hf_token)
         files = [SourceFile(path, path, int(hub.info(path)["size"])) for path in paths]
-        return HubFileDocuments(files, text_column, source, hub, _ROW_GROUPS_AHEAD)
+        return HubFileDocuments(files, column, found, hub, _ROW_GROUPS_AHEAD)
 
 
 def _is_parquet(paths: list[str]) -> bool:

@@ -3,7 +3,7 @@
 This module and what it imports never import torch: preparing needs no GPU machine.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from app.data.ahead import ahead
 from app.data.batches import Batch, Documents, batches
-from app.data.documents import is_hub_id, open_documents
+from app.data.documents import TextSource, is_hub_id, open_documents
 from app.data.encoder import DocumentEncoder
 from app.data.progress import TokenProgress
 from app.data.shard_writer import EncodedBatch, ShardWriter
@@ -29,27 +29,20 @@ class TooLittleText(UserError):
 
 
 def prepare(
-    dataset: str,
+    source: TextSource,
     out_dir: Path,
     *,
     name: str,
-    config: str | None = None,
-    revision: str = "main",
-    split: str = "train",
-    text_column: str = "text",
-    shuffle_files: bool = True,
     total_tokens: int | None = None,
     val_tokens: int = 0,
     shard_size: int = 100_000_000,
     workers: int = 1,
-    retry_seconds: Sequence[float] = (),
     hf_token: str | None = None,
 ) -> Manifest:
     """Write a dataset's shards and manifest to `out_dir`.
 
     Args:
-        dataset, config, revision, split, text_column, shuffle_files, retry_seconds, hf_token:
-            see app.data.documents.open_documents.
+        source, hf_token: see app.data.documents.open_documents.
         name: what the shards' names begin with.
         total_tokens: training tokens; None for all.
         val_tokens: held-out tokens, before the training ones; one more is kept, the last target.
@@ -61,44 +54,25 @@ def prepare(
         NetworkError: the hub or the vocabulary cannot be reached.
         Stopped: by a signal.
     """
-    settings = settings_of_bytes(
-        dataset,
-        config=config,
-        revision=revision,
-        split=split,
-        text_column=text_column,
-        shuffle_files=shuffle_files,
-        total_tokens=total_tokens,
-        val_tokens=val_tokens,
-        shard_size=shard_size,
-    )
+    settings = settings_of_bytes(source, total_tokens, val_tokens, shard_size)
     out_dir.mkdir(parents=True, exist_ok=True)
     with stoppable(out_dir), locked(out_dir, "prepare"):
         previous = Manifest.load(out_dir)
         if previous is None:
             refuse_foreign_shards(out_dir)
         else:
-            if is_hub_id(dataset) and "dataset" not in previous.settings:
+            if is_hub_id(source.dataset) and "dataset" not in previous.settings:
                 raise UserError(
-                    f"there is no file or folder {dataset} here, and {out_dir} was prepared from "
-                    "files",
+                    f"there is no file or folder {source.dataset} here, and {out_dir} was "
+                    "prepared from files",
                     "go to where they are, or set PREPARE_OUT_DIR to another folder",
                 )
             refuse_difference(out_dir, previous.settings, settings)
-            if previous.complete and is_hub_id(dataset):
+            if previous.complete and is_hub_id(source.dataset):
                 return already_complete(out_dir, previous)
             # What a branch named at the beginning stays the source, wherever it points by now.
-            revision = previous.source.get("revision", revision)
-        documents = open_documents(
-            dataset,
-            config=config,
-            revision=revision,
-            split=split,
-            text_column=text_column,
-            shuffle_files=shuffle_files,
-            retry_seconds=retry_seconds,
-            hf_token=hf_token,
-        )
+            source = replace(source, revision=previous.source.get("revision", source.revision))
+        documents = open_documents(source, hf_token)
         if previous is not None:
             refuse_difference(out_dir, previous.source, documents.source)
             if previous.complete:
@@ -127,28 +101,16 @@ def prepare(
 
 
 def settings_of_bytes(
-    dataset: str,
-    *,
-    config: str | None,
-    revision: str,
-    split: str,
-    text_column: str,
-    shuffle_files: bool,
-    total_tokens: int | None,
-    val_tokens: int,
-    shard_size: int,
+    source: TextSource, total_tokens: int | None, val_tokens: int, shard_size: int
 ) -> dict[str, Any]:
     """What of prepare's arguments determines the dataset's bytes, for its manifest."""
-    settings: dict[str, Any] = {
-        "text_column": text_column,
-        "shuffle_files": shuffle_files,
-        "total_tokens": total_tokens or "all",
+    total = total_tokens or "all"
+    return {
+        **source.settings,
+        "total_tokens": total,
         "val_tokens": val_tokens,
         "shard_size": shard_size,
     }
-    if is_hub_id(dataset):
-        settings |= {"dataset": dataset, "config": config, "revision": revision, "split": split}
-    return settings
 
 
 def new_manifest(documents: Documents, settings: dict[str, Any]) -> Manifest:

@@ -15,7 +15,7 @@ import pytest
 import zstandard
 
 from app.data.batches import Piece, Position, batches
-from app.data.documents import is_hub_id, open_documents
+from app.data.documents import TextSource, is_hub_id, open_documents
 from app.errors import UserError
 from tests.data.conftest import START, read
 
@@ -29,11 +29,11 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 
 
 def pieces_of(dataset: Path | str, start: Position = START, **options: Any) -> list[Piece]:
-    return list(open_documents(str(dataset), **options).pieces(start))
+    return list(open_documents(TextSource(str(dataset), **options)).pieces(start))
 
 
 def texts_of(dataset: Path | str, **options: Any) -> list[str]:
-    return read(open_documents(str(dataset), **options))
+    return read(open_documents(TextSource(str(dataset), **options)))
 
 
 def write_json_lines(path: Path, *rows: object) -> Path:
@@ -170,7 +170,7 @@ def test_json_lines_with_crlf_mark_and_blank_lines(tmp_path: Path) -> None:
 def test_bytes_that_are_not_utf8_are_replaced_and_counted(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("naïve".encode("latin-1"))
     (tmp_path / "b.txt").write_text("fine")
-    documents = open_documents(str(tmp_path), shuffle_files=False)
+    documents = open_documents(TextSource(str(tmp_path), shuffle_files=False))
     pieces = list(documents.pieces(START))
     assert [piece.texts.to_pylist() for piece in pieces] == [["na\ufffdve"], ["fine"]]
     assert [piece.not_utf8 for piece in pieces] == [True, False]
@@ -187,7 +187,7 @@ def test_empty_and_missing_text_is_left_out_and_counted(tmp_path: Path, name: st
         path.mkdir()
         for file, content in {"1": b"", "2": b"one", "3": b"\xef\xbb\xbf", "4": b""}.items():
             (path / f"{file}.txt").write_bytes(content)
-    documents = open_documents(str(path), shuffle_files=False)
+    documents = open_documents(TextSource(str(path), shuffle_files=False))
     texts = [text for piece in documents.pieces(START) for text in piece.texts.to_pylist()]
     assert sorted(texts) == ["", "", "", "one"]
 
@@ -252,14 +252,14 @@ def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
 def test_file_of_another_kind_is_refused_with_those_that_fit(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("text")
     with pytest.raises(UserError, match=rf"no text in .*{name}") as raised:
-        open_documents(str(tmp_path / name))
+        open_documents(TextSource(str(tmp_path / name)))
     assert ".txt .md .py .jsonl .parquet" in raised.value.problem
 
 
 def test_folder_without_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_text("no")
     with pytest.raises(UserError, match=r"no text in .*: none of 1 files"):
-        open_documents(str(tmp_path))
+        open_documents(TextSource(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_missing_place_is_refused(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"there is no|nothing matches"):
-        open_documents(missing.format(folder=tmp_path))
+        open_documents(TextSource(missing.format(folder=tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_source_changes_with_the_files_and_not_with_the_place(tmp_path: Path) ->
     def source(folder: str, content: str) -> object:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.txt").write_text(content)
-        return open_documents(str(tmp_path / folder)).source
+        return open_documents(TextSource(str(tmp_path / folder))).source
 
     assert source("one", "same") == source("two", "same")
     assert source("three", "same") != source("four", "longer")
@@ -353,7 +353,7 @@ def test_long_rows_of_parquet_make_short_batches(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ("gone.jsonl", "gone.txt", "gone.parquet"))
 def test_file_that_is_gone_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("one")
-    documents = open_documents(str(tmp_path))
+    documents = open_documents(TextSource(str(tmp_path)))
     (tmp_path / name).unlink()
     with pytest.raises(UserError, match=f"{name} cannot be read: No such file"):
         read(documents)
@@ -380,7 +380,7 @@ def test_reading_from_any_position_gives_the_rest(tmp_path: Path, name: str) -> 
         else:
             lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
             path.write_bytes(COMPRESS[path.suffix.replace(".jsonl", "")](lines))
-    documents = open_documents(str(tmp_path), shuffle_files=False)
+    documents = open_documents(TextSource(str(tmp_path), shuffle_files=False))
     rows = [(Position(file, row), texts[row] or "") for file in (0, 1) for row in range(23)]
     for number in range(len(rows)):
         assert rows_of(documents.pieces(rows[number][0])) == rows[number:]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.data.batches import Position
-from app.data.documents import open_documents
+from app.data.documents import TextSource, open_documents
 from app.data.prepare import prepare
 from app.data.shards import Manifest
 from app.errors import UserError
@@ -39,7 +39,9 @@ def repository_of(folder: Path, **files: str) -> Path:
 
 
 def texts_of(dataset: Path, config: str | None = None, **options: Any) -> list[str]:
-    pieces = open_documents(str(dataset), config=config, **options).pieces(Position(0, 0))
+    pieces = open_documents(TextSource(str(dataset), config=config, **options)).pieces(
+        Position(0, 0)
+    )
     return [text for piece in pieces for text in piece.texts.to_pylist()]
 
 
@@ -67,19 +69,20 @@ def test_another_column_is_read(repository: Path) -> None:
 def test_source_names_configuration_and_files(repository: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(repository, tmp_path / "elsewhere" / "fineweb")
     one, other = (
-        open_documents(str(at), config="sample-10BT").source for at in (repository, moved)
+        open_documents(TextSource(str(at), config="sample-10BT")).source
+        for at in (repository, moved)
     )
     assert one == other
     assert one["dataset"] == "fineweb"
     assert one["config"] == "sample-10BT"
     assert one["split"] == "train"
     write_parquet(moved / "sample" / "10BT" / "001_00000.parquet", ["other"])
-    assert open_documents(str(moved), config="sample-10BT").source != one
+    assert open_documents(TextSource(str(moved), config="sample-10BT")).source != one
 
 
 def test_unknown_configuration_is_refused_with_those_there_are(repository: Path) -> None:
     with pytest.raises(UserError, match="has no configuration 'sample-10TB'") as raised:
-        open_documents(str(repository), config="sample-10TB")
+        open_documents(TextSource(str(repository), config="sample-10TB"))
     assert raised.value.fix.endswith("one of: default, sample-10BT")
 
 
@@ -88,13 +91,13 @@ def test_missing_configuration_is_refused_with_those_there_are(tmp_path: Path) -
     names = "- config_name: one\n  data_files: a.jsonl\n- config_name: two\n  data_files: a.jsonl\n"
     (folder / "README.md").write_text(f"---\nconfigs:\n{names}---\n")
     with pytest.raises(UserError, match="has several configurations") as raised:
-        open_documents(str(folder))
+        open_documents(TextSource(str(folder)))
     assert raised.value.fix.endswith("one of: one, two")
 
 
 def test_unknown_split_is_refused_with_those_there_are(repository: Path) -> None:
     with pytest.raises(UserError, match="has no split 'validation'") as raised:
-        open_documents(str(repository), split="validation")
+        open_documents(TextSource(str(repository), split="validation"))
     assert raised.value.fix.endswith("one of: train, test")
 
 
@@ -108,7 +111,7 @@ def test_configuration_without_files_is_refused(tmp_path: Path) -> None:
     folder = repository_of(tmp_path / "r", a_jsonl='{"text": "a"}\n')
     (folder / "a.jsonl").unlink()
     with pytest.raises(UserError, match="cannot be read") as raised:
-        open_documents(str(folder), config="own")
+        open_documents(TextSource(str(folder), config="own"))
     assert len(str(raised.value)) < 600
 
 
@@ -125,9 +128,9 @@ def test_csv_is_streamed(tmp_path: Path) -> None:
 
 def test_streamed_source_changes_with_its_files(tmp_path: Path) -> None:
     folder = repository_of(tmp_path / "r", a_csv="text\none\n")
-    before = open_documents(str(folder)).source
+    before = open_documents(TextSource(str(folder))).source
     (folder / "a.csv").write_text("text\none\ntwo\n")
-    assert open_documents(str(folder)).source != before
+    assert open_documents(TextSource(str(folder))).source != before
 
 
 def test_unknown_column_of_a_stream_is_refused_with_those_there_are(tmp_path: Path) -> None:
@@ -170,9 +173,11 @@ def test_repository_that_datasets_does_not_read_is_refused(
 LEAVE_EARLY = """
 import sys
 from pathlib import Path
+from app.data.documents import TextSource
 from app.data.prepare import prepare
 for kind in ("parquet", "jsonl"):
-    prepare(str(Path(sys.argv[1]) / kind), Path(sys.argv[2]) / kind, name=kind, total_tokens=1000)
+    text, out = (Path(folder) / kind for folder in sys.argv[1:])
+    prepare(TextSource(str(text)), out, name=kind, total_tokens=1000)
 """
 
 
@@ -227,7 +232,7 @@ def test_default_settings_prepare_fineweb_through_the_hub(
     }
     settings: dict[str, Any] = {"total_tokens": 20_000_000, "val_tokens": 1_048_576}
     folder = tmp_path / "folder"
-    local = prepare(str(library), folder, name="fineweb", config="sample-10BT", **settings)
+    local = prepare(TextSource(str(library), "sample-10BT"), folder, name="fineweb", **settings)
     assert manifest.shards == local.shards
 
 
@@ -257,7 +262,9 @@ def test_other_files_are_streamed_from_the_hub(
     assert process.returncode == 0, error
     manifest = Manifest.load(tmp_path / "out")
     assert manifest is not None
-    local = prepare(str(folder), tmp_path / "x", name=kind, total_tokens=10_000, val_tokens=1000)
+    local = prepare(
+        TextSource(str(folder)), tmp_path / "x", name=kind, total_tokens=10_000, val_tokens=1000
+    )
     assert manifest.shards == local.shards
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from app.data.documents import TextSource
 from app.data.prepare import prepare
 from app.data.shards import Manifest
 from tests.data.conftest import Start
@@ -54,7 +55,7 @@ def row_group(fineweb: Path, file: int, group: int) -> str:
 def clean(fineweb: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """What prepare makes of the folder itself."""
     out = tmp_path_factory.mktemp("clean")
-    return prepare(str(fineweb), out, name="fineweb", config="sample-10BT", **SETTINGS)
+    return prepare(TextSource(str(fineweb), "sample-10BT"), out, name="fineweb", **SETTINGS)
 
 
 @pytest.fixture
@@ -164,7 +165,7 @@ def test_fault_of_a_stream_costs_nothing_that_is_committed(
 
     preparer.hub.faults = [Fault(reading, body="stall", times=1)]
     preparer.run(PREPARE_DATASET="own/lines").assert_done(retries=1)
-    local = prepare(str(folder), tmp_path / "local", name="lines", **SETTINGS)
+    local = prepare(TextSource(str(folder)), tmp_path / "local", name="lines", **SETTINGS)
     assert preparer.manifest.shards == local.shards
     assert preparer.committed().items() >= kept.items()
 

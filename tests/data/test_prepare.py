@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiktoken
 
+from app.data.documents import TextSource
 from app.data.prepare import prepare
 from app.data.progress import TokenProgress, progress_line
 from app.data.shards import Manifest, open_dataset
@@ -32,7 +33,10 @@ def write_texts(path: Path, texts: Iterable[str] = TEXTS) -> Path:
 
 
 def prepared(source: Path | str, folder: Path, **settings: Any) -> Manifest:
-    return prepare(str(source), folder, name="text", **settings)
+    of_source = {
+        name: settings.pop(name) for name in ("text_column", "shuffle_files") if name in settings
+    }
+    return prepare(TextSource(str(source), **of_source), folder, name="text", **settings)
 
 
 def shards_in(folder: Path) -> dict[str, bytes]:
@@ -339,7 +343,7 @@ def big_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def unbroken(big_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken") / "out"
     settings: dict[str, Any] = {"total_tokens": 500_000, "val_tokens": 20_000, "shard_size": 30_000}
-    prepare(str(big_source), folder, name="big", **settings)
+    prepare(TextSource(str(big_source)), folder, name="big", **settings)
     return folder
 
 

@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import load
 from torch import Tensor
 
+from app.data.documents import TextSource
 from app.data.prepare import prepare
 from app.settings import Settings
 from app.sources import load_settings
@@ -21,7 +22,14 @@ TinySettings = Callable[..., Settings]
 def text_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared dataset of real text: the standard library, in several shards."""
     folder = tmp_path_factory.mktemp("prepared") / "text"
-    prepare("stdlib", folder, name="stdlib", total_tokens=6000, val_tokens=1000, shard_size=2500)
+    prepare(
+        TextSource("stdlib"),
+        folder,
+        name="stdlib",
+        total_tokens=6000,
+        val_tokens=1000,
+        shard_size=2500,
+    )
     return folder
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from app.data.documents import TextSource
 from app.data.prepare import prepare
 from app.errors import ExitCode, UserError
 from app.settings import Settings
@@ -136,7 +137,14 @@ def test_shards_with_other_bytes_are_never_trained_on(
     start: Start, tiny: TinySettings, data_dir: Path, flips: int
 ) -> None:
     folder = data_dir / "own"
-    prepare("stdlib", folder, name="own", total_tokens=6000, val_tokens=1000, shard_size=2000)
+    prepare(
+        TextSource("stdlib"),
+        folder,
+        name="own",
+        total_tokens=6000,
+        val_tokens=1000,
+        shard_size=2000,
+    )
     unbroken = run_to_end(start, TRAIN_DATASET_DIR="own", TRAIN_RUN_NAME="unbroken")
     one, two = folder / "own_000000.bin", folder / "own_000001.bin"
     assert one.stat().st_size == two.stat().st_size

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from app.data.documents import TextSource
 from app.data.prepare import prepare
 from app.errors import ExitCode
 from app.train.checkpoint import open_checkpoint
@@ -168,7 +169,9 @@ def test_a_full_disk_keeps_the_run_going_and_the_checkpoint_before(
 @pytest.fixture
 def much_to_measure(data_dir: Path) -> dict[str, object]:
     """Settings of runs that measure and sample for seconds."""
-    prepare("stdlib", data_dir / "long", name="long", total_tokens=9000, val_tokens=20_000)
+    prepare(
+        TextSource("stdlib"), data_dir / "long", name="long", total_tokens=9000, val_tokens=20_000
+    )
     return {
         "TRAIN_DATASET_DIR": "long",
         "TRAIN_VAL_TOKENS": 20_000,

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from app.data.documents import TextSource
 from app.data.prepare import prepare
 from app.data.shards import open_dataset
 from app.errors import NotFiniteError, UserError
@@ -280,7 +281,9 @@ def test_what_a_killed_save_has_left_is_removed(tiny: TinySettings) -> None:
 def test_a_held_out_split_shorter_than_a_window_is_not_measured(
     tiny: TinySettings, data_dir: Path
 ) -> None:
-    prepare("stdlib", data_dir / "short", name="short", total_tokens=2000, val_tokens=10)
+    prepare(
+        TextSource("stdlib"), data_dir / "short", name="short", total_tokens=2000, val_tokens=10
+    )
     settings = tiny(TRAIN_MAX_STEPS=3, TRAIN_DATASET_DIR="short")
     train(settings)
     assert all("val_loss" not in record for record in metrics_of(settings))

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from functools import partial
 
-from app.data.documents import is_hub_id, open_documents
+from app.data.documents import TextSource, is_hub_id, open_documents
 from app.data.shards import Manifest, open_dataset, open_shard, verified
 from app.data.text_files import FileDocuments
 from app.data.tokenizer import vocabulary_files
@@ -107,9 +107,7 @@ def check_text(case: Case) -> Iterator[Finding]:
         asked = partial(check_hub, chosen.dataset, chosen.dataset_revision, token)
         yield from examined("hub", asked)
         return
-    documents = open_documents(
-        chosen.dataset, text_column=chosen.text_column, shuffle_files=chosen.shuffle_files
-    )
+    documents = open_documents(TextSource(chosen.dataset, chosen.config, split=chosen.split))
     said = "laid out as a repository of the hub"
     if isinstance(documents, FileDocuments):
         size = sum(file.bytes for file in documents.files)

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from app.data.documents import TextSource
 from app.data.prepare import prepare
 from app.sources import load_settings
 from app.tools.doctor.case import Case
@@ -15,7 +16,14 @@ NewCase = Callable[..., Case]
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared dataset of real text, in several shards."""
     folder = tmp_path_factory.mktemp("doctor") / "text"
-    prepare("stdlib", folder, name="stdlib", total_tokens=6000, val_tokens=1000, shard_size=2500)
+    prepare(
+        TextSource("stdlib"),
+        folder,
+        name="stdlib",
+        total_tokens=6000,
+        val_tokens=1000,
+        shard_size=2500,
+    )
     return folder
 
 
