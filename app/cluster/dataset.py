@@ -67,7 +67,7 @@ class Stream:
         full: whether these are all that were asked for
 
     Raises:
-        UserError: a part is missing.
+        UserError: a part is damaged.
     """
 
     def __init__(self, parts: Sequence[Path], wanted: dict[str, int | str]) -> None:
@@ -78,8 +78,8 @@ class Stream:
             manifest = Manifest.load(folder)
             if manifest is None:
                 raise UserError(
-                    f"{folder} is missing, although its task was done",
-                    "delete the dataset's folder, and prepare it again",
+                    f"{folder} is damaged: it has no manifest",
+                    "delete it, and give the same command again",
                 )
             self._counts.update(manifest.counts)
             for shard in manifest.shards:

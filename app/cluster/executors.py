@@ -1,17 +1,13 @@
 """Who does the tasks: processes of this machine, Ray, Slurm; all on datatrove's executors.
 
-Of these come tasks, logs, statistics, and a completion for each task, so that a rerun does only
-what is missing. But whoever starts datatrove's own pools waits for ever for a process that was
-killed, here and in each of its Ray actors: the tasks are given out here.
+Of these come tasks, logs and statistics. But whoever starts datatrove's own pools waits for ever
+for a process that was killed, here and in each of its Ray actors: the tasks are given out here.
 """
 
 import io
 import logging
 import os
-import shlex
 import signal
-import subprocess
-import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
@@ -20,13 +16,13 @@ from typing import Any
 
 from datatrove.executor import (
     LocalPipelineExecutor,
-    RayPipelineExecutor,
-    SlurmPipelineExecutor,
 )
 from datatrove.utils.logging import logger
 from multiprocess import get_context
 from multiprocess.connection import wait
 
+from app.cluster.slurm import SlurmExecutor
+from app.cluster.step import ByParts, WritePart
 from app.errors import (
     AppError,
     Ended,
@@ -38,16 +34,12 @@ from app.errors import (
 )
 
 _MOST_DEATHS = 5
-_ROOT = Path(__file__).parents[2]
+_CANCEL_SECONDS = 30.0
 
 # Takes a pipeline, the number of tasks and a folder for logs; yields the tasks that are done.
-Run = Callable[[list[Any], int, Path], Iterator[int]]
+Run = Callable[[list[WritePart], int, Path], Iterator[int]]
 # The class, problem and fix: an AppError itself does not travel between processes.
 Failure = tuple[type[AppError], str, str]
-
-
-class NotSubmittedError(UserError):
-    """Slurm has not got the jobs; what they would do is ready."""
 
 
 def do_task(executor: Any, task: int) -> Failure | None:
@@ -79,7 +71,7 @@ def _died(task: int) -> ExhaustedError:
     )
 
 
-class LocalExecutor(LocalPipelineExecutor):
+class LocalExecutor(ByParts, LocalPipelineExecutor):
     """Tasks in processes of this machine."""
 
     def run(self) -> Iterator[int]:
@@ -141,13 +133,21 @@ class _Worker:
 def _work(executor: LocalExecutor, connection: Any) -> None:
     # Ctrl-C in a terminal is meant for who gives the tasks out.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with suppress(EOFError, ConnectionError):
-        while True:
-            connection.send(do_task(executor, connection.recv()))
+    while True:
+        try:
+            task = connection.recv()
+        except (EOFError, ConnectionError):
+            return
+        failure = do_task(executor, task)
+        with suppress(ConnectionError):
+            connection.send(failure)
 
 
-class RayExecutor(RayPipelineExecutor):
-    """Tasks on a Ray cluster, or on one that is started on this machine."""
+class RayExecutor(ByParts, LocalPipelineExecutor):
+    """Tasks on a Ray cluster, or on one that is started on this machine.
+
+    datatrove's own for Ray writes logs where other datasets have theirs.
+    """
 
     def run(self) -> Iterator[int]:
         """Do what is missing; yields each task when it is done.
@@ -179,57 +179,8 @@ class RayExecutor(RayPipelineExecutor):
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
-
-
-def _slurm_executor(
-    pipeline: list[Any], tasks: int, workers: int, logs: Path, options: dict[str, str]
-) -> SlurmPipelineExecutor:
-    """Tasks as an array of Slurm's jobs, in this environment and checkout on all machines.
-
-    Args:
-        workers: jobs at the same time; -1 for all.
-        options: of sbatch, by name.
-
-    Raises:
-        UserError: there is no partition among them.
-    """
-    if "partition" not in options:
-        raise UserError("Slurm needs a partition", "name yours: --sbatch partition=NAME")
-    here = f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
-    return SlurmPipelineExecutor(
-        pipeline,
-        tasks=tasks,
-        workers=workers,
-        logging_dir=str(logs),
-        job_name="gpt-compose-prepare",
-        time=options.get("time", "04:00:00"),
-        partition=options["partition"],
-        qos="",
-        sbatch_args=options,
-        env_command=f"export {here} PYTHONPATH={shlex.quote(str(_ROOT))}",
-    )
-
-
-def _submit(executor: SlurmPipelineExecutor) -> Iterator[int]:
-    """Give Slurm the jobs of the tasks that are missing; yields none.
-
-    Raises:
-        NotSubmittedError: there is no sbatch, or it refuses.
-    """
-    try:
-        executor.run()
-    except FileNotFoundError:
-        script = executor.logging_dir.resolve_paths("launch_script.slurm")
-        raise NotSubmittedError(
-            "there is no sbatch on this machine",
-            f"run this where jobs are submitted, or submit {script} there",
-        ) from None
-    except subprocess.CalledProcessError as error:
-        raise NotSubmittedError(
-            f"sbatch refuses the jobs (exit code {error.returncode})",
-            "correct what --sbatch gives",
-        ) from None
-    return iter(())
+            if running:
+                ray.wait(list(running), num_returns=len(running), timeout=_CANCEL_SECONDS)
 
 
 @contextmanager
@@ -242,8 +193,10 @@ def engine(kind: str, workers: int | None, options: dict[str, str]) -> Iterator[
         options: of sbatch.
 
     Raises:
-        UserError: there is no such cluster.
+        UserError: there is no such cluster, or Slurm has got no partition.
     """
+    if kind == "slurm" and "partition" not in options:
+        raise UserError("Slurm needs a partition", "name yours: --sbatch partition=NAME")
     # What it says of a task is in the task's log.
     logger.disable("datatrove")
     with ExitStack() as ending:
@@ -254,11 +207,11 @@ def engine(kind: str, workers: int | None, options: dict[str, str]) -> Iterator[
         else:
             count = workers or os.cpu_count() or 1
 
-        def run(pipeline: list[Any], tasks: int, logs: Path) -> Iterator[int]:
+        def run(pipeline: list[WritePart], tasks: int, logs: Path) -> Iterator[int]:
+            of_all: dict[str, Any] = {"tasks": tasks, "workers": count, "logging_dir": str(logs)}
             if kind == "slurm":
-                return _submit(_slurm_executor(pipeline, tasks, count, logs, options))
-            executor = RayExecutor if kind == "ray" else LocalExecutor
-            return executor(pipeline, tasks=tasks, workers=count, logging_dir=str(logs)).run()
+                return SlurmExecutor(pipeline, options=options, **of_all).run()
+            return (RayExecutor if kind == "ray" else LocalExecutor)(pipeline, **of_all).run()
 
         yield run, max(count, 1)
 
@@ -274,6 +227,8 @@ def _ray() -> Iterator[int]:
 
     # It would tell its makers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Those that Ray kills for want of memory, it would begin again for ever.
+    os.environ.setdefault("RAY_task_oom_retries", str(_MOST_DEATHS - 1))
     try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
@@ -285,6 +240,6 @@ def _ray() -> Iterator[int]:
             f"there is no Ray cluster: {error}", "correct RAY_ADDRESS, or try again later"
         ) from error
     try:
-        yield int(ray.cluster_resources()["CPU"])
+        yield int(ray.cluster_resources().get("CPU", 1))
     finally:
         ray.shutdown()

@@ -1,15 +1,19 @@
 """Plans the tasks, has them done, and makes one dataset of what they have written."""
 
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from app.cluster.dataset import Stream
-from app.cluster.executors import NotSubmittedError, Run
-from app.cluster.step import WritePart, part_folder
-from app.cluster.tasks import BEGIN, Task, end_of, open_here, plan
-from app.data.batches import Documents, Position
+from app.cluster.executors import Run
+from app.cluster.slurm import NotSubmittedError
+from app.cluster.step import WritePart
+from app.cluster.tasks import Plan, end_of, open_here, plan
+from app.data.batches import Documents
 from app.data.documents import TextSource
 from app.data.prepare import (
     TooLittleText,
@@ -25,7 +29,7 @@ from app.data.prepare import (
 from app.data.progress import TokenProgress
 from app.data.shards import MANIFEST, Manifest
 from app.errors import UserError
-from app.files import locked, read_json, write_json
+from app.files import locked
 
 # Of GPT-2 on English web text, 4.5; the rest is planned when it is known what it is here.
 _BYTES_PER_TOKEN = 4.0
@@ -70,6 +74,7 @@ def prepare(
         previous = Manifest.load(out_dir)
         if previous is None:
             refuse_foreign_shards(out_dir)
+            shutil.rmtree(parts, ignore_errors=True)
         else:
             now = asked if previous.complete else unfinished
             refuse_difference(out_dir, previous.settings, now)
@@ -97,12 +102,12 @@ def prepare(
         except NotSubmittedError:
             raise
         except UserError as error:
-            if isinstance(error, TooLittleText) or not any(parts.glob(f"*/{MANIFEST}")):
+            if isinstance(error, TooLittleText) or not any(parts.glob(f"*/*/{MANIFEST}")):
                 # The fix makes it another dataset, which would be refused.
-                shutil.rmtree(parts)
                 (out_dir / MANIFEST).unlink()
+                shutil.rmtree(parts, ignore_errors=True)
             raise
-        manifest = stream.write(out_dir, job.name, new_manifest(documents, asked))
+        manifest = stream.write(out_dir, job.plan.name, new_manifest(documents, asked))
         # One who was given up, and is not dead, may still write there.
         shutil.rmtree(parts, ignore_errors=True)
         print(summary(out_dir, manifest), flush=True)
@@ -116,76 +121,70 @@ class _Job:
         self,
         source: TextSource,
         documents: Documents,
-        parts: Path,
+        folder: Path,
         wanted: dict[str, Any],
         name: str,
         workers: int,
         task_bytes: int | None,
     ) -> None:
-        self._source, self._documents, self._parts = source, documents, parts
+        self._source, self._documents, self._folder = source, documents, folder
         self._wanted, self._workers, self._task_bytes = wanted, workers, task_bytes
-        self.name, self.tasks = name, list[Task]()
-        self._plan = parts / "plan.json"
-        if self._plan.exists():
-            planned = read_json(self._plan, "delete the dataset's folder, and prepare it again")
-            # A folder of local files may have another name by now.
-            self.name = planned["name"]
-            self.tasks = [
-                Task(Position(*start), Position(*end), text_bytes)
-                for start, end, text_bytes in planned["tasks"]
-            ]
+        # A folder of local files may have another name than when it was planned.
+        self.plan = Plan.load(folder) or Plan(uuid4().hex, name)
 
     def encode(self, run: Run) -> Stream | None:
         """Have all tasks done that it takes; None if they are not yet."""
+        parts = self._folder / self.plan.key
+        parts.mkdir(exist_ok=True)
+        step = WritePart(self._source, self._documents.source, parts, self._wanted["shard_size"])
+        logs = self._folder / "datatrove"
         while True:
-            self._do_tasks(run)
-            folders = [part_folder(self._parts, task) for task in range(len(self.tasks))]
-            missing = sum(not folder.exists() for folder in folders)
+            tasks = self.plan.tasks
+            with self._progress(step) as progress:
+                for task in run([step], len(tasks), logs):
+                    progress(task)
+            missing = len(tasks) - len(step.done(len(tasks)))
             if missing:
                 print(
-                    f"{missing} of {len(folders)} tasks are under way: give the same command when "
-                    "they have ended",
+                    f"{missing} of {len(tasks)} tasks are under way, or have failed ({logs} says "
+                    "why): give the same command when they have ended",
                     flush=True,
                 )
                 return None
-            stream = Stream(folders, self._wanted)
-            planned_to = self.tasks[-1].end if self.tasks else BEGIN
-            if stream.full or planned_to == end_of(self._documents):
+            stream = Stream([step.part(task) for task in range(len(tasks))], self._wanted)
+            if stream.full or self.plan.end == end_of(self._documents):
                 return stream
-            self._plan_more(planned_to, stream)
+            self._plan_more(stream)
 
-    def _do_tasks(self, run: Run) -> None:
-        step = WritePart(
-            self._source,
-            self._documents.source,
-            self.tasks,
-            self._parts,
-            self.name,
-            self._wanted["shard_size"],
-        )
-        with TokenProgress(None) as progress:
-            tokens = done = 0
-            for task in run([step], len(self.tasks), self._parts / "datatrove"):
-                manifest = Manifest.load(part_folder(self._parts, task))
-                tokens, done = tokens + (manifest.tokens("train") if manifest else 0), done + 1
-                progress.show(tokens, done / len(self.tasks))
+    @contextmanager
+    def _progress(self, step: WritePart) -> Iterator[Callable[[int], None]]:
+        """Show how far the tasks are, with each one that is done."""
+        of_task = {
+            task: _tokens(step.part(task)) for task in sorted(step.done(len(self.plan.tasks)))
+        }
+        with TokenProgress(None, done=sum(of_task.values())) as progress:
 
-    def _plan_more(self, start: Position, stream: Stream) -> None:
+            def show(task: int) -> None:
+                of_task[task] = _tokens(step.part(task))
+                progress.show(sum(of_task.values()), len(of_task) / len(self.plan.tasks))
+
+            yield show
+
+    def _plan_more(self, stream: Stream) -> None:
         text_bytes = float("inf")
         if self._wanted["total_tokens"] != "all":
-            planned = sum(task.text_bytes for task in self.tasks)
+            planned = sum(task.text_bytes for task in self.plan.tasks)
             rate = planned / stream.tokens if stream.tokens else _BYTES_PER_TOKEN
             missing = self._wanted["total_tokens"] - (stream.end - stream.start)
-            missing += max(0, stream.held_out - stream.tokens)
             text_bytes = missing * rate
-        self.tasks += plan(
+        tasks = plan(
             self._documents,
-            start,
+            self.plan.end,
             text_bytes=text_bytes,
             task_bytes=self._task_bytes or self._usual_task_bytes(text_bytes),
         )
-        tasks = [(task.start, task.end, task.text_bytes) for task in self.tasks]
-        write_json(self._plan, {"name": self.name, "tasks": tasks})
+        self.plan = replace(self.plan, tasks=(*self.plan.tasks, *tasks))
+        self.plan.save(self._folder)
 
     def _usual_task_bytes(self, text_bytes: float) -> float:
         """So much that a task fills a shard, or less where not all workers would have several."""
@@ -193,3 +192,8 @@ class _Job:
         text_bytes = min(text_bytes, sum(file.bytes for file in files) or text_bytes)
         each = text_bytes / (_TASKS_PER_WORKER * self._workers)
         return min(max(each, _LEAST_TASK_BYTES), self._wanted["shard_size"] * _BYTES_PER_TOKEN)
+
+
+def _tokens(part: Path) -> int:
+    manifest = Manifest.load(part)
+    return manifest.tokens("train") if manifest else 0

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from datatrove.pipeline.base import PipelineStep
 
-from app.cluster.tasks import Task, open_here
+from app.cluster.tasks import Plan, Task, open_here
 from app.data.ahead import ahead
 from app.data.batches import Batch, Documents, batches
 from app.data.documents import TextSource
@@ -18,6 +18,7 @@ from app.data.encoder import DocumentEncoder
 from app.data.prepare import new_manifest, refuse_difference
 from app.data.shard_writer import EncodedBatch, ShardWriter
 from app.data.shards import Manifest
+from app.errors import UserError
 from app.files import PARTIAL, fsync_folder
 
 # A process does many tasks.
@@ -25,9 +26,13 @@ _encoder = cache(DocumentEncoder)
 _open = cache(open_here)
 
 
-def part_folder(parts: Path, task: int) -> Path:
-    """Where a task's shards are, once all of them are."""
-    return parts / f"{task:05d}"
+@cache
+def _plan(parts: Path, num_tasks: int) -> Plan:
+    """The plan that `parts` belongs to, when it had so many tasks."""
+    plan = Plan.load(parts.parent)
+    if plan is None or plan.key != parts.name or len(plan.tasks) < num_tasks:
+        raise UserError("the tasks were planned anew", "give the same command again")
+    return plan
 
 
 class WritePart(PipelineStep):
@@ -39,9 +44,7 @@ class WritePart(PipelineStep):
     Args:
         source: opened on the machine that works.
         listing: what the source was when the tasks were planned.
-        tasks: of all ranks.
-        parts: folder of all parts, on a disk that all machines share.
-        name: what the shards' names begin with.
+        parts: folder of the plan's parts, on a disk that all machines share.
         shard_size: tokens of each shard but a part's last.
     """
 
@@ -49,17 +52,20 @@ class WritePart(PipelineStep):
     name = "text to token shards"
 
     def __init__(
-        self,
-        source: TextSource,
-        listing: Mapping[str, Any],
-        tasks: Sequence[Task],
-        parts: Path,
-        name: str,
-        shard_size: int,
+        self, source: TextSource, listing: Mapping[str, Any], parts: Path, shard_size: int
     ) -> None:
         super().__init__()
-        self.source, self.listing, self.tasks = source, listing, tasks
-        self.parts, self.dataset_name, self.shard_size = parts, name, shard_size
+        self.source, self.listing = source, listing
+        self.parts, self.shard_size = parts, shard_size
+
+    def part(self, task: int) -> Path:
+        """Where a task's shards are, once all of them are."""
+        return self.parts / f"{task:05d}"
+
+    def done(self, num_tasks: int) -> set[int]:
+        """The tasks whose parts are there."""
+        names = {path.name for path in self.parts.iterdir()}
+        return {task for task in range(num_tasks) if self.part(task).name in names}
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Sequence[Any]:
         """Write the part of a rank; gives no documents on.
@@ -68,17 +74,16 @@ class WritePart(PipelineStep):
             UserError: the text cannot be read, or is not what was planned.
             NetworkError: the hub does not answer.
         """
-        part = part_folder(self.parts, rank)
-        for left in self.parts.glob(f"{part.name}.*{PARTIAL}"):
-            shutil.rmtree(left, ignore_errors=True)
+        part = self.part(rank)
         if part.exists():
             return ()
+        plan = _plan(self.parts, world_size)
         documents = _open(self.source)
-        refuse_difference(self.parts.parent, self.listing, documents.source)
+        refuse_difference(self.parts.parents[1], self.listing, documents.source)
         attempt = part.with_name(f"{part.name}.{uuid4().hex}{PARTIAL}")
         attempt.mkdir()
         try:
-            manifest = self._write(documents, self.tasks[rank], attempt)
+            manifest = self._write(documents, plan.tasks[rank], plan.name, attempt)
             fsync_folder(attempt)
             try:
                 attempt.rename(part)
@@ -92,7 +97,7 @@ class WritePart(PipelineStep):
         self.stat_update("tokens", value=manifest.tokens("train"))
         return ()
 
-    def _write(self, documents: Documents, task: Task, folder: Path) -> Manifest:
+    def _write(self, documents: Documents, task: Task, name: str, folder: Path) -> Manifest:
         encoder = _encoder()
 
         def encode(batch: Batch) -> EncodedBatch:
@@ -100,10 +105,31 @@ class WritePart(PipelineStep):
 
         everything = {"total_tokens": "all", "val_tokens": 0, "shard_size": self.shard_size}
         with (
-            ShardWriter(folder, self.dataset_name, new_manifest(documents, everything)) as writer,
+            ShardWriter(folder, name, new_manifest(documents, everything)) as writer,
             closing(task.pieces(documents)) as pieces,
             closing(ahead(encode, batches(pieces), threads=1, waiting=2)) as encoded,
         ):
             for batch in encoded:
                 writer.write(batch)
             return writer.finish()
+
+
+class ByParts:
+    """Of an executor: a task is done when its part is there.
+
+    datatrove's own mark would be a second truth.
+    """
+
+    pipeline: list[WritePart]
+    world_size: int
+
+    def is_rank_completed(self, rank: int) -> bool:
+        """Whether a task is done."""
+        return self.pipeline[0].part(rank).exists()
+
+    def get_incomplete_ranks(self) -> list[int]:
+        """The tasks that are to be done."""
+        return sorted({*range(self.world_size)} - self.pipeline[0].done(self.world_size))
+
+    def mark_rank_as_completed(self, rank: int) -> None:
+        """The part has been renamed."""

@@ -6,13 +6,15 @@ Ranges end between two files, or between two row groups of a parquet file.
 import os
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from app.data.ahead import ahead
 from app.data.batches import Documents, Piece, Position
 from app.data.documents import TextSource, open_documents
 from app.data.text_files import FileDocuments, damage_named, kind_of
+from app.files import read_json, write_json
 
 if TYPE_CHECKING:
     from app.data.hub import StreamedDocuments
@@ -21,6 +23,7 @@ _FOOTERS_AHEAD = 8
 # Their sizes are not known.
 _STREAMED_FILE_BYTES = 256 << 20
 BEGIN = Position(0, 0)
+PLAN = "plan.json"
 
 
 def open_here(source: TextSource) -> Documents:
@@ -57,6 +60,39 @@ class Task(NamedTuple):
                 yield piece
                 if (piece.first.file, piece.first.row + len(piece.texts)) >= self.end:
                     return
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The tasks of a dataset, stored beside their parts; more may be added at the end.
+
+    Attributes:
+        key: of this plan alone, so that what was begun for another one is never taken for its part
+        name: what the shards' names begin with
+        tasks: the first one begins with the source
+    """
+
+    key: str
+    name: str
+    tasks: tuple[Task, ...] = ()
+
+    @property
+    def end(self) -> Position:
+        """How far into the source the tasks go."""
+        return self.tasks[-1].end if self.tasks else BEGIN
+
+    @classmethod
+    def load(cls, folder: Path) -> "Plan | None":
+        """The plan in `folder`; None if there is none."""
+        if not (folder / PLAN).exists():
+            return None
+        stored = read_json(folder / PLAN, "delete the dataset's folder, and prepare it again")
+        tasks = (Task(Position(*start), Position(*end), n) for start, end, n in stored["tasks"])
+        return cls(stored["key"], stored["name"], tuple(tasks))
+
+    def save(self, folder: Path) -> None:
+        """Store it, at once or not at all."""
+        write_json(folder / PLAN, {"key": self.key, "name": self.name, "tasks": self.tasks})
 
 
 def end_of(documents: Documents) -> Position:

@@ -63,14 +63,14 @@ class Cluster:
         return ended(self.start(*arguments, fault=fault))
 
     def completions(self) -> set[str]:
-        """Tasks that are marked as done."""
-        return {path.name for path in (self.parts / "datatrove" / "completions").glob("*")}
+        """Tasks that are done."""
+        return {path.name for path in self.parts.glob(f"*/{'[0-9]' * 5}")}
 
     def shards_of_parts(self) -> dict[int, str]:
         """Inodes of the shards of tasks that are done, and their names."""
         return {
             path.stat().st_ino: f"{path.parent.name}/{path.name}"
-            for path in self.parts.glob("?????/*.bin")
+            for path in self.parts.glob("*/?????/*.bin")
         }
 
     def equals(self, single: Path) -> None:
@@ -136,7 +136,7 @@ def descendants(process: int) -> Iterator[tuple[int, str]]:
 
 
 _COMMANDS = {
-    "sbatch": "echo Submitted batch job 1",
+    "sbatch": 'env >>"${0%/*}/given"; echo Submitted batch job 1',
     "scontrol": "echo localhost",
     "srun": 'while [ "${1#-}" != "$1" ]; do [ "$1" = -n ] && shift; shift; done; exec "$@"',
 }

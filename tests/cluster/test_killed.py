@@ -148,10 +148,14 @@ def test_a_task_whose_worker_is_always_killed_ends_the_job(
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.parametrize("begins_anew", (False, True))
 def test_a_worker_that_was_given_up_changes_nothing_when_it_goes_on(
-    settings: dict[str, str], single: Path, tmp_path: Path
+    settings: dict[str, str], single: Path, tmp_path: Path, begins_anew: bool
 ) -> None:
-    """A machine that is cut off for a while, say: its task is somebody else's by then."""
+    """A machine that is cut off for a while, say: its task is somebody else's by then.
+
+    Or there is another plan, of which its task is none.
+    """
     cluster = Cluster(tmp_path, settings)
     process = cluster.start()
     assert until(process, cluster.completions)
@@ -159,7 +163,11 @@ def test_a_worker_that_was_given_up_changes_nothing_when_it_goes_on(
     for number in given_up:
         os.kill(number, signal.SIGSTOP)
     process.kill()
-    again = cluster.start()
+    if begins_anew:
+        shutil.rmtree(cluster.out)
+        again = cluster.start("--task-bytes", "20000")
+    else:
+        again = cluster.start()
     assert until(again, lambda: len(cluster.completions()) > 5)
     for number in given_up:
         os.kill(number, signal.SIGCONT)

@@ -93,8 +93,12 @@ def test_hub_is_read_with_a_token_that_is_not_stored(tmp_path: Path) -> None:
         single = prepared(tmp_path / "single", settings)
         cluster = Cluster(tmp_path, settings)
         # Its files stay until the jobs have ended.
-        run = cluster.run("--executor", "slurm", "--sbatch", "partition=cpu")
-        assert run.returncode == ExitCode.USER
+        slurm = Slurm(tmp_path / "commands")
+        submitting = Cluster(tmp_path, settings | slurm.variables)
+        run = submitting.run("--executor", "slurm", "--sbatch", "partition=cpu")
+        assert run.returncode == 0, run
+        # sbatch stores the environment that it is given.
+        assert token not in (tmp_path / "commands" / "given").read_text()
         written = [path for path in cluster.out.rglob("*") if path.is_file()]
         assert "executor.pik" in {path.name for path in written}
         assert not any(token.encode() in path.read_bytes() for path in written)
@@ -208,10 +212,13 @@ def test_slurm_gets_a_script_that_does_the_tasks(tmp_path: Path) -> None:
     assert {"#SBATCH --partition=cpu", "#SBATCH --account=me"} <= {*lines}
     slurm = Slurm(tmp_path / "commands")
     submitting = Cluster(tmp_path, settings | slurm.variables)
-    run = submitting.run(*arguments)
-    assert run.returncode == 0, run
+    under_way = submitting.run(*arguments)
+    assert under_way.returncode == 0, under_way
+    # What was submitted does not depend on whether the next command is right.
+    run = submitting.run("--executor", "slurm")
+    assert run.returncode == ExitCode.USER
     jobs = slurm.run_jobs(script)
-    assert f"{jobs} of {jobs} tasks are under way" in run.stdout
+    assert f"{jobs} of {jobs} tasks are under way" in under_way.stdout
     assert len(cluster.completions()) == jobs
     assert submitting.run(*arguments).returncode == 0
     cluster.equals(single)

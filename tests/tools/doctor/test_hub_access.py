@@ -95,7 +95,7 @@ def test_an_invalid_token_is_told_from_a_gate(hub: Hub, tmp_path: Path, dataset:
     (found,) = ask(hub, tmp_path, dataset, OTHER)
     assert found.status == "fail"
     assert "the hub does not know this token (401)" in found.found
-    assert "make a new one" in found.fix
+    assert "set HF_TOKEN to a new one" in found.fix
 
 
 @pytest.mark.parametrize(

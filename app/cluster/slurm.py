@@ -1,0 +1,85 @@
+"""Tasks as jobs of Slurm."""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from datatrove.executor import SlurmPipelineExecutor
+
+from app.cluster.step import ByParts, WritePart
+from app.errors import UserError
+
+_ROOT = Path(__file__).parents[2]
+
+
+class NotSubmittedError(UserError):
+    """Slurm has not got the jobs; what they would do is ready."""
+
+
+class SlurmExecutor(ByParts, SlurmPipelineExecutor):
+    """Tasks as arrays of Slurm's jobs, in this environment and checkout on all machines.
+
+    Args:
+        pipeline, tasks, logging_dir: see datatrove.
+        workers: jobs at the same time; -1 for all.
+        options: of sbatch, by name.
+    """
+
+    def __init__(
+        self,
+        pipeline: list[WritePart],
+        *,
+        tasks: int,
+        workers: int,
+        logging_dir: str,
+        options: dict[str, str],
+    ) -> None:
+        here = f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+        super().__init__(
+            pipeline,
+            tasks=tasks,
+            workers=workers,
+            logging_dir=logging_dir,
+            job_name="gpt-compose-prepare",
+            time=options.get("time", "04:00:00"),
+            partition=options["partition"],
+            qos="",
+            sbatch_args=options,
+            # One array after the other has no more jobs at a time than one.
+            max_array_launch_parallel=workers == -1,
+            env_command=f"export {here} PYTHONPATH={shlex.quote(str(_ROOT))}",
+        )
+
+    def run(self) -> Iterator[int]:
+        """Within a job, do its task; else submit what is missing. Yields none."""
+        super().run()
+        return iter(())
+
+    def launch_job(self) -> None:
+        """Submit the tasks that are missing.
+
+        Raises:
+            NotSubmittedError: there is no sbatch, or it refuses.
+        """
+        # sbatch stores the environment with the jobs.
+        os.environ.pop("HF_TOKEN", None)
+        try:
+            super().launch_job()
+        except FileNotFoundError:
+            script = self.logging_dir.resolve_paths("launch_script.slurm")
+            raise NotSubmittedError(
+                "there is no sbatch on this machine",
+                f"run this where jobs are submitted, or submit {script} there",
+            ) from None
+        except subprocess.CalledProcessError as error:
+            raise NotSubmittedError(
+                f"sbatch refuses jobs (exit code {error.returncode}), if not all",
+                "correct what --sbatch gives; when none is left in the queue, the same command "
+                "submits what is missing",
+            ) from None
+
+    def launch_merge_stats(self) -> None:
+        """Nobody reads them; the job would wait for ever for a task that has failed."""
