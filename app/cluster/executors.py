@@ -14,9 +14,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
-from datatrove.executor import (
-    LocalPipelineExecutor,
-)
+from datatrove.executor import LocalPipelineExecutor
 from datatrove.utils.logging import logger
 from multiprocess import get_context
 from multiprocess.connection import wait
@@ -36,8 +34,8 @@ from app.errors import (
 _MOST_DEATHS = 5
 _CANCEL_SECONDS = 30.0
 
-# Takes a pipeline, the number of tasks and a folder for logs; yields the tasks that are done.
-Run = Callable[[list[WritePart], int, Path], Iterator[int]]
+# Takes what does a task, their number and a folder for logs; yields the tasks that are done.
+Run = Callable[[WritePart, int, Path], Iterator[int]]
 # The class, problem and fix: an AppError itself does not travel between processes.
 Failure = tuple[type[AppError], str, str]
 
@@ -185,7 +183,7 @@ class RayExecutor(ByParts, LocalPipelineExecutor):
 
 @contextmanager
 def engine(kind: str, workers: int | None, options: dict[str, str]) -> Iterator[tuple[Run, int]]:
-    """What does the tasks of a pipeline, and how many at the same time.
+    """Who does the tasks, and how many at the same time.
 
     Args:
         kind: local, ray or slurm.
@@ -203,15 +201,16 @@ def engine(kind: str, workers: int | None, options: dict[str, str]) -> Iterator[
         if kind == "slurm":
             count = workers or -1
         elif kind == "ray":
-            count = workers or ending.enter_context(_ray())
+            cores = ending.enter_context(_ray())
+            count = workers or cores
         else:
             count = workers or os.cpu_count() or 1
 
-        def run(pipeline: list[WritePart], tasks: int, logs: Path) -> Iterator[int]:
+        def run(step: WritePart, tasks: int, logs: Path) -> Iterator[int]:
             of_all: dict[str, Any] = {"tasks": tasks, "workers": count, "logging_dir": str(logs)}
             if kind == "slurm":
-                return SlurmExecutor(pipeline, options=options, **of_all).run()
-            return (RayExecutor if kind == "ray" else LocalExecutor)(pipeline, **of_all).run()
+                return SlurmExecutor([step], options=options, **of_all).run()
+            return (RayExecutor if kind == "ray" else LocalExecutor)([step], **of_all).run()
 
         yield run, max(count, 1)
 
@@ -223,12 +222,12 @@ def _ray() -> Iterator[int]:
     Raises:
         NetworkError: it does not answer, or does not start within Ray's half a minute.
     """
-    import ray
-
     # It would tell its makers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Those that Ray kills for want of memory, it would begin again for ever.
+    # Tasks that Ray kills for want of memory, it would begin again for ever.
     os.environ.setdefault("RAY_task_oom_retries", str(_MOST_DEATHS - 1))
+    import ray
+
     try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:

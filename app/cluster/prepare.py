@@ -141,7 +141,7 @@ class _Job:
         while True:
             tasks = self.plan.tasks
             with self._progress(step) as progress:
-                for task in run([step], len(tasks), logs):
+                for task in run(step, len(tasks), logs):
                     progress(task)
             missing = len(tasks) - len(step.done(len(tasks)))
             if missing:
