@@ -171,6 +171,8 @@ class _Job:
             yield show
 
     def _plan_more(self, stream: Stream) -> None:
+        # Of many files on a hub, the footers take minutes.
+        print("planning the tasks", flush=True)
         text_bytes = float("inf")
         if self._wanted["total_tokens"] != "all":
             planned = sum(task.text_bytes for task in self.plan.tasks)
