@@ -173,9 +173,11 @@ class Cloud:
             for rank, commands in enumerate(stand_ins)
         ]
 
-    def has(self, checkpoint: str) -> bool:
-        """Whether the bucket has all of a checkpoint."""
-        return (self.run / "checkpoints" / checkpoint / "state.json").exists()
+    def has(self, machine: Machine, checkpoint: str) -> bool:
+        """Whether the bucket has a machine's dataset and checkpoint."""
+        kept = [self.bucket / "text", self.run / "checkpoints" / checkpoint]
+        originals = [machine.data_dir / "text", machine.run_dir / "checkpoints" / checkpoint]
+        return list(map(contents, kept)) == list(map(contents, originals))
 
     def close(self) -> None:
         self._machines.close()
@@ -187,6 +189,11 @@ def cloud(tmp_path: Path, data_dir: Path) -> Iterator[Cloud]:
     one = Cloud(data_dir.parent)
     yield one
     one.close()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    # Without a lock.
+    return {place.name: place.read_bytes() for place in folder.glob("[!.]*")}
 
 
 def assert_same_end(one: Path, other: Path) -> None:
@@ -249,7 +256,7 @@ def test_the_last_checkpoint_is_kept_when_training_ends_during_a_copy(cloud: Clo
     machine.process.terminate()
     code, output = machine.end()
     assert code == 0, output
-    assert cloud.has(LAST.name), output
+    assert cloud.has(machine, LAST.name), output
     # The one before it was there as well, and could wait.
     assert output.index("kept step-000100") < output.index("kept step-000090")
 
@@ -273,14 +280,18 @@ def test_what_the_bucket_has_stays_until_it_has_a_newer_one(cloud: Cloud) -> Non
 def test_an_error_of_the_bucket_does_not_end_the_job(cloud: Cloud, command: str) -> None:
     old = cloud.run / "checkpoints" / "step-000001"
     old.mkdir(parents=True)
-    first_time_fails = """once=$here/$(md5sum <<<"$*" | cut -c -32)
-      [[ $* != *"$BUCKET_DIR/"* || -e $once ]] || { touch "$once"; echo "$name fails"; exit 1; }"""
+    first_time_fails = """once=$here/$(md5sum <<<"$*" | cut -c -32) file=${*: -2:1}
+      [[ $* != *"$BUCKET_DIR/"* || -e $once ]] || {
+        touch "$once"
+        [[ $name != cp ]] || echo half >"${*: -1}/${file##*/}"
+        echo "$name fails"
+        exit 1
+      }"""
     machine = cloud.machine({command: first_time_fails}, TRAIN_MAX_STEPS="30")
     code, output = machine.end()
     assert code == 0, output
     assert f"{command} fails" in output
-    assert (cloud.bucket / "text" / "manifest.json").exists()
-    assert cloud.has("step-000030")
+    assert cloud.has(machine, "step-000030")
 
 
 def test_a_copy_that_lasts_does_not_delay_a_stop(cloud: Cloud) -> None:
@@ -295,7 +306,7 @@ def test_a_copy_that_lasts_does_not_delay_a_stop(cloud: Cloud) -> None:
     code, output = machine.end()
     assert code == 143, output
     assert "the copying was stopped" not in output
-    assert cloud.has(machine.newest()), output
+    assert cloud.has(machine, machine.newest()), output
 
 
 def test_several_machines_without_a_shared_disk(cloud: Cloud, unbroken: Unbroken) -> None:
@@ -337,5 +348,4 @@ def test_several_machines_train_while_the_dataset_is_copied_and_stop(cloud: Clou
     for machine in (first, other):
         code, output = machine.end()
         assert code == 143, output
-    assert (cloud.bucket / "text" / "manifest.json").exists()
-    assert cloud.has(first.newest())
+    assert cloud.has(first, first.newest())
