@@ -26,33 +26,43 @@ take() {
   mv "$DATA_DIR/$1.partial" "$DATA_DIR/$1"
 }
 
-keep_dataset() {
-  [[ ! -e $BUCKET_DIR/$dataset/manifest.json ]] || return 0
-  mkdir -p "$BUCKET_DIR/$dataset"
-  # The manifest last: it says that the shards are there.
-  cp "$DATA_DIR/$dataset"/*.bin "$BUCKET_DIR/$dataset"
-  cp "$DATA_DIR/$dataset/manifest.json" "$BUCKET_DIR/$dataset"
+# The last file says that the others are there. It is compared, because a copy that failed can be half a file.
+keep_folder() {
+  local from=$DATA_DIR/$1 to=$BUCKET_DIR/$1 files=$2 last=$3
+  ! cmp -s "$from/$last" "$to/$last" || return 0
+  mkdir -p "$to" && cp "$from"/*."$files" "$to" && cp "$from/$last" "$to" && echo "kept ${1##*/} in the bucket"
+}
+
+keep_run() {
+  local from=$DATA_DIR/$run to=$BUCKET_DIR/$run newest_first folder
+  # Listed before the metrics are copied, which need a line for each of a checkpoint's steps.
+  mapfile -t newest_first < <(compgen -G "$from/checkpoints/step-*[0-9]/state.json" | sort -rV)
+  ((${#newest_first[@]})) || return 0
+  newest_first=("${newest_first[@]%/state.json}")
+  mkdir -p "$to" && cp "$from"/*.json* "$from"/*.txt "$to" || return
+  # None is deleted in the bucket before this one is there.
+  keep_folder "$run/checkpoints/${newest_first[0]##*/}" safetensors state.json || return
+  for folder in "${newest_first[@]:1}"; do
+    # One that training deletes meanwhile, because there are newer ones, is none to keep.
+    keep_folder "$run/checkpoints/${folder##*/}" safetensors state.json || true
+  done
+  for folder in "$to"/checkpoints/*; do
+    [[ -e $from/checkpoints/${folder##*/} ]] || rm -r "$folder" || true
+  done
 }
 
 # What fails here is told by cp, and done the next time.
-keep_run() {
-  local from=$DATA_DIR/$run to=$BUCKET_DIR/$run folder
-  # Listed before the metrics are copied, which need a line for each of a checkpoint's steps.
-  local checkpoints=("$from"/checkpoints/step-*[0-9])
-  ((${#checkpoints[@]})) || return 0
-  mkdir -p "$to/checkpoints"
-  cp "$from"/*.json* "$from"/*.txt "$to" || return 0
-  for folder in "${checkpoints[@]##*/}"; do
-    [[ ! -e $to/checkpoints/$folder/state.json ]] || continue
-    mkdir -p "$to/checkpoints/$folder"
-    # One that is deleted meanwhile, because there are newer ones, is none to keep.
-    cp "$from/checkpoints/$folder"/*.safetensors "$to/checkpoints/$folder" &&
-      cp "$from/checkpoints/$folder/state.json" "$to/checkpoints/$folder" &&
-      echo "kept $folder in the bucket" || true
-  done
-  for folder in "$to"/checkpoints/*; do
-    [[ -e $from/checkpoints/${folder##*/} ]] || rm -r "$folder"
-  done
+keep() {
+  # A shutdown sends SIGTERM to every process, also to those that copy.
+  trap '' TERM INT
+  keep_folder "$dataset" bin manifest.json || true
+  keep_run
+}
+
+# Returns the exit code of a process. `wait` alone returns when a signal comes, too.
+finish() {
+  while kill -0 "$1" 2>/dev/null; do wait "$1" || true; done
+  wait "$1"
 }
 
 take "$dataset" manifest.json
@@ -62,28 +72,43 @@ train=("$python" -m app train)
 if ((nodes > 1)); then
   # A node without it counts as one that sees another disk than the first one's, by mistake.
   mkdir -p "$DATA_DIR/$run"
+  # A node whose name means 127.0.1.1 to itself would give the others that address.
+  mapfile -t addresses <<<"$SKYPILOT_NODE_IPS"
+  if read -r _ interface _ < <(ip -o -4 addr show to "${addresses[node]}"); then
+    export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$interface}"
+    export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-$interface}"
+  fi
   # Fixed ranks, so that the first node is the one that writes the run; and no restart among the nodes, since
-  # their disks have other checkpoints than the first one's until all begin again from the bucket.
+  # their disks have other checkpoints than the first one's until all begin again from the bucket. An hour (3600 s),
+  # because preparing may last much longer on one than on another.
   train=("$python" -m torch.distributed.run --nnodes="$nodes" --node-rank="$node"
-    --master-addr="${SKYPILOT_NODE_IPS%%$'\n'*}" --master-port="${MASTER_PORT:-29500}"
+    --master-addr="${addresses[0]}" --master-port="${MASTER_PORT:-29500}" --rdzv-conf=timeout=3600
     --nproc-per-node="$SKYPILOT_NUM_GPUS_PER_NODE" --max-restarts=0 -m app train)
   # torchrun's 30 s are not enough for a large checkpoint.
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=540
 fi
-if ((node > 0)); then
-  exec "${train[@]}"
-fi
 
-keep_dataset
 "${train[@]}" &
-training=$!
-trap 'kill -TERM "$training"' TERM INT
-while kill -0 "$training" 2>/dev/null; do
+training=$! stopped=
+trap 'stopped=yes; kill -TERM "$training" 2>/dev/null || true' TERM INT
+while ((node == 0)) && kill -0 "$training" 2>/dev/null; do
   sleep "${KEEP_SECONDS:-60}" &
   wait -n "$training" $! || true
-  keep_run
+  kill $! 2>/dev/null || true
+  # In the background: bash answers no signal before a command in the foreground has ended.
+  keep &
+  finish $! || true
 done
-kill %sleep 2>/dev/null || true
 code=0
-wait "$training" || code=$?
-exit "$code"
+finish "$training" || code=$?
+# torchrun makes 1 of every exit code, and SkyPilot is to know a stop.
+[[ $code == 0 || ! $stopped ]] || code=143
+((node == 0)) || exit "$code"
+
+for pause in 0 1 2 4 8; do
+  sleep "$pause" || true
+  keep &
+  finish $! && exit "$code"
+done
+echo "the last checkpoint could not be copied to the bucket" >&2
+exit $((code ? code : 1))

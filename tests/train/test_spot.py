@@ -6,9 +6,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import (
+    StaticTCPRendezvous,
+    create_rdzv_handler,
+)
+from torch.distributed.run import config_from_args, parse_args
 
 from tests.train.processes import CHECKOUT, TINY, Unbroken, free_port, measured
 
@@ -30,12 +37,42 @@ SAME = {
     name: JOB[name] for name in JOB if name.startswith("TRAIN_") and JOB[name] != TINY.get(name)
 }
 LAST = Path("checkpoints/step-000100")
+# Trains until it is stopped.
+ENDLESS = {"TRAIN_MAX_STEPS": "1000000"}
+
+# A command that is found before the system's, and what it does first.
+STAND_IN = """#!/usr/bin/env bash
+name=${0##*/} PATH=${PATH#*:} here=$(dirname "$0")
+%s
+exec "$name" "$@"
+"""
+# Not for ever: a test that fails has to end.
+UNTIL_ALLOWED = """
+  trap 'echo "the copying was stopped"; exit 1' TERM
+  echo "the bucket is slow: $$"
+  for _ in {1..600}; do [[ -e $here/allowed ]] && break; sleep 0.1; done
+  [[ -e $here/allowed ]] || echo "nothing else went on"
+"""
 
 
 class Machine:
-    """A machine with a disk of its own, which sees the bucket."""
+    """A machine with a disk of its own, which sees the bucket.
 
-    def __init__(self, folder: Path, bucket: Path, **variables: str) -> None:
+    Args:
+        folder: its disk.
+        bucket: where it is mounted.
+        stand_ins: command -> what its stand-in does first, in bash.
+        variables: of its environment.
+    """
+
+    def __init__(
+        self, folder: Path, bucket: Path, stand_ins: dict[str, str], **variables: str
+    ) -> None:
+        self.commands = folder / "commands"
+        self.commands.mkdir(parents=True)
+        for name, does in stand_ins.items():
+            (self.commands / name).write_text(STAND_IN % does)
+            (self.commands / name).chmod(0o755)
         checkout = folder / "checkout"
         checkout.mkdir(parents=True)
         for place in ("app", "cloud", "recipes"):
@@ -52,6 +89,7 @@ class Machine:
                 "DATA_DIR": str(self.data_dir),
                 "BUCKET_DIR": str(bucket),
                 "KEEP_SECONDS": "0.1",
+                "PATH": f"{self.commands}:{os.environ['PATH']}",
                 **variables,
             },
             stdout=subprocess.PIPE,
@@ -60,14 +98,37 @@ class Machine:
             start_new_session=True,
         )
 
-    def wait_for(self, beginning: str) -> None:
+    def wait_for(self, beginning: str) -> str:
+        """What is printed up to the end of the first line that begins so."""
         assert self.process.stdout is not None
-        before = []
+        lines = []
         for line in self.process.stdout:
+            lines.append(line)
             if line.startswith(beginning):
-                return
-            before.append(line)
-        pytest.fail(f"no line began with {beginning!r}: {''.join(before)}")
+                return "".join(lines)
+        pytest.fail(f"no line began with {beginning!r}: {''.join(lines)}")
+
+    def allow(self) -> None:
+        """Let a copy go on that waits UNTIL_ALLOWED."""
+        (self.commands / "allowed").touch()
+
+    def newest(self) -> str:
+        """The name of its last checkpoint."""
+        states = self.run_dir.glob("checkpoints/step-*/state.json")
+        return max(state.parent.name for state in states)
+
+    def torchrun(self) -> tuple[list[str], dict[str, str]]:
+        """The words of the torchrun that it runs, and its environment."""
+        for place in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = (place / "stat").read_text().rpartition(")")[2].split()[1]
+                words = (place / "cmdline").read_text().split("\0")[:-1]
+                variables = (place / "environ").read_text().split("\0")[:-1]
+            except OSError:
+                continue
+            if int(parent) == self.process.pid and "torch.distributed.run" in words:
+                return words, dict(word.split("=", 1) for word in variables)
+        pytest.fail("it runs no torchrun")
 
     def vanish(self) -> None:
         """Kill everything on it at once."""
@@ -87,15 +148,36 @@ class Cloud:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self.bucket = folder, folder / "bucket"
+        self.run = self.bucket / "runs" / JOB["TRAIN_RUN_NAME"]
         self.bucket.mkdir()
         self._machines = ExitStack()
         self._count = 0
 
-    def machine(self, **variables: str) -> Machine:
+    def machine(self, stand_ins: dict[str, str] | None = None, /, **variables: str) -> Machine:
         self._count += 1
-        machine = Machine(self._folder / f"machine-{self._count}", self.bucket, **variables)
+        folder = self._folder / f"machine-{self._count}"
+        machine = Machine(folder, self.bucket, stand_ins or {}, **variables)
         self._machines.callback(machine.vanish)
         return machine
+
+    def nodes(self, *stand_ins: dict[str, str], addresses: str, **variables: str) -> list[Machine]:
+        """Machines that train together, those of several `addresses`."""
+        shared = variables | {
+            "SKYPILOT_NUM_NODES": str(len(stand_ins)),
+            "SKYPILOT_NUM_GPUS_PER_NODE": "1",
+            "SKYPILOT_NODE_IPS": addresses,
+            "MASTER_PORT": str(free_port(10_000, 20_000)),
+        }
+        return [
+            self.machine(commands, SKYPILOT_NODE_RANK=str(rank), **shared)
+            for rank, commands in enumerate(stand_ins)
+        ]
+
+    def has(self, machine: Machine, checkpoint: str) -> bool:
+        """Whether the bucket has a machine's dataset and checkpoint."""
+        kept = [self.bucket / "text", self.run / "checkpoints" / checkpoint]
+        originals = [machine.data_dir / "text", machine.run_dir / "checkpoints" / checkpoint]
+        return list(map(contents, kept)) == list(map(contents, originals))
 
     def close(self) -> None:
         self._machines.close()
@@ -107,6 +189,11 @@ def cloud(tmp_path: Path, data_dir: Path) -> Iterator[Cloud]:
     one = Cloud(data_dir.parent)
     yield one
     one.close()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    # Without a lock.
+    return {place.name: place.read_bytes() for place in folder.glob("[!.]*")}
 
 
 def assert_same_end(one: Path, other: Path) -> None:
@@ -127,9 +214,8 @@ def test_another_machine_continues_from_the_bucket(cloud: Cloud, unbroken: Unbro
     expected = unbroken(**SAME)
     assert_same_end(second.run_dir, expected)
     # All that the machine had goes with it, but the bucket has the run.
-    kept = cloud.bucket / "runs" / JOB["TRAIN_RUN_NAME"]
-    assert_same_end(kept, expected)
-    assert {place.name for place in (kept / "checkpoints").iterdir()} == {
+    assert_same_end(cloud.run, expected)
+    assert {place.name for place in (cloud.run / "checkpoints").iterdir()} == {
         place.name for place in (second.run_dir / "checkpoints").iterdir()
     }
 
@@ -139,7 +225,7 @@ def test_a_half_copied_checkpoint_is_not_the_one_that_continues(cloud: Cloud) ->
     first.wait_for("kept step-")
     first.wait_for("kept step-")
     first.vanish()
-    kept = cloud.bucket / "runs" / JOB["TRAIN_RUN_NAME"] / "checkpoints"
+    kept = cloud.run / "checkpoints"
     before, last = sorted(place for place in kept.iterdir() if (place / "state.json").exists())[-2:]
     (last / "state.json").unlink()
     os.truncate(last / "optimizer.safetensors", 1000)
@@ -159,18 +245,77 @@ def test_a_stop_is_passed_on_and_the_checkpoint_kept(cloud: Cloud) -> None:
     assert f"kept {saved.name} in the bucket" in output
 
 
-def test_several_machines_without_a_shared_disk(cloud: Cloud, unbroken: Unbroken) -> None:
-    def machines() -> list[Machine]:
-        shared = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NUM_GPUS_PER_NODE": "1"}
-        shared |= {"SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-        shared |= {"MASTER_PORT": str(free_port(10_000, 20_000))}
-        return [cloud.machine(SKYPILOT_NODE_RANK=rank, **shared) for rank in ("0", "1")]
+def test_the_last_checkpoint_is_kept_when_training_ends_during_a_copy(cloud: Cloud) -> None:
+    until_trained = """[[ $* != *.safetensors* ]] || {
+      while pgrep --session 0 --full "app train" >/dev/null; do sleep 0.1; done
+      echo "the training has ended"
+    }"""
+    machine = cloud.machine({"cp": until_trained})
+    machine.wait_for("the training has ended")
+    # There is no training to pass it on to.
+    machine.process.terminate()
+    code, output = machine.end()
+    assert code == 0, output
+    assert cloud.has(machine, LAST.name), output
+    # The one before it was there as well, and could wait.
+    assert output.index("kept step-000100") < output.index("kept step-000090")
 
-    first, other = machines()
+
+def test_what_the_bucket_has_stays_until_it_has_a_newer_one(cloud: Cloud) -> None:
+    takes_one = """[[ $* != *.safetensors* ]] ||
+      ! compgen -G "$BUCKET_DIR/runs/run/checkpoints/*/state.json" >/dev/null || exit 1"""
+    # For the last tries no pauses.
+    machine = cloud.machine({"cp": takes_one, "sleep": "[[ $1 == 0.1 ]] || exit 0"})
+    code, output = machine.end()
+    assert code == 1, output
+    assert "the last checkpoint could not be copied to the bucket" in output
+    (kept,) = (place.parent.name for place in cloud.run.glob("checkpoints/*/state.json"))
+    assert not (machine.run_dir / "checkpoints" / kept).exists()
+    code, output = cloud.machine().end()
+    assert code == 0, output
+    assert f"continues at step {int(kept.removeprefix('step-'))}" in output
+
+
+@pytest.mark.parametrize("command", ("cp", "mkdir", "rm"))
+def test_an_error_of_the_bucket_does_not_end_the_job(cloud: Cloud, command: str) -> None:
+    old = cloud.run / "checkpoints" / "step-000001"
+    old.mkdir(parents=True)
+    first_time_fails = """once=$here/$(md5sum <<<"$*" | cut -c -32) file=${*: -2:1}
+      [[ $* != *"$BUCKET_DIR/"* || -e $once ]] || {
+        touch "$once"
+        [[ $name != cp ]] || echo half >"${*: -1}/${file##*/}"
+        echo "$name fails"
+        exit 1
+      }"""
+    machine = cloud.machine({command: first_time_fails}, TRAIN_MAX_STEPS="30")
+    code, output = machine.end()
+    assert code == 0, output
+    assert f"{command} fails" in output
+    assert cloud.has(machine, "step-000030")
+
+
+def test_a_copy_that_lasts_does_not_delay_a_stop(cloud: Cloud) -> None:
+    slow = f"if [[ $* == *.safetensors* ]]; then {UNTIL_ALLOWED} fi"
+    machine = cloud.machine({"cp": slow}, **ENDLESS)
+    copying = machine.wait_for("the bucket is slow").split()[-1]
+    machine.process.terminate()
+    # A shutdown sends it to every process.
+    os.kill(int(copying), signal.SIGTERM)
+    assert "nothing else went on" not in machine.wait_for("stopping:")
+    machine.allow()
+    code, output = machine.end()
+    assert code == 143, output
+    assert "the copying was stopped" not in output
+    assert cloud.has(machine, machine.newest()), output
+
+
+def test_several_machines_without_a_shared_disk(cloud: Cloud, unbroken: Unbroken) -> None:
+    addresses = "127.0.0.1\n127.0.0.1"
+    first, other = cloud.nodes({}, {}, addresses=addresses)
     first.wait_for("kept step-")
     first.vanish()
     other.vanish()
-    first, other = machines()
+    first, other = cloud.nodes({}, {}, addresses=addresses)
     for machine in (first, other):
         code, output = machine.end()
         assert code == 0, output
@@ -179,3 +324,28 @@ def test_several_machines_without_a_shared_disk(cloud: Cloud, unbroken: Unbroken
     losses = [line["train_loss"] for line in measured(first.run_dir)]
     expected = unbroken(**SAME)
     assert losses == pytest.approx([line["train_loss"] for line in measured(expected)], abs=1e-3)
+
+
+def test_several_machines_train_while_the_dataset_is_copied_and_stop(cloud: Cloud) -> None:
+    slow = f"if [[ $* == *.bin* ]]; then {UNTIL_ALLOWED} fi"
+    # The second one's is that of no interface here.
+    first, other = cloud.nodes({"cp": slow}, {}, addresses="127.0.0.1\n203.0.113.9", **ENDLESS)
+    assert "nothing else went on" not in first.wait_for("step:2/")
+    assert not (cloud.bucket / "text" / "manifest.json").exists()
+    words, variables = first.torchrun()
+    config, _, _ = config_from_args(parse_args(words[words.index("torch.distributed.run") + 1 :]))
+    meeting = create_rdzv_handler(
+        RendezvousParameters("static", "127.0.0.1:1", "", 2, 2, **config.rdzv_configs)
+    )
+    assert isinstance(meeting, StaticTCPRendezvous)
+    assert meeting.timeout == timedelta(hours=1)
+    assert variables["GLOO_SOCKET_IFNAME"] == variables["NCCL_SOCKET_IFNAME"] == "lo"
+    _, variables = other.torchrun()
+    assert not {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"} & variables.keys()
+    for machine in (first, other):
+        machine.process.terminate()
+    first.allow()
+    for machine in (first, other):
+        code, output = machine.end()
+        assert code == 143, output
+    assert cloud.has(first, first.newest())
