@@ -39,10 +39,13 @@ class Preparation:
     Args:
         place: the folder that DATA_DIR is.
         settings: environment variables.
+        python: the interpreter.
     """
 
-    def __init__(self, place: Path, settings: Mapping[str, str]) -> None:
-        self.place, self.out = place, place / "out"
+    def __init__(
+        self, place: Path, settings: Mapping[str, str], python: str | Path = sys.executable
+    ) -> None:
+        self.place, self.out, self._python = place, place / "out", python
         self.settings = settings
         self._faults = Faults(self.out)
 
@@ -58,7 +61,7 @@ class Preparation:
         }
         variables = {name: str(value) for name, value in settings.items()}
         return subprocess.Popen(
-            [sys.executable, "-m", "app", "prepare"],
+            [self._python, "-m", "app", "prepare"],
             cwd=self._faults.folder,
             env=kept | variables | self._faults.environment(fault),
             stdout=subprocess.PIPE,
