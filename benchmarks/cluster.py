@@ -42,6 +42,8 @@ def main() -> None:
     arguments.add_argument("--repeats", type=int, default=3)
     arguments.add_argument("--workers", type=int, default=os.cpu_count())
     chosen = arguments.parse_args()
+    if chosen.work:
+        chosen.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=chosen.work) as temporary:
         corpus = (chosen.work or Path(temporary)) / f"text-{chosen.megabytes}"
         made = text_of_this_machine(corpus, chosen.megabytes)
