@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from app.errors import Ended, ExitCode, RankLostError
+from app.signals import leave, say
 from app.train.compilation import LossFunction
 
 _PR_SET_PDEATHSIG = 1
@@ -165,6 +167,13 @@ class _Loss(nn.Module):
 
 
 def _end_with_launcher() -> None:
-    """Be stopped when the launcher dies; it may be killed, and then cannot do it."""
+    """Be stopped when the launcher says so, or dies: it may be killed, and then cannot say it."""
+    # Where an object is deleted, Python shows an exception that a handler raises, and drops it.
+    signal.signal(signal.SIGTERM, _stop)
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    say("stopped: by SIGTERM")
+    leave(number)

@@ -120,18 +120,45 @@ except RankLostError as error:
 """
 
 
-def test_what_is_no_lost_connection_is_told() -> None:
+def run_as_only_rank(program: str) -> subprocess.CompletedProcess[str]:
+    """Run a program as a launcher would that starts one process."""
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "x"}
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    ended = subprocess.run(
-        [sys.executable, "-c", LOSES_THE_OTHERS],
+    return subprocess.run(
+        [sys.executable, "-c", program],
         env={**os.environ, **alone, **address, "PYTHONPATH": str(CHECKOUT)},
         capture_output=True,
         text=True,
-        check=True,
     )
+
+
+def test_what_is_no_lost_connection_is_told() -> None:
+    ended = run_as_only_rank(LOSES_THE_OTHERS)
+    assert ended.returncode == 0, ended.stderr
     assert "rank 0: the processes lose each other: NCCL error: unhandled system" in ended.stdout
     assert "NCCL_DEBUG=INFO" in ended.stdout
+
+
+IS_STOPPED_WHERE_EXCEPTIONS_ARE_DROPPED = """
+import os, signal, sys, weakref
+import torch
+from app.__main__ import run_as_process
+from app.train.ranks import process_group
+
+def train(_arguments):
+    with process_group(torch.device("cpu"), 60):
+        thing = type("Thing", (), {})()
+        reference = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        del thing
+        return 0
+
+run_as_process(train)
+"""
+
+
+def test_a_stop_counts_where_exceptions_are_dropped() -> None:
+    ended = run_as_only_rank(IS_STOPPED_WHERE_EXCEPTIONS_ARE_DROPPED)
+    assert (ended.returncode, ended.stderr) == (143, "stopped: by SIGTERM\n")
 
 
 def test_a_fault_of_all_is_told_once(start: Start) -> None:
