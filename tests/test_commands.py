@@ -165,6 +165,18 @@ def test_a_signal_before_the_command_starts_ends_the_program_in_order(
     assert (started.returncode, err) == (code, said)
 
 
+def test_where_its_extra_is_missing_the_cluster_says_so() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "app.cluster", "prepare"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: this environment does not hold what `app.cluster` needs")
+    assert "make test-cluster" in ended.stderr
+
+
 def test_a_full_disk_is_told_from_a_bug() -> None:
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(

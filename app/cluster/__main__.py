@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from argparse import ArgumentTypeError
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,10 +29,16 @@ def main(arguments: Sequence[str]) -> int:
 
 def _prepare(arguments: Sequence[str]) -> int:
     # Imported here, so that Ctrl-C ends the program in order while it starts, too.
+    from app.errors import ExitCode, UserError
+
+    if not find_spec("datatrove"):
+        raise UserError(
+            "this environment does not hold what `app.cluster` needs",
+            "`make test-cluster` makes one that does: . .venv-cluster/bin/activate",
+        )
     from app.cluster.executors import engine
     from app.cluster.prepare import prepare
     from app.data.documents import STDLIB, is_hub_id
-    from app.errors import ExitCode
     from app.flags import with_dashes
     from app.sources import load_settings
 

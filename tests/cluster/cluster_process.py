@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from app.data.shards import Manifest, Split, open_dataset, verified
 from tests.data.conftest import CHECKOUT
 from tests.faults import Fault, Faults
+from tests.process_tree import children
 
 PYTHON = CHECKOUT / ".venv-cluster" / "bin" / "python"
 LONGEST_SECONDS = 300
@@ -118,21 +120,13 @@ def stream(folder: Path, split: Split) -> np.ndarray[tuple[int], np.dtype[np.uin
 
 def descendants(process: int) -> Iterator[tuple[int, str]]:
     """Numbers and titles of the processes that one has started, and of theirs."""
-    children: dict[int, list[int]] = {}
-    titles: dict[int, str] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            stat = (entry / "stat").read_text()
-            titles[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ").strip()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        parent = int(stat.rpartition(")")[2].split()[1])
-        children.setdefault(parent, []).append(int(entry.name))
-    waiting = [*children.get(process, ())]
+    tree = children()
+    waiting = [*tree.get(process, ())]
     while waiting:
         one = waiting.pop()
-        waiting += children.get(one, ())
-        yield one, titles.get(one, "")
+        waiting += tree.get(int(one.name), ())
+        with suppress(OSError):
+            yield int(one.name), (one / "cmdline").read_text().replace("\0", " ").strip()
 
 
 _COMMANDS = {

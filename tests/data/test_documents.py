@@ -248,6 +248,23 @@ def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
         texts_of(path)
 
 
+def test_a_parquet_with_another_byte_anywhere_has_texts_or_is_refused(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", ["text"])
+    whole = path.read_bytes()
+    refusals = set()
+    for place in range(len(whole)):
+        # Of one in Arrow's own schema it becomes an integer of a width that Arrow does not read.
+        for other in (1, 5, 128):
+            path.write_bytes(
+                whole[:place] + bytes([whole[place] ^ other]) + whole[place + 1 :],
+            )
+            try:
+                texts_of(path)
+            except UserError as error:
+                refusals.add(error.problem.partition(": ")[0])
+    assert {f"{path} is damaged", f"{path} cannot be read"} <= refusals
+
+
 @pytest.mark.parametrize("name", ("a.pdf", "a.bin", "README", "a.gz", "a.parquet.gz", "a.zip"))
 def test_file_of_another_kind_is_refused_with_those_that_fit(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("text")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from app.train.stopwatch import PAUSES
+from tests.process_tree import children
 
 TINY = {
     "MODEL_CONTEXT_LENGTH": "32",
@@ -83,14 +85,13 @@ class Process:
     def workers(self) -> dict[int, int]:
         """Rank -> process number of those that it has launched."""
         found = {}
-        for place in Path("/proc").glob("[0-9]*"):
+        for place in children().get(self.process.pid, ()):
             try:
-                parent = (place / "stat").read_text().rpartition(")")[2].split()[1]
                 words = (place / "environ").read_bytes().split(b"\0")
             except OSError:
                 continue
             ranks = [word[5:] for word in words if word.startswith(b"RANK=")]
-            if ranks and int(parent) == self.process.pid:
+            if ranks:
                 found[int(ranks[0])] = int(place.name)
         return found
 
@@ -112,9 +113,9 @@ Start = Callable[..., Process]
 Unbroken = Callable[..., Path]
 
 
-def free_port(first: int, count: int) -> int:
-    """The first free port of a range."""
-    for port in range(first, first + count):
+def free_port() -> int:
+    """One that cloud/train.slurm can choose, too; by chance, since tests run side by side."""
+    for port in random.SystemRandom().sample(range(10_000, 30_000), 100):
         with socket.socket() as trial:
             try:
                 trial.bind(("127.0.0.1", port))

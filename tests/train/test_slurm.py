@@ -55,7 +55,7 @@ class Cluster:
             "DATA_DIR": str(data_dir),
             "PYTHONPATH": str(CHECKOUT),
             "PATH": f"{programs}:{os.environ['PATH']}",
-            "SLURM_JOB_ID": str(free_port(10_000, 20_000) - 10_000),
+            "SLURM_JOB_ID": str(free_port() - 10_000),
             "SLURM_JOB_NODELIST": "node[1-2]",
             "SLURM_GPUS_ON_NODE": "1",
             # What the names of a cluster's nodes lead to.

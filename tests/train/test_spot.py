@@ -17,6 +17,7 @@ from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import (
 )
 from torch.distributed.run import config_from_args, parse_args
 
+from tests.process_tree import children
 from tests.train.processes import CHECKOUT, TINY, Unbroken, free_port, measured
 
 pytestmark = pytest.mark.processes
@@ -119,14 +120,13 @@ class Machine:
 
     def torchrun(self) -> tuple[list[str], dict[str, str]]:
         """The words of the torchrun that it runs, and its environment."""
-        for place in Path("/proc").glob("[0-9]*"):
+        for place in children().get(self.process.pid, ()):
             try:
-                parent = (place / "stat").read_text().rpartition(")")[2].split()[1]
                 words = (place / "cmdline").read_text().split("\0")[:-1]
                 variables = (place / "environ").read_text().split("\0")[:-1]
             except OSError:
                 continue
-            if int(parent) == self.process.pid and "torch.distributed.run" in words:
+            if "torch.distributed.run" in words:
                 return words, dict(word.split("=", 1) for word in variables)
         pytest.fail("it runs no torchrun")
 
@@ -166,7 +166,7 @@ class Cloud:
             "SKYPILOT_NUM_NODES": str(len(stand_ins)),
             "SKYPILOT_NUM_GPUS_PER_NODE": "1",
             "SKYPILOT_NODE_IPS": addresses,
-            "MASTER_PORT": str(free_port(10_000, 20_000)),
+            "MASTER_PORT": str(free_port()),
         }
         return [
             self.machine(commands, SKYPILOT_NODE_RANK=str(rank), **shared)
