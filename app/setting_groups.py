@@ -19,7 +19,6 @@ from app.setting_types import (
     Number,
     RunName,
     Wait,
-    extent,
     listed,
     pair,
     truth,
@@ -172,12 +171,8 @@ class TrainSettings(Group):
     precision: Literal["auto", "bf16", "float32"] = Field(
         "auto", description="auto: bf16 autocast where the device computes in it, else float32"
     )
-    compile: Annotated[Literal["auto", "model", "blocks", "false"], BeforeValidator(extent)] = (
-        Field(
-            "auto",
-            description="with torch.compile: the whole model at once; blocks: one block for all, "
-            "which starts sooner; auto: what suits the run's length; false: nothing",
-        )
+    compile: bool = Field(
+        True, description="compile the model; false starts sooner and trains more slowly"
     )
     deterministic: Annotated[Literal["auto", "true", "false"], BeforeValidator(truth)] = Field(
         "auto", description="bit-identical from run to run; auto: on a CPU only"

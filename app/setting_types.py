@@ -29,12 +29,6 @@ def truth(value: object) -> object:
     return "true" if is_true else "false" if is_false else word
 
 
-def extent(value: object) -> object:
-    """As truth, with auto for true."""
-    word = truth(value)
-    return "auto" if word == "true" else word
-
-
 def home(value: object) -> object:
     """A path whose ~ is a home folder."""
     try:

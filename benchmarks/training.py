@@ -167,30 +167,29 @@ def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def startup(bench: Bench) -> Iterator[tuple[str, Any]]:
     """From the process's start to the end of its first step, with an empty and a full cache."""
     size = bench.size
-    for extent in ("blocks", "model"):
-        with tempfile.TemporaryDirectory(dir=bench.work) as folder:
-            for cache in ("cold", "warm"):
-                ran = bench.train(
-                    cache, Path(folder), "original", Path(folder) / "cache", compile=extent,
-                    max_steps=size.start_steps, tokens_per_step=size.tokens_per_step,
-                    micro_batch_size=size.micro_batch, **size.model,
-                )  # fmt: skip
-                found = ran.summary(bench, size.tokens_per_step)
-                yield (
-                    f"{extent}, {cache}",
-                    {key: found[key] for key in (
-                        "start_to_end_of_step_0_seconds", "step_0_seconds", "step_ms",
-                        "tokens_per_second_by_lines", "said",
-                    )},
-                )  # fmt: skip
+    with tempfile.TemporaryDirectory(dir=bench.work) as folder:
+        for cache in ("cold", "warm"):
+            ran = bench.train(
+                cache, Path(folder), "original", Path(folder) / "cache",
+                max_steps=size.start_steps, tokens_per_step=size.tokens_per_step,
+                micro_batch_size=size.micro_batch, **size.model,
+            )  # fmt: skip
+            found = ran.summary(bench, size.tokens_per_step)
+            yield (
+                cache,
+                {key: found[key] for key in (
+                    "start_to_end_of_step_0_seconds", "step_0_seconds", "step_ms",
+                    "tokens_per_second_by_lines", "said",
+                )},
+            )  # fmt: skip
 
 
 def ladder(bench: Bench) -> Iterator[tuple[str, Any]]:
     """One thing changed at a time, against compiled blocks."""
     rungs: dict[str, dict[str, Any]] = {
         "compiled blocks": {},
-        "compiled model": {"extent": "model"},
-        "not compiled": {"extent": None},
+        "whole model compiled": {"mode": "default"},
+        "not compiled": {"compile": False},
     }
     if bench.on_gpu:
         rungs |= {
@@ -205,7 +204,7 @@ def ladder(bench: Bench) -> Iterator[tuple[str, Any]]:
         "deterministic": {"deterministic": "true"},
         "not deterministic": {"deterministic": "false"},
         "torch's linear_cross_entropy": {"loss": "linear_cross_entropy"},
-        "linear_cross_entropy, not compiled": {"loss": "linear_cross_entropy", "extent": None},
+        "linear_cross_entropy, not compiled": {"loss": "linear_cross_entropy", "compile": False},
     }
     if bench.on_gpu:
         # Deterministic is not the default there: it would be measured twice.
@@ -218,7 +217,7 @@ def ladder(bench: Bench) -> Iterator[tuple[str, Any]]:
         yield f"update: {name}", bench.job("optimizer_step", bench.spec(optimizer=name))
     if bench.on_gpu:
         yield (
-            "compiled model, max-autotune-no-cudagraphs",
+            "whole model, max-autotune-no-cudagraphs",
             bench.job("rung", bench.spec(mode="max-autotune-no-cudagraphs")),
         )
 
@@ -330,16 +329,15 @@ def correctness(bench: Bench) -> Iterator[tuple[str, Any]]:
     plain = {"precision": "float32", "compile": "false"}
     runs = {
         "float32": plain,
-        "bf16, compiled model": fast | {"compile": "model"},
-        "bf16, compiled blocks": fast | {"compile": "blocks"},
-        "float32, compiled blocks": plain | {"compile": "blocks"},
+        "bf16, compiled": fast,
+        "float32, compiled": {"precision": "float32"},
     }
     if bench.on_gpu:
         # First, since what is called float32 on a GPU multiplies in TF32.
         runs = {"float32 on the CPU": plain | {"device": "cpu"}, **runs}
     yield from compared(bench, runs, "", steps, tokens_per_step=1024, micro_batch_size=4, **model)
     if bench.on_gpu and not bench.quick:
-        of_both = "float32 on the CPU", "bf16, compiled blocks"
+        of_both = "float32 on the CPU", "bf16, compiled"
         on_cpu = {name: runs[name] for name in of_both}
         yield from compared(
             bench, on_cpu, "124M, ", 4, tokens_per_step=8192, micro_batch_size=4
@@ -374,7 +372,7 @@ def ddp(bench: Bench) -> Iterator[tuple[str, Any]]:
     small = bench.quick
     shape = SMALL if small else {"num_layers": 4, "context_length": 256}
     yield "two processes", bench.job(
-        "ddp", bench.spec(model=shape, micro_batch=2, accumulation=8, extent="blocks")
+        "ddp", bench.spec(model=shape, micro_batch=2, accumulation=8)
     )  # fmt: skip
     parameters = meta_model({}).num_parameters()
     # What one GPU needs for a step of 524,288 tokens at the aim of 600,000 tokens/s.

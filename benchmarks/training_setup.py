@@ -14,7 +14,6 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from app.model import gpt
 from app.model.gpt import GPT, GPTConfig
-from app.train.attention import choose_attention
 from app.train.compilation import compiled_loss
 from app.train.device import Device, choose_device
 from app.train.optimizer import Optimizers, build_optimizers
@@ -54,14 +53,11 @@ def set_up(spec: dict[str, Any]) -> tuple[Device, GPT, Loss, tuple[Tensor, Tenso
     model = GPT(config).to(device.torch_device)
     if "attention" in spec:
         device = replace(device, attention=(getattr(SDPBackend, spec["attention"]),))
-    else:
-        device, _ = choose_attention(device, config, spec["micro_batch"])
     if spec.get("loss") == "linear_cross_entropy":
         if not hasattr(F, "linear_cross_entropy"):
             raise NotImplementedError("this torch has no linear_cross_entropy")
         model.loss = partial(chunked_loss, model)  # type: ignore[method-assign]
-    extent = spec.get("extent", "blocks")
-    loss: Loss = compiled_loss(model, extent, device) if extent else model
+    loss: Loss = compiled_loss(model, device) if spec.get("compile", True) else model
     if "mode" in spec:
         loss = torch.compile(model, mode=spec["mode"])
     tokens = torch.randint(

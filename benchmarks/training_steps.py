@@ -80,7 +80,7 @@ def rung(spec: dict[str, Any]) -> dict[str, Any]:
             update(model, optimizers)
             kind = device.torch_device.type
             need = memory_need(
-                model.config, device.precision, kind, compiled=bool(spec.get("extent", "blocks"))
+                model.config, device.precision, kind, compiled=spec.get("compile", True)
             )
             found["estimated_bytes"] = need.of(spec["micro_batch"])
         with torch.no_grad(), device.forward_pass():

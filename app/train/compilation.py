@@ -1,11 +1,10 @@
-"""Compiled code: where it is kept, how much of the model it covers, whether it was found again."""
+"""Compiled code: where it is kept, what it needs, whether it was found again."""
 
 import os
 import shutil
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,8 +12,6 @@ from torch import Tensor
 from app.model.gpt import GPT
 from app.train.device import Device
 
-Extent = Literal["model", "blocks"]
-_WHOLE_MODEL_PAYS_SECONDS = 1200.0
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -48,10 +45,12 @@ def can_compile(device: Device) -> bool:
     return not missing_for_compiling(device.torch_device.type)
 
 
-def compiled_loss(model: GPT, extent: Extent, device: Device) -> LossFunction:
-    """The model's loss, compiled: all at once, or a block once for all and the rest.
+def compiled_loss(model: GPT, device: Device) -> LossFunction:
+    """Compile the model's loss: embedding, one block for all blocks, output layer.
 
-    The model itself stays as it is, so that evaluation and sampling compile nothing.
+    Compiling the whole model at once takes 12 to 18 s longer and makes steps no faster
+    (benchmarks/results). The model itself stays as it is, so that evaluation and sampling compile
+    nothing.
 
     Args:
         device: in whose forward_pass the loss is to be computed.
@@ -61,8 +60,6 @@ def compiled_loss(model: GPT, extent: Extent, device: Device) -> LossFunction:
     """
     # By itself the cache does not tell code for one attention kernel from code for another.
     torch.compiler.config.cache_key_tag = ",".join(one.name for one in device.attention)
-    if extent == "model":
-        return torch.compile(model)
     embed, loss = torch.compile(model.embed), torch.compile(model.loss)
     # Blocks differ in their weights only: the second finds the first one's code.
     blocks = [torch.compile(block) for block in model.transformer.h]
@@ -74,28 +71,6 @@ def compiled_loss(model: GPT, extent: Extent, device: Device) -> LossFunction:
         return loss(x, targets)
 
     return by_blocks
-
-
-def extent_for(
-    asked: Literal["auto", "model", "blocks", "false"], device: Device, model: GPT, tokens: int
-) -> Extent | None:
-    """How much to compile, for the shortest run in all; None for nothing.
-
-    On a CPU blocks start twice as fast and are no slower (benchmarks/results). On a GPU the whole
-    model is expected to gain a few per cent for half a minute of compiling: not measured.
-
-    Args:
-        asked: what the user wants.
-        tokens: that one process takes in the whole run, so that a continued one is compiled alike.
-    """
-    if asked == "false":
-        return None
-    if asked != "auto":
-        return asked
-    if device.torch_device.type == "cpu":
-        return "blocks"
-    at_half_the_peak = 2 * model.flops_per_token() / (device.peak_flops or 100e12)
-    return "blocks" if tokens * at_half_the_peak < _WHOLE_MODEL_PAYS_SECONDS else "model"
 
 
 def cache_report() -> str:

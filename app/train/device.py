@@ -37,6 +37,16 @@ _PEAK_FLOPS = {
 }
 
 
+# Fastest first: at GPT-2's shape on an H200 cuDNN's takes 1.34 ms forward and backward, flash 1.85,
+# efficient 3.75. cuDNN's backward pass is not deterministic.
+_ATTENTION = (
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+)
+
+
 @dataclass(frozen=True)
 class Device:
     """Where and how the model is computed.
@@ -46,7 +56,7 @@ class Device:
         name: as its maker calls it
         precision: of matrix products and activations; weights stay float32
         deterministic: only algorithms that give the same bits every time
-        attention: kernels in the order of their speed; empty for torch's own choice
+        attention: kernels, fastest first; empty for torch's own choice
         peak_flops: dense FLOP/s of the data sheet in this precision; None if unknown
     """
 
@@ -159,7 +169,8 @@ def choose_device(
     if peak and chosen == "float32":
         # Matrix products are in TF32, which is half as fast on all of them.
         peak /= 2
-    return Device(here, name, chosen, is_deterministic, peak)
+    attention = _ATTENTION[1:] if is_deterministic else _ATTENTION
+    return Device(here, name, chosen, is_deterministic, peak, attention)
 
 
 def _most_resident_bytes() -> int:

@@ -13,9 +13,8 @@ from app.files import locked
 from app.model.gpt import GPT, GPTConfig
 from app.setting_groups import TrainSettings
 from app.settings import Settings
-from app.train.attention import choose_attention
 from app.train.checkpoint import Checkpoint
-from app.train.compilation import can_compile, extent_for, keep_compiled_code
+from app.train.compilation import can_compile, keep_compiled_code
 from app.train.device import Device, choose_device
 from app.train.micro_batch import largest_micro_batch, memory_need
 from app.train.optimizer import Optimizers, build_optimizers
@@ -137,7 +136,6 @@ def _put_together(
     plan = StepPlan(
         chosen.tokens_per_step // config.context_length, ranks.size, start.micro_batch_size
     )
-    device, attention = choose_attention(device, config, start.micro_batch_size)
     torch.manual_seed(chosen.seed)
     model = GPT(config).to(device.torch_device)
     optimizers = optimizers_for(model, chosen, device)
@@ -159,16 +157,6 @@ def _put_together(
         }
         write_run_settings(settings.run_dir, settings.public(), facts)
     order = WindowOrder(training_windows(dataset, settings), chosen.seed, chosen.shuffle)
-    extent = (
-        extent_for(
-            chosen.compile,
-            device,
-            model,
-            chosen.max_steps * chosen.tokens_per_step // ranks.size,
-        )
-        if can_compile(device)
-        else None
-    )
     return Session(
         settings=settings,
         ranks=ranks,
@@ -178,8 +166,7 @@ def _put_together(
         plan=plan,
         model=model,
         optimizers=optimizers,
-        extent=extent,
-        attention=attention,
+        compiled=chosen.compile and can_compile(device),
         stop=stop,
         start=start,
         check=check,
@@ -224,7 +211,7 @@ def micro_batch_size(
         if before in sizes:
             return int(before)
         here = device.torch_device
-        compiled = settings.train.compile != "false" and can_compile(device)
+        compiled = settings.train.compile and can_compile(device)
         config = GPTConfig(**settings.model.model_dump())
         shards = ranks.size if settings.train.shard_optimizer else 1
         need = memory_need(

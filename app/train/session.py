@@ -17,7 +17,7 @@ from app.model.gpt import GPT
 from app.settings import Settings
 from app.train.checkpoint import Checkpoint, checkpoint_folder
 from app.train.checkpoints import checkpoint_steps
-from app.train.compilation import Extent, cache_report, compiled_loss
+from app.train.compilation import cache_report, compiled_loss
 from app.train.console import Console, summary
 from app.train.device import Device
 from app.train.diagnosis import write_diagnosis
@@ -54,8 +54,7 @@ class Session:
     plan: StepPlan
     model: GPT
     optimizers: Optimizers
-    extent: Extent | None
-    attention: str
+    compiled: bool
     stop: StopRequest
     start: Start
     check: Future[None] | None
@@ -85,7 +84,7 @@ class Session:
                         record = self._record(result)
                         record["data_ms"] = 1000 * loader.take_waited_seconds()
                         console.step(record)
-                        if self.extent and result.step == self.first_step:
+                        if self.compiled and result.step == self.first_step:
                             console.say(cache_report())
                         milestones.after_step(done, record)
                         milestones.poll()
@@ -167,7 +166,7 @@ class Session:
 
     def _steps(self, loader: BatchLoader) -> Iterator[StepResult]:
         chosen = self.settings.train
-        loss_of = compiled_loss(self.model, self.extent, self.device) if self.extent else self.model
+        loss_of = compiled_loss(self.model, self.device) if self.compiled else self.model
         device = self.device.torch_device
         compute_loss, no_sync = data_parallel(self.model, loss_of, device, self.ranks)
         return train_steps(
@@ -228,16 +227,15 @@ class Session:
             f"{f'{self.ranks.size} x ' if self.ranks.size > 1 else ''}"
             f"{self.device.name}, {self.device.precision}, "
             f"{'deterministic' if self.device.deterministic else 'not deterministic'}",
-            self.attention,
             f"{self.model.num_parameters():,} parameters; {self.dataset.folder}: "
             f"{sum(shard.size for shard in self.dataset.train):,} training tokens "
             f"({epochs:.2f} epochs in {chosen.max_steps} steps), "
             f"{sum(shard.size for shard in self.dataset.val):,} held out",
             f"{folder}: " + (f"continues at step {self.first_step}" if self.first_step else "new"),
             "the first step waits for the compiler"
-            if self.extent
+            if self.compiled
             else "not compiled: TRAIN_COMPILE=false"
-            if chosen.compile == "false"
+            if not chosen.compile
             else "not compiled, and slower: a C++ compiler or Python's headers are missing "
             "(apt-get install g++ python3-dev)",
         ]

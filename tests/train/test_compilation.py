@@ -3,7 +3,6 @@
 import itertools
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,9 +12,8 @@ from torch.nn.attention import SDPBackend
 from app.model import gpt
 from app.model.generate import generate
 from app.model.gpt import GPT, GPTConfig
-from app.train.attention import choose_attention, rank_attention
-from app.train.compilation import Extent, LossFunction, compiled_loss, extent_for
-from app.train.device import Device, choose_device
+from app.train.compilation import LossFunction, compiled_loss
+from app.train.device import Device
 
 CONFIG = GPTConfig(context_length=32, vocab_size=50257, num_layers=3, embd_size=32, num_heads=2)
 CPU = torch.device("cpu")
@@ -47,24 +45,22 @@ def losses_of(model: GPT, loss_of: LossFunction, *, bf16: bool, steps: int) -> l
     return losses
 
 
-@pytest.mark.parametrize("extent", ("model", "blocks"))
-def test_compiled_training_is_that_of_the_plain_path(extent: Extent) -> None:
+def test_compiled_training_is_that_of_the_plain_path() -> None:
     """In float32 exactly within rounding, in bf16 within its own, for 50 steps."""
     plain = new_model()
     expected = losses_of(plain, plain, bf16=False, steps=50)
     assert expected[-1] < expected[0] - 1
     for bf16, tolerance in ((False, 1e-4), (True, 3e-2)):
         model = new_model()
-        found = losses_of(model, compiled_loss(model, extent, DEVICE), bf16=bf16, steps=50)
+        found = losses_of(model, compiled_loss(model, DEVICE), bf16=bf16, steps=50)
         assert found == pytest.approx(expected, abs=tolerance)
 
 
-@pytest.mark.parametrize("extent", ("model", "blocks"))
-def test_evaluation_and_sampling_compile_nothing(extent: Extent) -> None:
+def test_evaluation_and_sampling_compile_nothing() -> None:
     from torch._dynamo.utils import counters
 
     model = new_model()
-    compiled = compiled_loss(model, extent, DEVICE)
+    compiled = compiled_loss(model, DEVICE)
     losses_of(model, compiled, bf16=True, steps=2)
     made = dict(counters["stats"])
     with torch.no_grad():
@@ -88,7 +84,7 @@ def test_code_for_one_attention_kernel_is_not_taken_for_another(
         counters.clear()
         device = replace(DEVICE, attention=(kernel,))
         with device.forward_pass():
-            loss = compiled_loss(new_model(), "blocks", device)(batch(0)[:, :-1], batch(0)[:, 1:])
+            loss = compiled_loss(new_model(), device)(batch(0)[:, :-1], batch(0)[:, 1:])
         loss.backward()
         found.append(counters["aot_autograd"]["autograd_cache_miss"])
     assert found[0] == found[1] > found[2] == 0
@@ -107,37 +103,3 @@ def test_padded_vocabulary_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(padded, plain, rtol=1e-6, atol=0)
     for one, other in zip(gradients, padded_gradients, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-7)
-
-
-@pytest.mark.parametrize(
-    ("asked", "flops", "tokens", "extent"),
-    (
-        ("auto", None, 10**12, "blocks"),  # a CPU
-        ("auto", 989e12, 20_000_000, "blocks"),
-        ("auto", 989e12, 10_000_000_000, "model"),
-        ("model", None, 1, "model"),
-        ("false", 989e12, 10**10, None),
-    ),
-)
-def test_short_runs_compile_less(
-    asked: Any, flops: float | None, tokens: int, extent: Extent | None
-) -> None:
-    kind = torch.device("cuda" if flops else "cpu")
-    device = Device(kind, "any", "bf16", deterministic=False, peak_flops=flops)
-    with torch.device("meta"):
-        model = GPT(GPTConfig())
-    assert extent_for(asked, device, model, tokens) == extent
-
-
-def test_attention_kernels_that_work_are_ranked() -> None:
-    candidates = [SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH, SDPBackend.FLASH_ATTENTION]
-    before = torch.get_rng_state()
-    ranked = rank_attention(CONFIG, 4, CPU, torch.bfloat16, candidates)
-    assert set(ranked) == {SDPBackend.MATH, SDPBackend.FLASH_ATTENTION}
-    assert list(ranked.values()) == sorted(ranked.values())
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_a_cpu_has_one_kernel() -> None:
-    device = choose_device("cpu", "auto", "auto")
-    assert choose_attention(device, CONFIG, 4) == (device, "attention: torch's own kernel for CPUs")

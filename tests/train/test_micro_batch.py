@@ -33,7 +33,7 @@ device = choose_device("cpu", sys.argv[1], "auto")
 is_compiled = sys.argv[2] == "compiled"
 torch.manual_seed(0)
 model = GPT(GPTConfig(context_length=256, num_layers=4, embd_size=256, num_heads=4))
-loss_of = compiled_loss(model, "blocks", device) if is_compiled else model
+loss_of = compiled_loss(model, device) if is_compiled else model
 optimizers = build_optimizers(
     model, "muon", betas=(0.9, 0.95), weight_decay=0.1, decay_on="matrices"
 )

@@ -95,7 +95,7 @@ def check_compilation(case: Examined) -> Iterator[Finding]:
     if case.trial.device_type == "cuda":
         torch.cuda.empty_cache()
     missing = missing_for_compiling(case.trial.device_type)
-    if case.settings.train.compile == "false":
+    if not case.settings.train.compile:
         yield Finding("compile", "skip", "not needed: TRAIN_COMPILE=false")
         _train_a_little(case, compiled=False)
     elif missing:
@@ -131,7 +131,7 @@ def _train_a_little(case: Examined, *, compiled: bool) -> tuple[float, float]:
         of_windows = [model(x[None], y[None]) for x, y in zip(inputs, targets, strict=True)]
         plain = torch.stack(of_windows).mean().item()
     optimizers = optimizers_for(model, case.settings.train, case.device)
-    loss_of = compiled_loss(model, "blocks", case.device) if compiled else model
+    loss_of = compiled_loss(model, case.device) if compiled else model
 
     def passes() -> float:
         with case.device.forward_pass():

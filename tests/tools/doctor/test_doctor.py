@@ -53,7 +53,7 @@ def test_a_machine_without_faults_passes_and_nothing_is_changed(data_dir: Path) 
 
 def test_json_says_the_same_with_hashes_a_compiler_and_a_price(data_dir: Path) -> None:
     before = files(data_dir)
-    variables = {"TRAIN_PRICE_PER_HOUR": "3600", "TRAIN_COMPILE": "auto"}
+    variables = {"TRAIN_PRICE_PER_HOUR": "3600", "TRAIN_COMPILE": "true"}
     told = doctor(data_dir, "--json", "--verify", variables=variables)
     assert told.code == 0, told.output
     said = json.loads(told.output)
@@ -85,7 +85,7 @@ def test_each_of_many_faults_has_its_row(data_dir: Path, tmp_path: Path) -> None
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         (tmp_path / "empty").mkdir()
-        no_compiler = {"PATH": str(tmp_path / "empty"), "TRAIN_COMPILE": "auto"}
+        no_compiler = {"PATH": str(tmp_path / "empty"), "TRAIN_COMPILE": "true"}
         told = doctor(data_dir, variables={**no_compiler, "PREPARE_DATASET": "nowhere.txt"})
         other.communicate()
     told.failed("dataset", f"shard {shard} has", "prepare the dataset again")
@@ -139,7 +139,7 @@ def test_a_volume_that_cannot_be_written(disk: Mounted | Folder, shards: Path) -
     copy_tree(shards, data_dir / "text")
     disk.forbid(data_dir)
     said = "Read-only file system" if isinstance(disk, Mounted) else "Permission denied"
-    told = doctor(data_dir, variables={"TRAIN_COMPILE": "auto"})
+    told = doctor(data_dir, variables={"TRAIN_COMPILE": "true"})
     told.failed("data folder", f"no permission to write or read {data_dir} ({said})", "DATA_DIR")
     assert told.rows["dataset"].status == "pass"
     assert told.failures <= {"data folder", "disk space"}, "one cause is told once"
@@ -160,7 +160,7 @@ def test_a_signal_ends_doctor_and_what_it_has_started(data_dir: Path, tmp_path: 
     compiler = tmp_path / "g++"
     compiler.write_text("#!/bin/sh\nexec sleep 1000\n")
     compiler.chmod(0o755)
-    hangs = {"CXX": str(compiler), "TRAIN_COMPILE": "blocks"}
+    hangs = {"CXX": str(compiler), "TRAIN_COMPILE": "true"}
     with start_doctor(data_dir, variables=hangs) as process:
         assert process.stdout is not None
         for line in process.stdout:

@@ -37,7 +37,7 @@ def test_a_compiler_that_hangs_crashes_or_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compiler(tmp_path, does, monkeypatch)
-    case = new_case(TRAIN_COMPILE="blocks")
+    case = new_case(TRAIN_COMPILE="true")
     rows = list(check_device(case, limit_seconds=30))
     assert {row.check for row in rows if row.status == "fail"} == {"compile"}, rows
     assert found in rows[-1].found
