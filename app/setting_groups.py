@@ -168,8 +168,15 @@ class TrainSettings(Group):
     shuffle: bool = Field(True, description="visit the windows in random order, new each epoch")
     seed: Count = Field(0, ge=0, lt=2**32, description="of the weights and of the order")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one")
-    precision: Literal["auto", "bf16", "float32"] = Field(
-        "auto", description="auto: bf16 autocast where the device computes in it, else float32"
+    precision: Literal["auto", "bf16", "float32", "fp8"] = Field(
+        "auto",
+        description="auto: bf16 autocast where that is faster, else float32; fp8: bf16, with the "
+        "output layer in 8-bit floats on GPUs that have them",
+    )
+    residual: Literal["bf16", "float32"] = Field(
+        "bf16",
+        description="residual stream of training in bf16: bf16 is faster and takes less memory, "
+        "float32 is the original's",
     )
     compile: bool = Field(
         True, description="compile the model; false starts sooner and trains more slowly"

@@ -16,6 +16,9 @@ from app.setting_groups import (
     TrainSettings,
 )
 
+# Of the sides of matrices: torch._scaled_mm.
+_FP8_MULTIPLE = 16
+
 
 class Settings(BaseModel):
     """All settings of one command; they never change."""
@@ -49,8 +52,21 @@ class Settings(BaseModel):
             )
         if tokens % length:
             found["TRAIN_TOKENS_PER_STEP", "MODEL_CONTEXT_LENGTH"] = _not_a_multiple(tokens, length)
+        if self.train.precision == "fp8":
+            found |= self._not_for_fp8()
         if self.evaluate.tokens == "published" and self.evaluate.split != "val":
             found["EVALUATE_TOKENS", "EVALUATE_SPLIT"] = "published figures are of held-out text"
+        return found
+
+    def _not_for_fp8(self) -> dict[tuple[str, str], str]:
+        found = {}
+        if not self.train.compile:
+            found["TRAIN_PRECISION", "TRAIN_COMPILE"] = "8-bit floats need compiled code"
+        for name in ("context_length", "embd_size"):
+            if getattr(self.model, name) % _FP8_MULTIPLE:
+                found["TRAIN_PRECISION", f"MODEL_{name.upper()}"] = (
+                    f"products in 8-bit floats take multiples of {_FP8_MULTIPLE}"
+                )
         return found
 
     @property

@@ -28,8 +28,8 @@ FAULTS = {
     "target shift": ("app/data/loader.py", "widened[:, 1:]", "widened[:, :-1]"),
     "attention scale": (
         "app/model/gpt.py",
-        "self.attn_scale = 1 / math.sqrt(2 * config.num_layers)",
-        "self.attn_scale = 1.0",
+        "self.output_scale = 1 / math.sqrt(2 * config.num_layers)",
+        "self.output_scale = 1.0",
     ),
     "mean over micro-batches": (
         "app/train/loop.py",

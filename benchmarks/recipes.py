@@ -43,6 +43,7 @@ ALWAYS: Settings = {
     "TRAIN_SAMPLE_EVERY": "0",
     "TRAIN_CHECKPOINT_EVERY": "0",
     "TRAIN_RUN_NAME": "run",
+    "TRAIN_PRECISION": "bf16",
 }
 VAL_EVERY = {"coarse": "38", "finals": "13"}
 DEFAULT: Settings = {
@@ -56,6 +57,7 @@ DEFAULT: Settings = {
     "TRAIN_LR_SCHEDULE": "cosine",
     "TRAIN_MIN_LR_RATIO": "0.1",
     "TRAIN_SHUFFLE": "true",
+    "TRAIN_RESIDUAL": "bf16",
 }
 ORIGINAL: Settings = {
     "TRAIN_OPTIMIZER": "adamw",
@@ -68,6 +70,7 @@ ORIGINAL: Settings = {
     "TRAIN_LR_SCHEDULE": "constant",
     "TRAIN_MIN_LR_RATIO": "0.1",
     "TRAIN_SHUFFLE": "false",
+    "TRAIN_RESIDUAL": "float32",
 }
 # As wide as a CPU allows, to see how the best rate moves with the width; half the tokens.
 WIDE: Settings = {
@@ -75,7 +78,11 @@ WIDE: Settings = {
     "MODEL_NUM_HEADS": "8",
     "TRAIN_TOKENS_PER_STEP": "8192",
 }
-FINALS = {"original": ORIGINAL | WIDE, "default": DEFAULT | WIDE}
+FINALS = {
+    "original": ORIGINAL | WIDE,
+    "default": DEFAULT | WIDE,
+    "default, residual stream in float32": DEFAULT | WIDE | {"TRAIN_RESIDUAL": "float32"},
+}
 SEEDS = (0, 1, 2)
 
 

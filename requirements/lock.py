@@ -113,7 +113,8 @@ def project_locks(*, upgrade: bool) -> dict[str, str]:
     sky = parse(resolve("--group", "sky", locked=read("lock-sky.txt"), upgrade=upgrade))
     chosen = {
         "lock.txt": (runtime, runtime.keys() - torch),
-        "lock-dev.txt": (full, full.keys() - runtime.keys()),
+        # With torch's CUDA build triton comes already.
+        "lock-dev.txt": (full, (full.keys() - runtime.keys()) | {"triton"}),
         "lock-sky.txt": (sky, sky.keys()),
         "torch-cuda.txt": (runtime, torch),
     }

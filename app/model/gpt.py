@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from app.model.cache import KeyValueCache, LayerCache
-
-VOCAB_MULTIPLE = 64
-PADDED_ON = ("cuda",)
+from app.model.cross_entropy import output_loss
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,10 @@ class CausalSelfAttention(nn.Module):
         self.num_heads = config.num_heads
         self.c_attn = nn.Linear(config.embd_size, 3 * config.embd_size)
         self.c_proj = nn.Linear(config.embd_size, config.embd_size)
+        self.output_scale = 1 / math.sqrt(2 * config.num_layers)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """Map x [B, T, C] to [B, T, C].
+        """Map x [B, T, C] to [B, T, C], scaled by depth.
 
         Args:
             cache: of the tokens before, which x attends to as well: then T is 1, or there are none.
@@ -55,7 +54,9 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.append(k, v)
         # A single token is the last of all: nothing comes after it.
         y = F.scaled_dot_product_attention(q, k, v, is_causal=k.shape[2] == T)
-        return cast(Tensor, self.c_proj(y.transpose(1, 2).reshape(B, T, C)))
+        # Scaling the projection's weights costs less than scaling what it returns.
+        weight, bias = (self.output_scale * part for part in self.c_proj.parameters())
+        return F.linear(y.transpose(1, 2).reshape(B, T, C), weight, bias)
 
 
 class MLP(nn.Module):
@@ -80,11 +81,10 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config)
         self.ln_2 = nn.LayerNorm(config.embd_size)
         self.mlp = MLP(config)
-        self.attn_scale = 1 / math.sqrt(2 * config.num_layers)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """Map x [B, T, C] to [B, T, C]."""
-        x = x + self.attn_scale * self.attn(self.ln_1(x), cache)
+        x = x + self.attn(self.ln_1(x), cache)
         return cast(Tensor, x + self.mlp(self.ln_2(x)))
 
 
@@ -100,11 +100,17 @@ class Transformer(nn.Module):
 
 
 class GPT(nn.Module):
-    """A GPT language model. Weights are drawn from N(0, 0.02), biases are zero."""
+    """A GPT language model. Weights are drawn from N(0, 0.02), biases are zero.
 
-    def __init__(self, config: GPTConfig) -> None:
+    Args:
+        config: its shape.
+        bf16_residual: under autocast the residual stream has autocast's dtype, too, not float32.
+    """
+
+    def __init__(self, config: GPTConfig, *, bf16_residual: bool = False) -> None:
         super().__init__()
         self.config = config
+        self.bf16_residual = bf16_residual
         self.transformer = Transformer(config)
         self.apply(_init_weights)
 
@@ -146,17 +152,21 @@ class GPT(nn.Module):
         end = first + idx.shape[1]
         assert end <= self.config.context_length, "longer than the context"
         positions = torch.arange(first, end, device=idx.device)
-        return cast(Tensor, self.transformer.wte(idx) + self.transformer.wpe(positions))
+        x = self.transformer.wte(idx) + self.transformer.wpe(positions)
+        if self.bf16_residual and torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        return cast(Tensor, x)
 
-    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss, float32 scalar, of what leaves the last block [B, T, C]; targets [B, T]."""
+    def loss(self, x: Tensor, targets: Tensor, *, fp8: bool = False) -> Tensor:
+        """Return the mean loss, a float32 scalar, of what leaves the last block.
+
+        Args:
+            x: [B, T, C].
+            targets: int64 [B, T].
+            fp8: see app.model.cross_entropy.output_loss.
+        """
         weight = self.transformer.wte.weight
-        if x.device.type in PADDED_ON:
-            # Tensor cores take matrices whose sides are multiples of 64 at full speed, and 50257 is
-            # odd. What the added rows score is cut off again: the softmax stays exact.
-            weight = F.pad(weight, (0, 0, 0, -len(weight) % VOCAB_MULTIPLE))
-        logits = F.linear(self.transformer.ln_f(x), weight)[..., : self.config.vocab_size]
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        return output_loss(self.transformer.ln_f(x), weight, targets, fp8=fp8)
 
     def num_parameters(self) -> int:
         """Number of trained values; the tied embedding counts once."""

@@ -18,7 +18,7 @@ def gpt2_weights(model: GPT, dtype: torch.dtype) -> dict[str, Tensor]:
 
     The factor of the attention's output goes into its projection, weight and bias: it scales both.
     """
-    attn_scale = cast(Block, model.transformer.h[0]).attn_scale
+    attn_scale = cast(Block, model.transformer.h[0]).attn.output_scale
     weights = {}
     for name, value in model.state_dict().items():
         scaled = value * attn_scale if ".attn.c_proj." in name else value

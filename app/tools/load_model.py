@@ -25,6 +25,8 @@ def load_gpt(run_dir: Path, step: int | None, device: Device) -> tuple[GPT, Chec
         raise UserError(
             f"{checkpoint.folder}/state.json is damaged: {error}", "use another checkpoint"
         ) from None
-    model = GPT(config)
+    # As it was trained, so that evaluation gives training's held-out loss.
+    trained = checkpoint.state["settings"].get("train", {})
+    model = GPT(config, bf16_residual=trained.get("residual") == "bf16")
     checkpoint.load_model(model)
     return model.to(device.torch_device).eval(), checkpoint

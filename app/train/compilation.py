@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from app.model import cross_entropy
 from app.model.gpt import GPT
 from app.train.device import Device
 
@@ -58,8 +59,11 @@ def compiled_loss(model: GPT, device: Device) -> LossFunction:
     Returns:
         (inputs, targets), int64 [B, T] each, to the mean loss.
     """
-    # By itself the cache does not tell code for one attention kernel from code for another.
-    torch.compiler.config.cache_key_tag = ",".join(one.name for one in device.attention)
+    # By itself the cache does not tell code for one attention kernel, or for one version of our
+    # operator's backward pass, from code for another.
+    torch.compiler.config.cache_key_tag = ",".join(
+        [*(one.name for one in device.attention), cross_entropy.VERSION]
+    )
     embed, loss = torch.compile(model.embed), torch.compile(model.loss)
     # Blocks differ in their weights only: the second finds the first one's code.
     blocks = [torch.compile(block) for block in model.transformer.h]
@@ -68,7 +72,7 @@ def compiled_loss(model: GPT, device: Device) -> LossFunction:
         x = embed(inputs)
         for block in blocks:
             x = block(x)
-        return loss(x, targets)
+        return loss(x, targets, fp8=device.precision == "fp8")
 
     return by_blocks
 

@@ -1,8 +1,10 @@
 """The device: which one, in which precision, how deterministic, how fast it could be."""
 
+import math
 import os
 import platform
 import re
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from app.containers import expects_gpu
 from app.errors import UserError
 
-Precision = Literal["bf16", "float32"]
+Precision = Literal["bf16", "float32", "fp8"]
 
 # Dense bf16 FLOP/s of data sheets. The first name that is part of the device's name counts.
 _PEAK_FLOPS = {
@@ -37,6 +39,8 @@ _PEAK_FLOPS = {
 }
 
 
+# Compute capability of the first cards that multiply in 8-bit floats.
+_FP8_CAPABILITY = (8, 9)
 # Fastest first: at GPT-2's shape on an H200 cuDNN's takes 1.34 ms forward and backward, flash 1.85,
 # efficient 3.75. cuDNN's backward pass is not deterministic.
 _ATTENTION = (
@@ -54,7 +58,8 @@ class Device:
     Attributes:
         torch_device: cpu or cuda:N
         name: as its maker calls it
-        precision: of matrix products and activations; weights stay float32
+        precision: of matrix products and activations; weights stay float32. fp8 is bf16 with the
+            output layer's products in 8-bit floats
         deterministic: only algorithms that give the same bits every time
         attention: kernels, fastest first; empty for torch's own choice
         peak_flops: dense FLOP/s of the data sheet in this precision; None if unknown
@@ -69,14 +74,14 @@ class Device:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of matrix products."""
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+        """Dtype of activations."""
+        return torch.float32 if self.precision == "float32" else torch.bfloat16
 
     @contextmanager
     def forward_pass(self) -> Iterator[None]:
         """The context in which the forward pass runs."""
         with ExitStack() as stack:
-            if self.precision == "bf16":
+            if self.dtype == torch.bfloat16:
                 stack.enter_context(torch.autocast(self.torch_device.type, dtype=self.dtype))
             if self.attention:
                 stack.enter_context(sdpa_kernel(list(self.attention), set_priority=True))
@@ -110,7 +115,7 @@ class Device:
 
 def choose_device(
     device: Literal["auto", "cpu", "cuda"],
-    precision: Literal["auto", "bf16", "float32"],
+    precision: Literal["auto", "bf16", "float32", "fp8"],
     deterministic: Literal["auto", "true", "false"],
     local_rank: int = 0,
 ) -> Device:
@@ -120,7 +125,7 @@ def choose_device(
         local_rank: number of this process on its machine, and of its GPU.
 
     Raises:
-        UserError: there is no such device here, or it does not compute in bf16.
+        UserError: there is no such device here, or it lacks the precision.
     """
     if device == "cuda" and not torch.cuda.is_available():
         built = f"this torch is built for CUDA {torch.version.cuda}"
@@ -139,17 +144,7 @@ def choose_device(
             "check `nvidia-smi` and the driver's version on the machine outside, "
             "or set TRAIN_DEVICE=cpu",
         )
-    has_bf16 = (
-        torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _cpu_has_bf16()
-    )
-    if precision == "bf16" and on_gpu and not has_bf16:
-        raise UserError(
-            f"{torch.cuda.get_device_name()} does not compute in bf16",
-            "set TRAIN_PRECISION=auto, which falls back to float32",
-        )
-    chosen: Precision = (
-        "bf16" if precision == "bf16" or (precision == "auto" and has_bf16) else ("float32")
-    )
+    chosen = _choose_precision(precision, on_gpu=on_gpu)
     is_deterministic = not on_gpu if deterministic == "auto" else deterministic == "true"
     if is_deterministic:
         # cuBLAS reads this when it is first used; without it torch refuses to be deterministic.
@@ -173,17 +168,54 @@ def choose_device(
     return Device(here, name, chosen, is_deterministic, peak, attention)
 
 
+def _choose_precision(
+    precision: Literal["auto", "bf16", "float32", "fp8"], *, on_gpu: bool
+) -> Precision:
+    if on_gpu:
+        name = torch.cuda.get_device_name()
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        has_fp8 = torch.cuda.get_device_capability() >= _FP8_CAPABILITY
+    else:
+        name, has_fp8 = "a CPU", False
+        # Without units for it a CPU computes in bf16 too, only slowly.
+        has_bf16 = precision == "bf16" or (precision == "auto" and _multiplies_faster_in_bf16())
+    if precision == "auto":
+        return "bf16" if has_bf16 else "float32"
+    if not {"bf16": has_bf16, "fp8": has_fp8, "float32": True}[precision]:
+        raise UserError(
+            f"TRAIN_PRECISION={precision}, but {name} does not compute in it",
+            "set TRAIN_PRECISION=auto (bf16 takes an NVIDIA GPU of the Ampere generation or newer, "
+            "fp8 one of the Ada or Hopper generation)",
+        )
+    return precision
+
+
+def _multiplies_faster_in_bf16() -> bool:
+    """Return True if this CPU's bf16 product is much faster than a float32 one; takes 0.1 s.
+
+    With units for bf16 (AVX512-BF16, AMX, Arm's BF16) it is 2 to 8 times as fast, without them it
+    is slower.
+    """
+    matrices = {
+        dtype: torch.ones(512, 512, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
+    }
+    fastest = dict.fromkeys(matrices, math.inf)
+    # In turns, so that other work on the machine does not slow only one of them.
+    for _ in range(5):
+        for dtype, matrix in matrices.items():
+            started = time.perf_counter()
+            for _ in range(3):
+                matrix @ matrix
+            fastest[dtype] = min(fastest[dtype], time.perf_counter() - started)
+    return 1.5 * fastest[torch.bfloat16] < fastest[torch.float32]
+
+
 def _most_resident_bytes() -> int:
     # Not getrusage: its figure starts with that of the process which started this one.
     path = Path("/proc/self/status")
     status = path.read_text(encoding="utf-8") if path.exists() else ""
     found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
     return int(found[1]) << 10 if found else 0
-
-
-def _cpu_has_bf16() -> bool:
-    """Whether it has units for matrices in bf16: Intel's AMX."""
-    return re.search(r"^flags\s*:.*\bamx_bf16\b", _cpuinfo(), re.MULTILINE) is not None
 
 
 def _cpuinfo() -> str:

@@ -137,7 +137,7 @@ def _put_together(
         chosen.tokens_per_step // config.context_length, ranks.size, start.micro_batch_size
     )
     torch.manual_seed(chosen.seed)
-    model = GPT(config).to(device.torch_device)
+    model = GPT(config, bf16_residual=chosen.residual == "bf16").to(device.torch_device)
     optimizers = optimizers_for(model, chosen, device)
     if chosen.shard_optimizer and ranks.size > 1:
         from app.train.sharding import ShardedOptimizers
@@ -166,12 +166,24 @@ def _put_together(
         plan=plan,
         model=model,
         optimizers=optimizers,
-        compiled=chosen.compile and can_compile(device),
+        compiled=_is_compiled(chosen, device),
         stop=stop,
         start=start,
         check=check,
         log=log,
     )
+
+
+def _is_compiled(chosen: TrainSettings, device: Device) -> bool:
+    """Return whether the loss is compiled; UserError if it cannot be, and 8-bit floats need it."""
+    compiled = chosen.compile and can_compile(device)
+    if device.precision == "fp8" and not compiled:
+        raise UserError(
+            "TRAIN_PRECISION=fp8 needs compiled code, and a C++ compiler or Python's headers are "
+            "missing here",
+            "apt-get install g++ python3-dev, or set TRAIN_PRECISION=auto",
+        )
+    return compiled
 
 
 def optimizers_for(model: GPT, chosen: TrainSettings, device: Device) -> Optimizers:
@@ -215,7 +227,12 @@ def micro_batch_size(
         config = GPTConfig(**settings.model.model_dump())
         shards = ranks.size if settings.train.shard_optimizer else 1
         need = memory_need(
-            config, device.precision, here.type, compiled=compiled, state_shards=shards
+            config,
+            device.precision,
+            here.type,
+            compiled=compiled,
+            bf16_residual=settings.train.residual == "bf16",
+            state_shards=shards,
         )
         return largest_micro_batch(sizes, length, need, here, ranks.local_size)
     if asked not in sizes:

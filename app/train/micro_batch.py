@@ -25,13 +25,12 @@ _CGROUP_FILES = (
     ("memory.max", "memory.current"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
-# Logits, their softmax and gradients. Compiled code has the logits and one gradient at a time, and
-# here room for a third copy; uncompiled there are float32 copies of each.
+# Logits and their gradients. Compiled for a GPU they share their memory, and fp8 adds two copies;
+# compiled for a CPU there are both, and room for a third; uncompiled, float32 copies of each.
 _BYTES_OF_A_LOGIT = {
-    ("bf16", True): 6,
-    ("float32", True): 12,
-    ("bf16", False): 14,
-    ("float32", False): 16,
+    "cuda": {"bf16": 2, "fp8": 4, "float32": 4},
+    "cpu": {"bf16": 6, "float32": 12},
+    "uncompiled": {"bf16": 14, "float32": 16},
 }
 # A weight and its gradient, in float32; on the CPU is also the snapshot that a checkpoint is
 # written from, of the weight and its state.
@@ -58,6 +57,7 @@ def memory_need(
     device_type: str,
     *,
     compiled: bool,
+    bf16_residual: bool = False,
     state_shards: int = 1,
 ) -> MemoryNeed:
     """Count what the backward pass keeps, without computing anything.
@@ -69,7 +69,7 @@ def memory_need(
         state_shards: processes that share out the optimizer's state, whole parameters to each.
     """
     with FakeTensorMode():
-        model = GPT(config)
+        model = GPT(config, bf16_residual=bf16_residual)
         one, two = (_kept_bytes(model, precision, windows) for windows in (1, 2))
     parameters = model.num_parameters()
     # One shard may be larger than another by the largest parameter, the embedding.
@@ -77,7 +77,7 @@ def memory_need(
     fixed = _BYTES_OF_A_PARAMETER[device_type] * parameters + (2 * one - two)
     fixed += _BYTES_OF_ITS_STATE * min(parameters, of_a_shard)
     logits = config.context_length * config.vocab_size
-    head = _BYTES_OF_A_LOGIT[precision, compiled] * logits
+    head = _BYTES_OF_A_LOGIT[device_type if compiled else "uncompiled"][precision] * logits
     return MemoryNeed(fixed + _LIBRARIES_BYTES[device_type], two - one + head)
 
 
@@ -95,7 +95,7 @@ def _kept_bytes(model: GPT, precision: Precision, windows: int) -> int:
 
     with (
         saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+        torch.autocast("cpu", torch.bfloat16, enabled=precision != "float32"),
     ):
         x = model.embed(torch.zeros(windows, model.config.context_length, dtype=torch.int64))
         for block in model.transformer.h:

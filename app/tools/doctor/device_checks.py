@@ -65,7 +65,9 @@ def choose(settings: Settings) -> Examined:
     processes = processes_to_launch(chosen)
     device = choose_device(chosen.device, chosen.precision, chosen.deterministic)
     with torch.device("meta"):
-        model = GPT(GPTConfig(**settings.model.model_dump()))
+        model = GPT(
+            GPTConfig(**settings.model.model_dump()), bf16_residual=chosen.residual == "bf16"
+        )
     trial = Trial(device.torch_device.type, processes)
     trial.model_flops_per_token = model.flops_per_token()
     return Examined(settings, device, model, trial)
@@ -107,7 +109,12 @@ def check_memory(case: Examined) -> Iterator[Finding]:
     compiled = case.settings.train.compile and can_compile(device)
     shards = processes if case.settings.train.shard_optimizer else 1
     need = memory_need(
-        case.model.config, device.precision, here.type, compiled=compiled, state_shards=shards
+        case.model.config,
+        device.precision,
+        here.type,
+        compiled=compiled,
+        bf16_residual=case.model.bf16_residual,
+        state_shards=shards,
     )
     ranks = Ranks(0, processes, processes)
     case.windows = micro_batch_size(case.settings, None, device, ranks)

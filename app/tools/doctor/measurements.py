@@ -123,7 +123,7 @@ def _train_a_little(case: Examined, *, compiled: bool) -> tuple[float, float]:
     if here.type == "cpu":
         windows = min(windows, max(1, _TOKENS_ON_CPU // config.context_length))
     torch.manual_seed(0)
-    model = GPT(config).to(here)
+    model = GPT(config, bf16_residual=case.model.bf16_residual).to(here)
     tokens = torch.randint(config.vocab_size, (windows, config.context_length + 1), device=here)
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     with torch.no_grad(), case.device.forward_pass():

@@ -1,0 +1,62 @@
+"""Softmax, loss and gradient of a row of logits in one Triton program, over the logits.
+
+The row is read twice: for the online softmax (Milakov and Gimelshein, 2018), then, mostly from the
+cache, for the gradient that takes its place.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# On an H200, 32,768 rows: 4,096 logits at a time by 8 warps took 14.5 ms with the three matrix
+# products, 8,192 by 16 took 14.9, 16,384 and 32,768 by 32 took 15.5.
+_BLOCK = 4096
+_WARPS = 8
+
+
+def softmax_gradient_(logits: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    """Overwrite logits with softmax minus one-hot, and return the cross-entropy of each row.
+
+    Args:
+        logits: [N, padded vocabulary], rows contiguous; columns from `vocab_size` on become 0.
+        targets: int64 [N], below `vocab_size`, which nothing checks.
+
+    Returns:
+        float32 [N], nats.
+    """
+    rows, columns = logits.shape
+    losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
+    block = min(_BLOCK, triton.next_power_of_2(columns))
+    _kernel[(rows,)](
+        logits, targets, losses, logits.stride(0), vocab_size, columns, block, num_warps=_WARPS
+    )
+    return losses
+
+
+@triton.jit
+def _kernel(
+    logits, targets, losses, stride,
+    VOCAB: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    # A row's place exceeds 32 bits from 42,700 rows of 50,304 on.
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * stride
+    target = tl.load(targets + row)
+    at_target = tl.load(logits + target).to(tl.float32)
+    largest = -float("inf")
+    total = 0.0
+    for start in range(0, VOCAB, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        x = tl.load(logits + column, mask=column < VOCAB, other=-float("inf")).to(tl.float32)
+        before = largest
+        largest = tl.maximum(largest, tl.max(x, 0))
+        total = total * tl.exp(before - largest) + tl.sum(tl.exp(x - largest), 0)
+    log_total = tl.log(total)
+    tl.store(losses + row, largest - at_target + log_total)
+    for start in range(0, COLUMNS, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        x = tl.load(logits + column, mask=column < VOCAB, other=-float("inf")).to(tl.float32)
+        probability = tl.exp(x - largest - log_total)
+        gradient = tl.where(column == target, probability - 1, probability)
+        tl.store(logits + column, gradient.to(logits.dtype.element_ty), mask=column < COLUMNS)
