@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -60,15 +60,26 @@ def text_source(chosen: PrepareSettings) -> TextSource:
 
 def train(settings: Settings, arguments: Namespace) -> None:
     """Train a GPT on the shards; continue the run if it exists."""
-    from app.train.launch import launch, processes_to_launch
+    from app.train.console import print_line
+    from app.train.launch import launch, launched, processes_to_launch
+    from app.train.start import open_training_data, plan_start
 
-    processes = processes_to_launch(settings.train)
-    if processes > 1:
-        command = ["-m", "app", *arguments.words]
-        raise Ended(launch(command, processes, settings.train.max_restarts))
-    from app.train.job import train
+    with ExitStack() as owned:
+        start = None
+        if not launched():
+            dataset = open_training_data(settings)
+            processes = processes_to_launch(settings.train)
+            if processes > 1:
+                command = ["-m", "app", *arguments.words]
+                raise Ended(launch(command, processes, settings.train.max_restarts))
+            start = plan_start(settings, dataset, owned)
+            if start is None:
+                return
+            print_line("starting torch")
+        # Torch takes seconds to import: what can be wrong without it has been told by now.
+        from app.train.job import train
 
-    train(settings)
+        train(settings, start)
 
 
 def sample(settings: Settings, arguments: Namespace) -> None:
@@ -211,7 +222,7 @@ def code_of(command: Callable[[], int]) -> int:
     except BrokenPipeError:
         # Whoever read the output, head or less, has seen enough.
         code = ExitCode.SIGPIPE
-    except (OSError, MemoryError, RuntimeError) as error:
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
         expected = expected_failure(error)
         if expected is None:
             raise

@@ -2,6 +2,7 @@
 
 import errno
 from enum import IntEnum
+from importlib.util import find_spec
 
 from app.containers import how_to_get_permission
 
@@ -90,10 +91,21 @@ _OUT_OF_MEMORY = (
 )
 
 
+# Packages that are installed under another name than they are imported by.
+_DISTRIBUTIONS = {
+    "dotenv": "python-dotenv",
+    "tiktoken_ext": "tiktoken",
+    "vl_convert": "vl-convert-python",
+    "yaml": "pyyaml",
+}
+
+
 def expected_failure(error: Exception) -> AppError | None:
     """What a failure of the machine means to the user; None if it is nothing expected."""
     if isinstance(error, OSError):
         return _from_os_error(error)
+    if isinstance(error, ModuleNotFoundError):
+        return _missing_package((error.name or "").partition(".")[0])
     # torch's own types and words, without importing it.
     if (
         isinstance(error, MemoryError)
@@ -102,6 +114,17 @@ def expected_failure(error: Exception) -> AppError | None:
     ):
         return _out_of_memory(str(error).partition("\n")[0])
     return None
+
+
+def _missing_package(name: str) -> UserError | None:
+    """Return what to install; None for a part of Python, or of a package that is there."""
+    if not name or name.startswith("_") or find_spec(name):
+        return None
+    distribution = _DISTRIBUTIONS.get(name, name.replace("_", "-"))
+    return UserError(
+        f"this needs the Python package {distribution}, which is not installed",
+        f"pip install {distribution}",
+    )
 
 
 def _out_of_memory(details: str) -> ExhaustedError:

@@ -1,29 +1,31 @@
 """How well a checkpoint predicts a split: loss, perplexity, bits per byte, and how sure that is."""
 
+from __future__ import annotations
+
 import json
 import math
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from app.data.loader import TokenStream
 from app.data.progress import TokenProgress
 from app.data.shards import open_dataset
-from app.data.tokenizer import bytes_of_tokens
 from app.errors import UserError
 from app.files import GrowingFile
-from app.model.gpt import GPTConfig
 from app.settings import Settings
-from app.tools.load_model import load_gpt
-from app.train.device import Device, choose_device
-from app.train.evaluate import held_out_windows, window_losses
+from app.train.checkpoints import latest_checkpoint
 from app.train.metrics import perplexity
-from app.train.micro_batch import MemoryNeed, largest_micro_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from app.data.loader import TokenStream
+    from app.model.gpt import GPTConfig
+    from app.train.device import Device
 
 # What modded-nanogpt, llm.c and others measure on: held out from the start of sample-10BT.
 PUBLISHED_TOKENS = 10_485_760
@@ -104,11 +106,20 @@ def evaluate(settings: Settings) -> None:
         UserError: there is no such checkpoint, dataset or split, or too little of it.
     """
     chosen = settings.evaluate
+    checkpoint = latest_checkpoint(settings.run_dir, chosen.step)
+    dataset = open_dataset(settings.train_dataset_dir)
+
+    # Torch takes seconds to import: what can be wrong without it has been told by now.
+    from app.data.loader import TokenStream
+    from app.data.tokenizer import bytes_of_tokens
+    from app.tools.load_model import load_gpt
+    from app.train.device import choose_device
+    from app.train.evaluate import held_out_windows, window_losses
+
     device = choose_device(
         settings.train.device, settings.train.precision, settings.train.deterministic
     )
-    model, checkpoint = load_gpt(settings.run_dir, chosen.step, device)
-    dataset = open_dataset(settings.train_dataset_dir)
+    model = load_gpt(checkpoint, device)
     stream = TokenStream(dataset.val if chosen.split == "val" else dataset.train)
     length = model.config.context_length
     windows = held_out_windows(stream, length, _tokens_to_measure(chosen.tokens, stream, settings))
@@ -175,6 +186,8 @@ def _tokens_to_measure(
 
 def _batch_size(config: GPTConfig, device: Device) -> int:
     """As many windows as help this device and fit into its memory."""
+    from app.train.micro_batch import MemoryNeed, largest_micro_batch
+
     length, width, vocabulary = config.context_length, config.embd_size, config.vocab_size
     need = MemoryNeed(
         # The logits of one window, their float32 copy and its softmax; and the padded embedding.

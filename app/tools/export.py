@@ -1,23 +1,23 @@
 """A checkpoint as a Hugging Face GPT-2 folder: weights, configuration, tokenizer, model card."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from app.data.shards import Manifest, open_dataset
 from app.data.tokenizer import END_OF_TEXT
 from app.data.tokenizer_files import TOKENIZER_FILES, tokenizer_files
 from app.errors import UserError
 from app.files import atomic_folder
-from app.model.gpt import GPT
-from app.model.huggingface import gpt2_config, gpt2_weights
 from app.settings import Settings
-from app.tools.load_model import load_gpt
 from app.tools.model_card import model_card
 from app.train.checkpoint import Checkpoint, save_tensors
-from app.train.device import choose_device
+from app.train.checkpoints import latest_checkpoint
+
+if TYPE_CHECKING:
+    from app.model.gpt import GPT
 
 WEIGHTS = "model.safetensors"
 # What the export was made from; a folder without it is not ours.
@@ -34,12 +34,21 @@ def export(settings: Settings) -> None:
     Raises:
         UserError: there is no such checkpoint, or the folder holds something else.
     """
-    folder, dtype = settings.export_dir, getattr(torch, settings.export.dtype)
+    folder = settings.export_dir
     if folder.is_symlink():
         folder = folder.resolve()
     _refuse_what_is_not_ours(folder)
-    device = choose_device("cpu", "float32", "auto")
-    model, checkpoint = load_gpt(settings.run_dir, settings.export.step, device)
+    checkpoint = latest_checkpoint(settings.run_dir, settings.export.step)
+
+    # Torch takes seconds to import: what can be wrong without it has been told by now.
+    import torch
+
+    from app.model.huggingface import gpt2_config, gpt2_weights
+    from app.tools.load_model import load_gpt
+    from app.train.device import choose_device
+
+    dtype = getattr(torch, settings.export.dtype)
+    model = load_gpt(checkpoint, choose_device("cpu", "float32", "auto"))
     origin = _origin(settings, model, checkpoint)
     texts = {
         "config.json": _json(gpt2_config(model, dtype, END_OF_TEXT)),

@@ -1,24 +1,17 @@
 """Models from the checkpoints of a run."""
 
-import sys
-from pathlib import Path
-
 from app.errors import UserError
 from app.model.gpt import GPT, GPTConfig
 from app.train.checkpoint import Checkpoint
-from app.train.checkpoints import latest_checkpoint
 from app.train.device import Device
 
 
-def load_gpt(run_dir: Path, step: int | None, device: Device) -> tuple[GPT, Checkpoint]:
-    """The model of a run's checkpoint, by default the last, on the device.
+def load_gpt(checkpoint: Checkpoint, device: Device) -> GPT:
+    """Return the model of a checkpoint, on the device.
 
     Raises:
-        UserError: there is no such checkpoint, or it is damaged.
+        UserError: the checkpoint is damaged.
     """
-    checkpoint, damages = latest_checkpoint(run_dir, step)
-    for damaged in damages:
-        print(f"warning: {damaged.problem}", file=sys.stderr, flush=True)
     try:
         config = GPTConfig(**checkpoint.state["model"])
     except (TypeError, ValueError) as error:
@@ -29,4 +22,4 @@ def load_gpt(run_dir: Path, step: int | None, device: Device) -> tuple[GPT, Chec
     trained = checkpoint.state["settings"].get("train", {})
     model = GPT(config, bf16_residual=trained.get("residual") == "bf16")
     checkpoint.load_model(model)
-    return model.to(device.torch_device).eval(), checkpoint
+    return model.to(device.torch_device).eval()

@@ -5,12 +5,9 @@ import sys
 import time
 from pathlib import Path
 
-from app.data.tokenizer import Tokenizer
 from app.errors import UserError
 from app.settings import Settings
-from app.tools.load_model import load_gpt
-from app.train.device import choose_device
-from app.train.writing import stream_texts, unseen_part
+from app.train.checkpoints import latest_checkpoint
 
 
 def sample(settings: Settings) -> None:
@@ -22,8 +19,16 @@ def sample(settings: Settings) -> None:
     chosen = settings.sample
     if chosen.prompt_file:
         chosen = chosen.model_copy(update={"prompt": read_prompt(chosen.prompt_file)})
+    checkpoint = latest_checkpoint(settings.run_dir, chosen.step)
+
+    # Torch takes seconds to import: what can be wrong without it has been told by now.
+    from app.data.tokenizer import Tokenizer
+    from app.tools.load_model import load_gpt
+    from app.train.device import choose_device
+    from app.train.writing import stream_texts, unseen_part
+
     device = choose_device(settings.train.device, "float32", "auto")
-    model, checkpoint = load_gpt(settings.run_dir, chosen.step, device)
+    model = load_gpt(checkpoint, device)
     tokenizer = Tokenizer()
     if note := unseen_part(model, tokenizer, chosen.prompt):
         _note(note)

@@ -2,7 +2,11 @@
 
 No pickle: safetensors holds the tensors, JSON the rest. state.json has the SHA-256 of each file and
 of itself, so that a damaged checkpoint is known as such.
+
+Importing torch takes seconds: only what touches tensors does.
 """
+
+from __future__ import annotations
 
 import errno
 import hashlib
@@ -12,16 +16,15 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from app.errors import UserError
 from app.files import atomic_folder, read_json
-from app.train.optimizer import Optimizers
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from app.train.optimizer import Optimizers
 
 STATE_VERSION = 2
 MODEL_FILE = "model.safetensors"
@@ -118,6 +121,9 @@ class Checkpoint:
         return {"model": self._read(MODEL_FILE), "optimizer": self._read(OPTIMIZER_FILE)}
 
     def _read(self, file: str) -> dict[str, Tensor]:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
         try:
             return load_file(self.folder / file)
         except (OSError, SafetensorError) as error:
@@ -136,9 +142,10 @@ class Snapshot:
     def __init__(self) -> None:
         self.files: dict[str, dict[str, Tensor]] = {}
 
-    @torch.no_grad()
     def take(self, model: nn.Module, optimizers: Optimizers) -> None:
         """Copy everything as it is now; returns when all is copied."""
+        import torch
+
         on_gpu = False
         for file, tensors in (
             (MODEL_FILE, model.state_dict().items()),
@@ -175,6 +182,9 @@ def save_tensors(
     tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
     """Write a safetensors file; OSError if the disk does not take it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     try:
         save_file(tensors, path, metadata)
     except SafetensorError as error:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -54,13 +55,10 @@ def none_is_good(run_dir: Path, damages: list[DamagedError]) -> UserError:
     )
 
 
-def latest_checkpoint(
-    run_dir: Path, step: int | None = None
-) -> tuple[Checkpoint, list[DamagedError]]:
-    """The last checkpoint of a run with a good model, or the one after `step` steps.
+def latest_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:
+    """Find the last checkpoint of a run with a good model, or the one after `step` steps.
 
-    Returns:
-        the checkpoint, and why later ones were passed over.
+    Later ones that are damaged are named.
 
     Raises:
         UserError: there is none.
@@ -79,7 +77,9 @@ def latest_checkpoint(
         checkpoint, damages = good_checkpoint(checkpoints, (MODEL_FILE,))
         if checkpoint is None:
             raise none_is_good(run_dir, damages)
-        return checkpoint, damages
+        for damaged in damages:
+            print(f"warning: {damaged.problem}", file=sys.stderr, flush=True)
+        return checkpoint
     if step not in steps:
         raise UserError(
             f"{run_dir} has no checkpoint of step {step}",
@@ -87,7 +87,7 @@ def latest_checkpoint(
         )
     checkpoint = open_checkpoint(checkpoint_folder(checkpoints, step))
     checkpoint.verify((MODEL_FILE,))
-    return checkpoint, []
+    return checkpoint
 
 
 def prune_checkpoints(checkpoints: Path, keep: int) -> None:

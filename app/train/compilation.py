@@ -59,6 +59,9 @@ def compiled_loss(model: GPT, device: Device) -> LossFunction:
     Returns:
         (inputs, targets), int64 [B, T] each, to the mean loss.
     """
+    from torch._inductor import config
+
+    config.deterministic = device.deterministic
     # By itself the cache does not tell code for one attention kernel, or for one version of our
     # operator's backward pass, from code for another.
     torch.compiler.config.cache_key_tag = ",".join(

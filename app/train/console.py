@@ -18,6 +18,12 @@ _SECONDS_BETWEEN_LINES = 1.0
 _BAR = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} steps, {elapsed} so far, {remaining} left"
 
 
+def print_line(line: str) -> None:
+    """Print a line at once."""
+    with _whatever_becomes_of_the_screen():
+        print(line, flush=True)
+
+
 class Console:
     """Prints a line a step; on a terminal above a bar, the time left and the latest figures.
 

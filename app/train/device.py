@@ -149,7 +149,9 @@ def choose_device(
     if is_deterministic:
         # cuBLAS reads this when it is first used; without it torch refuses to be deterministic.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(is_deterministic)
+    # torch.use_deterministic_algorithms does this, and imports Inductor to tell it, which takes a
+    # second: compiled_loss tells it.
+    torch.set_deterministic_debug_mode("error" if is_deterministic else "default")
     if not on_gpu:
         # Logits are hundreds of megabytes, new each time; huge pages spare their page faults.
         # torch reads this at its first large allocation.

@@ -7,9 +7,8 @@ from contextlib import ExitStack
 import torch
 
 from app.data.shards import Dataset, open_dataset, verified
-from app.data.windows import StepPlan, WindowOrder, count_windows, micro_batch_sizes
+from app.data.windows import StepPlan, WindowOrder, micro_batch_sizes
 from app.errors import Ended, NotFiniteError, Stopped, UserError
-from app.files import locked
 from app.model.gpt import GPT, GPTConfig
 from app.setting_groups import TrainSettings
 from app.settings import Settings
@@ -20,13 +19,17 @@ from app.train.micro_batch import largest_micro_batch, memory_need
 from app.train.optimizer import Optimizers, build_optimizers
 from app.train.provenance import dataset_facts, write_run_settings
 from app.train.ranks import Ranks, local_rank, process_group
-from app.train.run import Identity, RunLog, find_checkpoint
-from app.train.session import Session, Start
+from app.train.run import Identity, RunLog
+from app.train.session import Session
+from app.train.start import Start, open_training_data, plan_start, training_windows
 from app.train.stopping import StopRequest, stop_on_signals
 
 
-def train(settings: Settings) -> None:
+def train(settings: Settings, start: Start | None = None) -> None:
     """Train a run from where it is to its last step, as one of the processes that do.
+
+    Args:
+        start: where the run begins, if that is decided already.
 
     Raises:
         UserError: data, run folder or settings do not fit.
@@ -45,43 +48,24 @@ def train(settings: Settings) -> None:
         stop_on_signals() as stop,
         ExitStack() as owned,
     ):
-        # What is wrong with data, settings or run, the first rank finds before the others look.
-        start = _begin(settings, device, ranks, owned) if ranks.is_first else None
-        start = ranks.from_first(start)
-        if start is None:
+        decided = None
+        if ranks.is_first:
+            # What is wrong with data, settings or run, is found before the others look.
+            if start is None:
+                dataset = open_training_data(settings)
+                start = plan_start(settings, dataset, owned, restarted=ranks.begin_again)
+            if start is not None:
+                decided = start, choose_micro_batch_size(settings, start.checkpoint, device, ranks)
+        decided = ranks.from_first(decided)
+        if decided is None:
             return
         check = _check_of_shards(settings, owned) if ranks.is_first else None
         try:
-            _put_together(settings, device, ranks, stop, start, check).work()
+            _put_together(settings, device, ranks, stop, *decided, check).work()
         except (NotFiniteError, Stopped) as ending:
             if ranks.is_first:
                 raise
             raise Ended(ending.exit_code) from None
-
-
-def _begin(settings: Settings, device: Device, ranks: Ranks, owned: ExitStack) -> Start | None:
-    """Where the run begins; None if it is finished. The run's folder is owned until the end."""
-    chosen = settings.train
-    dataset = open_dataset(settings.train_dataset_dir)
-    training_windows(dataset, settings)
-    identity = identity_of(settings, dataset.fingerprint)
-    settings.run_dir.mkdir(parents=True, exist_ok=True)
-    owned.enter_context(locked(settings.run_dir, "train", waits=ranks.begin_again))
-    resume = "auto" if ranks.begin_again else chosen.resume
-    checkpoint = find_checkpoint(settings.run_dir, identity, resume)
-    if checkpoint and checkpoint.step >= chosen.max_steps and not checkpoint.state["left"]:
-        print(f"{settings.run_dir} is finished: {checkpoint.step} steps are done")
-        return None
-    return Start(identity, checkpoint, micro_batch_size(settings, checkpoint, device, ranks))
-
-
-def identity_of(settings: Settings, dataset_fingerprint: str) -> Identity:
-    """What makes a run with these settings, on a dataset, this run."""
-    order = {"tokens_per_step", "seed", "shuffle", "optimizer"}
-    return Identity(
-        dataset_fingerprint,
-        settings.model.model_dump() | settings.train.model_dump(include=order),
-    )
 
 
 def _check_of_shards(settings: Settings, owned: ExitStack) -> Future[None]:
@@ -95,19 +79,6 @@ def _check_of_shards(settings: Settings, owned: ExitStack) -> Future[None]:
     thread = ThreadPoolExecutor(1, thread_name_prefix="check")
     owned.callback(thread.shutdown, wait=False)
     return thread.submit(check)
-
-
-def training_windows(dataset: Dataset, settings: Settings) -> int:
-    """Windows of an epoch; UserError if the dataset has not even one."""
-    length = settings.model.context_length
-    windows = count_windows(sum(shard.size for shard in dataset.train), length)
-    if windows == 0:
-        raise UserError(
-            f"{dataset.folder} holds less than one window of training tokens: "
-            f"{length + 1} are needed (MODEL_CONTEXT_LENGTH and one more)",
-            "prepare more text, or lower MODEL_CONTEXT_LENGTH",
-        )
-    return windows
 
 
 def refuse_another_data_dir(settings: Settings, dataset: Dataset, of_first: Identity) -> None:
@@ -127,15 +98,14 @@ def _put_together(
     ranks: Ranks,
     stop: StopRequest,
     start: Start,
+    micro_batch_size: int,
     check: Future[None] | None,
 ) -> Session:
     chosen = settings.train
     dataset = open_dataset(settings.train_dataset_dir)
     refuse_another_data_dir(settings, dataset, start.identity)
     config = GPTConfig(**settings.model.model_dump())
-    plan = StepPlan(
-        chosen.tokens_per_step // config.context_length, ranks.size, start.micro_batch_size
-    )
+    plan = StepPlan(chosen.tokens_per_step // config.context_length, ranks.size, micro_batch_size)
     torch.manual_seed(chosen.seed)
     model = GPT(config, bf16_residual=chosen.residual == "bf16").to(device.torch_device)
     optimizers = optimizers_for(model, chosen, device)
@@ -156,13 +126,13 @@ def _put_together(
             "parameters": model.num_parameters(),
         }
         write_run_settings(settings.run_dir, settings.public(), facts)
-    order = WindowOrder(training_windows(dataset, settings), chosen.seed, chosen.shuffle)
+    windows = training_windows(dataset, config.context_length)
     return Session(
         settings=settings,
         ranks=ranks,
         device=device,
         dataset=dataset,
-        order=order,
+        order=WindowOrder(windows, chosen.seed, chosen.shuffle),
         plan=plan,
         model=model,
         optimizers=optimizers,
@@ -198,7 +168,7 @@ def optimizers_for(model: GPT, chosen: TrainSettings, device: Device) -> Optimiz
     )
 
 
-def micro_batch_size(
+def choose_micro_batch_size(
     settings: Settings, checkpoint: Checkpoint | None, device: Device, ranks: Ranks
 ) -> int:
     """Windows that go through the model at once, on each rank.

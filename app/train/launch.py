@@ -11,31 +11,53 @@ from pathlib import Path
 from app.errors import ExitCode, UserError
 from app.setting_groups import TrainSettings
 from app.signals import exit_code_of, leave, on_stop_signals, say
-from app.train.ranks import launched
+from app.train.console import print_line
 
 # Of what ends by itself a restart would only repeat the end; a killed process has a negative code.
 _WORTH_A_RESTART = (ExitCode.BUG, ExitCode.RANK_LOST)
 
 
+def launched() -> bool:
+    """Return True if an elastic launcher, ours or torchrun, has started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def processes_to_launch(chosen: TrainSettings) -> int:
-    """How many processes are to train on this machine; 1 in one that a launcher has started.
+    """Return how many processes are to train on this machine; 1 in one that a launcher has started.
 
     Raises:
         UserError: there are fewer GPUs.
     """
-    import torch
-
-    if launched():
+    wanted = chosen.processes
+    if launched() or wanted == 1:
         return 1
-    gpus = torch.cuda.device_count() if chosen.device != "cpu" else 0
-    if chosen.processes == "auto":
-        return max(1, gpus)
-    if 0 < gpus < chosen.processes:
+    if wanted == "auto":
+        may_be_several = chosen.device != "cpu" and _may_have_several_gpus()
+        return max(1, _count_gpus()) if may_be_several else 1
+    if chosen.device != "cpu" and 0 < (gpus := _count_gpus()) < wanted:
         raise UserError(
-            f"TRAIN_PROCESSES={chosen.processes}, but this machine has {gpus} GPUs",
+            f"TRAIN_PROCESSES={wanted}, but this machine has {gpus} GPUs",
             "set TRAIN_PROCESSES=auto for one process per GPU",
         )
-    return chosen.processes
+    return wanted
+
+
+def _may_have_several_gpus() -> bool:
+    """Return False if the system shows one GPU at most, without importing torch.
+
+    NVIDIA's driver has a device file for each GPU, and a container those that it was given. WSL
+    (dxg) and AMD's driver (kfd) have one for all. Of a GPU in parts (MIG) a process gets one part.
+    """
+    several = len(list(Path("/dev").glob("nvidia[0-9]*"))) > 1
+    return several or Path("/dev/dxg").exists() or Path("/dev/kfd").exists()
+
+
+def _count_gpus() -> int:
+    """Return how many GPUs torch would use, of those that CUDA_VISIBLE_DEVICES leaves."""
+    print_line("starting torch to count the GPUs")
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def launch(command: list[str], processes: int, max_restarts: int) -> int:

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from app.errors import Ended, ExitCode, RankLostError
 from app.signals import leave, say
 from app.train.compilation import LossFunction
+from app.train.launch import launched
 
 _PR_SET_PDEATHSIG = 1
 # How gloo and NCCL say that the other end is gone.
@@ -72,11 +73,6 @@ class Ranks:
         if self.size > 1:
             distributed.all_reduce(tensor)
         return tensor
-
-
-def launched() -> bool:
-    """Whether an elastic launcher, ours or torchrun, has started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def local_rank() -> int:

@@ -15,7 +15,7 @@ from app.data.windows import StepPlan, WindowOrder, micro_batch_sizes
 from app.errors import ExhaustedError, ExitCode, NotFiniteError, Stopped
 from app.model.gpt import GPT
 from app.settings import Settings
-from app.train.checkpoint import Checkpoint, checkpoint_folder
+from app.train.checkpoint import checkpoint_folder
 from app.train.checkpoints import checkpoint_steps
 from app.train.compilation import cache_report, compiled_loss
 from app.train.console import Console, summary
@@ -27,19 +27,11 @@ from app.train.milestones import Milestones
 from app.train.optimizer import Optimizers, Schedule
 from app.train.provenance import versions
 from app.train.ranks import Ranks, data_parallel
-from app.train.run import Identity, RunLog
+from app.train.run import RunLog
 from app.train.saver import Saver
+from app.train.start import Start
 from app.train.stopping import StopRequest
 from app.train.stopwatch import recorded_seconds
-
-
-@dataclass(frozen=True)
-class Start:
-    """What the first rank has found out for all."""
-
-    identity: Identity
-    checkpoint: Checkpoint | None
-    micro_batch_size: int
 
 
 @dataclass(frozen=True)
@@ -216,9 +208,7 @@ class Session:
         }
 
     def _introduction(self) -> list[str]:
-        chosen, plan, folder = self.settings.train, self.plan, self.settings.run_dir
-        per_epoch = self.order.num_windows * self.model.config.context_length
-        epochs = chosen.max_steps * chosen.tokens_per_step / per_epoch
+        chosen, plan = self.settings.train, self.plan
         return [
             f"Using device: {self.device.torch_device.type}",
             f"Total batch size: {chosen.tokens_per_step}",
@@ -226,12 +216,8 @@ class Session:
             f"Gradient accumulation steps: {plan.accumulation_steps}",
             f"{f'{self.ranks.size} x ' if self.ranks.size > 1 else ''}"
             f"{self.device.name}, {self.device.precision}, "
-            f"{'deterministic' if self.device.deterministic else 'not deterministic'}",
-            f"{self.model.num_parameters():,} parameters; {self.dataset.folder}: "
-            f"{sum(shard.size for shard in self.dataset.train):,} training tokens "
-            f"({epochs:.2f} epochs in {chosen.max_steps} steps), "
-            f"{sum(shard.size for shard in self.dataset.val):,} held out",
-            f"{folder}: " + (f"continues at step {self.first_step}" if self.first_step else "new"),
+            f"{'deterministic' if self.device.deterministic else 'not deterministic'}; "
+            f"{self.model.num_parameters():,} parameters",
             "the first step waits for the compiler"
             if self.compiled
             else "not compiled: TRAIN_COMPILE=false"

@@ -1,13 +1,16 @@
 """The playground's process: where it listens, and how it ends."""
 
+from __future__ import annotations
+
 import errno
 import socket
-from types import FrameType
+from typing import TYPE_CHECKING
 
 from app.errors import UserError
 from app.settings import Settings
-from app.tools.playground.writer import Writer
-from app.train.device import choose_device
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 # A token of a large model takes its time; whoever is not done then is cut off.
 _GRACE_SECONDS = 2
@@ -17,20 +20,29 @@ def playground(settings: Settings) -> None:
     """Serve the page until a signal ends it.
 
     Raises:
-        UserError: it cannot listen there, or the server's packages are missing.
+        UserError: it cannot listen there.
     """
-    try:
-        import uvicorn
+    chosen = settings.playground
+    with listening(chosen.host, chosen.port) as listener:
+        _serve(settings, listener)
 
-        from app.tools.playground.routes import build_app
-    except ImportError as error:
-        raise UserError(f"{error.name} is missing", "pip install starlette uvicorn") from error
+
+def _serve(settings: Settings, listener: socket.socket) -> None:
+    # Torch takes seconds to import: what can be wrong without it has been told by now.
+    import uvicorn
+
+    from app.tools.playground.routes import build_app
+    from app.tools.playground.writer import Writer
+    from app.train.device import choose_device
+
+    device = choose_device(settings.train.device, "float32", "auto")
+    writer = Writer(settings.general.data_dir / "runs", device)
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             """Say where it is, once it answers and ends in order."""
             await super().startup(sockets)
-            address = _address(chosen.host, listener)
+            address = _address(settings.playground.host, listener)
             print(f"{address} tries the models of {writer.runs}", flush=True)
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -38,19 +50,13 @@ def playground(settings: Settings) -> None:
             writer.is_closing = True
             super().handle_exit(sig, frame)
 
-    chosen = settings.playground
-    with listening(chosen.host, chosen.port) as listener:
-        device = choose_device(settings.train.device, "float32", "auto")
-        writer = Writer(settings.general.data_dir / "runs", device)
-        server = Server(
-            uvicorn.Config(
-                build_app(writer, settings),
-                lifespan="off",
-                log_level="warning",
-                timeout_graceful_shutdown=_GRACE_SECONDS,
-            )
-        )
-        server.run(sockets=[listener])
+    config = uvicorn.Config(
+        build_app(writer, settings),
+        lifespan="off",
+        log_level="warning",
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+    Server(config).run(sockets=[listener])
 
 
 def listening(host: str, port: int) -> socket.socket:

@@ -17,7 +17,7 @@ from app.setting_groups import SampleSettings
 from app.setting_types import RunName
 from app.tools.load_model import load_gpt
 from app.train.checkpoint import STATE_FILE, checkpoint_folder, open_checkpoint
-from app.train.checkpoints import checkpoint_steps
+from app.train.checkpoints import checkpoint_steps, latest_checkpoint
 from app.train.device import Device
 from app.train.writing import stream_texts, unseen_part
 
@@ -132,7 +132,8 @@ class Writer:
         if self._loaded is None or self._loaded[0] != version:
             # There may be no memory for both.
             self._loaded = None
-            self._loaded = version, load_gpt(run_dir, wanted.step, self.device)[0]
+            checkpoint = latest_checkpoint(run_dir, wanted.step)
+            self._loaded = version, load_gpt(checkpoint, self.device)
         return self._loaded[1]
 
     async def _in_thread(self, function: Callable[..., Result], *arguments: object) -> Result:

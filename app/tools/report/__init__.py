@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.errors import UserError
 from app.files import atomic_file
 from app.tools.report.run import read_run
 
@@ -14,18 +13,16 @@ def write_report(run_dirs: Sequence[Path]) -> list[Path]:
     Returns their paths, the page first; each file is replaced atomically.
 
     Raises:
-        UserError: a package is missing, there is no such run, or its metrics cannot be used.
+        UserError: there is no such run, or its metrics cannot be used.
     """
-    try:
-        from app.tools.report.charts import charts
-        from app.tools.report.facts import figures
-        from app.tools.report.page import page
-        from app.tools.report.pictures import overview, picture
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{error.name} is missing", "pip install jinja2 vl-convert-python"
-        ) from error
     runs = [read_run(folder) for folder in dict.fromkeys(run_dirs)]
+
+    # What draws takes its time to import: what is wrong with the runs has been told by now.
+    from app.tools.report.charts import charts
+    from app.tools.report.facts import figures
+    from app.tools.report.page import page
+    from app.tools.report.pictures import overview, picture
+
     drawn = charts(runs)
     files = {
         "report.html": page(runs, drawn).encode("utf-8", "replace"),

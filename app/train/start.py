@@ -1,0 +1,89 @@
+"""Where a run begins: its data, its folder, its checkpoint. All of it is known without torch."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from app.data.shards import Dataset, open_dataset
+from app.data.windows import count_windows
+from app.errors import UserError
+from app.files import locked
+from app.settings import Settings
+from app.train.checkpoint import Checkpoint
+from app.train.console import print_line
+from app.train.run import Identity, find_checkpoint
+
+
+@dataclass(frozen=True)
+class Start:
+    """Decisions that rank 0 makes before the run, for all ranks."""
+
+    identity: Identity
+    checkpoint: Checkpoint | None
+
+
+def open_training_data(settings: Settings) -> Dataset:
+    """Open the dataset.
+
+    Raises:
+        UserError: there is none, it is damaged, or it holds not even one window.
+    """
+    dataset = open_dataset(settings.train_dataset_dir)
+    training_windows(dataset, settings.model.context_length)
+    return dataset
+
+
+def training_windows(dataset: Dataset, context_length: int) -> int:
+    """Return the number of windows in an epoch; UserError if there is not even one."""
+    windows = count_windows(sum(map(len, dataset.train)), context_length)
+    if windows == 0:
+        raise UserError(
+            f"{dataset.folder} holds less than one window of training tokens: "
+            f"{context_length + 1} are needed (MODEL_CONTEXT_LENGTH and one more)",
+            "prepare more text, or lower MODEL_CONTEXT_LENGTH",
+        )
+    return windows
+
+
+def plan_start(
+    settings: Settings, dataset: Dataset, owned: ExitStack, *, restarted: bool = False
+) -> Start | None:
+    """Take the run's folder, find where the run begins, and print it; None if it is finished.
+
+    Args:
+        owned: what gives the folder back at its end.
+        restarted: a launcher has started the processes once more, after one was lost.
+
+    Raises:
+        UserError: another process has the folder, or it holds another run.
+    """
+    chosen, run_dir = settings.train, settings.run_dir
+    run_dir.mkdir(parents=True, exist_ok=True)
+    owned.enter_context(locked(run_dir, "train", waits=restarted))
+    identity = identity_of(settings, dataset.fingerprint)
+    checkpoint = find_checkpoint(run_dir, identity, "auto" if restarted else chosen.resume)
+    if checkpoint and checkpoint.step >= chosen.max_steps and not checkpoint.state["left"]:
+        print_line(f"{run_dir} is finished: {checkpoint.step} steps are done")
+        return None
+    print_line(_described(dataset, settings))
+    print_line(f"{run_dir}: " + (f"continues at step {checkpoint.step}" if checkpoint else "new"))
+    return Start(identity, checkpoint)
+
+
+def _described(dataset: Dataset, settings: Settings) -> str:
+    chosen, length = settings.train, settings.model.context_length
+    epoch = length * training_windows(dataset, length)
+    tokens, held_out = (sum(map(len, shards)) for shards in (dataset.train, dataset.val))
+    return (
+        f"{dataset.folder}: {tokens:,} training tokens "
+        f"({chosen.max_steps * chosen.tokens_per_step / epoch:.2f} epochs in "
+        f"{chosen.max_steps} steps), {held_out:,} held out"
+    )
+
+
+def identity_of(settings: Settings, dataset_fingerprint: str) -> Identity:
+    """Return what makes a run with these settings, on a dataset, this run."""
+    order = {"tokens_per_step", "seed", "shuffle", "optimizer"}
+    return Identity(
+        dataset_fingerprint,
+        settings.model.model_dump() | settings.train.model_dump(include=order),
+    )
