@@ -19,7 +19,7 @@ from app.tools.doctor.case import CHECKPOINT_BYTES, Trial
 from app.tools.doctor.finding import Finding, counted, gigabytes
 from app.train.compilation import can_compile
 from app.train.device import Device, choose_device
-from app.train.job import micro_batch_size
+from app.train.job import choose_micro_batch_size
 from app.train.launch import processes_to_launch
 from app.train.micro_batch import available_bytes, memory_need
 from app.train.ranks import Ranks
@@ -117,7 +117,7 @@ def check_memory(case: Examined) -> Iterator[Finding]:
         state_shards=shards,
     )
     ranks = Ranks(0, processes, processes)
-    case.windows = micro_batch_size(case.settings, None, device, ranks)
+    case.windows = choose_micro_batch_size(case.settings, None, device, ranks)
     free = available_bytes(here) // (processes if here.type == "cpu" else 1)
     wanted = need.of(case.windows)
     windows = counted(case.windows, "window")

@@ -2,22 +2,29 @@
 
 import json
 import os
+import runpy
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 
 from app.errors import Ended, ExitCode
 from app.settings import Settings
 from app.tools.doctor.case import Case
 from app.tools.doctor.estimate import check_duration, estimate
-from app.tools.doctor.finding import Finding, counted, examined
+from app.tools.doctor.finding import Finding, counted, examined, examined_within
 from app.tools.doctor.inputs import check_dataset, check_run, check_text, check_vocabulary
 from app.tools.doctor.machine import check_cpu, check_folders, check_space
 from app.tools.doctor.nvidia_smi import check_driver
-from app.tools.doctor.supervised import check_device
+from app.tools.doctor.supervised import DeviceProcess
+
+# That a check may take without a word; those that compare hashes read gigabytes.
+_LIMIT_SECONDS = 60.0
+_HASHING_SECONDS = 600.0
 
 
 def doctor(settings: Settings, *, verify: bool, as_json: bool) -> None:
@@ -65,17 +72,28 @@ def examine(case: Case) -> Iterator[Finding]:
         "disk space": check_space,
         "cpu": check_cpu,
         "driver": _check_driver,
-        "device": check_device,
-        "duration": check_duration,
     }
-    for name, check in checks.items():
-        yield from examined(name, partial(check, case))
+    limits = {"dataset": None if case.verify else _LIMIT_SECONDS, "run": _HASHING_SECONDS}
+    # It imports torch while the others look.
+    with DeviceProcess(case) as device:
+        for name, check in checks.items():
+            yield from examined_within(limits.get(name, _LIMIT_SECONDS), name, partial(check, case))
+        yield from examined("device", device.findings)
+    yield from examined("duration", partial(check_duration, case))
 
 
 def _check_driver(case: Case) -> Iterator[Finding]:
-    import torch
+    return check_driver(_cuda_of_torch(), wanted=case.settings.train.device != "cpu")
 
-    return check_driver(torch.version.cuda, wanted=case.settings.train.device != "cpu")
+
+def _cuda_of_torch() -> str | None:
+    """Return the version of CUDA that torch is built for, without importing torch."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+    facts = runpy.run_path(str(Path(spec.origin).with_name("version.py")))
+    cuda: str | None = facts["cuda"]
+    return cuda
 
 
 def _heading(settings: Settings) -> str:

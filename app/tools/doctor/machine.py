@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.data.documents import is_hub_id
+from app.setting_groups import ModelSettings
 from app.tools.doctor.case import CHECKPOINT_BYTES, Case, existing
 from app.tools.doctor.finding import Finding, counted, failure, gigabytes
 
@@ -68,16 +68,10 @@ def check_folders(case: Case) -> Iterator[Finding]:
 
 def check_space(case: Case) -> Iterator[Finding]:
     """Whether shards, checkpoints (those kept, the best, the one being written), caches fit."""
-    # Imported late: torch takes a second.
-    import torch
-
-    from app.model.gpt import GPT, GPTConfig
-
     settings, data_dir = case.settings, case.settings.general.data_dir
     place, shards = existing(data_dir), _shard_bytes(case)
-    with torch.device("meta"):
-        parameters = GPT(GPTConfig(**settings.model.model_dump())).num_parameters()
-    count, size = settings.train.keep_checkpoints + 2, CHECKPOINT_BYTES * parameters
+    count = settings.train.keep_checkpoints + 2
+    size = CHECKPOINT_BYTES * count_parameters(settings.model)
     expected = {
         settings.train_dataset_dir: shards or 0,
         settings.run_dir: count * size,
@@ -102,6 +96,13 @@ def check_space(case: Case) -> Iterator[Finding]:
         yield Finding("disk space", "pass", said)
 
 
+def count_parameters(model: ModelSettings) -> int:
+    """Return how many parameters a GPT has, without torch: weights and biases of its layers."""
+    width = model.embd_size
+    block = 12 * width**2 + 13 * width
+    return (model.vocab_size + model.context_length + 2) * width + model.num_layers * block
+
+
 def _shard_bytes(case: Case) -> int | None:
     """Of the whole dataset; None if nobody knows before the text is read."""
     chosen = case.settings.prepare
@@ -111,9 +112,11 @@ def _shard_bytes(case: Case) -> int | None:
         return _BYTES_OF_A_TOKEN * (chosen.total_tokens + chosen.val_tokens)
     # FineWeb's samples say how many tokens they have.
     sample = re.fullmatch(r"sample-(\d+)BT", chosen.config or "")
-    if is_hub_id(chosen.dataset) and sample:
-        return _BYTES_OF_A_TOKEN * int(sample[1]) * 10**9
-    return None
+    if sample is None:
+        return None
+    from app.data.documents import is_hub_id
+
+    return _BYTES_OF_A_TOKEN * int(sample[1]) * 10**9 if is_hub_id(chosen.dataset) else None
 
 
 def _size(folder: Path) -> int:

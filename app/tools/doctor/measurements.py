@@ -11,7 +11,7 @@ import torch
 from app.model.gpt import GPT
 from app.tools.doctor.device_checks import Examined
 from app.tools.doctor.finding import Finding, gigabytes
-from app.train.compilation import compiled_loss, missing_for_compiling
+from app.train.compilation import cache_report, compiled_loss, missing_for_compiling
 from app.train.job import optimizers_for
 
 # Bytes/s of data sheets, the slowest variant of each. The first name that is part counts.
@@ -106,7 +106,7 @@ def check_compilation(case: Examined) -> Iterator[Finding]:
     else:
         plain, found = _train_a_little(case, compiled=True)
         said = (
-            f"the model's blocks, in {case.trial.compile_seconds:.0f} s; loss {found:.4f}, "
+            f"{cache_report()}, in {case.trial.compile_seconds:.0f} s; loss {found:.4f}, "
             f"{plain:.4f} without compiling"
         )
         # What is not a number is within no tolerance.
@@ -123,7 +123,8 @@ def _train_a_little(case: Examined, *, compiled: bool) -> tuple[float, float]:
     if here.type == "cpu":
         windows = min(windows, max(1, _TOKENS_ON_CPU // config.context_length))
     torch.manual_seed(0)
-    model = GPT(config, bf16_residual=case.model.bf16_residual).to(here)
+    with here:
+        model = GPT(config, bf16_residual=case.model.bf16_residual)
     tokens = torch.randint(config.vocab_size, (windows, config.context_length + 1), device=here)
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     with torch.no_grad(), case.device.forward_pass():

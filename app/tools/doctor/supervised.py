@@ -6,108 +6,121 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection
-from typing import IO, Any
+from pathlib import Path
+from typing import Self
 
 from app.tools.doctor.case import Case, Trial, existing
 from app.tools.doctor.finding import UNCOMPILED, Finding
 
-LIMIT_SECONDS = 300.0
+# Seconds that each check of the device may go on without a word, in their order. The first waits
+# for torch as well.
+LIMITS = {
+    "device": 120.0,
+    "precision": 30.0,
+    "memory": 60.0,
+    "shared memory": 30.0,
+    "attention": 60.0,
+    "matmul": 60.0,
+    "copies": 60.0,
+    "compile": 180.0,
+}
 
 
-def check_device(case: Case, limit_seconds: float = LIMIT_SECONDS) -> Iterator[Finding]:
-    """Everything that touches the device; tells `case` what it has shown of itself.
+class DeviceProcess:
+    """The process of app.tools.doctor.trial: it imports torch at once, and waits.
 
-    What is compiled is not kept, so that every examination compiles; but it is put where train's
-    is, since a file system may forbid to run what it holds.
+    As a context manager: neither it nor what it starts outlives the block.
 
     Args:
         case: the examination.
-        limit_seconds: that one check may take.
+        limits: check -> seconds.
     """
-    settings = case.settings.public()
-    variables = {}
-    place = existing(case.settings.general.data_dir / "cache")
-    with ExitStack() as removed:
-        try:
-            folder = tempfile.TemporaryDirectory(
-                dir=place, prefix=".doctor-", ignore_cleanup_errors=True
-            )
-        except OSError:
-            # What is wrong with the place, other checks tell.
-            settings["train"]["compile"] = "false"
-        else:
-            code = removed.enter_context(folder)
-            variables["TORCHINDUCTOR_CACHE_DIR"] = f"{code}/inductor"
-            variables["TRITON_CACHE_DIR"] = f"{code}/triton"
-        for finding in _tried(case, settings, variables, limit_seconds):
-            if finding.check == "compile" and not variables:
-                yield replace(finding, found=f"not tried: {place} takes no file")
-            else:
-                yield finding
 
+    def __init__(self, case: Case, limits: Mapping[str, float] = LIMITS) -> None:
+        self._case, self._limits = case, limits
+        self._cache = existing(case.settings.general.data_dir / "cache")
+        self._can_keep_code = _takes_files(self._cache)
+        self._ending = ExitStack()
 
-def _tried(
-    case: Case, settings: dict[str, Any], variables: dict[str, str], limit_seconds: float
-) -> Iterator[Finding]:
-    check = "device"
-    with (
-        tempfile.TemporaryFile("w+", errors="replace") as errors,
-        _child(settings, variables, errors) as (process, answers),
-    ):
-        try:
-            while answers.poll(limit_seconds):
-                answer = answers.recv()
-                if isinstance(answer, Finding):
-                    yield answer
-                elif isinstance(answer, Trial):
-                    case.trial = answer
-                else:
-                    check = answer
-        except EOFError:
-            code = process.wait()
-        else:
-            fix = "restart the machine; if that does not help, take another"
-            said = f"this has not ended after {limit_seconds:g} s"
-            yield Finding(check, "fail", said, UNCOMPILED if check == "compile" else fix)
-            return
-        if code:
-            errors.seek(0)
-            last = [line for line in errors.read().splitlines() if line.strip()][-1:]
-            how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
-            said = ": ".join([f"the process that tried this has died ({how})", *last])[:400]
-            fix = "after SIGKILL, take a machine with more memory; else update the driver"
-            yield Finding(check, "fail", said, fix)
-
-
-@contextmanager
-def _child(
-    settings: dict[str, Any], variables: dict[str, str], errors: IO[str]
-) -> Iterator[tuple[subprocess.Popen[bytes], Connection]]:
-    """app.tools.doctor.trial; neither it nor what it starts outlives the block."""
-    answers, pipe = Pipe(duplex=False)
-    descriptor = pipe.fileno()
-    with (
-        answers,
-        subprocess.Popen(
+    def __enter__(self) -> Self:
+        settings = self._case.settings.public()
+        settings["train"]["compile"] &= self._can_keep_code
+        self._errors = self._ending.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
+        self._pipe, theirs = Pipe()
+        self._ending.enter_context(self._pipe)
+        descriptor = theirs.fileno()
+        self._process = subprocess.Popen(
             [sys.executable, "-m", "app.tools.doctor.trial", f"{descriptor}", json.dumps(settings)],
             # Where this program was found, its parts are.
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             stdin=subprocess.DEVNULL,
-            stdout=errors,
-            stderr=errors,
+            stdout=self._errors,
+            stderr=self._errors,
             pass_fds=(descriptor,),
             start_new_session=True,
-        ) as process,
-    ):
+        )
+        self._ending.enter_context(self._process)
+        self._ending.callback(self._kill)
         # Its end is then the end of what can be read.
-        pipe.close()
+        theirs.close()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._ending.close()
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def findings(self) -> Iterator[Finding]:
+        """Let it try the device; tells `case` what the device has shown of itself."""
+        check, *left = self._limits
+        with suppress(OSError):
+            self._pipe.send("begin")
         try:
-            yield process, answers
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            while self._pipe.poll(self._limits[check]):
+                answer = self._pipe.recv()
+                if isinstance(answer, Trial):
+                    self._case.trial = answer
+                elif isinstance(answer, Finding):
+                    yield self._told(answer)
+                elif answer in left:
+                    check = answer
+                    left.remove(check)
+        except (EOFError, ConnectionResetError):
+            code = self._process.wait()
+            if code == 0:
+                return
+            yield self._died(check, code)
+        else:
+            fix = "restart the machine; if that does not help, take another"
+            said = f"this has not ended after {self._limits[check]:g} s"
+            yield Finding(check, "fail", said, UNCOMPILED if check == "compile" else fix)
+        for name in left:
+            yield Finding(name, "skip", f"not tried, because of {check}")
+
+    def _told(self, finding: Finding) -> Finding:
+        if finding.check == "compile" and not self._can_keep_code:
+            return replace(finding, found=f"not tried: {self._cache} takes no file")
+        return finding
+
+    def _died(self, check: str, code: int) -> Finding:
+        self._errors.seek(0)
+        last = [line for line in self._errors.read().splitlines() if line.strip()][-1:]
+        how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
+        said = ": ".join([f"the process that tried this has died ({how})", *last])[:400]
+        fix = "after SIGKILL, take a machine with more memory; else update the driver"
+        return Finding(check, "fail", said, fix)
+
+
+def _takes_files(folder: Path) -> bool:
+    """Return whether a file can be made there; what is wrong otherwise, another check tells."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False

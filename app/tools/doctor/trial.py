@@ -1,6 +1,7 @@
 """`python -m app.tools.doctor.trial PIPE SETTINGS`: what touches the device, in its own process.
 
-Into the pipe go the name of each check when it begins, what it finds, and what is known afterwards.
+The pipe says when to begin. Into it go the name of each check when it begins, what it finds, and
+what is known afterwards.
 """
 
 import sys
@@ -13,6 +14,7 @@ from app.settings import Settings
 from app.tools.doctor import device_checks, measurements
 from app.tools.doctor.device_checks import Examined
 from app.tools.doctor.finding import UNCOMPILED, UNEXPECTED, Finding, examined, failure
+from app.train.compilation import keep_compiled_code
 
 CHECKS: dict[str, Callable[[Examined], Iterator[Finding]]] = {
     "device": device_checks.check_device,
@@ -30,12 +32,19 @@ def main(descriptor: str, settings: str) -> None:
     """Run all checks of the device.
 
     Args:
-        descriptor: of the pipe that takes what they find.
+        descriptor: of the pipe.
         settings: of the run that is meant, as JSON.
     """
-    pipe = Connection(int(descriptor), readable=False)
+    pipe, chosen = Connection(int(descriptor)), Settings.model_validate_json(settings)
+    if chosen.train.compile:
+        # Where train finds it.
+        keep_compiled_code(chosen.general.data_dir / "cache")
     try:
-        case = device_checks.choose(Settings.model_validate_json(settings))
+        pipe.recv()
+    except EOFError:
+        return
+    try:
+        case = device_checks.choose(chosen)
     except AppError as error:
         pipe.send(failure("device", error))
         return

@@ -1,11 +1,13 @@
 import errno
 import os
+import threading
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
 from app.errors import Ended, ExitCode, Stopped, UserError
-from app.tools.doctor.finding import Finding, examined, gigabytes
+from app.tools.doctor.finding import Finding, examined, examined_within, gigabytes
 
 
 def raising(error: Exception) -> Iterator[Finding]:
@@ -34,6 +36,22 @@ def test_an_error_in_a_check_is_its_last_row(error: Exception, found: str, fix: 
 def test_an_end_of_the_program_is_no_finding(error: Exception) -> None:
     with pytest.raises(type(error)):
         list(examined("disk", lambda: raising(error)))
+
+
+def test_a_check_that_hangs_is_left_behind() -> None:
+    ended = threading.Event()
+
+    def hanging() -> Iterator[Finding]:
+        yield Finding("disk", "pass", "there")
+        ended.wait()
+
+    first, last = examined_within(0.1, "disk", hanging)
+    ended.set()
+    assert first.status == "pass"
+    assert (last.check, last.status) == ("disk", "fail")
+    assert "has not ended after 0.1 s" in last.found
+    slow = partial(raising, UserError("no shards", "prepare them"))
+    assert [row.status for row in examined_within(None, "disk", slow)] == ["pass", "fail"]
 
 
 @pytest.mark.parametrize("width", (60, 80, 120))

@@ -4,10 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from app.tools.doctor.supervised import check_device
+from app.tools.doctor.case import Case
+from app.tools.doctor.finding import Finding
+from app.tools.doctor.supervised import LIMITS, DeviceProcess
+from app.tools.doctor.trial import CHECKS
 from tests.tools.doctor.conftest import NewCase
 
 pytestmark = pytest.mark.processes
+
+
+def examine(case: Case, **limits: float) -> list[Finding]:
+    with DeviceProcess(case, LIMITS | limits) as device:
+        return list(device.findings())
 
 
 def compiler(folder: Path, does: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +46,7 @@ def test_a_compiler_that_hangs_crashes_or_fails(
 ) -> None:
     compiler(tmp_path, does, monkeypatch)
     case = new_case(TRAIN_COMPILE="true")
-    rows = list(check_device(case, limit_seconds=30))
+    rows = examine(case, compile=30)
     assert {row.check for row in rows if row.status == "fail"} == {"compile"}, rows
     assert found in rows[-1].found
     assert fix in rows[-1].fix
@@ -47,10 +55,24 @@ def test_a_compiler_that_hangs_crashes_or_fails(
     assert case.trial.matmul_flops > 0
 
 
+def test_every_check_has_a_limit() -> None:
+    assert list(CHECKS) == list(LIMITS)
+
+
+def test_what_follows_a_check_that_hangs_is_not_tried(new_case: NewCase) -> None:
+    # Nobody imports torch so fast.
+    first, *others = examine(new_case(), device=0.01)
+    assert (first.check, first.status) == ("device", "fail")
+    assert "has not ended after 0.01 s" in first.found
+    assert [(row.check, row.status) for row in others] == [
+        (check, "skip") for check in list(LIMITS)[1:]
+    ]
+
+
 def test_a_device_that_is_not_there(new_case: NewCase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     case = new_case(TRAIN_DEVICE="cuda")
-    (row,) = check_device(case)
+    (row,) = examine(case)
     assert (row.check, row.status) == ("device", "fail")
     assert row.found.startswith("TRAIN_DEVICE=cuda, but no GPU can be used here")
     assert case.trial is None
