@@ -4,8 +4,9 @@ import os
 import platform
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,15 @@ _PACKAGES = ("torch", "numpy", "tiktoken", "datasets", "pydantic-settings", "saf
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter for the numbers."""
-    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+    """Return the versions of Python and of the packages that matter for the numbers.
+
+    A package that is absent, or does not tell, is left out: train needs no `datasets`.
+    """
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def dataset_facts(dataset: Dataset) -> dict[str, Any]:

@@ -1,0 +1,116 @@
+"""An environment without what only prepare, report, playground and TensorBoard need."""
+
+import json
+import os
+import subprocess
+import sysconfig
+import venv
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+
+from app.data.documents import TextSource
+from app.data.prepare import prepare
+from app.errors import ExitCode
+from tests.train.processes import CHECKOUT, TINY
+
+pytestmark = pytest.mark.processes
+
+ABSENT = (
+    *("datasets", "pyarrow", "awkward", "awkward-cpp", "gigatoken", "huggingface-hub", "zstandard"),
+    *("tensorboard", "vl-convert-python", "starlette", "uvicorn"),
+)
+# A package that can be imported, and of which nothing tells the version.
+UNTOLD = "safetensors"
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment that links to this one's packages, but for those."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder)
+    packages = {"base": str(folder), "platbase": str(folder)}
+    there = Path(sysconfig.get_path("purelib", vars=packages))
+    absent = {
+        file.parts[0]
+        for name in ABSENT
+        for file in distribution(name).files or ()
+        if file.parts[0] != "__pycache__"
+    }
+    for place in Path(sysconfig.get_path("purelib")).iterdir():
+        if place.name not in absent and not place.match(f"{UNTOLD}-*.dist-info"):
+            (there / place.name).symlink_to(place)
+    return folder / "bin" / "python"
+
+
+def run(python: Path, data_dir: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    own = {"DATA_DIR": str(data_dir), "PYTHONPATH": str(CHECKOUT)}
+    return subprocess.run(
+        [python, "-m", "app", *words],
+        cwd=data_dir,
+        env={**os.environ, **TINY, **own},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def data_dir(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DATA_DIR with the dataset `text`, and the run `run` that was trained there on it."""
+    folder = tmp_path_factory.mktemp("data")
+    prepare(
+        TextSource("stdlib"),
+        folder / "text",
+        name="stdlib",
+        total_tokens=6000,
+        val_tokens=1000,
+        shard_size=2500,
+    )
+    ended = run(python, folder, "train")
+    assert ended.returncode == ExitCode.DONE, ended.stderr
+    return folder
+
+
+def test_the_run_tells_the_versions_that_are_known(data_dir: Path) -> None:
+    facts = json.loads((data_dir / "runs/run/settings.json").read_text(encoding="utf-8"))
+    assert {"python", "torch", "numpy"} <= set(facts["versions"])
+    assert not {"datasets", UNTOLD} & set(facts["versions"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    (("sample",), ("evaluate",), ("export",), ("inspect", "text"), ("inspect", "runs/run")),
+)
+def test_a_command_does_not_miss_what_it_does_not_need(
+    python: Path, data_dir: Path, words: tuple[str, ...]
+) -> None:
+    ended = run(python, data_dir, *words)
+    assert ended.returncode == ExitCode.DONE, (ended.stdout, ended.stderr)
+
+
+def test_doctor_has_all_its_rows(python: Path, data_dir: Path) -> None:
+    ended = run(python, data_dir, "doctor")
+    assert ended.returncode == ExitCode.DONE, (ended.stdout, ended.stderr)
+    assert "fail" not in {line[:4] for line in ended.stdout.splitlines()}
+
+
+@pytest.mark.parametrize(
+    ("words", "package"),
+    (
+        (("prepare", "--dataset", "stdlib", "--out-dir", "new"), "pyarrow"),
+        (("prepare", "--dataset", "somebody/something", "--out-dir", "new"), "pyarrow"),
+        (("playground", "--port", "0"), "uvicorn"),
+        (("report",), "vl-convert-python"),
+    ),
+)
+def test_a_command_names_the_package_that_it_needs(
+    python: Path, data_dir: Path, words: tuple[str, ...], package: str
+) -> None:
+    ended = run(python, data_dir, *words)
+    assert (ended.returncode, ended.stdout) == (ExitCode.USER, "")
+    assert ended.stderr == (
+        f"error: this needs the Python package {package}, which is not installed\n"
+        f"  fix: pip install {package}\n"
+    )
