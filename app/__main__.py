@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -62,7 +61,7 @@ def train(settings: Settings, arguments: Namespace) -> None:
     """Train a GPT on the shards; continue the run if it exists."""
     from app.train.console import print_line
     from app.train.launch import launch, launched, processes_to_launch
-    from app.train.start import open_training_data, plan_start
+    from app.train.start import keep_bytecode, open_training_data, plan_start
 
     with ExitStack() as owned:
         start = None
@@ -76,6 +75,7 @@ def train(settings: Settings, arguments: Namespace) -> None:
             if start is None:
                 return
             print_line("starting torch")
+        keep_bytecode(settings.general.data_dir / "cache")
         # Torch takes seconds to import: what can be wrong without it has been told by now.
         from app.train.job import train
 
@@ -316,11 +316,9 @@ def run_as_process(main: Callable[[Sequence[str]], int]) -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     sys.excepthook = _die
     exit_code = main(sys.argv[1:])
-    if threading.active_count() > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
-        # All is done; who still waits for the network, a disk or another rank does not keep the
-        # process.
-        os._exit(exit_code)
-    sys.exit(exit_code)
+    # All is done. Who still waits for the network, a disk or another rank does not keep the
+    # process, nor does it free, piece by piece, what torch and CUDA have.
+    os._exit(exit_code)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.errors import UserError
-from app.files import atomic_folder, read_json
+from app.files import atomic_folder, read_json, sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -69,8 +70,7 @@ class Checkpoint:
         for file in files:
             path = self.folder / file
             try:
-                with path.open("rb") as opened:
-                    found = hashlib.file_digest(opened, "sha256").hexdigest()
+                found = sha256_of(path)
             except FileNotFoundError:
                 raise DamagedError(f"{path} is missing", _fix(self.folder)) from None
             except OSError as error:
@@ -167,15 +167,21 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, state: dict[str, Any]) ->
 
     One that is there already is replaced.
     """
-    with atomic_folder(folder) as partial:
-        hashes = {}
-        for file, tensors in snapshot.files.items():
-            save_tensors(tensors, partial / file)
-            with (partial / file).open("rb") as written:
-                hashes[file] = hashlib.file_digest(written, "sha256").hexdigest()
+    with atomic_folder(folder) as partial, ThreadPoolExecutor(len(snapshot.files)) as writers:
+        paths = [partial / file for file in snapshot.files]
+        written = writers.map(_write_tensors, snapshot.files.values(), paths)
+        hashes = dict(zip(snapshot.files, written, strict=True))
         content = {**state, "state_version": STATE_VERSION, "sha256": hashes}
         content[_OWN_HASH] = _hash_of(content)
         (partial / STATE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> str:
+    """Write a safetensors file to the disk, beside others that are, and return its SHA-256."""
+    save_tensors(tensors, path)
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
+    return sha256_of(path)
 
 
 def save_tensors(
