@@ -70,6 +70,8 @@ clean: ## Remove environments and caches; data stays
 
 $(installed): $(locks) requirements/lock-dev.txt requirements/install.sh
 	@requirements/install.sh "$(PYTHON)" "$(TORCH)" .venv lock.txt lock-dev.txt vocabulary.txt
+	@# uv installs no bytecode; without it each start compiles modules for seconds. The tests use little of transformers.
+	@$(python) -m compileall -q -j 0 -x /transformers/ .venv/lib >/dev/null || true
 	@touch $@
 
 $(lm_eval_installed): $(wildcard requirements/torch*) requirements/lock-lm-eval.txt requirements/install.sh

@@ -1,7 +1,11 @@
 """Where a run begins: its data, its folder, its checkpoint. All of it is known without torch."""
 
+import os
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 from app.data.shards import Dataset, open_dataset
 from app.data.windows import count_windows
@@ -19,6 +23,20 @@ class Start:
 
     identity: Identity
     checkpoint: Checkpoint | None
+
+
+def keep_bytecode(cache_dir: Path) -> None:
+    """Let this process, and those it starts, keep bytecode in `cache_dir` if torch came without.
+
+    uv installs none, and PYTHONDONTWRITEBYTECODE, which is meant for the places of the sources, is
+    often set: then each start would compile thousands of modules. Call it before torch is imported.
+    """
+    torch = find_spec("torch")
+    if torch and torch.cached and not Path(torch.cached).exists() and not sys.pycache_prefix:
+        sys.pycache_prefix = str((cache_dir / "bytecode").absolute())
+        sys.dont_write_bytecode = False
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def open_training_data(settings: Settings) -> Dataset:
