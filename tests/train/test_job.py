@@ -128,7 +128,10 @@ def test_console_begins_and_ends_as_the_original(
 ) -> None:
     train(tiny(TRAIN_MAX_STEPS=3))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:4] == [
+    # Before them stands what is known without the device.
+    begin = lines.index("Using device: cpu")
+    assert not any(line.startswith("step:") for line in lines[:begin])
+    assert lines[begin : begin + 4] == [
         "Using device: cpu",
         "Total batch size: 256",
         "Tokens per micro-batch: 128",

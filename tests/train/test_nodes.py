@@ -124,8 +124,8 @@ def test_when_a_machine_is_lost_the_other_goes_on_alone(
     left.wait_for("2 x CPU")
     left.wait_for("step:9/")
     lose(lost)
-    left.wait_for("CPU")
     left.wait_for(f"{left.run_dir}: continues at step ")
+    left.wait_for("CPU")
     code, output = left.end()
     assert code == 0, output
     assert_same_losses(left.run_dir, unbroken)
