@@ -44,5 +44,5 @@ measuring=$!
 code=0
 wait "$measuring" || code=$?
 wait "$measuring" 2>/dev/null || true
-"$python" benchmarks/gpu_table.py "$OUT/gpu.json" | tee "$OUT/table.md"
+[[ ! -e $OUT/gpu.json ]] || "$python" benchmarks/gpu_table.py "$OUT/gpu.json" | tee "$OUT/table.md"
 exit "$code"

@@ -11,7 +11,7 @@ import gc
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -223,7 +223,7 @@ def end_of_step(case: Case) -> dict[str, Callable[[], Call]]:
     return {PROGRAM: call_of, "AdamW for all": partial(call_of, "adamw")}
 
 
-def measured(case: Case, known: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+def measured(case: Case, known: Set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each variant that is not known yet: milliseconds of a call, and of all calls in a step."""
     layers, micro_batches = case.config.num_layers, case.micro_batches
     groups = {
@@ -232,12 +232,17 @@ def measured(case: Case, known: tuple[str, ...] = ()) -> Iterator[tuple[str, dic
         "step": (step, 1, 1),
         "end of a step": (end_of_step, 1, 1),
     }
-    on_gpu = case.device.torch_device.type == "cuda"
+    device = case.device
+    on_gpu = device.torch_device.type == "cuda"
     for group, (variants_of, calls_in_step, at_once) in groups.items():
         variants = variants_of(case)
+        variants[f"{PROGRAM}, again"] = variants[PROGRAM]
+        if {f"{group}: {variant}" for variant in variants} <= known:
+            continue
         program: list[Tensor] = []
-        for variant, prepare in (*variants.items(), (f"{PROGRAM}, again", variants[PROGRAM])):
+        for variant, prepare in variants.items():
             name = f"{group}: {variant}"
+            # The program's is always needed to compare with.
             if name in known and variant != PROGRAM:
                 continue
             # Neither knows that another attention kernel takes other code.
@@ -246,26 +251,25 @@ def measured(case: Case, known: tuple[str, ...] = ()) -> Iterator[tuple[str, dic
             try:
                 call = prepare()
                 found = call()
-                program = program or [one.clone() for one in found]
-                difference = max(map(relative, found, program), default=0.0)
+                if variant == PROGRAM:
+                    program = [one.clone() for one in found]
+                difference = max(map(relative, found, program), default=None)
                 calls = at_once if on_gpu else 1
-                several = partial(times, calls, call)
-                seconds = timed(case.device, several, 1, case.spec["repeats"])
+                seconds = timed(device, partial(times, calls, call), 1, case.spec["repeats"])
             # A prototype may fail in any way on a GPU that it has never seen.
             except Exception as error:  # noqa: BLE001
                 yield name, {"failed": repr(error)[:300]}
                 continue
             ms = 1000 * statistics.median(seconds) / calls
-            yield (
-                name,
-                {
-                    "ms": ms,
-                    "spread_ms": [1000 * end(seconds) / calls for end in (min, max)],
-                    "ms_a_step": ms * calls_in_step,
-                    "difference": difference,
-                },
-            )
-            del call, found, several
+            result = {
+                "ms": ms,
+                "spread_ms": [1000 * end(seconds) / calls for end in (min, max)],
+                "ms_a_step": ms * calls_in_step,
+                "difference": difference,
+            }
+            if name not in known:
+                yield name, result
+            del call, found
             gc.collect()
             if on_gpu:
                 torch.cuda.empty_cache()
@@ -284,7 +288,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 def main(spec: dict[str, Any]) -> None:
     device = choose_device(spec["device"], "auto", "auto")
-    for name, found in measured(Case(spec, device), tuple(spec["known"])):
+    for name, found in measured(Case(spec, device), set(spec["known"])):
         print(json.dumps({name: found}), flush=True)
 
 

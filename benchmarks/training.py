@@ -36,57 +36,67 @@ QUICK = Size(SMALL, 256, 2, speed_steps=3, job_steps=4, repeats=1)
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser()
-    arguments.add_argument("--original", type=Path, required=True)
-    arguments.add_argument("--dataset-dir", type=Path)
-    arguments.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    arguments.add_argument("--quick", action="store_true")
-    arguments.add_argument("--only", type=lambda names: names.split(","), default=list(PARTS))
-    arguments.add_argument("--seconds", type=float, default=float(10**6), help="for all parts")
-    arguments.add_argument("--work", type=Path, help="keeps caches for another time")
-    arguments.add_argument("--out", type=Path)
-    chosen = arguments.parse_args()
-    if unknown := set(chosen.only) - set(PARTS):
-        arguments.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    chosen = parsed()
     # So that what it has started ends with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     end = time.monotonic() + chosen.seconds
     out = chosen.out
     results = json.loads(out.read_text()) if out and out.exists() else {"complete": []}
-
     with tempfile.TemporaryDirectory() as temporary:
         work = (chosen.work or Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)
         bench = Bench(QUICK, chosen.device, chosen.original.resolve(), Path(), work, end)
-        for part in ("machine", *chosen.only):
-            if part in results["complete"]:
-                continue
-            measure, seconds = PARTS.get(part, (machine, 60))
-            found = results.setdefault(part, {})
-            if part != "machine":
-                bench.on_gpu = results["machine"]["driver"] is not None
-                bench.size = QUICK if chosen.quick else ON_GPU if bench.on_gpu else ON_CPU
-                bench.deadline = min(end, time.monotonic() + seconds) if bench.on_gpu else end
-                bench.dataset = chosen.dataset_dir or prepared(bench)
-                bench.dataset = bench.dataset.resolve()
-            started = time.monotonic()
-            try:
-                if end - started < 10:
-                    raise ProcessError("no time left")
-                for name, value in measure(bench, found):
-                    found[name] = value
-                    print(f"{part}: {name}: {json.dumps(value)[:200]}", flush=True)
-                    keep(results, out)
-            except ProcessError as error:
-                print(f"{part}: {error}", flush=True)
-                if part == "machine":
-                    break
-            else:
-                results["complete"].append(part)
-                print(f"{part}: complete, {time.monotonic() - started:.0f} s", flush=True)
-            keep(results, out)
+        measure_part("machine", bench, end, results, out)
+        if not results["machine"]:
+            sys.exit(1)
+        bench.on_gpu = results["machine"]["cudnn"] is not None
+        bench.size = QUICK if chosen.quick else ON_GPU if bench.on_gpu else ON_CPU
+        bench.dataset = (chosen.dataset_dir or prepared(bench)).resolve()
+        for part in chosen.only:
+            measure_part(part, bench, end, results, out)
     if missing := [part for part in chosen.only if part not in results["complete"]]:
         sys.exit(f"not complete: {', '.join(missing)}; the same command goes on there")
+
+
+def parsed() -> argparse.Namespace:
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--original", type=Path, required=True)
+    arguments.add_argument("--dataset-dir", type=Path)
+    arguments.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    arguments.add_argument("--quick", action="store_true")
+    arguments.add_argument("--only", type=lambda names: names.split(","), default=list(PARTS)[1:])
+    arguments.add_argument("--seconds", type=float, default=1e6, help="for all parts")
+    arguments.add_argument("--work", type=Path, help="keeps the dataset for another time")
+    arguments.add_argument("--out", type=Path)
+    chosen = arguments.parse_args()
+    if unknown := set(chosen.only) - set(PARTS):
+        arguments.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    return chosen
+
+
+def measure_part(
+    part: str, bench: Bench, end: float, results: dict[str, Any], out: Path | None
+) -> None:
+    """Measure what is missing of a part, as far as the time goes, and keep it."""
+    if part in results["complete"]:
+        return
+    measure, seconds = PARTS[part]
+    started = time.monotonic()
+    bench.deadline = min(end, started + seconds) if bench.on_gpu else end
+    found = results.setdefault(part, {})
+    try:
+        if end - started < 10:
+            raise ProcessError("no time left")
+        for name, value in measure(bench, found):
+            found[name] = value
+            print(f"{part}: {name}: {json.dumps(value)[:200]}", flush=True)
+            keep(results, out)
+    except ProcessError as error:
+        print(f"{part}: {error}", flush=True)
+    else:
+        results["complete"].append(part)
+        print(f"{part}: complete, {time.monotonic() - started:.0f} s", flush=True)
+    keep(results, out)
 
 
 def keep(results: dict[str, Any], out: Path | None) -> None:
@@ -230,8 +240,9 @@ def doctor(bench: Bench, known: Container[str]) -> Found:
     yield "lines", lines
 
 
-# Each with the seconds it may take on a GPU.
+# In the order of importance, each with the seconds it may take on a GPU.
 PARTS: dict[str, tuple[Callable[[Bench, Container[str]], Found], int]] = {
+    "machine": (machine, 60),
     "speed": (speed, 240),
     "profile": (profile, 60),
     "variants": (variants, 180),

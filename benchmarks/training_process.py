@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -149,13 +150,14 @@ class Ran:
         """Speed after the first step, start, losses, memory."""
         steps = [(at, match) for at, line in self.lines if (match := STEP_LINE.match(line))]
         later = [match for _, match in steps[1:]]
+        gaps = [after - before for (before, _), (after, _) in pairwise(steps)]
         said = [line for _, line in self.lines if "came from the cache" in line]
         last = self.metrics[-1] if self.metrics else {}
         return {
             "tokens_per_second": statistics.median(float(match[4]) for match in later),
             "step_ms": statistics.median(float(match[3]) for match in later),
             # By the times of the lines, which needs neither program's clock.
-            "step_ms_by_lines": 1000 * (steps[-1][0] - steps[0][0]) / len(later),
+            "step_ms_by_lines": 1000 * statistics.median(gaps),
             "first_line_seconds": self.lines[0][0],
             "end_of_step_0_seconds": steps[0][0],
             "process_seconds": self.lines[-1][0],

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -77,7 +78,8 @@ def machine(spec: dict[str, Any]) -> dict[str, Any]:
     # Whatever the compiler reads from a cold disk, no process that is measured waits for.
     torch.compile(lambda x: F.gelu(x).sum())(a.requires_grad_()).backward()
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = subprocess.check_output(query, text=True).split()[0] if on_gpu else None
+    has_tool = shutil.which(query[0]) is not None
+    driver = subprocess.check_output(query, text=True).split()[0] if has_tool else None
     return {
         "date": time.strftime("%Y-%m-%d"),
         "commit": git_revision(),
