@@ -15,7 +15,6 @@ mkdir -p "$OUT"
 OUT=$(realpath "$OUT")
 options=(
   --original "$(realpath "$ORIGINAL")" --device "${DEVICE:-auto}" --out "$OUT/gpu.json"
-  --seconds "$limit"
 )
 [[ -z ${DATASET:-} ]] || options+=(--dataset-dir "$(realpath "$DATASET")")
 [[ -z ${QUICK:-} ]] || options+=(--quick)
@@ -39,7 +38,8 @@ if [[ -n ${WHEELS:-} ]]; then
 fi
 
 trap 'kill "$measuring"' INT TERM
-"$python" benchmarks/training.py "${options[@]}" --work "$work/bench" &
+"$python" benchmarks/training.py "${options[@]}" --work "$work/bench" \
+  --seconds "$((limit - SECONDS))" &
 measuring=$!
 code=0
 wait "$measuring" || code=$?

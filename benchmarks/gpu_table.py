@@ -131,7 +131,8 @@ def summary(results: dict[str, Any]) -> str:
     parts = [f"{json.dumps(results['machine'])}\n"]
     parts += [rendered(results, table) for table in tables]
     for name, row in results.get("determinism", {}).items():
-        parts.append(f"{name}: {row['cut_and_continued_is_identical']=}\n")
+        same = "the same" if row["cut_and_continued_is_identical"] else "OTHER"
+        parts.append(f"{name}, cut and continued: {same} files\n")
     if found := results.get("doctor"):
         parts.append(
             f"doctor, {found['seconds']:.0f} s:\n\n```\n" + "\n".join(found["lines"]) + "```\n"
