@@ -242,3 +242,39 @@ def test_fp8_loss_points_where_bf16_points() -> None:
     torch.testing.assert_close(loss, plain, rtol=5e-3, atol=0)
     for one, other in zip(gradients, of_fp8, strict=True):
         assert F.cosine_similarity(one, other, dim=0) > 0.99
+
+
+PTX = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from app.model.cross_entropy_kernel import _kernel
+
+for capability in (80, 90):
+    source = ASTSource(
+        _kernel,
+        dict(logits="*bf16", targets="*i64", losses="*fp32", stride="i32",
+             VOCAB="constexpr", COLUMNS="constexpr", BLOCK="constexpr"),
+        {"VOCAB": 50257, "COLUMNS": 50304, "BLOCK": 4096},
+        # Pointers and stride are multiples of 16, as Triton finds them at a launch.
+        {(argument,): [["tt.divisibility", 16]] for argument in range(4)},
+    )
+    target = GPUTarget("cuda", capability, 32)
+    print(compile(source, target=target, options={"num_warps": 8}).asm["ptx"])
+"""
+
+
+@pytest.mark.processes
+def test_kernel_compiles_for_gpus_and_moves_16_bytes_at_a_time(tmp_path: Path) -> None:
+    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    ptx = subprocess.run(
+        [sys.executable, "-c", PTX],
+        env=variables | {"TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert ptx.count(".target sm_") == 2
+    assert "ld.global.v4.b32" in ptx
+    assert "st.global.v4.b32" in ptx
+    # The target's logit alone is read as two bytes: once for each of the two.
+    assert ptx.count("ld.global.b16") == 2
