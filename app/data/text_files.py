@@ -62,7 +62,7 @@ class FileDocuments:
     text_column: str
     source: Mapping[str, Any]
     filesystem: AbstractFileSystem = field(default_factory=LocalFileSystem)
-    row_groups_ahead: int = 2
+    row_groups_ahead: int = 4
 
     def pieces(self, start: Position) -> Generator[Piece]:
         """All rows from `start` on, in order; see app.data.batches.Documents."""
