@@ -18,7 +18,7 @@ import pyarrow.json
 from app.data.texts import arrow_texts, as_texts
 from app.errors import UserError
 
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 4 << 20
 _NEWLINE, _QUOTE, _BACKSLASH = b'\n"\\'
 _BLANKS = b" \t\r"
 # What Arrow takes for numbers besides NaN and Infinity, integers that are too long for Python, and
@@ -34,7 +34,7 @@ _LEVELS[list(b"]}")] = -1
 
 
 def blocks(lines: BinaryIO) -> Iterator[bytes]:
-    """Yield whole lines, about a megabyte at a time, or a longer one alone."""
+    """Yield whole lines, about four megabytes at a time, or a longer one alone."""
     while block := lines.read(_BLOCK_BYTES):
         yield block if block.endswith(b"\n") else block + lines.readline()
 

@@ -35,6 +35,7 @@ COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _PIECE_BYTES = 4 << 20
 _PIECE_ROWS = 1024
 _AHEAD_BYTES = 64 << 20
+_COLUMN_BYTES = 1 << 20
 _DAMAGE = (
     EOFError,
     gzip.BadGzipFile,
@@ -111,9 +112,10 @@ class FileDocuments:
             yield Piece(position, row - first, len(rest), texts, fraction)
 
     def _has_column(self, file: SourceFile, block: bytes, row: int) -> bool:
-        """Whether a block has the column; False, too, if its lines are blank."""
+        """Whether a block's first megabyte has the column; False, too, if its lines are blank."""
         filled = None
-        for one in objects(block, file.path, row + 1):
+        end = block.find(b"\n", _COLUMN_BYTES) + 1 or len(block)
+        for one in objects(block[:end], file.path, row + 1):
             if self.text_column in one:
                 return True
             filled = filled or one
