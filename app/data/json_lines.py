@@ -1,7 +1,7 @@
-"""JSON lines: blocks of whole lines are cut by one thread, and parsed by many.
+"""JSON lines: one thread cuts the file into blocks of whole lines, many threads parse them.
 
-Python's `json` says what a line means and whether it is refused. It keeps other threads waiting,
-Arrow's parser does not, so that Arrow parses every block that it understands in the same way.
+Python's `json` defines what a line means and which lines are refused, but it holds the
+interpreter's lock. Arrow's parser does not: it parses every block that it is known to read alike.
 """
 
 import io
@@ -21,12 +21,11 @@ from app.errors import UserError
 _BLOCK_BYTES = 4 << 20
 _NEWLINE, _QUOTE, _BACKSLASH = b'\n"\\'
 _BLANKS = b" \t\r"
-# What Arrow takes for numbers besides NaN and Infinity, integers that are too long for Python, and
-# two values in a line.
+# Here Arrow accepts more than Python: Inf as a number, integers of any length, two values in a line.
 _NOT_FOR_ARROW = re.compile(rb"[NI]|[0-9]{600}|\}[^,\]}\n]")
-# Its backslashes would take long to count.
+# Counting its backslashes would take long.
 _LONG_RUN = b"\\" * 100
-# Python refuses about a thousand levels.
+# Python refuses about a thousand nested levels.
 _DEEPEST = 500
 _LEVELS = np.zeros(256, np.int8)
 _LEVELS[list(b"[{")] = 1
@@ -93,7 +92,7 @@ def _object(line: bytes, place: str) -> dict[str, Any]:
 
 
 def _parsed(block: bytes, column: str) -> pa.ChunkedArray:
-    """The column, large_string [objects]; null where an object lacks it."""
+    """Return the column, large_string [objects]; null where an object lacks it."""
     return pyarrow.json.read_json(
         pa.BufferReader(block),
         pyarrow.json.ReadOptions(use_threads=False, block_size=len(block) + 1),
@@ -105,9 +104,9 @@ def _parsed(block: bytes, column: str) -> pa.ChunkedArray:
 
 
 def _is_plain(block: bytes) -> bool:
-    """Whether what Arrow takes in this block, `json` takes in the same way.
+    """Return True if Arrow, where it accepts this block, reads it as `json` would.
 
-    Arrow refuses by itself what is no JSON, half a surrogate pair, or the column twice.
+    Arrow itself refuses invalid JSON, half a surrogate pair, and an object with the column twice.
     """
     if _LONG_RUN in block or not _is_utf8(block):
         return False
@@ -115,7 +114,7 @@ def _is_plain(block: bytes) -> bool:
     if np.cumsum(_LEVELS[outside], dtype=np.int32).max(initial=0) > _DEEPEST:
         return False
     skeleton = outside.tobytes().removesuffix(b"\n").translate(None, _BLANKS)
-    # Arrow takes a line's end for a blank; so each line must hold a whole object.
+    # For Arrow the end of a line is a blank like any other, so each line must hold a whole object.
     return (
         skeleton.startswith(b"{")
         and skeleton.count(b"}\n{") == skeleton.count(b"\n")
@@ -136,9 +135,9 @@ def _is_utf8(block: bytes) -> bool:
 
 
 def _outside_strings(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """What of a block of JSON stands outside of strings, with the quote that ends each."""
+    """Return the bytes of a block of JSON outside strings, with the quote that ends each string."""
     quotes = np.flatnonzero(data == _QUOTE)
-    # Of backslashes before a quote, the last escapes it if they are odd in number.
+    # A quote is escaped if an odd number of backslashes stands before it.
     before = quotes - 1
     is_escaped = np.zeros(quotes.size, np.bool_)
     while (follows := data[before] == _BACKSLASH).any():
