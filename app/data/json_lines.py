@@ -21,7 +21,7 @@ from app.errors import UserError
 _BLOCK_BYTES = 4 << 20
 _NEWLINE, _QUOTE, _BACKSLASH = b'\n"\\'
 _BLANKS = b" \t\r"
-# Here Arrow accepts more than Python: Inf as a number, integers of any length, two values in a line.
+# Arrow accepts more than Python here: Inf, integers of any length, two values in a line.
 _NOT_FOR_ARROW = re.compile(rb"[NI]|[0-9]{600}|\}[^,\]}\n]")
 # Counting its backslashes would take long.
 _LONG_RUN = b"\\" * 100
