@@ -59,14 +59,13 @@ class Settings(BaseModel):
         return found
 
     def _not_for_fp8(self) -> dict[tuple[str, str], str]:
-        found = {}
+        found = {
+            ("TRAIN_PRECISION", f"MODEL_{name.upper()}"): _not_a_multiple(side, _FP8_MULTIPLE)
+            for name, side in self.model.model_dump(include={"context_length", "embd_size"}).items()
+            if side % _FP8_MULTIPLE
+        }
         if not self.train.compile:
-            found["TRAIN_PRECISION", "TRAIN_COMPILE"] = "8-bit floats need compiled code"
-        for name in ("context_length", "embd_size"):
-            if getattr(self.model, name) % _FP8_MULTIPLE:
-                found["TRAIN_PRECISION", f"MODEL_{name.upper()}"] = (
-                    f"products in 8-bit floats take multiples of {_FP8_MULTIPLE}"
-                )
+            found["TRAIN_PRECISION", "TRAIN_COMPILE"] = "fp8 needs compiled code"
         return found
 
     @property

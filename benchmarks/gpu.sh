@@ -1,61 +1,48 @@
 #!/usr/bin/env bash
-# gpu.sh [PART...]: parts of training.py on a GPU machine without network, one JSON each under $OUT.
+# gpu.sh [PART...]: training.py on a GPU machine without network, within LIMIT seconds.
 #
-#   OUT=results ORIGINAL=DIR DATASET=DIR [WHEELS=DIR] benchmarks/gpu.sh speed profile
+#   OUT=results ORIGINAL=DIR [DATASET=DIR] [WHEELS=DIR] [PYTHON=python3] benchmarks/gpu.sh
 #
-# Python is what the machine has, with its torch; $WHEELS holds the packages that it lacks. $DATASET
-# is what `prepare` wrote. All ends within LIMIT seconds: a part that is cut off keeps what it has
-# measured, one for which no time is left is named. More calls do the rest; all parts take a GPU
-# about 25 minutes. DEVICE=cpu QUICK=1 checks this script on any machine.
+# writes $OUT/gpu.json after each measurement, and in the end $OUT/table.md. Run again with the same
+# OUT it goes on where it stopped. Python is what the machine has, with its torch; $WHEELS holds the
+# packages that it lacks. $DATASET is what `prepare` wrote, 20M tokens and some held-out ones.
+# DEVICE=cpu QUICK=1 LIMIT=1800 checks everything with a small model on any machine.
 set -euo pipefail
 
-started=$SECONDS
 : "${OUT:?a folder for the results}" "${ORIGINAL:?the folder of the original scripts}"
-limit=${LIMIT:-540} python=${PYTHON:-python3}
+python=${PYTHON:-python3} limit=${LIMIT:-480}
 mkdir -p "$OUT"
 OUT=$(realpath "$OUT")
-ORIGINAL=$(realpath "$ORIGINAL")
+options=(
+  --original "$(realpath "$ORIGINAL")" --device "${DEVICE:-auto}" --out "$OUT/gpu.json"
+)
+[[ -z ${DATASET:-} ]] || options+=(--dataset-dir "$(realpath "$DATASET")")
+[[ -z ${QUICK:-} ]] || options+=(--quick)
+if (($#)); then
+  parts=$*
+  options+=(--only "${parts// /,}")
+fi
 [[ $python != */* ]] || python=$(realpath --no-symlinks "$python")
+[[ -z ${WHEELS:-} ]] || WHEELS=$(realpath "$WHEELS")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-
+# As on a machine that has run before: modules are not compiled again by each process.
+unset PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX=$work/bytecode
 if [[ -n ${WHEELS:-} ]]; then
-  "$python" -m pip install --quiet --no-index --no-deps --no-compile --find-links "$WHEELS" \
-    --target "$work/packages" "$WHEELS"/*.whl
+  "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$work/packages" \
+    "$WHEELS"/*.whl
   export PYTHONPATH=$work/packages${PYTHONPATH:+:$PYTHONPATH}
 fi
-"$python" -c 'import app.train.job; from app.train.provenance import versions; print(versions())'
 
-options=(--device "${DEVICE:-auto}" --original "$ORIGINAL" --work "$work/bench")
-[[ -z ${DATASET:-} ]] || options+=(--dataset-dir "$DATASET")
-[[ -z ${REPEATS:-} ]] || options+=(--repeats "$REPEATS")
-[[ -z ${QUICK:-} ]] || options+=(--quick)
-
-# Seconds a part may take, about twice what is expected of it on a GPU.
-declare -A longest=(
-  [speed]=450 [profile]=120 [ladder]=500 [heldout]=300 [startup]=300 [micro_batch]=300
-  [correctness]=240 [loader]=150 [ddp]=150
-)
-parts=("$@")
-((${#parts[@]})) || parts=(speed profile ladder heldout startup micro_batch correctness loader ddp)
-
-failed=0
-for part in "${parts[@]}"; do
-  left=$((limit - (SECONDS - started) - 15))
-  allowed=${longest[$part]:?there is no such part: $part}
-  [[ -z ${QUICK:-} ]] || allowed=$left
-  if ((left < 20)); then
-    echo "gpu.sh: no time left for $part"
-    failed=1
-    continue
-  fi
-  code=0
-  timeout --kill-after=10 "$((left < allowed ? left : allowed))" \
-    "$python" benchmarks/training.py "${options[@]}" --only "$part" --out "$OUT/$part.json" \
-    >/dev/null || code=$?
-  echo "gpu.sh: $part ended with $code after $((SECONDS - started)) seconds in all"
-  ((code == 0)) || failed=1
-done
-exit "$failed"
+trap 'kill "$measuring"' INT TERM
+"$python" benchmarks/training.py "${options[@]}" --work "$work/bench" \
+  --seconds "$((limit - SECONDS))" &
+measuring=$!
+code=0
+wait "$measuring" || code=$?
+wait "$measuring" 2>/dev/null || true
+[[ ! -e $OUT/gpu.json ]] || "$python" benchmarks/gpu_table.py "$OUT/gpu.json" | tee "$OUT/table.md"
+exit "$code"

@@ -350,8 +350,9 @@ def timed(arguments: list[str], folder: Path, **environment: str) -> dict[str, f
 
 
 def in_fresh_process(job: Callable[..., None], *arguments: Any, **environment: str) -> Any:
-    """What a function of this file prints as JSON, with the CPU seconds of its process."""
-    code = f"import sys, benchmarks.prepare as it; it.{job.__name__}(*sys.argv[1:])"
+    """What a function of a benchmark writes as JSON, with the CPU seconds of its process."""
+    module = Path(job.__code__.co_filename).stem
+    code = f"import sys, benchmarks.{module} as it; it.{job.__name__}(*sys.argv[1:])"
     with tempfile.NamedTemporaryFile() as result:
         used = timed(["-c", code, result.name, *map(str, arguments)], ROOT, **environment)
         return json.loads(Path(result.name).read_text()) | {"process": used}

@@ -1,407 +1,255 @@
-"""Training: speed beside the original, start-up, what each technique gives, where time goes.
+"""Training beside the original: speed, where a step's time goes, what each change gives, losses.
 
-    python benchmarks/training.py --original DIR [--device auto|cpu|cuda] [--quick]
-        [--only PART[,PART]] [--dataset-dir DIR] [--repeats N] [--work DIR] [--out FILE.json]
+    python benchmarks/training.py --original DIR [--dataset-dir DIR] [--device auto|cpu|cuda]
+        [--quick] [--only PART[,PART]] [--seconds N] [--work DIR] [--out FILE.json]
 
-`speed` and `heldout` and `startup` are whole processes, timed by when their lines come. The
-original's train.py runs with the settings that are written into it replaced (the result says which)
-and with the header offset of its loader, which is wrong there, put right: so both read the same
-tokens. Every process of `speed` starts with an empty compile cache. `ladder` changes one thing at a
-time against compiled blocks; its processes share a cache, so the first call says little there.
-
---quick checks every part end to end with a small model; its figures mean nothing. On a CPU the
-speed is GPT-2 124M's with short steps, and curves are a small model's. --out is written after each
-measurement, so that a run that is cut off keeps what it has.
+--out is written after each measurement, and what it already holds is not measured again: the same
+command goes on where an earlier one was cut off. The original's train.py runs with its constants
+replaced and the header offset of its loader, which is wrong there, put right: all programs read the
+same tokens. --quick checks every part with a small model; its figures mean nothing.
 """
 
 import argparse
+import hashlib
 import json
-import os
-import statistics
+import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.training_process import (  # noqa: E402
-    Bench,
-    Ran,
-    Size,
-    flag,
-    original_copy,
-    prepared,
-    run_process,
-)
-from benchmarks.training_setup import meta_model  # noqa: E402
+from benchmarks.training_process import Bench, ProcessError, Ran, Size, flag  # noqa: E402
+
+Found = Iterator[tuple[str, Any]]
 
 SMALL = {"context_length": 64, "num_layers": 2, "embd_size": 64, "num_heads": 2}
-MEDIUM = {"context_length": 128, "num_layers": 4, "embd_size": 128, "num_heads": 4}
-ON_GPU = Size(
-    {}, 524_288, 32, 38, 5, {}, 524_288, 38, (64, 128, 32, 16, 256, 8, 512), 5
-)  # fmt: skip
-ON_CPU = Size({}, 8192, 4, 4, 4, MEDIUM, 1024, 80, (1, 2, 4, 8), 3)
-QUICK = Size(SMALL, 256, 2, 4, 3, SMALL, 256, 8, (1, 2), 2)
+ON_GPU = Size({}, 524_288, 32, speed_steps=12, job_steps=38, repeats=5)
+ON_CPU = Size({}, 8192, 4, speed_steps=4, job_steps=4, repeats=3)
+QUICK = Size(SMALL, 256, 2, speed_steps=3, job_steps=4, repeats=1)
 
 
 def main() -> None:
+    chosen = parsed()
+    # So that what it has started ends with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end = time.monotonic() + chosen.seconds
+    out = chosen.out
+    results = json.loads(out.read_text()) if out and out.exists() else {"complete": []}
+    with tempfile.TemporaryDirectory() as temporary:
+        work = (chosen.work or Path(temporary)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        bench = Bench(QUICK, chosen.device, chosen.original.resolve(), Path(), work, end)
+        measure_part("machine", bench, end, results, out)
+        if not results["machine"]:
+            sys.exit(1)
+        bench.on_gpu = results["machine"]["cudnn"] is not None
+        bench.size = QUICK if chosen.quick else ON_GPU if bench.on_gpu else ON_CPU
+        bench.dataset = (chosen.dataset_dir or prepared(bench)).resolve()
+        for part in chosen.only:
+            measure_part(part, bench, end, results, out)
+    if missing := [part for part in chosen.only if part not in results["complete"]]:
+        sys.exit(f"not complete: {', '.join(missing)}; the same command goes on there")
+
+
+def parsed() -> argparse.Namespace:
     arguments = argparse.ArgumentParser()
-    arguments.add_argument("--original", type=Path)
+    arguments.add_argument("--original", type=Path, required=True)
+    arguments.add_argument("--dataset-dir", type=Path)
     arguments.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     arguments.add_argument("--quick", action="store_true")
-    arguments.add_argument("--only", type=lambda names: names.split(","), default=list(PARTS))
-    arguments.add_argument("--dataset-dir", type=Path)
-    arguments.add_argument("--repeats", type=int, help="processes of each kind in `speed`")
+    arguments.add_argument("--only", type=lambda names: names.split(","), default=list(PARTS)[1:])
+    arguments.add_argument("--seconds", type=float, default=1e6, help="for all parts")
     arguments.add_argument("--work", type=Path, help="keeps the dataset for another time")
     arguments.add_argument("--out", type=Path)
     chosen = arguments.parse_args()
     if unknown := set(chosen.only) - set(PARTS):
         arguments.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    if "speed" in chosen.only and chosen.original is None:
-        arguments.error("speed needs --original")
-    results: dict[str, Any] = {}
-
-    def keep() -> None:
-        if chosen.out:
-            partial = chosen.out.with_name(chosen.out.name + ".partial")
-            partial.write_text(json.dumps(results, indent=2) + "\n")
-            partial.replace(chosen.out)
-
-    with tempfile.TemporaryDirectory() as temporary:
-        work = (chosen.work or Path(temporary)).resolve()
-        work.mkdir(parents=True, exist_ok=True)
-        bench = Bench(
-            QUICK, chosen.device, chosen.quick, chosen.original and chosen.original.resolve(),
-            Path(), work, 1, chosen.out and chosen.out.with_suffix(".png"), keep,
-        )  # fmt: skip
-        facts = bench.job("facts", chosen.device)
-        if "failed" in facts:
-            sys.exit(facts["stderr"])
-        products = next(value for name, value in facts.items() if name.startswith("matmul_"))
-        bench.facts = facts | {"matmul_flops": products[facts["precision"]]}
-        bench.size = QUICK if chosen.quick else ON_GPU if bench.on_gpu else ON_CPU
-        bench.facts["flops_per_token"] = meta_model(bench.size.model).flops_per_token()
-        bench.repeats = chosen.repeats or (1 if chosen.quick or bench.on_gpu else 3)
-        bench.dataset = chosen.dataset_dir.resolve() if chosen.dataset_dir else prepared(bench)
-        results["machine"] = bench.facts | {"date": time.strftime("%Y-%m-%d"), "quick": bench.quick}
-        for name in chosen.only:
-            started = time.perf_counter()
-            results[name] = {}
-            for key, value in PARTS[name](bench):
-                results[name][key] = value
-                print(f"{name}: {key}: {json.dumps(value)[:300]}", file=sys.stderr, flush=True)
-                keep()
-            results[name]["seconds"] = round(time.perf_counter() - started, 1)
-            keep()
-    print(json.dumps(results, indent=2))
+    return chosen
 
 
-def speed(bench: Bench) -> Iterator[tuple[str, Any]]:
-    """Whole processes in turns on the same tokens, each from an empty compile cache."""
-    size = bench.size
-    same = {
-        **size.model,
-        "max_steps": size.steps,
-        "tokens_per_step": size.tokens_per_step,
-    }
-    as_original = {**same, "micro_batch_size": size.micro_batch}
-    kinds: dict[str, Callable[[Path], Ran]] = {
-        "ours, original's recipe": lambda folder: bench.train(
-            "speed", folder, "original", **as_original
-        ),
-        "ours, default recipe": lambda folder: bench.train("speed", folder, "fineweb20M", **same),
-    }
-    if not bench.on_gpu:
-        # The original's autocast names CUDA, and does nothing on a CPU.
-        kinds["ours, original's recipe in float32"] = lambda folder: bench.train(
-            "speed", folder, "original", precision="float32", **as_original
-        )
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for _ in range(bench.repeats):
-        with tempfile.TemporaryDirectory(dir=bench.work) as temporary:
-            folder = Path(temporary)
-            if "original" not in runs:
-                yield "replaced in the original", original_copy(bench, folder / "original")
-            else:
-                original_copy(bench, folder / "original")
-            environment = bench.environment(bench.cache(folder / "cache"))
-            paths = [str(folder / "original"), *bench.more_paths]
-            environment["PYTHONPATH"] = os.pathsep.join(paths)
-            ran = run_process(["train.py"], folder / "original", environment, None, bench.on_gpu)
-            runs.setdefault("original", []).append(ran.summary(bench, size.tokens_per_step))
-            yield "original", medians(runs["original"])
-            for number, (kind, run) in enumerate(kinds.items()):
-                ran = run(folder / str(number))
-                runs.setdefault(kind, []).append(ran.summary(bench, size.tokens_per_step))
-                yield kind, medians(runs[kind])
-    theirs = medians(runs["original"])
-    yield (
-        "times the original",
-        {
-            kind: {
-                key: medians(runs[kind])[key] / theirs[key]
-                for key in ("tokens_per_second", "tokens_per_second_by_lines")
-            }
-            | {
-                "start_to_end_of_step_0": theirs["start_to_end_of_step_0_seconds"]
-                / medians(runs[kind])["start_to_end_of_step_0_seconds"]
-            }
-            for kind in kinds
-        },
-    )
-
-
-def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Number by number; what is no number, of the last run."""
-    result = {"processes": len(runs), **runs[-1]}
-    for key, value in runs[-1].items():
-        if isinstance(value, int | float):
-            result[key] = statistics.median(run[key] for run in runs)
-    return result
-
-
-def startup(bench: Bench) -> Iterator[tuple[str, Any]]:
-    """From the process's start to the end of its first step, with an empty and a full cache."""
-    size = bench.size
-    with tempfile.TemporaryDirectory(dir=bench.work) as folder:
-        for cache in ("cold", "warm"):
-            ran = bench.train(
-                cache, Path(folder), "original", Path(folder) / "cache",
-                max_steps=size.start_steps, tokens_per_step=size.tokens_per_step,
-                micro_batch_size=size.micro_batch, **size.model,
-            )  # fmt: skip
-            found = ran.summary(bench, size.tokens_per_step)
-            yield (
-                cache,
-                {key: found[key] for key in (
-                    "start_to_end_of_step_0_seconds", "step_0_seconds", "step_ms",
-                    "tokens_per_second_by_lines", "said",
-                )},
-            )  # fmt: skip
-
-
-def ladder(bench: Bench) -> Iterator[tuple[str, Any]]:
-    """One thing changed at a time, against compiled blocks."""
-    rungs: dict[str, dict[str, Any]] = {
-        "compiled blocks": {},
-        "whole model compiled": {"mode": "default"},
-        "not compiled": {"compile": False},
-    }
-    if bench.on_gpu:
-        rungs |= {
-            "vocabulary not padded": {"vocab_multiple": 1},
-            "attention: cuDNN": {"attention": "CUDNN_ATTENTION"},
-            "attention: flash": {"attention": "FLASH_ATTENTION"},
-            "attention: memory-efficient": {"attention": "EFFICIENT_ATTENTION"},
-        }
-    other = "float32" if bench.facts["precision"] == "bf16" else "bf16"
-    rungs |= {
-        f"precision: {other}{', which is TF32' if bench.on_gpu else ''}": {"precision": other},
-        "deterministic": {"deterministic": "true"},
-        "not deterministic": {"deterministic": "false"},
-        "torch's linear_cross_entropy": {"loss": "linear_cross_entropy"},
-        "linear_cross_entropy, not compiled": {"loss": "linear_cross_entropy", "compile": False},
-    }
-    if bench.on_gpu:
-        # Deterministic is not the default there: it would be measured twice.
-        del rungs["not deterministic"]
-    else:
-        del rungs["deterministic"]
-    for name, changes in rungs.items():
-        yield name, bench.job("rung", bench.spec(**changes))
-    for name in ("adamw, fused", "adamw, foreach", "muon"):
-        yield f"update: {name}", bench.job("optimizer_step", bench.spec(optimizer=name))
-    if bench.on_gpu:
-        yield (
-            "whole model, max-autotune-no-cudagraphs",
-            bench.job("rung", bench.spec(mode="max-autotune-no-cudagraphs")),
-        )
-
-
-def micro_batch(bench: Bench) -> Iterator[tuple[str, Any]]:
-    """Speed and memory by micro-batch, with Muon, beside what `auto` expects."""
-    yield "auto", bench.job(
-        "micro_batch_choice", bench.spec(tokens_per_step=bench.size.tokens_per_step)
-    )  # fmt: skip
-    too_large = sys.maxsize
-    for windows in bench.size.micro_batches:
-        if windows < too_large:
-            found = bench.job("rung", bench.spec(micro_batch=windows, optimizer="muon"))
-            too_large = windows if found.get("out_of_memory") else too_large
-            yield str(windows), found
-
-
-def profile(bench: Bench) -> Iterator[tuple[str, Any]]:
-    """A whole step of the default optimizer, by class of kernel."""
-    yield "step", bench.job(
-        "profile", bench.spec(optimizer="muon", accumulation=bench.size.accumulation)
-    )  # fmt: skip
-
-
-def heldout(bench: Bench) -> Iterator[tuple[str, Any]]:
-    """Held-out loss of the original's recipe and of the default one, on the same tokens."""
-    size, curves = bench.size, {}
-    with tempfile.TemporaryDirectory(dir=bench.work) as folder:
-        for recipe in ("original", "fineweb20M"):
-            ran = bench.train(
-                recipe, Path(folder), recipe, max_steps=size.curve_steps,
-                tokens_per_step=size.curve_tokens_per_step, micro_batch_size="auto",
-                val_every=max(2, size.curve_steps // 19), **size.curve_model,
-            )  # fmt: skip
-            curves[recipe] = {
-                "tokens": [line["tokens"] for line in ran.metrics],
-                "train_loss": ran.losses,
-                "held_out": {
-                    line["tokens"]: line["val_loss"] for line in ran.metrics if "val_loss" in line
-                },
-            }
-            yield recipe, curves[recipe]
-    yield (
-        "last",
-        {recipe: list(curve["held_out"].values())[-1] for recipe, curve in curves.items()},
-    )
-    if bench.plot:
-        yield "plot", draw(curves, bench.plot)
-
-
-def draw(curves: dict[str, Any], path: Path) -> str:
+def measure_part(
+    part: str, bench: Bench, end: float, results: dict[str, Any], out: Path | None
+) -> None:
+    """Measure what is missing of a part, as far as the time goes, and keep it."""
+    if part in results["complete"]:
+        return
+    measure, seconds = PARTS[part]
+    started = time.monotonic()
+    bench.deadline = min(end, started + seconds) if bench.on_gpu else end
+    found = results.setdefault(part, {})
     try:
-        import vl_convert
-    except ImportError:
-        return "not drawn: vl-convert-python is missing"
-    rows = [
-        {"recipe": recipe, "tokens": tokens, kind: loss}
-        for recipe, curve in curves.items()
-        for kind, points in (
-            ("training", zip(curve["tokens"], curve["train_loss"], strict=True)),
-            ("held-out", curve["held_out"].items()),
-        )
-        for tokens, loss in points
-    ]
-    y = {"type": "quantitative", "title": "loss, nats per token", "scale": {"zero": False}}
-    spec = {
-        "title": "held-out loss (faint: training)", "width": 760, "height": 440, "padding": 20,
-        "data": {"values": rows},
-        "encoding": {
-            "x": {"field": "tokens", "type": "quantitative", "title": "tokens trained on"},
-            "color": {"field": "recipe", "type": "nominal", "title": None},
-        },
-        "layer": [
-            {"transform": [{"filter": f"isValid(datum['{kind}'])"}], "mark": mark,
-             "encoding": {"y": {"field": kind, **y}}}
-            for kind, mark in (
-                ("training", {"type": "line", "opacity": 0.35, "strokeWidth": 1}),
-                ("held-out", {"type": "line", "point": True}),
-            )
-        ],
-    }  # fmt: skip
-    path.write_bytes(vl_convert.vegalite_to_png(spec, scale=1.5))
-    return path.name
+        if end - started < 10:
+            raise ProcessError("no time left")
+        for name, value in measure(bench, found):
+            found[name] = value
+            print(f"{part}: {name}: {json.dumps(value)[:200]}", flush=True)
+            keep(results, out)
+    except ProcessError as error:
+        print(f"{part}: {error}", flush=True)
+    else:
+        results["complete"].append(part)
+        print(f"{part}: complete, {time.monotonic() - started:.0f} s", flush=True)
+    keep(results, out)
 
 
-def loader(bench: Bench) -> Iterator[tuple[str, Any]]:
-    """The share of a step that waits for batches; less than 1 % is the aim."""
-    size = bench.size
-    for recipe in ("original", "fineweb20M"):
-        with tempfile.TemporaryDirectory(dir=bench.work) as folder:
-            flags = {
-                "recipe": recipe, "data_dir": folder, "run_name": "run", "sample_every": 0,
-                "dataset_dir": bench.dataset, "device": bench.device, "val_every": 0,
-                "tokens_per_step": size.tokens_per_step, "micro_batch_size": size.micro_batch,
-                "max_steps": size.start_steps, **size.model,
-            }  # fmt: skip
-            words = [word for name, value in flags.items() for word in flag(name, value)]
-            metrics = f"{folder}/runs/run/metrics.jsonl"
-            order = "in order" if recipe == "original" else "shuffled"
-            yield order, bench.job("loader", {"arguments": ["train", *words], "metrics": metrics})
+def keep(results: dict[str, Any], out: Path | None) -> None:
+    if out:
+        partial = out.with_name(out.name + ".partial")
+        partial.write_text(json.dumps(results, indent=1) + "\n")
+        partial.replace(out)
 
 
-def correctness(bench: Bench) -> Iterator[tuple[str, Any]]:
-    """Losses in bf16, compiled, beside float32, uncompiled: same weights, same tokens."""
-    # Weights are drawn on the CPU from the seed: the same for every run.
-    steps = 8 if bench.quick else 50
-    model = SMALL if bench.quick else MEDIUM
-    fast = {"precision": "bf16", "deterministic": "auto"}
-    plain = {"precision": "float32", "compile": "false"}
-    runs = {
-        "float32": plain,
-        "bf16, compiled": fast,
-        "float32, compiled": {"precision": "float32"},
-    }
-    if bench.on_gpu:
-        # First, since what is called float32 on a GPU multiplies in TF32.
-        runs = {"float32 on the CPU": plain | {"device": "cpu"}, **runs}
-    yield from compared(bench, runs, "", steps, tokens_per_step=1024, micro_batch_size=4, **model)
-    if bench.on_gpu and not bench.quick:
-        of_both = "float32 on the CPU", "bf16, compiled"
-        on_cpu = {name: runs[name] for name in of_both}
-        yield from compared(
-            bench, on_cpu, "124M, ", 4, tokens_per_step=8192, micro_batch_size=4
+def prepared(bench: Bench) -> Path:
+    """A dataset of Python's own library, where no other is given: training goes round in it."""
+    train, val = (400_000, 4_096) if bench.size is QUICK else (4_000_000, 65_536)
+    folder = bench.work / f"stdlib{train}"
+    if not (folder / "manifest.json").exists():
+        subprocess.run(
+            [sys.executable, "-m", "app", "prepare", "--dataset", "stdlib",
+             "--total-tokens", str(train), "--val-tokens", str(val), "--out-dir", folder.name,
+             "--data-dir", str(bench.work)],
+            env=bench.environment("prepare"), cwd=bench.work, stdout=subprocess.DEVNULL, check=True,
         )  # fmt: skip
+    return folder
 
 
-def compared(
-    bench: Bench, runs: dict[str, dict[str, Any]], prefix: str, steps: int, **flags: Any
-) -> Iterator[tuple[str, Any]]:
-    """Each run beside the first."""
-    first: list[float] = []
-    with tempfile.TemporaryDirectory(dir=bench.work) as folder:
-        for number, (name, changes) in enumerate(runs.items()):
-            ran = bench.train(
-                str(number), Path(folder), "original", max_steps=steps, **flags, **changes
-            )
-            first = first or ran.losses
-            yield (
-                prefix + name,
-                {
-                    "largest_difference": max(
-                        abs(a - b) for a, b in zip(ran.losses, first, strict=True)
-                    ),
-                    "first_loss": ran.losses[0],
-                    "last_loss": ran.losses[-1],
-                },
-            )
+def machine(bench: Bench, known: Container[str]) -> Found:
+    """What is measured on."""
+    yield from bench.job("training_setup", "machine")
 
 
-def ddp(bench: Bench) -> Iterator[tuple[str, Any]]:
-    """Two processes on two cores, and what more GPUs would move."""
-    small = bench.quick
-    shape = SMALL if small else {"num_layers": 4, "context_length": 256}
-    yield "two processes", bench.job(
-        "ddp", bench.spec(model=shape, micro_batch=2, accumulation=8)
-    )  # fmt: skip
-    parameters = meta_model({}).num_parameters()
-    # What one GPU needs for a step of 524,288 tokens at the aim of 600,000 tokens/s.
-    compute = 524_288 / 600_000
-    links = {
-        "8 GPUs, NVLink 450 GB/s each way": (8, 450e9),
-        "4 nodes of 8, 50 GB/s a GPU": (32, 5e10),
+def speed(bench: Bench, known: Container[str]) -> Found:
+    """Whole processes on the same tokens, each with an empty compile cache."""
+    size = bench.size
+    of_original = {"micro_batch_size": size.micro_batch}
+    runs: dict[str, Callable[[str, Path], Ran]] = {
+        "original script": bench.train_original,
+        # The whole job: its held-out loss is what the others are compared with.
+        "RECIPE=original": lambda cache, folder: bench.train(
+            cache, folder, "original", **of_original, **whole_job(size)
+        ),
+        "RECIPE=fineweb20M": lambda cache, folder: bench.train(
+            cache, folder, "fineweb20M", max_steps=size.speed_steps
+        ),
     }
-    for name, (ranks, bandwidth) in links.items():
-        moved = 2 * (ranks - 1) / ranks * 4 * parameters
-        yield (
-            f"arithmetic: {name}",
-            {
-                "bytes_a_step": round(moved),
-                "all_reduce_ms": 1000 * moved / bandwidth,
-                "compute_ms": 1000 * compute / ranks,
-                "efficiency_without_overlap": compute
-                / ranks
-                / (compute / ranks + moved / bandwidth),
-            },
+    if size is ON_CPU:
+        # The original's autocast names CUDA, and does nothing on a CPU.
+        runs["RECIPE=original in float32"] = lambda cache, folder: bench.train(
+            cache, folder, "original", **of_original, **whole_job(size), precision="float32"
         )
+    for name, run in runs.items():
+        if name not in known:
+            # torch's compiler bears no spaces in its paths.
+            cache = name.replace(" ", "-")
+            shutil.rmtree(bench.work / "caches" / cache, ignore_errors=True)
+            with tempfile.TemporaryDirectory(dir=bench.work) as folder:
+                yield name, run(cache, Path(folder, "it")).summary()
 
 
-PARTS: dict[str, Callable[[Bench], Iterator[tuple[str, Any]]]] = {
-    part.__name__: part
-    for part in (
-        speed, profile, ladder, heldout, startup, micro_batch, correctness, loader, ddp,
-    )
-}  # fmt: skip
+def whole_job(size: Size) -> dict[str, int]:
+    """Flags of a run with its held-out loss at the end."""
+    return {"max_steps": size.job_steps, "val_every": size.job_steps}
+
+
+def profile(bench: Bench, known: Container[str]) -> Found:
+    """A step of the default recipe, by class of kernel."""
+    yield from bench.job("training_profile", "RECIPE=fineweb20M", **inside(bench.size))
+
+
+def variants(bench: Bench, known: Container[str]) -> Found:
+    """Output layer, block, step and update with one thing changed at a time."""
+    yield from bench.job("gpu_variants", "RECIPE=fineweb20M", **inside(bench.size), known=[*known])
+
+
+def inside(size: Size) -> dict[str, Any]:
+    """What a process needs that looks inside a step."""
+    windows = size.tokens_per_step // size.model.get("context_length", 1024)
+    return {
+        "model": size.model, "micro_batch": size.micro_batch, "windows_per_step": windows,
+        "repeats": size.repeats,
+    }  # fmt: skip
+
+
+def jobs(bench: Bench, known: Container[str]) -> Found:
+    """The default job with its code in the cache, and what other precisions do to its loss."""
+    size, cache = bench.size, "RECIPE=fineweb20M"
+    runs: dict[str, dict[str, Any]] = {"RECIPE=fineweb20M, code from the cache": {}}
+    if bench.on_gpu:
+        runs["RECIPE=fineweb20M, TRAIN_PRECISION=fp8"] = {"precision": "fp8"}
+    runs["RECIPE=fineweb20M, TRAIN_RESIDUAL=float32"] = {"residual": "float32"}
+    for name, flags in runs.items():
+        if name not in known:
+            with tempfile.TemporaryDirectory(dir=bench.work) as folder:
+                if cache not in bench.filled:
+                    bench.train(cache, Path(folder, "first"), "fineweb20M", max_steps=1)
+                job = {**whole_job(size), **flags}
+                yield name, bench.train(cache, Path(folder, "it"), "fineweb20M", **job).summary()
+
+
+def determinism(bench: Bench, known: Container[str]) -> Found:
+    """What it costs, and whether a run that was cut ends with the same files as a whole one."""
+    name = "RECIPE=fineweb20M, TRAIN_DETERMINISTIC=true"
+    if name in known:
+        return
+    with tempfile.TemporaryDirectory(dir=bench.work) as folder:
+        flags = {"max_steps": 4, "checkpoint_every": 2, "keep_checkpoints": 9}
+        hashes = []
+        for cut in (False, True):
+            ran = bench.train(
+                "deterministic", Path(folder), "fineweb20M", deterministic="true", **flags
+            )
+            if not cut:
+                found = ran.summary()
+            last = Path(folder, "runs", "run", "checkpoints", "step-000004")
+            hashes.append({file.name: digest(file) for file in last.glob("*.safetensors")})
+            # As if it had been killed before: the same command goes on after step 2.
+            shutil.rmtree(last)
+    yield name, found | {"cut_and_continued_is_identical": hashes[0] == hashes[1]}
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def doctor(bench: Bench, known: Container[str]) -> Found:
+    """Its table, and what it takes."""
+    flags = {
+        "device": bench.device, "dataset_dir": bench.dataset, "data_dir": bench.work,
+        "tokens_per_step": bench.size.tokens_per_step, **bench.size.model,
+    }  # fmt: skip
+    words = [word for name, value in flags.items() for word in flag(name, value)]
+    started = time.monotonic()
+    lines = []
+    try:
+        for _, line in bench.lines(
+            ["-m", "app", "doctor", *words], bench.work, bench.environment("doctor")
+        ):
+            lines.append(line)
+    except ProcessError as error:
+        # It exits with 2 where something is missing, as the hub without a network.
+        lines.append(str(error).splitlines()[0])
+    yield "seconds", time.monotonic() - started
+    yield "lines", lines
+
+
+# In the order of importance, each with the seconds it may take on a GPU.
+PARTS: dict[str, tuple[Callable[[Bench, Container[str]], Found], int]] = {
+    "machine": (machine, 60),
+    "speed": (speed, 240),
+    "profile": (profile, 60),
+    "variants": (variants, 180),
+    "jobs": (jobs, 240),
+    "determinism": (determinism, 120),
+    "doctor": (doctor, 60),
+}
 
 if __name__ == "__main__":
     main()

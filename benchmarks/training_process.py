@@ -1,4 +1,4 @@
-"""The processes that training.py measures: ours, the original, jobs of training_steps.py."""
+"""The processes that training.py measures: ours, the original's, those that look inside a step."""
 
 import json
 import os
@@ -7,10 +7,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,10 @@ STEP_LINE = re.compile(r"step:(\d+)/\d+ train_loss:([\d.]+) train_time:(\d+)ms t
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
+class ProcessError(Exception):
+    """A process failed, or was ended because its time was over."""
+
+
 @dataclass(frozen=True)
 class Size:
     """What is trained, and how long."""
@@ -28,46 +32,39 @@ class Size:
     model: dict[str, int]
     tokens_per_step: int
     micro_batch: int
-    steps: int
-    start_steps: int
-    curve_model: dict[str, int]
-    curve_tokens_per_step: int
-    curve_steps: int
-    micro_batches: tuple[int, ...]
+    speed_steps: int
+    job_steps: int
     repeats: int
-
-    @property
-    def accumulation(self) -> int:
-        return self.tokens_per_step // (self.micro_batch * self.model.get("context_length", 1024))
 
 
 @dataclass
 class Bench:
-    """What every part needs."""
+    """What every part needs.
+
+    Attributes:
+        work: dataset, compile caches and runs; what is left there from earlier is used again.
+        deadline: when processes are ended, by time.monotonic.
+        on_gpu: whether what is measured runs on one.
+        filled: compile caches that have the code of a whole run.
+    """
 
     size: Size
     device: str
-    quick: bool
     original: Path | None
     dataset: Path
     work: Path
-    repeats: int
-    plot: Path | None
-    keep: Callable[[], None]
-    facts: dict[str, Any] = field(default_factory=dict)
+    deadline: float
+    on_gpu: bool = False
+    filled: set[str] = field(default_factory=set)
 
-    @property
-    def on_gpu(self) -> bool:
-        return self.facts["device_type"] == "cuda"
-
-    def environment(self, cache: Path) -> dict[str, str]:
-        """No settings of this machine's, an own compile cache, no network."""
+    def environment(self, cache: str) -> dict[str, str]:
+        """No settings of this machine's, a compile cache by name, no network."""
         kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         return kept | {
             "PYTHONPATH": os.pathsep.join([str(ROOT), *self.more_paths]),
             "PYTHONUNBUFFERED": "1",
             "HF_HUB_OFFLINE": "1",
-            **{name: str(cache / name.lower()) for name in CACHES},
+            **{name: str(self.work / "caches" / cache / name.lower()) for name in CACHES},
             **({"CUDA_VISIBLE_DEVICES": ""} if self.device == "cpu" else {}),
         }
 
@@ -76,90 +73,99 @@ class Bench:
         """Where else this machine keeps packages."""
         return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 
-    def cache(self, own: Path) -> Path:
-        """The compile cache of a process; the quick check shares one."""
-        return self.work / "cache" if self.quick else own
+    def lines(
+        self, arguments: list[str], folder: Path, environment: dict[str, str]
+    ) -> Iterator[tuple[float, str]]:
+        """Run Python, and yield each line with the seconds from its start; the end is "".
 
-    def job(self, name: str, spec: Any) -> Any:
-        """What a job of training_steps.py finds, in a process of its own."""
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.training_steps", name, json.dumps(spec)],
-            env=self.environment(self.work / "cache"), cwd=self.work,
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            return {"failed": done.returncode, "stderr": done.stderr[-1500:]}
-        return json.loads(done.stdout.splitlines()[-1])
+        Raises:
+            ProcessError: it failed, or the deadline came.
+        """
+        left = max(1, round(self.deadline - time.monotonic()))
+        with tempfile.TemporaryFile("w+") as errors:
+            started = time.perf_counter()
+            process = subprocess.Popen(
+                # It ends what Python has started as well.
+                ["timeout", "--kill-after=5", str(left), sys.executable, *arguments],
+                cwd=folder, env=environment, text=True,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
+            )  # fmt: skip
+            last = ""
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    last = line.rstrip("\n")
+                    yield time.perf_counter() - started, last
+                code = process.wait()
+            finally:
+                process.terminate()
+                process.wait()
+            if code in (124, 137):
+                raise ProcessError(f"cut off after {time.perf_counter() - started:.0f} s: {last}")
+            if code:
+                errors.seek(0)
+                raise ProcessError(f"exit code {code}: {last}\n{errors.read()[-2000:]}")
+            yield time.perf_counter() - started, ""
 
-    def spec(self, **changes: Any) -> dict[str, Any]:
-        size = self.size
-        own = {"device": self.device, "model": size.model, "micro_batch": size.micro_batch}
-        return own | {"repeats": size.repeats} | changes
+    def job(self, module: str, cache: str, **spec: Any) -> Iterator[tuple[str, Any]]:
+        """What a module of this folder finds, as it prints it."""
+        words = ["-m", f"benchmarks.{module}", json.dumps({"device": self.device, **spec})]
+        environment = self.environment(cache)
+        if module == "gpu_variants" and not self.on_gpu:
+            environment["TRITON_INTERPRET"] = "1"
+        for _, line in self.lines(words, self.work, environment):
+            if line.startswith("{"):
+                yield from json.loads(line).items()
 
-    def model_flags(self, model: dict[str, int]) -> list[str]:
-        return [word for name, value in model.items() for word in flag(name, value)]
+    def train(self, cache: str, data_dir: Path, recipe: str, **flags: Any) -> "Ran":
+        """A run of the program; it measures no held-out loss and draws no samples unless asked."""
+        flags = {
+            "device": self.device, "dataset_dir": self.dataset, "data_dir": data_dir,
+            "run_name": "run", "tokens_per_step": self.size.tokens_per_step,
+            "val_every": 0, "sample_every": 0, **self.size.model, **flags,
+        }  # fmt: skip
+        words = [word for name, value in flags.items() for word in flag(name, value)]
+        arguments = ["-m", "app", "train", "--recipe", recipe, *words]
+        lines = list(self.lines(arguments, self.work, self.environment(cache)))
+        self.filled.add(cache)
+        metrics = (data_dir / "runs" / "run" / "metrics.jsonl").read_text().splitlines()
+        return Ran(lines, [json.loads(line) for line in metrics])
 
-    def train(
-        self, name: str, data_dir: Path, recipe: str, cache: Path | None = None, **flags: Any
-    ) -> "Ran":
-        """A run of the program, in which nothing but the training takes time."""
-        flags = {"device": self.device, "val_every": 0, "sample_every": 0, **flags}
-        words = [word for key, value in flags.items() for word in flag(key, value)]
-        return run_process(
-            ["-m", "app", "train", "--recipe", recipe, "--data-dir", str(data_dir),
-             "--run-name", name, "--dataset-dir", str(self.dataset), *words],
-            self.work,
-            self.environment(cache or self.cache(data_dir / "cache")),
-            data_dir / "runs" / name / "metrics.jsonl",
-            self.on_gpu,
-        )  # fmt: skip
+    def train_original(self, cache: str, folder: Path) -> "Ran":
+        """A run of the original script: a copy of it in `folder`, with other constants."""
+        original_copy(self, folder)
+        environment = self.environment(cache)
+        environment["PYTHONPATH"] = os.pathsep.join([str(folder), *self.more_paths])
+        return Ran(list(self.lines(["train.py"], folder, environment)), [])
 
 
 @dataclass(frozen=True)
 class Ran:
-    """What a process printed, and when."""
+    """What a training process printed, and when, and our metrics.jsonl."""
 
     lines: list[tuple[float, str]]
-    seconds: float
-    peak_rss_bytes: int
-    peak_gpu_bytes: int | None
     metrics: list[dict[str, Any]]
 
-    @property
-    def losses(self) -> list[float]:
-        return [line["train_loss"] for line in self.metrics]
-
-    def summary(self, bench: Bench, tokens_per_step: int) -> dict[str, Any]:
-        """Speed without the first step, start, memory."""
-        steps = [
-            (at, match) for at, line in self.lines if (match := STEP_LINE.match(line)) is not None
-        ]
-        text = "\n".join(line for _, line in self.lines)
-        total = re.search(r"^Total time: ([\d.]+)s", text, re.MULTILINE)
-        micro_batch = re.search(r"^Tokens per micro-batch: (\d+)", text, re.MULTILINE)
-        printed = statistics.median(float(match[4]) for _, match in steps[1:])
-        flops = bench.facts["flops_per_token"]
-        peak = bench.facts["peak_flops"]
-        matmul = bench.facts["matmul_flops"]
+    def summary(self) -> dict[str, Any]:
+        """Speed after the first step, start, losses, memory."""
+        steps = [(at, match) for at, line in self.lines if (match := STEP_LINE.match(line))]
+        later = [match for _, match in steps[1:]]
+        gaps = [after - before for (before, _), (after, _) in pairwise(steps)]
+        said = [line for _, line in self.lines if "came from the cache" in line]
+        last = self.metrics[-1] if self.metrics else {}
         return {
-            "tokens_per_second": printed,
-            "tokens_per_second_by_lines": (len(steps) - 1)
-            * tokens_per_step
-            / (steps[-1][0] - steps[0][0]),
-            "step_ms": statistics.median(float(match[3]) for _, match in steps[1:]),
-            "step_0_seconds": float(steps[0][1][3]) / 1000,
-            "start_to_end_of_step_0_seconds": steps[0][0],
-            "total_time_seconds": float(total[1]) if total else None,
-            "process_seconds": self.seconds,
-            "tokens_per_micro_batch": int(micro_batch[1]) if micro_batch else None,
-            "mfu": printed * flops / peak if peak else None,
-            "share_of_matmul_speed": printed * flops / matmul,
-            "peak_rss_bytes": self.peak_rss_bytes,
-            "peak_gpu_bytes_by_nvidia_smi": self.peak_gpu_bytes,
-            "peak_memory_bytes": self.metrics[-1]["memory_bytes"] if self.metrics else None,
+            "tokens_per_second": statistics.median(float(match[4]) for match in later),
+            "step_ms": statistics.median(float(match[3]) for match in later),
+            # By the times of the lines, which needs neither program's clock.
+            "step_ms_by_lines": 1000 * statistics.median(gaps),
+            "first_line_seconds": self.lines[0][0],
+            "end_of_step_0_seconds": steps[0][0],
+            "process_seconds": self.lines[-1][0],
+            "steps": len(steps),
+            "held_out_loss": last.get("val_loss"),
+            "peak_memory_bytes": last.get("memory_bytes"),
+            "compiler": said[0] if said else None,
             "losses": [float(match[2]) for _, match in steps],
-            "said": [line for _, line in self.lines if line.startswith(("attention", "CPU", "NV"))]
-            + [line for _, line in self.lines if "came from the cache" in line],
         }
 
 
@@ -167,83 +173,25 @@ def flag(name: str, value: Any) -> list[str]:
     return [f"--{name.replace('_', '-')}", str(value)]
 
 
-def prepared(bench: Bench) -> Path:
-    """A dataset of Python's own library; training on it goes round and round."""
-    train, val = (400_000, 4_096) if bench.quick else (4_000_000, 65_536)
-    folder = bench.work / f"stdlib{train}"
-    if not (folder / "manifest.json").exists():
-        subprocess.run(
-            [sys.executable, "-m", "app", "prepare", "--dataset", "stdlib",
-             "--total-tokens", str(train), "--val-tokens", str(val), "--out-dir", folder.name,
-             "--data-dir", str(bench.work)],
-            env=bench.environment(bench.work / "cache"), cwd=bench.work,
-            stdout=subprocess.DEVNULL, check=True,
-        )  # fmt: skip
-    return folder
-
-
-def run_process(
-    arguments: list[str],
-    folder: Path,
-    environment: dict[str, str],
-    metrics: Path | None,
-    watch_gpu: bool,
-) -> Ran:
-    """Run Python, note when each line comes, and the most memory in use."""
-    over = threading.Event()
-    used: list[int] = []
-    watcher = threading.Thread(target=watch_memory, args=(over, used), daemon=True)
-    with tempfile.TemporaryFile("w+") as errors:
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=folder, env=environment,
-            stdout=subprocess.PIPE, stderr=errors, text=True,
-        )  # fmt: skip
-        if watch_gpu:
-            watcher.start()
-        assert process.stdout is not None
-        lines = [(time.perf_counter() - started, line.rstrip("\n")) for line in process.stdout]
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        over.set()
-        if process.returncode:
-            errors.seek(0)
-            said = "\n".join(line for _, line in lines[-5:])
-            sys.exit(f"{arguments} failed ({process.returncode}):\n{said}\n{errors.read()[-2000:]}")
-    records = metrics.read_text().splitlines() if metrics else []
-    return Ran(
-        lines, seconds, usage.ru_maxrss * 1024, max(used, default=None), [*map(json.loads, records)]
-    )
-
-
-def watch_memory(over: threading.Event, used: list[int]) -> None:
-    """All of the GPU's memory in use, also what torch keeps for itself."""
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    while not over.wait(1):
-        said = subprocess.run(query, stdout=subprocess.PIPE, text=True, check=False).stdout
-        used += [int(line) << 20 for line in said.split()[:1] if line.isdigit()]
-
-
-def original_copy(bench: Bench, folder: Path) -> dict[str, str]:
-    """Write the original with other settings, and say which."""
+def original_copy(bench: Bench, folder: Path) -> None:
+    """Write the original with our constants, and with the wrong header of its loader put right."""
     assert bench.original is not None
-    size, changed = bench.size, {}
+    size = bench.size
     shards = folder / "shards"
     shards.mkdir(parents=True)
     manifest = json.loads((bench.dataset / "manifest.json").read_text())
     for shard in manifest["shards"]:
         if shard["split"] == "train":
             (shards / shard["file"]).symlink_to(bench.dataset / shard["file"])
-    length = size.model.get("context_length", 1024)
     replaced = {
         "data/dataloader.py": {r"offset_bytes=256": "offset_bytes=1024"},
         "model/gpt.py": {},
         "train.py": {
             r"(?m)^total_batch_size = \d+": f"total_batch_size = {size.tokens_per_step}",
             r"(?m)^batch_size = \d+": f"batch_size = {size.micro_batch}",
-            r"(?m)^sequence_length = \d+": f"sequence_length = {length}",
-            r"(?m)^max_steps = \d+": f"max_steps = {size.steps}",
+            r"(?m)^sequence_length = \d+": "sequence_length = "
+            f"{size.model.get('context_length', 1024)}",
+            r"(?m)^max_steps = \d+": f"max_steps = {size.speed_steps}",
             r'(?m)^data_root = ".*"': f"data_root = {str(shards)!r}",
         },
     }
@@ -253,13 +201,9 @@ def original_copy(bench: Bench, folder: Path) -> dict[str, str]:
     for name, patterns in replaced.items():
         text = (bench.original / name).read_text()
         for pattern, value in patterns.items():
-            found = re.findall(pattern, text)
-            assert len(found) == 1, f"the original's {pattern} is not where it was"
-            text = text.replace(found[0], value)
-            if found[0] != value:
-                changed[f"{name}: {found[0]}"] = value.replace(str(shards), "…/shards")
+            text, found = re.subn(pattern, lambda _, value=value: value, text)
+            assert found == 1, f"the original's {pattern} is not where it was"
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
     for name in ("data", "model"):
         (folder / name / "__init__.py").touch()
-    return changed

@@ -1,29 +1,26 @@
-"""What the jobs of training_steps.py share: a model to take steps with, an update, a clock."""
+"""What looks inside a step needs: the default recipe's model, an update, a clock, this machine."""
 
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from app.model import gpt
 from app.model.gpt import GPT, GPTConfig
-from app.train.compilation import compiled_loss
 from app.train.device import Device, choose_device
 from app.train.optimizer import Optimizers, build_optimizers
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def meta_model(model: dict[str, int]) -> GPT:
-    with torch.device("meta"):
-        return GPT(GPTConfig(**model))
+from app.train.provenance import git_revision
 
 
 def wait(device: Device) -> None:
@@ -42,54 +39,60 @@ def timed(device: Device, job: Callable[[], Any], warm: int, repeats: int) -> li
     return seconds[warm:]
 
 
-def set_up(spec: dict[str, Any]) -> tuple[Device, GPT, Loss, tuple[Tensor, Tensor]]:
-    """Device, model, compiled loss and one micro-batch of random tokens."""
-    gpt.VOCAB_MULTIPLE = spec.get("vocab_multiple", gpt.VOCAB_MULTIPLE)
-    device = choose_device(
-        spec["device"], spec.get("precision", "auto"), spec.get("deterministic", "auto")
-    )
+def model_and_batch(
+    spec: dict[str, Any], device: Device, windows: int
+) -> tuple[GPT, tuple[Tensor, Tensor]]:
+    """A GPT with the default recipe's residual stream, and random (inputs, targets)."""
     config = GPTConfig(**spec["model"])
     torch.manual_seed(0)
-    model = GPT(config).to(device.torch_device)
-    if "attention" in spec:
-        device = replace(device, attention=(getattr(SDPBackend, spec["attention"]),))
-    if spec.get("loss") == "linear_cross_entropy":
-        if not hasattr(F, "linear_cross_entropy"):
-            raise NotImplementedError("this torch has no linear_cross_entropy")
-        model.loss = partial(chunked_loss, model)  # type: ignore[method-assign]
-    loss: Loss = compiled_loss(model, device) if spec.get("compile", True) else model
-    if "mode" in spec:
-        loss = torch.compile(model, mode=spec["mode"])
-    tokens = torch.randint(
-        0, config.vocab_size, (spec["micro_batch"], config.context_length + 1)
-    ).to(device.torch_device)
-    return device, model, loss, (tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+    model = GPT(config, bf16_residual=True).to(device.torch_device)
+    tokens = torch.randint(config.vocab_size, (windows, config.context_length + 1))
+    tokens = tokens.to(device.torch_device)
+    return model, (tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
 
 
-def chunked_loss(model: GPT, x: Tensor, targets: Tensor) -> Tensor:
-    """torch's own fused head and loss, in the chunks that it chooses itself."""
-    hidden = model.transformer.ln_f(x).flatten(0, 1)
-    weight = model.transformer.wte.weight
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
-    return F.linear_cross_entropy(hidden, weight, targets.flatten()).float()
-
-
-def optimizers_of(model: GPT, name: str, device: Device) -> Optimizers:
-    decayed = {"betas": (0.9, 0.95), "weight_decay": 0.1}
-    if name == "adamw, foreach":
-        return Optimizers(torch.optim.AdamW(model.parameters(), foreach=True, **decayed))
+def optimizers_of(model: GPT, name: Any, device: Device) -> Optimizers:
+    """With the default recipe's settings."""
     return build_optimizers(
-        model, name.split(",")[0], **decayed, decay_on="matrices", muon_dtype=device.dtype
-    )
+        model, name, betas=(0.9, 0.95), weight_decay=0.1, decay_on="matrices",
+        muon_dtype=device.dtype,
+    )  # fmt: skip
 
 
-def update(model: GPT, optimizers: Optimizers, clip: bool = True) -> None:
+def update(model: GPT, optimizers: Optimizers) -> None:
     """The end of a step, as in app.train.loop."""
     parameters = list(model.parameters())
     norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
     norm.item()
-    if clip:
-        clip_grads_with_norm_(parameters, 1.0, norm)
+    clip_grads_with_norm_(parameters, 1.0, norm)
     optimizers.step()
+
+
+def machine(spec: dict[str, Any]) -> dict[str, Any]:
+    """Versions, the device, and the matrix products it really does in a second."""
+    device = choose_device(spec["device"], "auto", "false")
+    on_gpu = device.torch_device.type == "cuda"
+    size = 8192 if on_gpu else 1024
+    a, b = (torch.randn(size, size, device=device.torch_device, dtype=device.dtype) for _ in "ab")
+    seconds = statistics.median(timed(device, partial(torch.mm, a, b), 3, 10))
+    # Whatever the compiler reads from a cold disk, no process that is measured waits for.
+    torch.compile(lambda x: F.gelu(x).sum())(a.requires_grad_()).backward()
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    has_tool = shutil.which(query[0]) is not None
+    driver = subprocess.check_output(query, text=True).split()[0] if has_tool else None
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": git_revision(),
+        "device": device.name,
+        "precision": device.precision,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cudnn": torch.backends.cudnn.version() if on_gpu else None,
+        "driver": driver,
+        "cores": len(os.sched_getaffinity(0)),
+        "matmul_flops": 2 * size**3 / seconds,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(machine(json.loads(sys.argv[1]))))

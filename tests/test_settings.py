@@ -229,6 +229,19 @@ def test_public_settings_are_every_other_setting_as_json() -> None:
                 )
             },
         ),
+        (
+            {
+                "train": TrainSettings(precision="fp8", compile=False, tokens_per_step=10_000),
+                "model": ModelSettings(context_length=1000, embd_size=36, num_heads=4),
+            },
+            {
+                ("TRAIN_PRECISION", "MODEL_CONTEXT_LENGTH"): (
+                    "1000 is not a multiple of 16; 992 and 1008 are"
+                ),
+                ("TRAIN_PRECISION", "MODEL_EMBD_SIZE"): "36 is not a multiple of 16; 32 and 48 are",
+                ("TRAIN_PRECISION", "TRAIN_COMPILE"): "fp8 needs compiled code",
+            },
+        ),
     ),
 )
 def test_contradictions_name_both_settings_and_what_would_do(

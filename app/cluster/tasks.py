@@ -58,7 +58,7 @@ class Task(NamedTuple):
         with closing(replace(documents, files=files).pieces(self.start)) as found:
             for piece in found:
                 yield piece
-                if (piece.first.file, piece.first.row + len(piece.texts)) >= self.end:
+                if piece.end >= self.end:
                     return
 
 

@@ -1,7 +1,7 @@
 """Work that is done ahead by threads, and given back in order."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 def ahead(
     work: Callable[[Item], Result], items: Iterable[Item], *, threads: int, waiting: int
 ) -> Generator[Result, None, None]:
-    """Yield `work(item)` of each item, in order.
+    """Yield `work(item)` of each item, in order; a failure comes after the results before it.
 
     Args:
         threads: that work at the same time.
@@ -21,8 +21,8 @@ def ahead(
     pool = ThreadPoolExecutor(threads, thread_name_prefix=getattr(work, "__name__", "ahead"))
     pending = deque[Future[Result]]()
     try:
-        for item in items:
-            pending.append(pool.submit(work, item))
+        for future in _submitted(pool, work, items):
+            pending.append(future)
             if len(pending) > waiting:
                 yield pending.popleft().result()
         while pending:
@@ -30,3 +30,15 @@ def ahead(
     finally:
         # A thread that waits for the network does not keep the others.
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _submitted(
+    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[Future[Result]]:
+    try:
+        for item in items:
+            yield pool.submit(work, item)
+    except Exception as error:  # noqa: BLE001 (raised again in its turn)
+        failed = Future[Result]()
+        failed.set_exception(error)
+        yield failed

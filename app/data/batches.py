@@ -1,8 +1,8 @@
 """What every source of text is: rows of text in a fixed order, from any position on."""
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,19 +21,34 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive rows of one file.
+    """Consecutive rows of one file, as one thread has read them.
 
     Attributes:
         first: position of the first row
-        texts: large_string [rows], without nulls; an empty one is no document
+        rows: how many
+        bytes: of their text, or of what it is parsed from
+        texts: parses them, in any thread: large_string [rows], without nulls; an empty one is no
+            document; it raises UserError for rows that are no text
         fraction: how much of the source is read after them, in [0, 1]; None if unknown
         not_utf8: whether bytes had to be replaced
     """
 
     first: Position
-    texts: pa.LargeStringArray
+    rows: int
+    bytes: int
+    texts: Callable[[], pa.LargeStringArray]
     fraction: float | None
     not_utf8: bool = False
+
+    @property
+    def end(self) -> Position:
+        """The position after its last row."""
+        return Position(self.first.file, self.first.row + self.rows)
+
+    @classmethod
+    def parsed(cls, first: Position, texts: pa.LargeStringArray, fraction: float | None) -> Self:
+        """Make a piece of texts that are there already."""
+        return cls(first, len(texts), texts.nbytes, lambda: texts, fraction)
 
 
 @dataclass(frozen=True)
@@ -43,22 +58,22 @@ class Batch:
     pieces: Sequence[Piece]
 
     def texts(self) -> pa.LargeStringArray:
-        """large_string [rows], all pieces."""
-        first, *others = (piece.texts for piece in self.pieces)
+        """Parse all pieces: large_string [rows]."""
+        first, *others = (piece.texts() for piece in self.pieces)
         return pa.concat_arrays([first, *others]) if others else first
 
     def position(self, row: int) -> Position:
         """Where the batch's `row` stands in the source; its end is just after its last row."""
         for piece in self.pieces:
-            if row < len(piece.texts):
+            if row < piece.rows:
                 return Position(piece.first.file, piece.first.row + row)
-            row -= len(piece.texts)
-        last = self.pieces[-1]
-        return Position(last.first.file, last.first.row + len(last.texts) + row)
+            row -= piece.rows
+        end = self.pieces[-1].end
+        return Position(end.file, end.row + row)
 
     def not_utf8(self, rows: int) -> int:
         """How many of the first `rows` rows had bytes replaced."""
-        starts = np.cumsum([0, *(len(piece.texts) for piece in self.pieces)])
+        starts = np.cumsum([0, *(piece.rows for piece in self.pieces)])
         return sum(
             piece.not_utf8
             for piece, start in zip(self.pieces, starts[:-1], strict=True)
@@ -86,16 +101,24 @@ class Documents(Protocol):
 
 
 def batches(pieces: Iterable[Piece]) -> Iterator[Batch]:
-    """Gather pieces into batches of a size that is worth a thread's while."""
+    """Gather pieces into batches of a size that is worth a thread's while.
+
+    A failure of `pieces` comes after the rows before it.
+    """
     gathered: list[Piece] = []
     rows = size = 0
-    for piece in pieces:
-        gathered.append(piece)
-        rows += len(piece.texts)
-        size += piece.texts.nbytes
-        if rows >= _BATCH_ROWS or size >= _BATCH_BYTES:
+    try:
+        for piece in pieces:
+            gathered.append(piece)
+            rows += piece.rows
+            size += piece.bytes
+            if rows >= _BATCH_ROWS or size >= _BATCH_BYTES:
+                yield Batch(gathered)
+                gathered, rows, size = [], 0, 0
+    except Exception:
+        if gathered:
             yield Batch(gathered)
-            gathered, rows, size = [], 0, 0
+        raise
     if gathered:
         yield Batch(gathered)
 

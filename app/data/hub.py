@@ -31,7 +31,8 @@ from huggingface_hub.utils import httpx
 
 from app.data.batches import Documents, Piece, Position
 from app.data.hub_client import checked_token, gated, giving_up, refusals_named, use_hub_client
-from app.data.text_files import FileDocuments, SourceFile, as_texts, listing
+from app.data.text_files import FileDocuments, SourceFile, listing
+from app.data.texts import as_texts
 from app.errors import AppError, NetworkError, UserError
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class StreamedDocuments:
         with _network():
             row = start.row
             for texts in self._texts(row):
-                yield Piece(Position(0, row), texts, None)
+                yield Piece.parsed(Position(0, row), texts, None)
                 row += len(texts)
 
     def _texts(self, first_row: int) -> Iterator[pa.LargeStringArray]:

@@ -10,12 +10,11 @@ import gzip
 import hashlib
 import io
 import itertools
-import json
 import lzma
 import zlib
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
@@ -27,16 +26,16 @@ from fsspec.implementations.local import LocalFileSystem
 
 from app.data.ahead import ahead
 from app.data.batches import Piece, Position
+from app.data.json_lines import blocks, count_lines, objects, texts_of_lines
+from app.data.texts import arrow_texts, as_texts
 from app.errors import UserError
 
 KINDS = (".txt", ".md", ".py", ".jsonl", ".parquet")
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _PIECE_BYTES = 4 << 20
-_LINES_BYTES = 1 << 20
 _PIECE_ROWS = 1024
 _AHEAD_BYTES = 64 << 20
-# Position of the first row, texts, fraction of the file that is read, whether bytes were replaced.
-_Rows = tuple[int, pa.LargeStringArray, float, bool]
+_COLUMN_BYTES = 1 << 20
 _DAMAGE = (
     EOFError,
     gzip.BadGzipFile,
@@ -64,7 +63,7 @@ class FileDocuments:
     text_column: str
     source: Mapping[str, Any]
     filesystem: AbstractFileSystem = field(default_factory=LocalFileSystem)
-    row_groups_ahead: int = 2
+    row_groups_ahead: int = 4
 
     def pieces(self, start: Position) -> Generator[Piece]:
         """All rows from `start` on, in order; see app.data.batches.Documents."""
@@ -73,58 +72,65 @@ class FileDocuments:
         for index, file in enumerate(self.files[start.file :], start.file):
             first_row = start.row if index == start.file else 0
             with damage_named(file):
-                for row, texts, fraction, not_utf8 in self._read(file, first_row):
-                    done = (done_bytes + fraction * file.bytes) / total_bytes
-                    yield Piece(Position(index, row), texts, done, not_utf8)
+                for piece in self._read(file, Position(index, first_row)):
+                    done = (done_bytes + (piece.fraction or 0.0) * file.bytes) / total_bytes
+                    yield replace(piece, fraction=done)
             done_bytes += file.bytes
 
-    def _read(self, file: SourceFile, first_row: int) -> Iterator[_Rows]:
+    def _read(self, file: SourceFile, start: Position) -> Iterator[Piece]:
+        """The rows of a file from `start` on; fractions are of the file."""
         match kind_of(file.name):
             case ".parquet":
-                yield from self._row_groups(file, first_row)
+                yield from self._row_groups(file, start)
             case ".jsonl":
                 with self.open(file) as raw:
-                    yield from self._lines(file, raw, first_row)
-            case _ if first_row == 0:
+                    yield from self._lines(file, raw, start)
+            case _ if start.row == 0:
                 with self.open(file) as raw:
                     content = _decompressed(raw, file.name).read()
                 text, not_utf8 = _decoded(content)
-                yield 0, as_texts([text], file.path), 1.0, not_utf8
+                texts = partial(as_texts, [text], file.path)
+                yield Piece(start, 1, len(content), texts, 1.0, not_utf8)
 
     def open(self, file: SourceFile) -> BinaryIO:
         """Open a file of the source for reading."""
         return cast(BinaryIO, self.filesystem.open(file.path, "rb", cache_type="none"))
 
-    def _lines(self, file: SourceFile, raw: BinaryIO, first_row: int) -> Iterator[_Rows]:
+    def _lines(self, file: SourceFile, raw: BinaryIO, start: Position) -> Iterator[Piece]:
         row = 0
-        has_column = False
-        lines = _decompressed(raw, file.name)
-        while piece := lines.readlines(_LINES_BYTES):
-            first, row = row, row + len(piece)
-            if row <= first_row:
+        has_column = start.row > 0
+        for block in blocks(_decompressed(raw, file.name)):
+            first, row = row, row + count_lines(block)
+            if row <= start.row:
                 continue
-            skipped = max(first_row - first, 0)
-            rows = [
-                _json_object(line, f"{file.path}, line {number}") if line.strip() else {}
-                for number, line in enumerate(piece[skipped:], start=first + skipped + 1)
-            ]
-            filled = [one for one in rows if one]
-            if filled and not has_column and first_row == 0:
-                if not any(self.text_column in one for one in filled):
-                    raise _no_column(file, self.text_column, filled[0])
-                has_column = True
-            values = [one.get(self.text_column) for one in rows]
-            texts = as_texts(values, f"{file.path}, line", first + skipped + 1)
-            yield first + skipped, texts, raw.tell() / max(1, file.bytes), False
+            has_column = has_column or self._has_column(file, block, first)
+            skipped = max(start.row - first, 0)
+            rest = block.split(b"\n", skipped)[skipped]
+            first += skipped
+            texts = partial(texts_of_lines, rest, self.text_column, file.path, first + 1)
+            position, fraction = Position(start.file, first), raw.tell() / max(1, file.bytes)
+            yield Piece(position, row - first, len(rest), texts, fraction)
 
-    def _row_groups(self, file: SourceFile, first_row: int) -> Iterator[_Rows]:
+    def _has_column(self, file: SourceFile, block: bytes, row: int) -> bool:
+        """Whether a block's first megabyte has the column; False, too, if its lines are blank."""
+        filled = None
+        end = block.find(b"\n", _COLUMN_BYTES) + 1 or len(block)
+        for one in objects(block[:end], file.path, row + 1):
+            if self.text_column in one:
+                return True
+            filled = filled or one
+        if filled:
+            raise _no_column(file, self.text_column, filled)
+        return False
+
+    def _row_groups(self, file: SourceFile, start: Position) -> Iterator[Piece]:
         metadata = self.read_metadata(file)
         columns = metadata.schema.to_arrow_schema().names
         if self.text_column not in columns:
             raise _no_column(file, self.text_column, columns)
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         firsts = list(itertools.accumulate(sizes, initial=0))
-        wanted = [group for group, size in enumerate(sizes) if firsts[group] + size > first_row]
+        wanted = [group for group, size in enumerate(sizes) if firsts[group] + size > start.row]
         read = partial(self.read_row_group, file, metadata)
         largest = max((metadata.row_group(group).total_byte_size for group in wanted), default=0)
         count = min(self.row_groups_ahead, max(1, _AHEAD_BYTES // max(1, largest)))
@@ -133,14 +139,12 @@ class FileDocuments:
             column = table.column(0)
             mean_bytes = column.nbytes // max(1, len(column))
             step = max(1, min(_PIECE_ROWS, _PIECE_BYTES // max(1, mean_bytes)))
-            for at in range(0, len(column), step):
-                row = firsts[group] + at
+            for at in range(max(start.row - firsts[group], 0), len(column), step):
                 rows = column[at : at + step]
-                if row + len(rows) <= first_row:
-                    continue
-                skipped = max(first_row - row, 0)
-                fraction = (row + len(rows)) / metadata.num_rows
-                yield row + skipped, arrow_texts(rows[skipped:], file.path), fraction, False
+                first = firsts[group] + at
+                fraction = (first + len(rows)) / metadata.num_rows
+                texts = partial(_column_texts, file, rows)
+                yield Piece(Position(start.file, first), len(rows), rows.nbytes, texts, fraction)
 
     def read_metadata(self, file: SourceFile) -> pq.FileMetaData:
         """The footer of a parquet file."""
@@ -176,55 +180,9 @@ def damage_named(file: SourceFile) -> Iterator[None]:
         raise
 
 
-def as_texts(values: Sequence[object], place: str, first: int = 0) -> pa.LargeStringArray:
-    """Python values as texts; None is an empty one.
-
-    Raises:
-        UserError: a value is not text; it names `place` and the value's number, from `first` on.
-    """
-    for number, value in enumerate(values, first):
-        if value is not None and not isinstance(value, str):
-            raise _not_text(type(value).__name__, f"{place} {number}: {value!r:.80}")
-    try:
-        return pa.array(["" if value is None else value for value in values], pa.large_string())
-    except UnicodeEncodeError:
-        # JSON can spell half a surrogate pair, which has no UTF-8; tiktoken replaces it like this.
-        whole = [
-            ""
-            if value is None
-            else str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            for value in values
-        ]
-        return pa.array(whole, pa.large_string())
-
-
-def arrow_texts(column: pa.ChunkedArray, place: str) -> pa.LargeStringArray:
-    """A column as texts; a null is an empty one.
-
-    Raises:
-        UserError: the column does not hold text; it names `place`.
-        ArrowInvalid: its bytes are not UTF-8.
-    """
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if pa.types.is_null(kind):
-        return pa.array([""] * len(column), pa.large_string())
-    if not (
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    ):
-        raise _not_text(str(kind), place)
-    column = column.cast(pa.large_string())
-    if column.null_count:
-        column = column.fill_null("")
-    texts = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    texts.validate(full=True)
-    return texts
-
-
-def _not_text(kind: str, place: str) -> UserError:
-    return UserError(
-        f"the text column holds {kind}, not text ({place})",
-        "set PREPARE_TEXT_COLUMN to the column that holds the text",
-    )
+def _column_texts(file: SourceFile, column: pa.ChunkedArray) -> pa.LargeStringArray:
+    with damage_named(file):
+        return arrow_texts(column, file.path)
 
 
 def _decoded(content: bytes) -> tuple[str, bool]:
@@ -248,20 +206,6 @@ def _decompressed(raw: BinaryIO, name: str) -> BinaryIO:
             return io.BufferedReader(pa.CompressedInputStream(raw, "zstd"))
         case _:
             return raw
-
-
-def _json_object(line: bytes, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{place} is not JSON: {error}", "write one JSON object a line, or leave it out"
-        ) from None
-    if not isinstance(row, dict):
-        raise UserError(
-            f"{place} is not a JSON object", 'write one object a line, such as {"text": "…"}'
-        )
-    return row
 
 
 def _no_column(file: SourceFile, column: str, columns: Iterable[str]) -> UserError:

@@ -85,6 +85,8 @@ def _(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, weight, _, _, ctx.fp8 = inputs
     ctx.save_for_backward(x, weight, output[1])
+    # Nothing follows from the second output, and zeros for it would be as large as the logits.
+    ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:

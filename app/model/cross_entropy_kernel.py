@@ -46,9 +46,9 @@ def _kernel(
     at_target = tl.load(logits + target).to(tl.float32)
     largest = -float("inf")
     total = 0.0
-    for start in range(0, VOCAB, BLOCK):
+    for start in range(0, COLUMNS, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        x = tl.load(logits + column, mask=column < VOCAB, other=-float("inf")).to(tl.float32)
+        x = _load(logits, column, VOCAB, COLUMNS)
         before = largest
         largest = tl.maximum(largest, tl.max(x, 0))
         total = total * tl.exp(before - largest) + tl.sum(tl.exp(x - largest), 0)
@@ -56,7 +56,14 @@ def _kernel(
     tl.store(losses + row, largest - at_target + log_total)
     for start in range(0, COLUMNS, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        x = tl.load(logits + column, mask=column < VOCAB, other=-float("inf")).to(tl.float32)
+        x = _load(logits, column, VOCAB, COLUMNS)
         probability = tl.exp(x - largest - log_total)
         gradient = tl.where(column == target, probability - 1, probability)
         tl.store(logits + column, gradient.to(logits.dtype.element_ty), mask=column < COLUMNS)
+
+
+@triton.jit
+def _load(logits, column, VOCAB: tl.constexpr, COLUMNS: tl.constexpr):
+    # Padding is read, too: a mask that ends at an odd number would keep loads from being vectors.
+    x = tl.load(logits + column, mask=column < COLUMNS, other=-float("inf")).to(tl.float32)
+    return tl.where(column < VOCAB, x, -float("inf"))

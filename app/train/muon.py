@@ -50,27 +50,24 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     by_shape[parameter.shape].append(parameter)
             for (rows, columns), parameters in by_shape.items():
-                directions = torch.stack(
-                    [self._direction(p, group["momentum"]) for p in parameters]
-                )
+                directions = torch.stack(self._directions(parameters, group["momentum"]))
                 size = 0.2 * math.sqrt(max(rows, columns))
                 updates = newton_schulz(directions.to(group["dtype"])).float()
-                for parameter, update in zip(parameters, updates, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update, alpha=-group["lr"] * size)
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(parameters, updates.unbind(), alpha=-group["lr"] * size)
 
-    def _direction(self, parameter: nn.Parameter, momentum: float) -> Tensor:
-        gradient = parameter.grad
-        assert gradient is not None
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        buffer = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-        return gradient.lerp(buffer, momentum)
+    def _directions(self, parameters: list[nn.Parameter], momentum: float) -> tuple[Tensor, ...]:
+        gradients = [one.grad for one in parameters if one.grad is not None]
+        for parameter in parameters:
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        return torch._foreach_lerp(gradients, buffers, momentum)
 
 
 def newton_schulz(matrices: Tensor) -> Tensor:
-    """The nearest orthogonal matrices, roughly, by Newton-Schulz iterations.
+    """Return the nearest orthogonal matrices, roughly, by Newton-Schulz iterations.
 
     Args:
         matrices: float32 or bfloat16 [n, rows, columns]
@@ -83,5 +80,6 @@ def newton_schulz(matrices: Tensor) -> Tensor:
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
-        x = _A * x + (_B * gram + _C * gram @ gram) @ x
+        polynomial = torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C)
+        x = torch.baddbmm(x, polynomial, x, beta=_A)
     return x.mT if tall else x

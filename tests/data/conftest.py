@@ -24,7 +24,7 @@ START = Position(0, 0)
 
 def read(documents: Documents) -> list[str]:
     """All texts."""
-    return [text for piece in documents.pieces(START) for text in piece.texts.to_pylist() if text]
+    return [text for piece in documents.pieces(START) for text in piece.texts().to_pylist() if text]
 
 
 def write_shard(path: Path, *pieces: Tokens, expected: int | None = None) -> str:
@@ -34,6 +34,11 @@ def write_shard(path: Path, *pieces: Tokens, expected: int | None = None) -> str
         for piece in pieces:
             shard.write(piece)
         return shard.commit()
+
+
+def shards_in(folder: Path) -> dict[str, bytes]:
+    """The bytes of each shard."""
+    return {path.name: path.read_bytes() for path in folder.glob("*.bin")}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from app.data import encoder as module
 from app.data.encoder import DocumentEncoder
-from app.data.text_files import as_texts
+from app.data.texts import as_texts
 from app.data.tokenizer import END_OF_TEXT
 
 # All planes, and often what is rare in them: control characters, spaces, private use.

@@ -42,7 +42,7 @@ def texts_of(dataset: Path, config: str | None = None, **options: Any) -> list[s
     pieces = open_documents(TextSource(str(dataset), config=config, **options)).pieces(
         Position(0, 0)
     )
-    return [text for piece in pieces for text in piece.texts.to_pylist()]
+    return [text for piece in pieces for text in piece.texts().to_pylist()]
 
 
 def test_configuration_is_read_in_the_order_of_files_and_rows(repository: Path) -> None:

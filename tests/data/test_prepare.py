@@ -15,7 +15,7 @@ from app.data.prepare import prepare
 from app.data.progress import TokenProgress, progress_line
 from app.data.shards import Manifest, open_dataset
 from app.errors import UserError
-from tests.data.conftest import Start, write_shard
+from tests.data.conftest import Start, shards_in, write_shard
 
 END_OF_TEXT = 50256
 STORY = "the cat sat on a mat and it rained in Spain: 3 times 7 é 😀"
@@ -37,10 +37,6 @@ def prepared(source: Path | str, folder: Path, **settings: Any) -> Manifest:
         name: settings.pop(name) for name in ("text_column", "shuffle_files") if name in settings
     }
     return prepare(TextSource(str(source), **of_source), folder, name="text", **settings)
-
-
-def shards_in(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("*.bin")}
 
 
 def shard(tokens: list[int]) -> bytes:

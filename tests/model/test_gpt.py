@@ -88,6 +88,41 @@ def test_loss_and_gradients_are_the_written_out_mathematics(model: GPT) -> None:
         )
 
 
+def test_fifty_steps_are_those_of_the_written_out_mathematics(model: GPT) -> None:
+    weights = {name: value.double().requires_grad_() for name, value in model.state_dict().items()}
+    own = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    written_out = torch.optim.AdamW(weights.values(), lr=1e-3)
+    found: list[float] = []
+    expected: list[float] = []
+    for step in range(50):
+        idx, targets = tokens(2, 9, seed=step % 5), tokens(2, 9, seed=100 + step % 5)
+        logits = reference_logits(weights, idx)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        for optimizer, value in ((written_out, loss), (own, model(idx, targets))):
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            (expected if optimizer is written_out else found).append(value.item())
+    assert expected[-1] < expected[0] - 0.5
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_residual_stream_is_bf16_under_autocast_only_where_that_is_chosen() -> None:
+    idx, targets = tokens(2, 16), tokens(2, 16, seed=2)
+    losses = []
+    for bf16_residual in (False, True):
+        torch.manual_seed(0)
+        gpt = GPT(CONFIG, bf16_residual=bf16_residual)
+        assert gpt.embed(idx).dtype == torch.float32
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x = gpt.embed(idx)
+            assert x.dtype == (torch.bfloat16 if bf16_residual else torch.float32)
+            assert gpt.transformer.h[0](x).dtype == x.dtype
+            losses.append(gpt(idx, targets))
+    assert losses[0] != losses[1]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-2, atol=0)
+
+
 def test_state_dict_has_the_usual_names_and_one_tied_embedding(model: GPT) -> None:
     names = model.state_dict().keys()
     assert "lm_head.weight" not in names

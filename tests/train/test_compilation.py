@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from app.model import gpt
 from app.model.generate import generate
 from app.model.gpt import GPT, GPTConfig
 from app.train.compilation import LossFunction, compiled_loss
@@ -88,18 +87,3 @@ def test_code_for_one_attention_kernel_is_not_taken_for_another(
         loss.backward()
         found.append(counters["aot_autograd"]["autograd_cache_miss"])
     assert found[0] == found[1] > found[2] == 0
-
-
-def test_padded_vocabulary_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = batch(1)
-    results = []
-    for padded_on in ((), ("cpu",)):
-        monkeypatch.setattr(gpt, "PADDED_ON", padded_on)
-        model = new_model()
-        loss = model(tokens[:, :-1], tokens[:, 1:])
-        loss.backward()
-        results.append((loss, [parameter.grad for parameter in model.parameters()]))
-    (plain, gradients), (padded, padded_gradients) = results
-    torch.testing.assert_close(padded, plain, rtol=1e-6, atol=0)
-    for one, other in zip(gradients, padded_gradients, strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-7)

@@ -93,10 +93,12 @@ def check_precision(case: Examined) -> Iterator[Finding]:
     """Whether matrix products are in bf16."""
     if case.device.precision == "bf16":
         yield Finding("precision", "pass", "bf16")
+    elif case.device.precision == "fp8":
+        yield Finding("precision", "pass", "bf16, the output layer in 8-bit floats")
     elif case.settings.train.precision == "float32":
         yield Finding("precision", "pass", "float32, as TRAIN_PRECISION says")
     elif case.trial.device_type == "cpu":
-        yield Finding("precision", "pass", "float32: this CPU has no units for bf16 (AMX)")
+        yield Finding("precision", "pass", "float32: this CPU is no faster in bf16")
     else:
         said = "float32: this GPU has no units for bf16, which is several times as fast on others"
         yield Finding("precision", "warn", said, "use a GPU of the Ampere generation or newer")

@@ -1,0 +1,55 @@
+"""What can go wrong silently with benchmarks of a GPU: their tables, and what they compare."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+
+# Read when Triton is imported.
+os.environ["TRITON_INTERPRET"] = "1"
+
+from app.train.device import Device
+from benchmarks.gpu_table import PAGES, page_with_tables
+from benchmarks.gpu_variants import PROGRAM, Call, Case, block, output_layer, step
+
+SPEC = {
+    "model": {
+        "context_length": 32,
+        "vocab_size": 515,
+        "num_layers": 3,
+        "embd_size": 32,
+        "num_heads": 2,
+    },
+    "micro_batch": 2,
+    "windows_per_step": 4,
+    "compile": False,
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_tables_are_those_of_the_committed_results(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "<!-- gpu_table.py" in text
+    assert page_with_tables(text) == text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
+@pytest.mark.parametrize("group", (block, output_layer, step))
+@pytest.mark.parametrize("precision", ("float32", "bf16"))
+def test_variants_of_a_step_give_the_same_numbers(
+    group: Callable[[Case], dict[str, Callable[[], Call]]], precision: Literal["float32", "bf16"]
+) -> None:
+    case = Case(SPEC, Device(torch.device("cpu"), "CPU", precision, False, None))
+    variants = group(case)
+    expected = variants.pop(PROGRAM)()()
+    for name, prepare in variants.items():
+        found = prepare()()
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            error = (one.double() - other.double()).norm() / other.double().norm()
+            is_rounded = precision == "bf16" or "8-bit" in name
+            assert error < (0.05 if is_rounded else 2e-6), name
