@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,8 @@ class Cluster:
 
     def completions(self) -> set[str]:
         """Tasks that are done."""
-        return {path.name for path in self.parts.glob(f"*/{'[0-9]' * 5}")}
+        # Unlike Path's, it passes over a folder that is deleted meanwhile.
+        return {Path(name).name for name in glob(f"*/{'[0-9]' * 5}", root_dir=self.parts)}
 
     def shards_of_parts(self) -> dict[int, str]:
         """Inodes of the shards of tasks that are done, and their names."""
