@@ -118,7 +118,7 @@ def measured(chosen: argparse.Namespace, there: Environment) -> dict[str, Any]:
         "answers": answers,
     }
     if chosen.doctor:
-        result["doctor_seconds"] = [there.lines(["doctor"])[-1][0] for _ in range(2)]
+        result["doctor_seconds"] = [round(there.lines(["doctor"])[-1][0], 2) for _ in range(2)]
     words = [*TRAIN, *SHAPES[chosen.shape]]
     first = moments(there.lines([*words, "--run-name", "cold"]))
     starts = [

@@ -15,6 +15,7 @@ from typing import Self
 
 from app.tools.doctor.case import Case, Trial, existing
 from app.tools.doctor.finding import UNCOMPILED, Finding
+from app.train.start import keep_bytecode
 
 # Seconds that each check of the device may go on without a word, in their order. The first waits
 # for torch as well.
@@ -49,6 +50,8 @@ class DeviceProcess:
     def __enter__(self) -> Self:
         settings = self._case.settings.public()
         settings["train"]["compile"] &= self._can_keep_code
+        if settings["train"]["compile"]:
+            keep_bytecode(self._case.settings.general.data_dir / "cache")
         self._errors = self._ending.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
         self._pipe, theirs = Pipe()
         self._ending.enter_context(self._pipe)
@@ -91,11 +94,10 @@ class DeviceProcess:
                 elif answer in left:
                     check = answer
                     left.remove(check)
+                elif answer is None:
+                    return
         except (EOFError, ConnectionResetError):
-            code = self._process.wait()
-            if code == 0:
-                return
-            yield self._died(check, code)
+            yield self._died(check, self._process.wait())
         else:
             fix = "restart the machine; if that does not help, take another"
             said = f"this has not ended after {self._limits[check]:g} s"
@@ -111,7 +113,7 @@ class DeviceProcess:
     def _died(self, check: str, code: int) -> Finding:
         self._errors.seek(0)
         last = [line for line in self._errors.read().splitlines() if line.strip()][-1:]
-        how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
+        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
         said = ": ".join([f"the process that tried this has died ({how})", *last])[:400]
         fix = "after SIGKILL, take a machine with more memory; else update the driver"
         return Finding(check, "fail", said, fix)

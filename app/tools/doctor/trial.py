@@ -1,7 +1,7 @@
 """`python -m app.tools.doctor.trial PIPE SETTINGS`: what touches the device, in its own process.
 
 The pipe says when to begin. Into it go the name of each check when it begins, what it finds, and
-what is known afterwards.
+what is known afterwards; None in the end, since the process takes its time to end.
 """
 
 import sys
@@ -47,6 +47,7 @@ def main(descriptor: str, settings: str) -> None:
         case = device_checks.choose(chosen)
     except AppError as error:
         pipe.send(failure("device", error))
+        pipe.send(None)
         return
     for name, check in CHECKS.items():
         pipe.send(name)
@@ -54,6 +55,7 @@ def main(descriptor: str, settings: str) -> None:
         for finding in examined(name, partial(check, case), fix):
             pipe.send(finding)
         pipe.send(case.trial)
+    pipe.send(None)
 
 
 if __name__ == "__main__":
