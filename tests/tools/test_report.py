@@ -1,8 +1,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -351,25 +349,3 @@ def test_unusable_line_is_named(tmp_path: Path, line: str) -> None:
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 "):
         write_report([tmp_path])
     assert not (tmp_path / "report").exists()
-
-
-@pytest.mark.parametrize("package", ("vl_convert", "jinja2"))
-def test_a_missing_package_is_the_users_error(tmp_path: Path, package: str) -> None:
-    make_run(tmp_path, rows(3))
-    code = (
-        "import sys; sys.modules[sys.argv[2]] = None\n"
-        "from pathlib import Path\n"
-        "from app.errors import UserError\n"
-        "from app.tools.report import write_report\n"
-        "try: write_report([Path(sys.argv[1])])\n"
-        "except UserError as error: print(error.problem, error.fix)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), package],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert package in done.stdout
-    assert "pip install" in done.stdout
