@@ -153,9 +153,6 @@ def choose_device(
     # second: compiled_loss tells it.
     torch.set_deterministic_debug_mode("error" if is_deterministic else "default")
     if not on_gpu:
-        # Logits are hundreds of megabytes, new each time; huge pages spare their page faults.
-        # torch reads this at its first large allocation.
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         return Device(torch.device("cpu"), _cpu_name(), chosen, is_deterministic, None)
     torch.set_float32_matmul_precision("high")
     name = torch.cuda.get_device_name()
