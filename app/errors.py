@@ -123,7 +123,9 @@ def _missing_package(name: str) -> UserError | None:
     distribution = _DISTRIBUTIONS.get(name, name.replace("_", "-"))
     return UserError(
         f"this needs the Python package {distribution}, which is not installed",
-        f"pip install {distribution}",
+        "install it as README.md says: there are builds for CPUs and for GPUs"
+        if name == "torch"
+        else f"pip install {distribution}",
     )
 
 

@@ -28,6 +28,7 @@ from app.data.windows import WindowOrder, count_windows  # noqa: E402
 from app.model.cross_entropy import VOCAB_MULTIPLE  # noqa: E402
 from app.model.fp8 import matmul_fp8  # noqa: E402
 from app.model.gpt import GPT, GPTConfig  # noqa: E402
+from app.setting_groups import TrainSettings  # noqa: E402
 from app.train.optimizer import Schedule, build_optimizers  # noqa: E402
 
 CONFIG = GPTConfig(context_length=256, num_layers=4, embd_size=256, num_heads=4)
@@ -75,9 +76,7 @@ def train(dataset: Path, seed: int, steps: int, *, fp8: bool) -> float:
     order = WindowOrder(count_windows(len(stream), CONFIG.context_length), seed, shuffle=True)
     torch.manual_seed(seed)
     model = GPT(CONFIG, bf16_residual=True)
-    optimizers = build_optimizers(
-        model, "muon", betas=(0.9, 0.95), weight_decay=0.1, decay_on="matrices"
-    )
+    optimizers = build_optimizers(model, TrainSettings())
     schedule = Schedule(7.2e-3, "cosine", 0, steps, 0.1)
     for step in range(steps):
         optimizers.set_learning_rate(schedule.rate(step))

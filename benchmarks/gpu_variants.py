@@ -23,9 +23,11 @@ from torch.nn.attention import SDPBackend
 
 from app.model.cross_entropy import VOCAB_MULTIPLE, fused_output_loss
 from app.model.gpt import MLP, Block, CausalSelfAttention, GPTConfig
+from app.setting_groups import TrainSettings
 from app.train.compilation import compiled_loss
 from app.train.device import Device, choose_device
-from benchmarks.training_setup import model_and_batch, optimizers_of, timed, update
+from app.train.optimizer import build_optimizers
+from benchmarks.training_setup import model_and_batch, timed, update
 
 PROGRAM = "the program's"
 # Computes once, and returns what the variants of a group must agree in.
@@ -210,7 +212,7 @@ def end_of_step(case: Case) -> dict[str, Callable[[], Call]]:
     def call_of(optimizer: str = "muon") -> Call:
         model, _ = model_and_batch(case.spec, case.device, 1)
         gradients = [torch.randn_like(parameter) for parameter in model.parameters()]
-        optimizers = optimizers_of(model, optimizer, case.device)
+        optimizers = build_optimizers(model, TrainSettings(optimizer=optimizer), case.device.dtype)
 
         def call() -> list[Tensor]:
             for parameter, gradient in zip(model.parameters(), gradients, strict=True):

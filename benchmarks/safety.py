@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from app.model.gpt import GPT, GPTConfig  # noqa: E402
+from app.setting_groups import TrainSettings  # noqa: E402
 from app.train.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
 from app.train.metrics import MetricsLog  # noqa: E402
 from app.train.optimizer import build_optimizers  # noqa: E402
@@ -78,9 +79,7 @@ def main() -> None:
 def checkpoints(folder: Path) -> dict[str, Any]:
     """Save GPT-2 124M again and again."""
     model = GPT(GPTConfig())
-    optimizers = build_optimizers(
-        model, "muon", betas=(0.9, 0.95), weight_decay=0.1, decay_on="matrices"
-    )
+    optimizers = build_optimizers(model, TrainSettings())
     optimizers.set_learning_rate(1e-4)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch.autograd import DeviceType
 
+from app.setting_groups import TrainSettings
 from app.train.compilation import compiled_loss
 from app.train.device import Device, choose_device
-from benchmarks.training_setup import model_and_batch, optimizers_of, timed, update, wait
+from app.train.optimizer import build_optimizers
+from benchmarks.training_setup import model_and_batch, timed, update, wait
 
 # The first that is found in a kernel's name is its class.
 CLASSES = {
@@ -40,7 +42,7 @@ def profile(spec: dict[str, Any]) -> dict[str, Any]:
     device = choose_device(spec["device"], "auto", "auto")
     model, batch = model_and_batch(spec, device, spec["micro_batch"])
     loss = compiled_loss(model, device)
-    optimizers = optimizers_of(model, "muon", device)
+    optimizers = build_optimizers(model, TrainSettings(), device.dtype)
     accumulation = spec["windows_per_step"] // spec["micro_batch"]
 
     def accumulate() -> None:

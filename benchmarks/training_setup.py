@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from app.model.gpt import GPT, GPTConfig
 from app.train.device import Device, choose_device
-from app.train.optimizer import Optimizers, build_optimizers
+from app.train.optimizer import Optimizers
 from app.train.provenance import git_revision
 
 
@@ -49,14 +49,6 @@ def model_and_batch(
     tokens = torch.randint(config.vocab_size, (windows, config.context_length + 1))
     tokens = tokens.to(device.torch_device)
     return model, (tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
-
-
-def optimizers_of(model: GPT, name: Any, device: Device) -> Optimizers:
-    """With the default recipe's settings."""
-    return build_optimizers(
-        model, name, betas=(0.9, 0.95), weight_decay=0.1, decay_on="matrices",
-        muon_dtype=device.dtype,
-    )  # fmt: skip
 
 
 def update(model: GPT, optimizers: Optimizers) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from app.errors import UserError
 from app.model import cross_entropy
 from app.model.gpt import GPT
 from app.train.device import Device
@@ -41,9 +42,19 @@ def missing_for_compiling(device_type: str) -> list[str]:
     return missing
 
 
-def can_compile(device: Device) -> bool:
-    """Whether torch.compile has what it needs here."""
-    return not missing_for_compiling(device.torch_device.type)
+def is_compiled(wanted: bool, device: Device) -> bool:
+    """Return True if compiled code is wanted and torch.compile has what it needs here.
+
+    Raises:
+        UserError: it has not, and the output layer in 8-bit floats is compiled code only.
+    """
+    missing = missing_for_compiling(device.torch_device.type)
+    if missing and device.precision == "fp8":
+        raise UserError(
+            f"TRAIN_PRECISION=fp8 needs compiled code, and {' and '.join(missing)} are missing",
+            "apt-get install g++ python3-dev, or set TRAIN_PRECISION=auto",
+        )
+    return wanted and not missing
 
 
 def compiled_loss(model: GPT, device: Device) -> LossFunction:

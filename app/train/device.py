@@ -217,12 +217,9 @@ def _most_resident_bytes() -> int:
     return int(found[1]) << 10 if found else 0
 
 
-def _cpuinfo() -> str:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8") if path.exists() else ""
-
-
 def _cpu_name() -> str:
-    model = re.search(r"^model name\s*: (.+)$", _cpuinfo(), re.MULTILINE)
+    path = Path("/proc/cpuinfo")
+    known = path.read_text(encoding="utf-8") if path.exists() else ""
+    model = re.search(r"^model name\s*: (.+)$", known, re.MULTILINE)
     name = model[1].strip() if model else platform.machine()
     return f"CPU ({name}, {torch.get_num_threads()} threads)"

@@ -22,14 +22,6 @@ def held_out_windows(stream: TokenStream, context_length: int, max_tokens: int |
     return windows if max_tokens is None else min(windows, max(1, max_tokens // context_length))
 
 
-def summed_loss(losses: Iterator[tuple[Tensor, Tensor]], device: Device) -> Tensor:
-    """The sum of all that window_losses yields: float64 scalar on the device."""
-    total = torch.zeros((), dtype=torch.float64, device=device.torch_device)
-    for of_batch, _ in losses:
-        total += of_batch.double().sum()
-    return total
-
-
 @torch.no_grad()
 def window_losses(
     model: GPT,

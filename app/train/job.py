@@ -10,13 +10,12 @@ from app.data.shards import Dataset, open_dataset, verified
 from app.data.windows import StepPlan, WindowOrder, micro_batch_sizes
 from app.errors import Ended, NotFiniteError, Stopped, UserError
 from app.model.gpt import GPT, GPTConfig
-from app.setting_groups import TrainSettings
 from app.settings import Settings
 from app.train.checkpoint import Checkpoint
-from app.train.compilation import can_compile, keep_compiled_code
+from app.train.compilation import is_compiled, keep_compiled_code
 from app.train.device import Device, choose_device
 from app.train.micro_batch import largest_micro_batch, memory_need
-from app.train.optimizer import Optimizers, build_optimizers
+from app.train.optimizer import build_optimizers
 from app.train.provenance import dataset_facts, write_run_settings
 from app.train.ranks import Ranks, local_rank, process_group
 from app.train.run import Identity, RunLog
@@ -108,7 +107,7 @@ def _put_together(
     plan = StepPlan(chosen.tokens_per_step // config.context_length, ranks.size, micro_batch_size)
     torch.manual_seed(chosen.seed)
     model = GPT(config, bf16_residual=chosen.residual == "bf16").to(device.torch_device)
-    optimizers = optimizers_for(model, chosen, device)
+    optimizers = build_optimizers(model, chosen, device.dtype)
     if chosen.shard_optimizer and ranks.size > 1:
         from app.train.sharding import ShardedOptimizers
 
@@ -136,35 +135,11 @@ def _put_together(
         plan=plan,
         model=model,
         optimizers=optimizers,
-        compiled=_is_compiled(chosen, device),
+        compiled=is_compiled(chosen.compile, device),
         stop=stop,
         start=start,
         check=check,
         log=log,
-    )
-
-
-def _is_compiled(chosen: TrainSettings, device: Device) -> bool:
-    """Return whether the loss is compiled; UserError if it cannot be, and 8-bit floats need it."""
-    compiled = chosen.compile and can_compile(device)
-    if device.precision == "fp8" and not compiled:
-        raise UserError(
-            "TRAIN_PRECISION=fp8 needs compiled code, and a C++ compiler or Python's headers are "
-            "missing here",
-            "apt-get install g++ python3-dev, or set TRAIN_PRECISION=auto",
-        )
-    return compiled
-
-
-def optimizers_for(model: GPT, chosen: TrainSettings, device: Device) -> Optimizers:
-    """The optimizers that the settings ask for, of a model on this device."""
-    return build_optimizers(
-        model,
-        chosen.optimizer,
-        betas=chosen.betas,
-        weight_decay=chosen.weight_decay,
-        decay_on=chosen.weight_decay_on,
-        muon_dtype=device.dtype,
     )
 
 
@@ -193,14 +168,13 @@ def choose_micro_batch_size(
         if before in sizes:
             return int(before)
         here = device.torch_device
-        compiled = settings.train.compile and can_compile(device)
         config = GPTConfig(**settings.model.model_dump())
         shards = ranks.size if settings.train.shard_optimizer else 1
         need = memory_need(
             config,
             device.precision,
             here.type,
-            compiled=compiled,
+            compiled=is_compiled(settings.train.compile, device),
             bf16_residual=settings.train.residual == "bf16",
             state_shards=shards,
         )

@@ -16,7 +16,7 @@ from app.settings import Settings
 from app.train.checkpoint import Checkpoint
 from app.train.console import Console
 from app.train.device import Device
-from app.train.evaluate import held_out_windows, summed_loss, window_losses
+from app.train.evaluate import held_out_windows, window_losses
 from app.train.loop import refuse_not_finite
 from app.train.optimizer import Optimizers
 from app.train.ranks import Ranks
@@ -162,7 +162,7 @@ class Milestones:
         windows = held_out_windows(self.held_out, length, self.settings.train.val_tokens)
         if not windows or not self.settings.train.val_every:
             return True
-        total = torch.zeros(())
+        total = torch.zeros((), dtype=torch.float64, device=self.device.torch_device)
         losses = window_losses(
             self.model,
             self.held_out,
@@ -175,7 +175,8 @@ class Milestones:
         )
         with self.stopwatch.measuring("val_ms"):
             with suppress(Interrupted):
-                total = summed_loss(losses, self.device)
+                for of_batch, _ in losses:
+                    total += of_batch.double().sum()
             if self.ranks.any(self.stop.is_asked):
                 return False
             record["val_loss"] = self.ranks.sum(total).item() / windows

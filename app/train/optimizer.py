@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from app.setting_groups import TrainSettings
 from app.train.muon import Muon
 
 
@@ -83,39 +84,29 @@ class Optimizers:
 
 
 def build_optimizers(
-    model: nn.Module,
-    name: Literal["adamw", "muon"],
-    *,
-    betas: tuple[float, float],
-    weight_decay: float,
-    decay_on: Literal["matrices", "all"],
-    muon_dtype: torch.dtype = torch.float32,
+    model: nn.Module, chosen: TrainSettings, dtype: torch.dtype = torch.float32
 ) -> Optimizers:
-    """AdamW for every parameter, or Muon for the matrices of the blocks and AdamW for the rest.
+    """Build AdamW for every parameter, or Muon for the blocks' matrices and AdamW for the rest.
 
-    AdamW: Loshchilov and Hutter, 2019. Muon: app.train.muon; both take one rate.
+    AdamW: Loshchilov and Hutter, 2019. Muon: app.train.muon; both take one learning rate.
     The embeddings are matrices too, but each of their rows stands for itself: AdamW's.
     With decay on `matrices`, biases and layer norms, whose scale means something, do not decay.
+
+    Args:
+        dtype: of Muon's iterations.
     """
-    embeddings = {
-        weight
-        for module in model.modules()
-        if isinstance(module, nn.Embedding)
-        for weight in module.parameters()
-    }
-    parameters = list(model.parameters())
-    orthogonal = [p for p in parameters if name == "muon" and p.ndim == 2 and p not in embeddings]
-    rest = [p for p in parameters if not any(p is taken for taken in orthogonal)]
-    groups = [
-        {
-            "params": [p for p in rest if (decay_on == "all" or p.ndim == 2) == decays],
-            "weight_decay": weight_decay if decays else 0.0,
-        }
-        for decays in (True, False)
-    ]
-    parts: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW([group for group in groups if group["params"]], betas=betas, fused=True)
-    ]
-    if orthogonal:
-        parts.append(Muon(orthogonal, weight_decay=weight_decay, dtype=muon_dtype))
+    embeddings = {one.weight for one in model.modules() if isinstance(one, nn.Embedding)}
+    for_adamw: dict[float, list[nn.Parameter]] = {chosen.weight_decay: [], 0.0: []}
+    for_muon = []
+    for parameter in model.parameters():
+        is_matrix = parameter.ndim == 2
+        if chosen.optimizer == "muon" and is_matrix and parameter not in embeddings:
+            for_muon.append(parameter)
+        else:
+            decays = is_matrix or chosen.weight_decay_on == "all"
+            for_adamw[chosen.weight_decay if decays else 0.0].append(parameter)
+    groups = [{"params": held, "weight_decay": decay} for decay, held in for_adamw.items() if held]
+    parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=chosen.betas, fused=True)]
+    if for_muon:
+        parts.append(Muon(for_muon, weight_decay=chosen.weight_decay, dtype=dtype))
     return Optimizers(*parts)

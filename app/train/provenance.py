@@ -54,22 +54,9 @@ def git_revision() -> str | None:
     git = shutil.which("git")
     if git is None:
         return None
-    described = subprocess.run(
-        [
-            git,
-            "-C",
-            str(Path(__file__).parent),
-            "describe",
-            "--always",
-            "--dirty",
-            "--abbrev=40",
-            "--exclude",
-            "*",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = [git, "-C", str(Path(__file__).parent), *["describe", "--always", "--dirty"]]
+    words += ["--abbrev=40", "--exclude", "*"]
+    described = subprocess.run(words, capture_output=True, text=True, check=False)
     return described.stdout.strip() or None
 
 

@@ -158,6 +158,9 @@ class Session:
 
     def _steps(self, loader: BatchLoader) -> Iterator[StepResult]:
         chosen = self.settings.train
+        warmup_steps = chosen.warmup_steps
+        if warmup_steps == "auto":
+            warmup_steps = round(0.01 * chosen.max_steps)
         loss_of = compiled_loss(self.model, self.device) if self.compiled else self.model
         device = self.device.torch_device
         compute_loss, no_sync = data_parallel(self.model, loss_of, device, self.ranks)
@@ -172,9 +175,7 @@ class Session:
             Schedule(
                 chosen.learning_rate,
                 chosen.lr_schedule,
-                round(0.01 * chosen.max_steps)
-                if chosen.warmup_steps == "auto"
-                else chosen.warmup_steps,
+                warmup_steps,
                 chosen.max_steps,
                 chosen.min_lr_ratio,
             ),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from app.model.gpt import GPT, GPTConfig
+from app.setting_groups import TrainSettings
 from app.train.checkpoint import STATE_KEYS, Snapshot, checkpoint_folder, write_checkpoint
 from app.train.optimizer import build_optimizers
 
@@ -27,9 +28,7 @@ def write_run(run_dir: Path, step: int = 7, config: GPTConfig = SMALL, seed: int
 
 def rewrite(run_dir: Path, model: GPT, step: int = 7) -> None:
     """Write a checkpoint of a model, in the place of the one before."""
-    optimizers = build_optimizers(
-        model, "adamw", betas=(0.9, 0.95), weight_decay=0.1, decay_on="matrices"
-    )
+    optimizers = build_optimizers(model, TrainSettings(optimizer="adamw"))
     snapshot = Snapshot()
     snapshot.take(model, optimizers)
     state: dict[str, Any] = {name: kind() for name, kind in STATE_KEYS.items()}

@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from app.errors import UserError
-from app.train.device import choose_device
+from app.train.compilation import is_compiled
+from app.train.device import Device, choose_device
 
 CHOICE = """
 from app.train.device import choose_device
@@ -50,3 +52,14 @@ def test_8_bit_floats_are_refused_on_a_cpu() -> None:
     with pytest.raises(UserError, match="fp8, but a CPU does not") as refusal:
         choose_device("cpu", "fp8", "false")
     assert "TRAIN_PRECISION=auto" in refusal.value.fix
+
+
+def test_8_bit_floats_are_refused_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    device = Device(torch.device("cuda"), "a GPU", "fp8", False, None)
+    with pytest.raises(UserError, match="fp8 needs compiled code, and a C\\+\\+ compiler") as refusal:
+        is_compiled(True, device)
+    assert "TRAIN_PRECISION=auto" in refusal.value.fix
+    assert not is_compiled(True, replace(device, precision="bf16"))

@@ -28,15 +28,14 @@ from app.model.gpt import GPT, GPTConfig
 from app.train.checkpoint import Snapshot
 from app.train.compilation import compiled_loss
 from app.train.device import choose_device
+from app.setting_groups import TrainSettings
 from app.train.optimizer import build_optimizers
 device = choose_device("cpu", sys.argv[1], "auto")
 is_compiled = sys.argv[2] == "compiled"
 torch.manual_seed(0)
 model = GPT(GPTConfig(context_length=256, num_layers=4, embd_size=256, num_heads=4))
 loss_of = compiled_loss(model, device) if is_compiled else model
-optimizers = build_optimizers(
-    model, "muon", betas=(0.9, 0.95), weight_decay=0.1, decay_on="matrices"
-)
+optimizers = build_optimizers(model, TrainSettings())
 optimizers.set_learning_rate(1e-3)
 idx = torch.randint(0, 50257, (int(sys.argv[3]), 256))
 for _ in range(2):

@@ -1,7 +1,10 @@
+from typing import Literal
+
 import pytest
 import torch
 
 from app.model.gpt import GPT, GPTConfig
+from app.setting_groups import TrainSettings
 from app.train.muon import Muon
 from app.train.optimizer import Schedule, build_optimizers
 
@@ -32,20 +35,15 @@ def test_without_warmup_the_first_step_has_the_peak_of_a_constant_rate() -> None
 @pytest.mark.parametrize("optimizer", ("adamw", "muon"))
 @pytest.mark.parametrize(("decay_on", "kept"), (("matrices", True), ("all", False)))
 def test_decay_leaves_biases_and_norms_alone_unless_asked(
-    optimizer: str, decay_on: str, kept: bool
+    optimizer: Literal["adamw", "muon"], decay_on: Literal["matrices", "all"], kept: bool
 ) -> None:
     torch.manual_seed(0)
     model = GPT(GPTConfig(8, 50, 1, 8, 2))
     for parameter in model.parameters():
         parameter.data.fill_(1.0)
         parameter.grad = torch.zeros_like(parameter)
-    optimizers = build_optimizers(
-        model,
-        optimizer,  # type: ignore[arg-type]
-        betas=(0.9, 0.95),
-        weight_decay=0.5,
-        decay_on=decay_on,  # type: ignore[arg-type]
-    )
+    chosen = TrainSettings(optimizer=optimizer, weight_decay=0.5, weight_decay_on=decay_on)
+    optimizers = build_optimizers(model, chosen)
     optimizers.set_learning_rate(0.1)
     optimizers.step()
     for name, parameter in model.named_parameters():
@@ -57,9 +55,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_makes_their_updates_orthogona
     torch.manual_seed(0)
     model = GPT(GPTConfig(8, 50, 1, 8, 2))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizers = build_optimizers(
-        model, "muon", betas=(0.9, 0.95), weight_decay=0.0, decay_on="matrices"
-    )
+    optimizers = build_optimizers(model, TrainSettings(weight_decay=0.0))
     optimizers.set_learning_rate(0.1)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)

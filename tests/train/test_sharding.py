@@ -28,6 +28,7 @@ import json, os, sys
 import torch
 from app.model.gpt import GPT, GPTConfig
 from app.train.micro_batch import memory_need
+from app.setting_groups import TrainSettings
 from app.train.optimizer import build_optimizers
 from app.train.ranks import process_group
 from app.train.sharding import ShardedOptimizers
@@ -35,9 +36,7 @@ from app.train.sharding import ShardedOptimizers
 def stepped(sharded):
     torch.manual_seed(0)
     model = GPT(config)
-    optimizers = build_optimizers(
-        model, sys.argv[1], betas=(0.9, 0.95), weight_decay=0.1, decay_on="matrices"
-    )
+    optimizers = build_optimizers(model, TrainSettings(optimizer=sys.argv[1]))
     optimizers = ShardedOptimizers(optimizers) if sharded else optimizers
     optimizers.set_learning_rate(1e-2)
     for _ in range(2):

@@ -17,7 +17,7 @@ from app.model.gpt import GPT, GPTConfig
 from app.settings import Settings
 from app.tools.doctor.case import CHECKPOINT_BYTES, Trial
 from app.tools.doctor.finding import Finding, counted, gigabytes
-from app.train.compilation import can_compile
+from app.train.compilation import is_compiled
 from app.train.device import Device, choose_device
 from app.train.job import choose_micro_batch_size
 from app.train.launch import processes_to_launch
@@ -108,13 +108,12 @@ def check_memory(case: Examined) -> Iterator[Finding]:
     """Whether a micro-batch fits into the device, and the copies of a save into the machine."""
     device, processes = case.device, case.trial.processes
     here = device.torch_device
-    compiled = case.settings.train.compile and can_compile(device)
     shards = processes if case.settings.train.shard_optimizer else 1
     need = memory_need(
         case.model.config,
         device.precision,
         here.type,
-        compiled=compiled,
+        compiled=is_compiled(case.settings.train.compile, device),
         bf16_residual=case.model.bf16_residual,
         state_shards=shards,
     )

@@ -12,7 +12,7 @@ from app.model.gpt import GPT
 from app.tools.doctor.device_checks import Examined
 from app.tools.doctor.finding import Finding, gigabytes
 from app.train.compilation import cache_report, compiled_loss, missing_for_compiling
-from app.train.job import optimizers_for
+from app.train.optimizer import build_optimizers
 
 # Bytes/s of data sheets, the slowest variant of each. The first name that is part counts.
 _MEMORY_RATES = {
@@ -131,7 +131,7 @@ def _train_a_little(case: Examined, *, compiled: bool) -> tuple[float, float]:
         # One after the other: uncompiled, logits take more than train counts on.
         of_windows = [model(x[None], y[None]) for x, y in zip(inputs, targets, strict=True)]
         plain = torch.stack(of_windows).mean().item()
-    optimizers = optimizers_for(model, case.settings.train, case.device)
+    optimizers = build_optimizers(model, case.settings.train, case.device.dtype)
     loss_of = compiled_loss(model, case.device) if compiled else model
 
     def passes() -> float:

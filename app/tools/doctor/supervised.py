@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Self
@@ -81,6 +82,8 @@ class DeviceProcess:
 
     def findings(self) -> Iterator[Finding]:
         """Let it try the device; tells `case` what the device has shown of itself."""
+        if find_spec("torch") is None:
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
         check, *left = self._limits
         with suppress(OSError):
             self._pipe.send("begin")
