@@ -175,8 +175,8 @@ class TrainSettings(Group):
     )
     residual: Literal["bf16", "float32"] = Field(
         "bf16",
-        description="residual stream of training in bf16: bf16 is faster and takes less memory, "
-        "float32 is the original's",
+        description="dtype of the residual stream where training computes in bf16: bf16 is faster "
+        "and takes less memory, float32 is the original's",
     )
     compile: bool = Field(
         True, description="compile the model; false starts sooner and trains more slowly"

@@ -51,7 +51,7 @@ def main() -> None:
             "torch": torch.__version__,
             "shards": compare_shards(chosen.original.resolve(), Path(folder)),
             "model_124M": compare_models(chosen.original.resolve()),
-            "losses_20_steps": compare_losses(chosen.original.resolve(), Path(folder)),
+            "losses_50_steps": compare_losses(chosen.original.resolve(), Path(folder)),
         }
     print(json.dumps(results, indent=2))
     if chosen.out:
@@ -121,8 +121,8 @@ def compare_models(original: Path) -> dict[str, float]:
 
 
 def compare_losses(original: Path, work: Path) -> dict[str, Any]:
-    """Train both for 20 steps from the same weights on the same shard."""
-    data, steps, length, batch = work / "data", 20, 64, 4
+    """Train both for 50 steps from the same weights on the same shard."""
+    data, steps, length, batch = work / "data", 50, 64, 4
     run(
         ["-m", "app", "prepare", "--dataset", "stdlib", "--total-tokens", "60000",
          "--val-tokens", "0", "--out-dir", "tokens", "--data-dir", str(data)],

@@ -122,7 +122,9 @@ def main() -> None:
     arguments.add_argument("--plot", type=Path, metavar="PNG", help="the finals' curves")
     chosen = arguments.parse_args()
     before = json.loads(chosen.out.read_text()) if chosen.out and chosen.out.exists() else {}
-    results = about(chosen.dataset) | {"runs": before.get("runs", [])}
+    known = [settings for *_, settings in planned()]
+    kept = [run for run in before.get("runs", []) if run["settings"] in known]
+    results = about(chosen.dataset) | {"runs": kept}
     with tempfile.TemporaryDirectory() as cache:
         for part, name, settings in planned():
             if chosen.only not in (None, part):

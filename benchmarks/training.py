@@ -234,7 +234,7 @@ def doctor(bench: Bench, known: Container[str]) -> Found:
         ):
             lines.append(line)
     except ProcessError as error:
-        # It exits with 2 where something is missing, as the hub without a network.
+        # It exits with 1 if a check fails, as that of the hub without a network.
         lines.append(str(error).splitlines()[0])
     yield "seconds", time.monotonic() - started
     yield "lines", lines

@@ -24,7 +24,7 @@ CLASSES = {
     "attention backward": r"^(?!.*(triton_|cpp_fused)).*(flash|fmha|sdpa|attention)"
     r".*(bwd|backward|bprop)",
     "attention forward": r"^(?!.*(triton_|cpp_fused)).*(flash|fmha|sdpa|attention)",
-    "cross-entropy, softmax": r"softmax|nll_loss|cross_entropy|logsumexp|^_kernel$",
+    "cross-entropy, softmax": r"softmax|nll_loss|cross_entropy|logsumexp",
     "casts, copies, padding": r"memcpy|memset|aten::(_to_copy|copy_|clone|fill_|zero_|constant_pad)"
     r"|fused_(_?_to_copy|constant_pad_nd|clone|_)*(_?\d+)?$",
     "matmul": r"gemm|nvjet|cutlass|cublas|wgmma|xmma|splitk|gemv|mkl|aten::(mm|addmm|bmm|linear)$",

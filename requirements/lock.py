@@ -91,7 +91,8 @@ def resolve(
         subprocess.run(
             command, input=stdin, text=True, cwd=FOLDER.parent, env=environment, check=True
         )
-        return output.read_text()
+        # Of this file only the name is the same another time.
+        return output.read_text().replace(str(constraint), constraint.name)
 
 
 def project_locks(*, upgrade: bool) -> dict[str, str]:

@@ -78,7 +78,7 @@ class FileDocuments:
             done_bytes += file.bytes
 
     def _read(self, file: SourceFile, start: Position) -> Iterator[Piece]:
-        """The rows of a file from `start` on; fractions are of the file."""
+        """Yield the rows of a file from `start` on; fractions are of the file."""
         match kind_of(file.name):
             case ".parquet":
                 yield from self._row_groups(file, start)
@@ -112,7 +112,7 @@ class FileDocuments:
             yield Piece(position, row - first, len(rest), texts, fraction)
 
     def _has_column(self, file: SourceFile, block: bytes, row: int) -> bool:
-        """Whether a block's first megabyte has the column; False, too, if its lines are blank."""
+        """Return True if a block's first megabyte has the column; False if its lines are blank."""
         filled = None
         end = block.find(b"\n", _COLUMN_BYTES) + 1 or len(block)
         for one in objects(block[:end], file.path, row + 1):

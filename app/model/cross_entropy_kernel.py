@@ -28,14 +28,14 @@ def softmax_gradient_(logits: Tensor, targets: Tensor, vocab_size: int) -> Tenso
     rows, columns = logits.shape
     losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
     block = min(_BLOCK, triton.next_power_of_2(columns))
-    _kernel[(rows,)](
+    _softmax_gradient_kernel[(rows,)](
         logits, targets, losses, logits.stride(0), vocab_size, columns, block, num_warps=_WARPS
     )
     return losses
 
 
 @triton.jit
-def _kernel(
+def _softmax_gradient_kernel(
     logits, targets, losses, stride,
     VOCAB: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip

@@ -40,4 +40,4 @@ def _quantized(
         scale = x.abs().amax().float().clamp(min=1e-12) / torch.finfo(dtype).max
     else:
         scale = torch.full((), largest / torch.finfo(dtype).max, device=x.device)
-    return (x / scale).to(dtype), scale
+    return (x.float() / scale).to(dtype), scale

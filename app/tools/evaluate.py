@@ -116,9 +116,9 @@ def evaluate(settings: Settings) -> None:
     from app.train.device import choose_device
     from app.train.evaluate import held_out_windows, window_losses
 
-    device = choose_device(
-        settings.train.device, settings.train.precision, settings.train.deterministic
-    )
+    # Only the loss of training multiplies in 8-bit floats.
+    precision = "auto" if settings.train.precision == "fp8" else settings.train.precision
+    device = choose_device(settings.train.device, precision, settings.train.deterministic)
     model = load_gpt(checkpoint, device)
     stream = TokenStream(dataset.val if chosen.split == "val" else dataset.train)
     length = model.config.context_length
@@ -190,8 +190,8 @@ def _batch_size(config: GPTConfig, device: Device) -> int:
 
     length, width, vocabulary = config.context_length, config.embd_size, config.vocab_size
     need = MemoryNeed(
-        # The logits of one window, their float32 copy and its softmax; and the padded embedding.
-        fixed=12 * length * vocabulary + 8 * vocabulary * width,
+        # The logits of one window, their float32 copy and its softmax; and the embedding in bf16.
+        fixed=12 * length * vocabulary + 2 * vocabulary * width,
         # In a block at most: the residual stream, its norm, the MLP's two, and attention's parts.
         per_window=64 * length * width,
     )

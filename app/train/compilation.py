@@ -4,6 +4,7 @@ import os
 import shutil
 import sysconfig
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -27,18 +28,20 @@ def keep_compiled_code(cache_dir: Path) -> None:
 
 
 def missing_for_compiling(device_type: str) -> list[str]:
-    """What torch.compile needs and does not find here, in words.
+    """Return what torch.compile needs and does not find here, each with the way to get it.
 
-    It writes C++ for a CPU, and for a GPU a launcher in C; both call Python.
+    It writes C++ for a CPU; for a GPU Triton, and a launcher in C; all of it calls Python.
     """
     compilers = [os.environ.get("CXX"), "g++", "clang++"]
     if device_type == "cuda":
         compilers += [os.environ.get("CC"), "gcc", "clang"]
     missing = []
+    if device_type == "cuda" and find_spec("triton") is None:
+        missing.append("Triton (pip install triton)")
     if not any(compiler and shutil.which(compiler) for compiler in compilers):
-        missing.append("a C++ compiler")
+        missing.append("a C++ compiler (apt-get install g++)")
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
-        missing.append("Python's headers")
+        missing.append("Python's headers (apt-get install python3-dev)")
     return missing
 
 
@@ -51,8 +54,9 @@ def is_compiled(wanted: bool, device: Device) -> bool:
     missing = missing_for_compiling(device.torch_device.type)
     if missing and device.precision == "fp8":
         raise UserError(
-            f"TRAIN_PRECISION=fp8 needs compiled code, and {' and '.join(missing)} are missing",
-            "apt-get install g++ python3-dev, or set TRAIN_PRECISION=auto",
+            "TRAIN_PRECISION=fp8 needs compiled code, and torch.compile does not find "
+            + " and ".join(missing),
+            "install it, or set TRAIN_PRECISION=auto",
         )
     return wanted and not missing
 
@@ -73,11 +77,8 @@ def compiled_loss(model: GPT, device: Device) -> LossFunction:
     from torch._inductor import config
 
     config.deterministic = device.deterministic
-    # By itself the cache does not tell code for one attention kernel, or for one version of our
-    # operator's backward pass, from code for another.
-    torch.compiler.config.cache_key_tag = ",".join(
-        [*(one.name for one in device.attention), cross_entropy.VERSION]
-    )
+    # By itself the cache does not tell versions of our operator's backward pass apart.
+    torch.compiler.config.cache_key_tag = cross_entropy.VERSION
     embed, loss = torch.compile(model.embed), torch.compile(model.loss)
     # Blocks differ in their weights only: the second finds the first one's code.
     blocks = [torch.compile(block) for block in model.transformer.h]

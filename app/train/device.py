@@ -6,13 +6,12 @@ import platform
 import re
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from app.containers import expects_gpu
 from app.errors import UserError
@@ -41,14 +40,6 @@ _PEAK_FLOPS = {
 
 # Compute capability of the first cards that multiply in 8-bit floats.
 _FP8_CAPABILITY = (8, 9)
-# Fastest first: at GPT-2's shape on an H200 cuDNN's takes 1.34 ms forward and backward, flash 1.85,
-# efficient 3.75. cuDNN's backward pass is not deterministic.
-_ATTENTION = (
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-)
 
 
 @dataclass(frozen=True)
@@ -61,7 +52,6 @@ class Device:
         precision: of matrix products and activations; weights stay float32. fp8 is bf16 with the
             output layer's products in 8-bit floats
         deterministic: only algorithms that give the same bits every time
-        attention: kernels, fastest first; empty for torch's own choice
         peak_flops: dense FLOP/s of the data sheet in this precision; None if unknown
     """
 
@@ -70,7 +60,6 @@ class Device:
     precision: Precision
     deterministic: bool
     peak_flops: float | None
-    attention: tuple[SDPBackend, ...] = ()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -79,12 +68,9 @@ class Device:
 
     @contextmanager
     def forward_pass(self) -> Iterator[None]:
-        """The context in which the forward pass runs."""
-        with ExitStack() as stack:
-            if self.dtype == torch.bfloat16:
-                stack.enter_context(torch.autocast(self.torch_device.type, dtype=self.dtype))
-            if self.attention:
-                stack.enter_context(sdpa_kernel(list(self.attention), set_priority=True))
+        """Enter the context in which the forward pass runs."""
+        is_bf16 = self.dtype == torch.bfloat16
+        with torch.autocast(self.torch_device.type, torch.bfloat16, enabled=is_bf16):
             yield
 
     def memory_bytes(self) -> int | None:
@@ -149,12 +135,14 @@ def choose_device(
     if is_deterministic:
         # cuBLAS reads this when it is first used; without it torch refuses to be deterministic.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # torch.use_deterministic_algorithms does this, and imports Inductor to tell it, which takes a
-    # second: compiled_loss tells it.
+    # torch.use_deterministic_algorithms would also import Inductor to set its flag, which takes a
+    # second; compiled_loss sets it.
     torch.set_deterministic_debug_mode("error" if is_deterministic else "default")
     if not on_gpu:
         return Device(torch.device("cpu"), _cpu_name(), chosen, is_deterministic, None)
     torch.set_float32_matmul_precision("high")
+    # cuDNN's attention, torch's choice on Hopper, has no deterministic backward pass.
+    torch.backends.cuda.enable_cudnn_sdp(not is_deterministic)
     name = torch.cuda.get_device_name()
     peak = next(
         (flops for part, flops in _PEAK_FLOPS.items() if re.search(rf"\b{part}\b", name)), None
@@ -163,8 +151,7 @@ def choose_device(
     if peak and chosen == "float32":
         # Matrix products are in TF32, which is half as fast on all of them.
         peak /= 2
-    attention = _ATTENTION[1:] if is_deterministic else _ATTENTION
-    return Device(here, name, chosen, is_deterministic, peak, attention)
+    return Device(here, name, chosen, is_deterministic, peak)
 
 
 def _choose_precision(

@@ -3,6 +3,7 @@
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 
@@ -48,8 +49,10 @@ def train(settings: Settings, start: Start | None = None) -> None:
         ExitStack() as owned,
     ):
         decided = None
+        # On CPUs each rank has measured for itself what is faster.
+        device = replace(device, precision=ranks.from_first(device.precision))
         if ranks.is_first:
-            # What is wrong with data, settings or run, is found before the others look.
+            # The first rank finds what is wrong with data, settings or run before the others look.
             if start is None:
                 dataset = open_training_data(settings)
                 start = plan_start(settings, dataset, owned, restarted=ranks.begin_again)

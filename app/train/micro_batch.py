@@ -30,7 +30,7 @@ _CGROUP_FILES = (
 _BYTES_OF_A_LOGIT = {
     "cuda": {"bf16": 2, "fp8": 4, "float32": 4},
     "cpu": {"bf16": 6, "float32": 12},
-    "uncompiled": {"bf16": 14, "float32": 16},
+    "uncompiled": {"bf16": 14, "fp8": 14, "float32": 16},
 }
 # A weight and its gradient, in float32; on the CPU is also the snapshot that a checkpoint is
 # written from, of the weight and its state.

@@ -17,7 +17,7 @@ from app.model.gpt import GPT
 from app.settings import Settings
 from app.train.checkpoint import checkpoint_folder
 from app.train.checkpoints import checkpoint_steps
-from app.train.compilation import cache_report, compiled_loss
+from app.train.compilation import cache_report, compiled_loss, missing_for_compiling
 from app.train.console import Console, summary
 from app.train.device import Device
 from app.train.diagnosis import write_diagnosis
@@ -223,8 +223,8 @@ class Session:
             if self.compiled
             else "not compiled: TRAIN_COMPILE=false"
             if not chosen.compile
-            else "not compiled, and slower: a C++ compiler or Python's headers are missing "
-            "(apt-get install g++ python3-dev)",
+            else "not compiled, and slower: torch.compile does not find "
+            + " and ".join(missing_for_compiling(self.device.torch_device.type)),
         ]
 
     def _diagnosed(self, error: NotFiniteError, done: int) -> NotFiniteError:

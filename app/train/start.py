@@ -78,11 +78,12 @@ def plan_start(
     run_dir.mkdir(parents=True, exist_ok=True)
     owned.enter_context(locked(run_dir, "train", waits=restarted))
     identity = identity_of(settings, dataset.fingerprint)
+    # First: the search compares the hashes of a checkpoint, which may take seconds.
+    print_line(_described(dataset, settings))
     checkpoint = find_checkpoint(run_dir, identity, "auto" if restarted else chosen.resume)
     if checkpoint and checkpoint.step >= chosen.max_steps and not checkpoint.state["left"]:
         print_line(f"{run_dir} is finished: {checkpoint.step} steps are done")
         return None
-    print_line(_described(dataset, settings))
     print_line(f"{run_dir}: " + (f"continues at step {checkpoint.step}" if checkpoint else "new"))
     return Start(identity, checkpoint)
 

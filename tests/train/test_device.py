@@ -59,7 +59,9 @@ def test_8_bit_floats_are_refused_without_a_compiler(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.delenv("CC", raising=False)
     device = Device(torch.device("cuda"), "a GPU", "fp8", False, None)
-    with pytest.raises(UserError, match="fp8 needs compiled code, and a C\\+\\+ compiler") as refusal:
+    with pytest.raises(
+        UserError, match=r"fp8 needs .* does not find .*a C\+\+ compiler"
+    ) as refusal:
         is_compiled(True, device)
     assert "TRAIN_PRECISION=auto" in refusal.value.fix
     assert not is_compiled(True, replace(device, precision="bf16"))

@@ -75,9 +75,11 @@ def examined_within(
     found: SimpleQueue[Finding | None] = SimpleQueue()
 
     def look() -> None:
-        for finding in examined(check, find):
-            found.put(finding)
-        found.put(None)
+        try:
+            for finding in examined(check, find):
+                found.put(finding)
+        finally:
+            found.put(None)
 
     Thread(target=look, daemon=True, name=check).start()
     try:

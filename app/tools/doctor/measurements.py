@@ -45,14 +45,15 @@ _TOLERANCE = 0.05
 
 
 def check_matmul(case: Examined) -> Iterator[Finding]:
-    """The rate of large matrix products in the precision of training."""
+    """Measure large matrix products in the precision of the blocks."""
+    precision = "bf16" if case.device.precision == "fp8" else case.device.precision
     for device in case.all_alike:
         side = _MATRIX_SIDE[device.type]
         a = torch.randn(side, side, device=device, dtype=case.device.dtype)
         rate = 2 * side**3 / _fastest(partial(torch.matmul, a, a), device)
         if device == case.device.torch_device:
             case.trial.matmul_flops = rate
-        said = f"{_shown(device)}{rate / 1e12:.3g} TFLOP/s in {case.device.precision}"
+        said = f"{_shown(device)}{rate / 1e12:.3g} TFLOP/s in {precision}"
         yield _against("matmul", said, rate, case.device.peak_flops, _LEAST_OF_PEAK)
 
 
@@ -100,7 +101,7 @@ def check_compilation(case: Examined) -> Iterator[Finding]:
         _train_a_little(case, compiled=False)
     elif missing:
         said = f"torch.compile does not find {' and '.join(missing)}: training would be slower"
-        fix = "apt-get install g++ python3-dev, or set TRAIN_COMPILE=false"
+        fix = "install it, or set TRAIN_COMPILE=false"
         yield Finding("compile", "fail", said, fix)
         _train_a_little(case, compiled=False)
     else:

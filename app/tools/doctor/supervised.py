@@ -47,13 +47,23 @@ class DeviceProcess:
         self._cache = existing(case.settings.general.data_dir / "cache")
         self._can_keep_code = _takes_files(self._cache)
         self._ending = ExitStack()
+        self._failure: OSError | None = None
 
     def __enter__(self) -> Self:
+        try:
+            self._errors = self._ending.enter_context(
+                tempfile.TemporaryFile("w+", errors="replace")
+            )
+            self._start()
+        except OSError as error:
+            self._failure = error
+        return self
+
+    def _start(self) -> None:
         settings = self._case.settings.public()
         settings["train"]["compile"] &= self._can_keep_code
         if settings["train"]["compile"]:
             keep_bytecode(self._case.settings.general.data_dir / "cache")
-        self._errors = self._ending.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
         self._pipe, theirs = Pipe()
         self._ending.enter_context(self._pipe)
         descriptor = theirs.fileno()
@@ -71,7 +81,6 @@ class DeviceProcess:
         self._ending.callback(self._kill)
         # Its end is then the end of what can be read.
         theirs.close()
-        return self
 
     def __exit__(self, *_error: object) -> None:
         self._ending.close()
@@ -82,6 +91,8 @@ class DeviceProcess:
 
     def findings(self) -> Iterator[Finding]:
         """Let it try the device; tells `case` what the device has shown of itself."""
+        if self._failure:
+            raise self._failure
         if find_spec("torch") is None:
             raise ModuleNotFoundError("No module named 'torch'", name="torch")
         check, *left = self._limits
