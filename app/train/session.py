@@ -158,9 +158,8 @@ class Session:
 
     def _steps(self, loader: BatchLoader) -> Iterator[StepResult]:
         chosen = self.settings.train
-        warmup_steps = chosen.warmup_steps
-        if warmup_steps == "auto":
-            warmup_steps = round(0.01 * chosen.max_steps)
+        one_percent = round(0.01 * chosen.max_steps)
+        warmup_steps = one_percent if chosen.warmup_steps == "auto" else chosen.warmup_steps
         loss_of = compiled_loss(self.model, self.device) if self.compiled else self.model
         device = self.device.torch_device
         compute_loss, no_sync = data_parallel(self.model, loss_of, device, self.ranks)
