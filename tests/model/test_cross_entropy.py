@@ -123,9 +123,12 @@ def test_compiled_under_autocast_it_computes_the_same(fp8: bool) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(hidden, weight, targets_of(48, 250), fp8=fp8)
         (loss / 3).backward()
-        results.append((loss, hidden.grad, weight.grad))
-    # Inductor multiplies by the scale in float32 where torch rounds between two operations.
-    torch.testing.assert_close(results[0], results[1], rtol=2**-7, atol=1e-5)
+        assert hidden.grad is not None
+        assert weight.grad is not None
+        results.append((loss.detach(), hidden.grad, weight.grad))
+    for plain, compiled in zip(*results, strict=True):
+        # Inductor rounds between fewer operations, which moves some values to the next 8-bit float.
+        assert (compiled - plain).norm() < (0.03 if fp8 else 0.01) * plain.norm()
 
 
 @pytest.mark.parametrize("fp8", (False, True))
