@@ -48,7 +48,7 @@ class OutputLoss(torch.autograd.Function):
         return F.cross_entropy(logits, targets)
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, gradient = ctx.saved_tensors
         scale = grad_loss / len(x)
         grad_x = matmul_fp8(gradient, weight, a_is_gradient=True) * scale

@@ -90,7 +90,8 @@ def checkpoints(folder: Path) -> dict[str, Any]:
     ) as saver:
         for step in range(1, SAVES + 1):
             started = time.perf_counter()
-            saver.save(step, model, optimizers, dict(STATE), replace=False)
+            assert saver.begin(step, dict(STATE), replace=False)
+            saver.save(model, optimizers)
             stalls.append(time.perf_counter() - started)
             saver.finish()
             written.append(time.perf_counter() - started - stalls[-1])

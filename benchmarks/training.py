@@ -200,7 +200,7 @@ def determinism(bench: Bench, known: Container[str]) -> Found:
         return
     with tempfile.TemporaryDirectory(dir=bench.work) as folder:
         flags = {"max_steps": 4, "checkpoint_every": 2, "keep_checkpoints": 9}
-        hashes = []
+        hashes, found = [], {}
         for cut in (False, True):
             ran = bench.train(
                 "deterministic", Path(folder), "fineweb20M", deterministic="true", **flags

@@ -6,6 +6,7 @@ import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -51,7 +52,10 @@ def profile(spec: dict[str, Any]) -> dict[str, Any]:
                 value = loss(*batch) / accumulation
             value.backward()
 
-    parts = {"passes": accumulate, "optimizer": partial(update, model, optimizers)}
+    parts: dict[str, Callable[[], None]] = {
+        "passes": accumulate,
+        "optimizer": partial(update, model, optimizers),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in parts}
     for repeat in range(2 + spec["repeats"]):
         for name, part in parts.items():

@@ -79,7 +79,7 @@ def test_code_that_is_not_deterministic_is_not_taken_for_code_that_is(
     for deterministic in ("false", "true", "false"):
         torch.compiler.reset()
         counters.clear()
-        device = choose_device("cpu", "float32", deterministic)  # type: ignore[arg-type]
+        device = choose_device("cpu", "float32", deterministic)
         with device.forward_pass():
             loss = compiled_loss(new_model(), device)(batch(0)[:, :-1], batch(0)[:, 1:])
         loss.backward()
