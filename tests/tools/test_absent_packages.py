@@ -25,16 +25,14 @@ ABSENT = (
 UNTOLD = "safetensors"
 
 
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment that links to this one's packages, but for those."""
-    folder = tmp_path_factory.mktemp("environment")
+def environment(folder: Path, *names: str) -> Path:
+    """Make an environment that links to this one's packages, but for some; return its Python."""
     venv.create(folder)
     packages = {"base": str(folder), "platbase": str(folder)}
     there = Path(sysconfig.get_path("purelib", vars=packages))
     absent = {
         file.parts[0]
-        for name in ABSENT
+        for name in names
         for file in distribution(name).files or ()
         if file.parts[0] != "__pycache__"
     }
@@ -42,6 +40,11 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if place.name not in absent and not place.match(f"{UNTOLD}-*.dist-info"):
             (there / place.name).symlink_to(place)
     return folder / "bin" / "python"
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return environment(tmp_path_factory.mktemp("environment"), *ABSENT)
 
 
 def run(python: Path, data_dir: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -114,3 +117,16 @@ def test_a_command_names_the_package_that_it_needs(
         f"error: this needs the Python package {package}, which is not installed\n"
         f"  fix: pip install {package}\n"
     )
+
+
+def test_without_torch_train_and_doctor_say_so(data_dir: Path, tmp_path: Path) -> None:
+    python = environment(tmp_path, "torch")
+    said = "this needs the Python package torch, which is not installed"
+    ended = run(python, data_dir, "train", "--run-name", "new")
+    assert ended.returncode == ExitCode.USER
+    assert ended.stdout.splitlines()[-1] == "starting torch"
+    assert ended.stderr.startswith(f"error: {said}\n  fix: install it as README.md says")
+    ended = run(python, data_dir, "doctor")
+    assert ended.returncode == ExitCode.BUG
+    assert f"fail  device        {said}" in ended.stdout
+    assert not ended.stderr

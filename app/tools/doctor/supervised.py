@@ -67,10 +67,15 @@ class DeviceProcess:
         self._pipe, theirs = Pipe()
         self._ending.enter_context(self._pipe)
         descriptor = theirs.fileno()
+        # Where this program was found, its parts are.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        if not self._can_keep_code:
+            # The image's, below /data: torch would fail there before it compiles anything.
+            for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+                environment.pop(name, None)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "app.tools.doctor.trial", f"{descriptor}", json.dumps(settings)],
-            # Where this program was found, its parts are.
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=self._errors,
             stderr=self._errors,

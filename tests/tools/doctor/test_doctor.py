@@ -142,7 +142,10 @@ def test_a_volume_that_cannot_be_written(disk: Mounted | Folder, shards: Path) -
     copy_tree(shards, data_dir / "text")
     disk.forbid(data_dir)
     said = "Read-only file system" if isinstance(disk, Mounted) else "Permission denied"
-    told = doctor(data_dir, variables={"TRAIN_COMPILE": "true"})
+    # As in the image.
+    caches = {"TORCHINDUCTOR_CACHE_DIR": f"{data_dir}/cache/inductor"}
+    caches["TRITON_CACHE_DIR"] = f"{data_dir}/cache/triton"
+    told = doctor(data_dir, variables={"TRAIN_COMPILE": "true", **caches})
     told.failed("data folder", f"no permission to write or read {data_dir} ({said})", "DATA_DIR")
     assert told.rows["dataset"].status == "pass"
     assert told.failures <= {"data folder", "disk space"}, "one cause is told once"
