@@ -121,12 +121,10 @@ def _missing_package(name: str) -> UserError | None:
     if not name or name.startswith("_") or find_spec(name):
         return None
     distribution = _DISTRIBUTIONS.get(name, name.replace("_", "-"))
-    return UserError(
-        f"this needs the Python package {distribution}, which is not installed",
-        "install it as README.md says: there are builds for CPUs and for GPUs"
-        if name == "torch"
-        else f"pip install {distribution}",
-    )
+    fix = f"pip install {distribution}"
+    if name == "torch":
+        fix = "install it as README.md says: there are builds for CPUs and for GPUs"
+    return UserError(f"this needs the Python package {distribution}, which is not installed", fix)
 
 
 def _out_of_memory(details: str) -> ExhaustedError:
