@@ -36,9 +36,9 @@ def test_block_that_does_not_end_is_told_of() -> None:
         told.set()
 
     with on_stop_signals(lambda _: None, within_seconds=0.1, too_late=too_late):
-        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGTERM)
         assert told.wait(LIMIT_SECONDS)
-    assert late == [signal.SIGHUP]
+    assert late == [signal.SIGTERM]
 
 
 def test_handlers_are_put_back() -> None:
