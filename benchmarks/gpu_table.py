@@ -86,15 +86,15 @@ def longest(results: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def variants(results: dict[str, Any]) -> Iterator[list[str]]:
-    """One thing changed at a time; what is gained is against the first of its group."""
-    yield ["", "ms", "ms a step", "gained a step, ms", "difference"]
+    """One thing changed at a time; slower is meant against the first of its group."""
+    yield ["", "ms", "ms a step", "slower, ms a step", "difference"]
     first: dict[str, float | None] = {}
     for name, row in results["variants"].items():
         ms_a_step = row.get("ms_a_step")
         program = first.setdefault(name.partition(":")[0], ms_a_step)
-        gained = None if None in (ms_a_step, program) else program - ms_a_step
+        slower = None if None in (ms_a_step, program) else ms_a_step - program
         yield [
-            name, number(row.get("ms"), ".2f"), number(ms_a_step, ",.0f"), number(gained, "+,.1f"),
+            name, number(row.get("ms"), ".2f"), number(ms_a_step, ",.0f"), number(slower, "+,.1f"),
             row.get("failed") or number(row.get("difference"), ".1e"),
         ]  # fmt: skip
 
