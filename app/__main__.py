@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def prepare(settings: Settings, arguments: Namespace) -> None:
     """Turn text into checked token shards."""
-    # Imported modules are never garbage; looking for some among them takes a tenth of the start.
+    # Imported modules are never garbage; looking for some among them takes 30 ms of a start.
     gc.set_threshold(100_000)
     from app.data.prepare import prepare
 

@@ -54,12 +54,9 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.append(k, v)
         # A single token is the last of all: nothing comes after it.
         y = F.scaled_dot_product_attention(q, k, v, is_causal=k.shape[2] == T)
-        y = y.transpose(1, 2).reshape(B, T, C)
-        if cache is not None:
-            return cast(Tensor, self.output_scale * self.c_proj(y))
-        # Of many rows, scaling the projection's weights costs less than scaling its output.
+        # In training, scaling the projection's weights costs less than scaling its output.
         weight, bias = (self.output_scale * part for part in self.c_proj.parameters())
-        return F.linear(y, weight, bias)
+        return F.linear(y.transpose(1, 2).reshape(B, T, C), weight, bias)
 
 
 class MLP(nn.Module):

@@ -15,7 +15,7 @@ from app.settings import Settings
 from app.train.checkpoint import Checkpoint
 from app.train.compilation import is_compiled, keep_compiled_code
 from app.train.device import Device, choose_device
-from app.train.micro_batch import largest_micro_batch, memory_need
+from app.train.micro_batch import MemoryNeed, largest_micro_batch, memory_need
 from app.train.optimizer import build_optimizers
 from app.train.provenance import dataset_facts, write_run_settings
 from app.train.ranks import Ranks, local_rank, process_group
@@ -146,10 +146,22 @@ def _put_together(
     )
 
 
+def memory_need_of(settings: Settings, device: Device, processes: int) -> MemoryNeed:
+    """Return what training with these settings takes of each process's device."""
+    return memory_need(
+        GPTConfig(**settings.model.model_dump()),
+        device.precision,
+        device.torch_device.type,
+        compiled=is_compiled(settings.train.compile, device),
+        bf16_residual=settings.train.residual == "bf16",
+        state_shards=processes if settings.train.shard_optimizer else 1,
+    )
+
+
 def choose_micro_batch_size(
     settings: Settings, checkpoint: Checkpoint | None, device: Device, ranks: Ranks
 ) -> int:
-    """Windows that go through the model at once, on each rank.
+    """Return how many windows go through the model at once, on each rank.
 
     Raises:
         UserError: what is asked for does not divide a step, or the number of ranks does not.
@@ -170,18 +182,8 @@ def choose_micro_batch_size(
         before = checkpoint.state["micro_batch_size"] if checkpoint else None
         if before in sizes:
             return int(before)
-        here = device.torch_device
-        config = GPTConfig(**settings.model.model_dump())
-        shards = ranks.size if settings.train.shard_optimizer else 1
-        need = memory_need(
-            config,
-            device.precision,
-            here.type,
-            compiled=is_compiled(settings.train.compile, device),
-            bf16_residual=settings.train.residual == "bf16",
-            state_shards=shards,
-        )
-        return largest_micro_batch(sizes, length, need, here, ranks.local_size)
+        need = memory_need_of(settings, device, ranks.size)
+        return largest_micro_batch(sizes, length, need, device.torch_device, ranks.local_size)
     if asked not in sizes:
         raise UserError(
             f"TRAIN_MICRO_BATCH_SIZE={asked} does not divide the {windows_per_step // ranks.size} "

@@ -16,11 +16,10 @@ from app.model.gpt import GPT, GPTConfig
 from app.settings import Settings
 from app.tools.doctor.case import CHECKPOINT_BYTES, Trial
 from app.tools.doctor.finding import Finding, counted, gigabytes
-from app.train.compilation import is_compiled
 from app.train.device import Device, choose_device
-from app.train.job import choose_micro_batch_size
+from app.train.job import choose_micro_batch_size, memory_need_of
 from app.train.launch import processes_to_launch
-from app.train.micro_batch import available_bytes, memory_need
+from app.train.micro_batch import available_bytes
 from app.train.ranks import Ranks
 
 # On the CPU's side of a process that trains on a GPU: libraries, pinned batches, shards' pages.
@@ -107,15 +106,7 @@ def check_memory(case: Examined) -> Iterator[Finding]:
     """Whether a micro-batch fits into the device, and the copies of a save into the machine."""
     device, processes = case.device, case.trial.processes
     here = device.torch_device
-    shards = processes if case.settings.train.shard_optimizer else 1
-    need = memory_need(
-        case.model.config,
-        device.precision,
-        here.type,
-        compiled=is_compiled(case.settings.train.compile, device),
-        bf16_residual=case.model.bf16_residual,
-        state_shards=shards,
-    )
+    need = memory_need_of(case.settings, device, processes)
     ranks = Ranks(0, processes, processes)
     case.windows = choose_micro_batch_size(case.settings, None, device, ranks)
     free = available_bytes(here) // (processes if here.type == "cpu" else 1)
