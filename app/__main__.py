@@ -87,7 +87,7 @@ def train(settings: Settings, arguments: Namespace) -> None:
 
 
 def sample(settings: Settings, arguments: Namespace) -> None:
-    """Let a trained model write."""
+    """Print text that a trained model writes."""
     from app.tools.sample import sample
 
     sample(settings)
@@ -161,7 +161,7 @@ class Command:
 
     @property
     def usage(self) -> str:
-        """How the arguments that are no flags are typed."""
+        """Return the usage of the arguments that are no flags."""
         words = [one for one in self.arguments.values() if "metavar" in one]
         return "".join(
             f"[{w['metavar']} ...] " if "nargs" in w else f"{w['metavar']} " for w in words

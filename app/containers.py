@@ -1,4 +1,4 @@
-"""What is special about running in a container of this project's compose.yaml."""
+"""Differences of running in a container of this project's compose.yaml."""
 
 import os
 
@@ -34,22 +34,22 @@ VARIABLES = {
 
 
 def in_container() -> bool:
-    """Whether this is the project's image; it says so."""
+    """Return True in the project's image, which sets a variable."""
     return bool(os.environ.get("IN_CONTAINER"))
 
 
 def program() -> str:
-    """What stands before a command where the user types it."""
+    """Return what stands before a command where the user types it."""
     return "docker compose run --rm" if in_container() else "python -m app"
 
 
 def expects_gpu() -> bool:
-    """Whether this container was given a GPU."""
+    """Return True if this container was given a GPU."""
     return bool(os.environ.get("EXPECTS_GPU"))
 
 
 def how_to_get_permission(place: str, *, read_only: bool) -> str:
-    """What to do about a file or folder that this process may not use."""
+    """Return the advice for a file or folder that this process may not use."""
     user = os.getuid()
     if not in_container():
         return f"give it to user {user}, or set DATA_DIR to a folder of that user"

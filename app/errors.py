@@ -1,4 +1,4 @@
-"""What can go wrong, and the exit code that says whether a restart is worth it."""
+"""The errors that can end a command, and exit codes that say whether a restart is worth it."""
 
 import errno
 from enum import IntEnum
@@ -82,7 +82,7 @@ class Ended(Exception):
         self.exit_code = exit_code
 
 
-# How torch, CUDA and cuBLAS say it.
+# The words of torch, CUDA and cuBLAS for it.
 _OUT_OF_MEMORY = (
     "can't allocate memory",
     "Storage size calculation overflowed",
@@ -101,7 +101,7 @@ _DISTRIBUTIONS = {
 
 
 def expected_failure(error: Exception) -> AppError | None:
-    """What a failure of the machine means to the user; None if it is nothing expected."""
+    """Return the error that explains a failure of the machine to the user; None if it is a bug."""
     if isinstance(error, OSError):
         return _from_os_error(error)
     if isinstance(error, ModuleNotFoundError):

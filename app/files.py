@@ -40,7 +40,7 @@ def fsync_folder(folder: Path) -> None:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Let the system's errors say which file it was; those of a write or fsync do not."""
+    """Add the file's name to the system's errors: those of a write or fsync lack it."""
     try:
         yield
     except OSError as error:

@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 
     def refuse(self, unknown: Sequence[str]) -> None:
         """Raise UserError for words that this parser did not take, with what they may mean."""
-        # What follows an unknown flag may be a secret.
+        # The word after an unknown flag may be a secret.
         flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
         faults = [f"{word}{self._hint(word)}" for word in flags or unknown]
         if faults:

@@ -1,4 +1,4 @@
-"""What groups of settings are made of: how values are read, and what all groups can tell."""
+"""The types of settings: how values are read, and what all groups have in common."""
 
 from pathlib import Path
 from typing import Annotated

@@ -16,7 +16,7 @@ from app.setting_groups import (
     TrainSettings,
 )
 
-# Of the sides of matrices: torch._scaled_mm.
+# torch._scaled_mm takes matrices whose sides are multiples of it.
 _FP8_MULTIPLE = 16
 
 

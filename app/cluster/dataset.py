@@ -36,14 +36,14 @@ class _Stretch:
     end: int
 
     def cut(self, begin: int, end: int) -> "_Stretch":
-        """What of it is in [begin, end); its end is not after its begin if nothing is."""
+        """Return the part of it in [begin, end); empty if its end is not after its begin."""
         return replace(self, begin=max(begin, self.begin), end=min(end, self.end))
 
     def __bool__(self) -> bool:
         return self.begin < self.end
 
     def documents(self) -> int:
-        """How many documents begin in it."""
+        """Return how many documents begin in it."""
         if self.end - self.begin == self.shard.tokens:
             return self.shard.documents
         return int(np.count_nonzero(self.tokens() == END_OF_TEXT))

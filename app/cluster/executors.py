@@ -1,4 +1,4 @@
-"""Who does the tasks: processes of this machine, Ray, Slurm; all on datatrove's executors.
+"""Executors of the tasks: local processes, Ray, Slurm; all on datatrove's.
 
 Of these come tasks, logs and statistics. But whoever starts datatrove's own pools waits for ever
 for a process that was killed, here and in each of its Ray actors: the tasks are given out here.
@@ -183,7 +183,7 @@ class RayExecutor(ByParts, LocalPipelineExecutor):
 
 @contextmanager
 def engine(kind: str, workers: int | None, options: dict[str, str]) -> Iterator[tuple[Run, int]]:
-    """Who does the tasks, and how many at the same time.
+    """Provide the executor of the tasks, and the number that it does at the same time.
 
     Args:
         kind: local, ray or slurm.
@@ -195,7 +195,7 @@ def engine(kind: str, workers: int | None, options: dict[str, str]) -> Iterator[
     """
     if kind == "slurm" and "partition" not in options:
         raise UserError("Slurm needs a partition", "name yours: --sbatch partition=NAME")
-    # What it says of a task is in the task's log.
+    # Its words on a task are in the task's log.
     logger.disable("datatrove")
     with ExitStack() as ending:
         if kind == "slurm":

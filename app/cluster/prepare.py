@@ -31,7 +31,7 @@ from app.data.shards import MANIFEST, Manifest
 from app.errors import UserError
 from app.files import locked
 
-# Of GPT-2 on English web text, 4.5; the rest is planned when it is known what it is here.
+# On English web text GPT-2's have 4.5; the rest is planned when the text's own is known.
 _BYTES_PER_TOKEN = 4.0
 _LEAST_TASK_BYTES = 8 << 20
 _TASKS_PER_WORKER = 4
@@ -171,7 +171,7 @@ class _Job:
             yield show
 
     def _plan_more(self, stream: Stream) -> None:
-        # Of many files on a hub, the footers take minutes.
+        # Reading the footers of many files on a hub takes minutes.
         print("planning the tasks", flush=True)
         text_bytes = float("inf")
         if self._wanted["total_tokens"] != "all":

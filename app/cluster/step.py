@@ -59,7 +59,7 @@ class WritePart(PipelineStep):
         self.parts, self.shard_size = parts, shard_size
 
     def part(self, task: int) -> Path:
-        """Where a task's shards are, once all of them are."""
+        """Return where a task's shards are, once all of them are there."""
         return self.parts / f"{task:05d}"
 
     def done(self, num_tasks: int) -> set[int]:
@@ -115,7 +115,7 @@ class WritePart(PipelineStep):
 
 
 class ByParts:
-    """Of an executor: a task is done when its part is there.
+    """An executor's view of the tasks: one is done when its part is there.
 
     datatrove's own mark would be a second truth.
     """
@@ -124,7 +124,7 @@ class ByParts:
     world_size: int
 
     def is_rank_completed(self, rank: int) -> bool:
-        """Whether a task is done."""
+        """Return True if a task is done."""
         return self.pipeline[0].part(rank).exists()
 
     def get_incomplete_ranks(self) -> list[int]:

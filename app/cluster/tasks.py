@@ -1,4 +1,4 @@
-"""What a task encodes: a range of the source, in the order of the single-machine run.
+"""Tasks: ranges of the source, in the order of the single-machine run.
 
 Ranges end between two files, or between two row groups of a parquet file.
 """
@@ -78,7 +78,7 @@ class Plan:
 
     @property
     def end(self) -> Position:
-        """How far into the source the tasks go."""
+        """Return how far into the source the tasks go."""
         return self.tasks[-1].end if self.tasks else BEGIN
 
     @classmethod
@@ -124,7 +124,7 @@ def plan(
 
 
 def _units(documents: Documents, after: Position) -> Iterator[tuple[Position, int]]:
-    """Where each file or row group ends, from `after` on, and about how much text it has."""
+    """Yield the end of each file or row group from `after` on, with its rough size."""
     if not isinstance(documents, FileDocuments):
         for file in range(after.file, _streamed(documents).rows.num_shards):
             yield Position(file + 1, 0), _STREAMED_FILE_BYTES

@@ -1,4 +1,4 @@
-"""What every source of text is: rows of text in a fixed order, from any position on."""
+"""The protocol of text sources: rows in a fixed order, from any position on."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class Batch:
         return pa.concat_arrays([first, *others]) if others else first
 
     def position(self, row: int) -> Position:
-        """Where the batch's `row` stands in the source; its end is just after its last row."""
+        """Return the position in the source of the batch's `row`, or of its end."""
         for piece in self.pieces:
             if row < piece.rows:
                 return Position(piece.first.file, piece.first.row + row)
@@ -72,7 +72,7 @@ class Batch:
         return Position(end.file, end.row + row)
 
     def not_utf8(self, rows: int) -> int:
-        """How many of the first `rows` rows had bytes replaced."""
+        """Return how many of the first `rows` rows had bytes replaced."""
         starts = np.cumsum([0, *(piece.rows for piece in self.pieces)])
         return sum(
             piece.not_utf8

@@ -1,4 +1,4 @@
-"""Where text comes from: files here, a hub dataset, Python's own library."""
+"""Sources of text: files here, a hub dataset, Python's own library."""
 
 import itertools
 import os
@@ -29,7 +29,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9_-][\w.-]*(/[\w.-]+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class TextSource:
-    """Where text comes from.
+    """A source of text.
 
     Attributes:
         dataset: `stdlib`, a local file, folder or glob, or a hub id; a folder that is laid out as a
@@ -51,7 +51,7 @@ class TextSource:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What of it determines a dataset's bytes, for its manifest."""
+        """Return what of it determines a dataset's bytes, for its manifest."""
         settings: dict[str, Any] = {
             "text_column": self.text_column,
             "shuffle_files": self.shuffle_files,
@@ -100,7 +100,7 @@ def open_documents(source: TextSource, hf_token: str | None = None) -> Documents
 
 
 def is_hub_id(dataset: str) -> bool:
-    """Whether `dataset` names a hub dataset, and not something on this machine."""
+    """Return True if `dataset` names a hub dataset, not something on this machine."""
     is_here = dataset == STDLIB or Path(dataset).exists() or kind_of(dataset) is not None
     return not is_here and _HUB_ID.fullmatch(dataset) is not None
 

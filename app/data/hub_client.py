@@ -1,4 +1,4 @@
-"""How the hub's libraries talk to the hub: one place for time limits and for retries that are told.
+"""The HTTP client of the hub's libraries: time limits, and retries that are told.
 
 By themselves they wait for some answers without a limit, try others again for a minute in
 silence, and close each other's connections when one fails.
@@ -97,7 +97,7 @@ class HubClient(httpx.Client):
 
 
 def use_hub_client(retry_seconds: Sequence[float]) -> None:
-    """Let huggingface_hub, and so `datasets`, send everything through HubClient."""
+    """Make huggingface_hub, and so `datasets`, send everything through HubClient."""
     hooks = get_session().event_hooks
     set_client_factory(
         lambda: HubClient(retry_seconds=retry_seconds, event_hooks=hooks, follow_redirects=True)

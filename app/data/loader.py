@@ -112,7 +112,7 @@ class BatchLoader:
         )
 
     def take_waited_seconds(self) -> float:
-        """How long next_batch has waited for batches since the last call of this."""
+        """Return how long next_batch has waited for batches since the last call."""
         waited, self._waited_seconds = self._waited_seconds, 0.0
         return waited
 

@@ -70,7 +70,7 @@ def prepare(
             refuse_difference(out_dir, previous.settings, settings)
             if previous.complete and is_hub_id(source.dataset):
                 return already_complete(out_dir, previous)
-            # What a branch named at the beginning stays the source, wherever it points by now.
+            # The commit that a branch named at the beginning stays the source.
             source = replace(source, revision=previous.source.get("revision", source.revision))
         documents = open_documents(source, hf_token)
         if previous is not None:
@@ -103,7 +103,7 @@ def prepare(
 def settings_of_bytes(
     source: TextSource, total_tokens: int | None, val_tokens: int, shard_size: int
 ) -> dict[str, Any]:
-    """What of prepare's arguments determines the dataset's bytes, for its manifest."""
+    """Return those of prepare's arguments that determine the dataset's bytes."""
     total = total_tokens or "all"
     return {
         **source.settings,
@@ -121,7 +121,7 @@ def new_manifest(documents: Documents, settings: dict[str, Any]) -> Manifest:
 
 @contextmanager
 def stoppable(folder: Path) -> Iterator[None]:
-    """Let a signal end the block with Stopped."""
+    """End the block with Stopped when a signal comes."""
     code = ExitCode.SIGINT
     kept = f"{folder} is incomplete; the same command continues"
 

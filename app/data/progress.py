@@ -1,4 +1,4 @@
-"""How far preparing is: a bar on a terminal, a line now and then elsewhere."""
+"""The progress of preparing: a bar on a terminal, a line now and then elsewhere."""
 
 import sys
 import time

@@ -24,7 +24,7 @@ _BATCHES_BEHIND = 8
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where the next shard begins.
+    """The place where the next shard begins.
 
     Attributes:
         file, row: position of its first document
@@ -43,7 +43,7 @@ class Cursor:
 
     @property
     def position(self) -> Position:
-        """Where to read on."""
+        """Return the position to read on from."""
         return Position(self.file, self.row)
 
 
@@ -71,7 +71,7 @@ class EncodedBatch:
         return int(self._document_starts[following])
 
     def documents(self, begin: int, end: int) -> int:
-        """How many documents begin with one of these tokens."""
+        """Return how many documents begin with one of these tokens."""
         return int(np.diff(np.searchsorted(self._document_starts, (begin, end)))[0])
 
     def cursor(self, at: int, before: Cursor) -> Cursor:
@@ -135,7 +135,7 @@ class ShardWriter:
 
     @property
     def full(self) -> bool:
-        """Whether all tokens that were asked for are taken."""
+        """Return True if all tokens that were asked for are taken."""
         return self._room() == 0
 
     def write(self, encoded: EncodedBatch) -> None:
@@ -186,7 +186,7 @@ class ShardWriter:
         return "val" if self.taken["val"] < self.held_out else "train"
 
     def _room(self) -> int | None:
-        """How many tokens the split still takes; None for all there are."""
+        """Return how many tokens the split still takes; None for all there are."""
         split = self._split()
         limit = self.held_out if split == "val" else self.total
         return None if limit is None else limit - self.taken[split]
@@ -226,7 +226,7 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # What is complete is committed, also when the run is stopped, even while it waits here.
+        # Complete shards are committed, also when the run is stopped, even while it waits here.
         try:
             self._thread.shutdown(wait=True)
         finally:

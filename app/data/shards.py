@@ -33,7 +33,7 @@ Tokens = npt.NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What the manifest says of a shard; `documents` begin in it."""
+    """The manifest's entry of a shard; `documents` begin in it."""
 
     file: str
     split: Split
@@ -43,14 +43,14 @@ class ShardInfo:
 
     @property
     def dataset_name(self) -> str:
-        """What shard_name made the file's name from."""
+        """Return the dataset name that shard_name was given."""
         stem = self.file.rpartition("_")[0]
         return stem.removesuffix("_val") if self.split == "val" else stem
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a dataset folder holds, where it came from, and whether it is complete.
+    """The contents of a dataset folder, their source, and whether they are complete.
 
     Attributes:
         source: what identifies the documents

@@ -52,7 +52,7 @@ class WindowOrder:
 
 
 def permuted(indices: Indices, size: int, seed: int, epoch: int) -> Indices:
-    """Where a pseudorandom permutation of range(size) sends `indices`, int64 [count].
+    """Map `indices`, int64 [count], by a pseudorandom permutation of range(size).
 
     A Feistel network (Luby and Rackoff, 1988) permutes the next power of four; whatever falls
     outside range(size) is sent through again until it falls inside (cycle walking: Black and
@@ -84,7 +84,7 @@ def _mix(values: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How the windows of one optimizer step are shared out.
+    """The shares of one optimizer step's windows: by rank and micro-batch.
 
     Attributes:
         windows_per_step: of all ranks together

@@ -89,7 +89,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """What GPT-2's weights call the transformer: embeddings, blocks and the last norm."""
+    """Embeddings, blocks and the last norm: `transformer` in the names of GPT-2's weights."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()

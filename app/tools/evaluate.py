@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from app.model.gpt import GPTConfig
     from app.train.device import Device
 
-# What modded-nanogpt, llm.c and others measure on: held out from the start of sample-10BT.
+# modded-nanogpt, llm.c and others measure on these: the first tokens of sample-10BT.
 PUBLISHED_TOKENS = 10_485_760
 _NORMAL_95 = 1.959964
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from app.model.gpt import GPT
 
 WEIGHTS = "model.safetensors"
-# What the export was made from; a folder without it is not ours.
+# Names the checkpoint of an export; a folder without it is not ours.
 ORIGIN = "export.json"
 FILES = (
     *(WEIGHTS, "config.json", "generation_config.json", "README.md", ORIGIN),
@@ -107,7 +107,7 @@ def _origin(settings: Settings, model: GPT, checkpoint: Checkpoint) -> dict[str,
 
 
 def _described(dataset_dir: Path, fingerprint: str) -> dict[str, Any]:
-    """What the manifest says of the dataset, if it is still there."""
+    """Return the dataset's source and size by its manifest, if it is still there."""
     try:
         dataset, manifest = open_dataset(dataset_dir), Manifest.load(dataset_dir)
     except UserError:

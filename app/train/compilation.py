@@ -19,7 +19,7 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def keep_compiled_code(cache_dir: Path) -> None:
-    """Let compiled code survive in `cache_dir`; before choose_device, which lets torch fix its own.
+    """Keep compiled code in `cache_dir`. Call it before torch's compiler is imported.
 
     What the user has set stays.
     """
@@ -93,7 +93,7 @@ def compiled_loss(model: GPT, device: Device) -> LossFunction:
 
 
 def cache_report() -> str:
-    """How much compiled code of this process came from the cache."""
+    """Return a line that says how much compiled code came from the cache."""
     # Importing it fixes the place of the cache.
     from torch._dynamo.utils import counters
 

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: the original's lines, and a bar on a terminal."""
+"""The console of a run: the original's lines, and a bar on a terminal."""
 
 import os
 import shutil

@@ -80,7 +80,7 @@ class Device:
         return None
 
     def facts(self) -> dict[str, Any]:
-        """What settings.json says of it."""
+        """Return the facts that settings.json keeps of the device."""
         cuda = torch.version.cuda if self.torch_device.type == "cuda" else None
         return {
             "name": self.name,

@@ -1,4 +1,4 @@
-"""What helps to find out why a loss is no longer finite."""
+"""The file that helps to find out why a loss is no longer finite."""
 
 import math
 from collections.abc import Sequence

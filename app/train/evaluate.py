@@ -13,7 +13,7 @@ from app.train.device import Device
 
 
 def held_out_windows(stream: TokenStream, context_length: int, max_tokens: int | None) -> int:
-    """How many windows a measurement takes: the first of the stream, at least one if it has any.
+    """Return how many windows to measure on: at least one if the stream has any.
 
     Args:
         max_tokens: targets to measure on, rounded down to whole windows; None for all.

@@ -13,7 +13,7 @@ from app.setting_groups import TrainSettings
 from app.signals import exit_code_of, leave, on_stop_signals, say
 from app.train.console import print_line
 
-# Of what ends by itself a restart would only repeat the end; a killed process has a negative code.
+# Other codes would only come again; a killed process has a negative one.
 _WORTH_A_RESTART = (ExitCode.BUG, ExitCode.RANK_LOST)
 
 
@@ -71,7 +71,7 @@ def launch(command: list[str], processes: int, max_restarts: int) -> int:
     Returns:
         0, or the exit code of the first that failed; 128 and its number for a signal.
     """
-    # What it logs beside the processes' own words helps only its authors.
+    # Its log helps only its authors.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # torch warns of find_unused_parameters in app.train.ranks, which is meant.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -124,7 +124,7 @@ def _run_once(command: list[str], processes: int) -> int:
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
-        # Who has lost the others has not failed first; nor who was ended because of that.
+        # A process that lost another, or was ended because of that, has not failed first.
         later = (ExitCode.RANK_LOST, ExitCode.SIGTERM, -signal.SIGTERM)
         first = [code for code in codes if code != ExitCode.RANK_LOST]
         if ExitCode.RANK_LOST in codes:

@@ -20,7 +20,7 @@ from app.train.ranks import Ranks
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step measured.
+    """The measurements of one optimizer step.
 
     Attributes:
         step: its number, from 0

@@ -1,4 +1,4 @@
-"""How many windows go through the model at once: as many as fit into memory, and help."""
+"""The micro-batch: as many windows as fit into memory and make training faster."""
 
 import resource
 import sys
@@ -20,7 +20,7 @@ _TOKENS_THAT_FILL = {"cuda": 32_768, "cpu": 4_096}
 # The allocator's gaps, the libraries' workspaces, whatever else runs on the machine.
 _USABLE = 0.85
 _LIBRARIES_BYTES = {"cuda": 1_500_000_000, "cpu": 500_000_000}
-# Of control groups, version 2 and 1.
+# Limit and use of control groups, version 2 and 1.
 _CGROUP_FILES = (
     ("memory.max", "memory.current"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes"),
@@ -82,7 +82,7 @@ def memory_need(
 
 
 def _kept_bytes(model: GPT, precision: Precision, windows: int) -> int:
-    """Of the embedding and the blocks; the head is another matter."""
+    """Count the bytes that backward needs of the embedding and the blocks, without the head."""
     parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, tuple[Tensor, int]] = {}
 
@@ -122,7 +122,7 @@ def largest_micro_batch(
 
 
 def available_bytes(device: torch.device) -> int:
-    """What this process may still take of the device's memory."""
+    """Return the bytes of the device's memory that this process may still take."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return min(_free_on_the_machine(), *_left_of_limits(), *_left_of_cgroups())
@@ -142,7 +142,7 @@ def _left_of_limits() -> Iterator[int]:
 
 
 def _left_of_cgroups() -> Iterator[int]:
-    """Of this process's control group and of those it is in; in a container, of the container."""
+    """Yield what is left of this process's control group, and of those that contain it."""
     root = Path("/sys/fs/cgroup")
     own = Path("/proc/self/cgroup")
     groups = own.read_text().splitlines() if own.exists() else []

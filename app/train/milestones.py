@@ -1,4 +1,4 @@
-"""What a run does between its steps: held-out loss, metrics, samples, checkpoints."""
+"""The work between steps: held-out loss, metrics, samples, checkpoints."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -26,13 +26,13 @@ from app.train.stopping import Interrupted, StopRequest
 from app.train.stopwatch import Stopwatch
 from app.train.writing import write_texts
 
-# Of a request to stop, whose sender ends the process at last.
+# A service manager kills a process that takes much longer to stop.
 _LONGEST_CHECK_SECONDS = 60
 
 
 @dataclass
 class Milestones:
-    """What is due after a step, done by all ranks; the first alone writes.
+    """Measures, logs, samples and saves between steps, on all ranks; only the first writes.
 
     Attributes:
         log, saver, check: of the first rank; None for the others. The check compares the hashes of
@@ -143,7 +143,7 @@ class Milestones:
             self.saver.finish()
 
     def _may_save(self, done: int) -> bool:
-        """Whether the shards are known to be whole; waits a while if there is a request to stop."""
+        """Return True if the shards are known to be whole; wait a while for it before a stop."""
         if self.check and self.stop.is_asked and done < self.settings.train.max_steps:
             wait([self.check], _LONGEST_CHECK_SECONDS)
             if self._is_checking():

@@ -58,7 +58,7 @@ class Optimizers:
             part.zero_grad(set_to_none=True)
 
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """What is kept of a parameter's past, by name."""
+        """Return the optimizer state of a parameter, by name."""
         owner = next(
             part
             for part in self.parts

@@ -29,7 +29,7 @@ def versions() -> dict[str, str]:
 
 
 def dataset_facts(dataset: Dataset) -> dict[str, Any]:
-    """What settings.json says of the dataset, which may be gone when somebody asks."""
+    """Return the facts that settings.json keeps of the dataset, which may be deleted later."""
     manifest = Manifest.load(dataset.folder)
     told = {} if manifest is None else asdict(manifest)
     kept = {name: told[name] for name in ("source", "tokenizer", "settings", "counts") if told}

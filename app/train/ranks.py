@@ -20,7 +20,7 @@ from app.train.compilation import LossFunction
 from app.train.launch import launched
 
 _PR_SET_PDEATHSIG = 1
-# How gloo and NCCL say that the other end is gone.
+# The words of gloo and NCCL for a lost connection.
 _CONNECTION_LOST = (
     "closed by peer",
     "reset by peer",
@@ -49,11 +49,11 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this one writes the run's folder."""
+        """Return True for the rank that writes the run's folder."""
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank's flag is set; every rank must ask."""
+        """Return True if any rank's flag is set; every rank must call it."""
         if self.size == 1:
             return flag
         votes = torch.tensor(int(flag))
@@ -100,11 +100,11 @@ def process_group(device: torch.device, timeout_seconds: float) -> Iterator[Rank
             distributed.get_world_size(),
             int(os.environ["LOCAL_WORLD_SIZE"]),
         )
-        # Of several machines, one that has taken a lost one's place has a launcher that is new.
+        # A machine that replaces a lost one has a new launcher.
         begins_again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         yield replace(ranks, begin_again=ranks.any(begins_again))
     except RuntimeError as error:
-        # Of gloo's own errors only the words say so.
+        # gloo raises plain RuntimeErrors: only their words tell.
         said = str(error).partition("\n")[0]
         if not (
             isinstance(error, distributed.DistError) or "gloo" in said or "pair closure" in said

@@ -23,7 +23,7 @@ from app.train.tensorboard import EventLog
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes a run this run; it cannot continue with another.
+    """What a run must keep to remain the same run: its data and its model.
 
     Attributes:
         dataset_fingerprint: of the tokens
@@ -69,7 +69,7 @@ def refuse_existing(folder: Path, resume: Literal["auto", "never"]) -> None:
 def find_checkpoint(
     folder: Path, identity: Identity, resume: Literal["auto", "never"]
 ) -> Checkpoint | None:
-    """Where a run continues: its last good checkpoint; None for a new run.
+    """Return the last good checkpoint, where a run continues; None for a new run.
 
     A damaged one is named, and put aside under another name.
 
@@ -99,7 +99,7 @@ def find_checkpoint(
 
 
 class RunLog:
-    """What a run writes beside its checkpoints: metrics, samples, events. One process owns it.
+    """Writes metrics, samples and events of a run. One process owns it.
 
     Args:
         folder: of the run.
@@ -150,5 +150,5 @@ class RunLog:
         self._samples.append(format_samples(step, texts))
 
     def make_durable(self) -> dict[str, int]:
-        """Let the disk have everything; what a checkpoint's state says of it."""
+        """Make everything durable, and return what a checkpoint's state says of it."""
         return {"metrics_lines": self._metrics.sync(), "samples_bytes": self._samples.sync()}

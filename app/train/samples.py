@@ -8,7 +8,7 @@ _HEADING = re.compile(r"^----- after (\d+) steps -----\n", re.MULTILINE)
 
 
 def format_samples(step: int, texts: Sequence[str]) -> bytes:
-    """What samples.txt gets for the texts written after `step` steps, in UTF-8."""
+    """Return the part of samples.txt for the texts after `step` steps, in UTF-8."""
     heading = f"----- after {step} steps -----"
     return "".join(f"{heading}\n{text}\n\n" for text in texts).encode("utf-8", "replace")
 

@@ -44,7 +44,7 @@ class Saver:
         self._state: dict[str, Any] = {}
 
     def begin(self, step: int, state: dict[str, Any], *, replace: bool) -> bool:
-        """Whether `save` is to save a checkpoint after `step` steps; waits for the one before.
+        """Wait for the save before; return True if `save` is to save one after `step` steps.
 
         Args:
             replace: one of this step that is there already; otherwise that one stays.

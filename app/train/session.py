@@ -185,7 +185,7 @@ class Session:
         )
 
     def _should_stop(self, is_last: bool) -> bool:
-        """Whether any rank is asked to stop: asked once in each step, or when this one is."""
+        """Return True if any rank is to stop; ask once a step, and when this one is to stop."""
         if self.stop.is_asked or is_last:
             return self.ranks.any(self.stop.is_asked)
         return False

@@ -30,7 +30,7 @@ class ShardedOptimizers(Optimizers):
         self._own = Optimizers(*(part.optim for part in parts))
 
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """What is kept of a parameter's past, by name; empty if another process keeps it."""
+        """Return the optimizer state of a parameter, by name; empty if another process keeps it."""
         return self._own.state(parameter) if self._keeps(parameter) else {}
 
     def load(self, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:

@@ -26,7 +26,7 @@ class Start:
 
 
 def keep_bytecode(cache_dir: Path) -> None:
-    """Let this process, and those it starts, keep bytecode in `cache_dir` if torch came without.
+    """Keep this process's and its children's bytecode in `cache_dir` if torch came without.
 
     uv installs none, and PYTHONDONTWRITEBYTECODE, which is meant for the places of the sources, is
     often set: then each start would compile thousands of modules. Call it before torch is imported.

@@ -14,7 +14,7 @@ class Interrupted(Exception):
 
 @dataclass
 class StopRequest:
-    """Whether a signal has asked the program to stop.
+    """A signal's request to stop, if one has come.
 
     Attributes:
         exit_code: that of the signal; None if none has come.
@@ -27,7 +27,7 @@ class StopRequest:
 
     @property
     def is_asked(self) -> bool:
-        """Whether to stop."""
+        """Return True if a signal has come."""
         return self.exit_code is not None
 
     def _ask(self, number: int) -> None:

@@ -1,4 +1,4 @@
-"""Where the time of a run goes besides its steps: fields of metrics.jsonl, in milliseconds."""
+"""The time between steps, by kind: fields of metrics.jsonl, in milliseconds."""
 
 import os
 import time
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# What passed since the step before. Only the first line after a start has setup_ms.
+# Since the step before. Only the first line after a start has setup_ms.
 PAUSES = ("setup_ms", "val_ms", "sample_ms", "save_ms")
 
 
@@ -44,5 +44,5 @@ def process_seconds() -> float:
 
 
 def recorded_seconds(records: Iterable[dict[str, Any]]) -> float:
-    """What the steps of some records took, with all that passed between them."""
+    """Return the seconds of some steps, with all that passed between them."""
     return sum(record.get(kind) or 0 for record in records for kind in ("step_ms", *PAUSES)) / 1000

@@ -13,7 +13,7 @@ from app.setting_groups import SampleSettings
 def stream_texts(
     model: GPT, tokenizer: Tokenizer, chosen: SampleSettings
 ) -> Generator[list[str | None]]:
-    """Let the model continue a new document that begins with the prompt, num_samples times.
+    """Continue a new document that begins with the prompt, num_samples times.
 
     Yields:
         for each token drawn what it adds to each text: nothing while a character is incomplete,
@@ -47,7 +47,7 @@ def write_texts(
     chosen: SampleSettings,
     between: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """Let the model continue a new document that begins with the prompt.
+    """Continue a new document that begins with the prompt.
 
     Args:
         between: called before each token; what it raises ends the writing.
@@ -65,12 +65,12 @@ def write_texts(
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """What the model continues: a new document that begins with the prompt."""
+    """Return the tokens to continue: a new document that begins with the prompt."""
     return [END_OF_TEXT, *tokenizer.encode(prompt).tolist()]
 
 
 def unseen_part(model: GPT, tokenizer: Tokenizer, prompt: str) -> str | None:
-    """What to tell about a prompt that is longer than the context; None of any other."""
+    """Return a note on a prompt that is longer than the context; None for any other."""
     length, tokens = model.config.context_length, len(prompt_tokens(tokenizer, prompt))
     if tokens <= length:
         return None

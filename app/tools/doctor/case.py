@@ -1,17 +1,17 @@
-"""What the checks of one examination look at, and what they tell each other."""
+"""The subject of one examination, and what its checks tell each other."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.settings import Settings
 
-# Of a parameter: its weight and at most two moments of it, in float32.
+# A parameter's weight and at most two moments of it, in float32.
 CHECKPOINT_BYTES = 12
 
 
 @dataclass
 class Trial:
-    """What the device has shown of itself.
+    """The measurements of a device.
 
     Attributes:
         device_type: cpu or cuda

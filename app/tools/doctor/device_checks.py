@@ -88,7 +88,7 @@ def check_device(case: Examined) -> Iterator[Finding]:
 
 
 def check_precision(case: Examined) -> Iterator[Finding]:
-    """Whether matrix products are in bf16."""
+    """Check that matrix products are in bf16."""
     if case.device.precision == "bf16":
         yield Finding("precision", "pass", "bf16")
     elif case.device.precision == "fp8":
@@ -103,7 +103,7 @@ def check_precision(case: Examined) -> Iterator[Finding]:
 
 
 def check_memory(case: Examined) -> Iterator[Finding]:
-    """Whether a micro-batch fits into the device, and the copies of a save into the machine."""
+    """Check that a micro-batch fits into the device, and the copies of a save into the machine."""
     device, processes = case.device, case.trial.processes
     here = device.torch_device
     need = memory_need_of(case.settings, device, processes)
@@ -117,7 +117,7 @@ def check_memory(case: Examined) -> Iterator[Finding]:
         yield Finding("memory", "fail", said, "use a smaller model, or a device with more memory")
     elif wanted > free:
         fix = "set TRAIN_MICRO_BATCH_SIZE=auto, or use a smaller model"
-        # What is counted is an upper bound.
+        # The estimate is an upper bound.
         yield Finding("memory", "warn" if wanted < 2 * free else "fail", said, fix)
     else:
         yield Finding("memory", "pass", said)

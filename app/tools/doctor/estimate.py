@@ -1,4 +1,4 @@
-"""How long the run takes and what it costs, from what the device has just shown."""
+"""The estimate of a run's time and cost, from the device's measurements."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from app.tools.doctor.case import Case
 from app.tools.doctor.finding import Finding, counted
 from app.tools.report.formats import format_duration
 
-# Of the rate of large matrix products, where no step could be measured: what GPT-2's size reaches.
+# The share of the rate of large matrix products that a step of GPT-2's size reaches.
 _LEAST_MFU, _MOST_MFU = 0.25, 0.6
 # A forward pass is a third of a step's work.
 _EVALUATION_SHARE = 1 / 3
@@ -16,7 +16,7 @@ _LONG_SECONDS = 7 * 86400.0
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of what is left of a run, from its start to its end on this machine.
+    """The time of what is left of a run, from its start to its end on this machine.
 
     Attributes:
         seconds: at least and at most; the same where steps were measured
@@ -33,7 +33,7 @@ class Estimate:
 
 
 def estimate(case: Case) -> Estimate | None:
-    """Of the steps that are left and their evaluations; None if the device has shown nothing.
+    """Estimate the steps that are left and their evaluations; None without a measurement.
 
     Where several processes train, they are taken to be as fast together as each of them alone.
     """
@@ -61,7 +61,7 @@ def estimate(case: Case) -> Estimate | None:
 
 
 def _tokens(case: Case) -> float:
-    """What is left to train on; what evaluations take is counted as the share of it that it is."""
+    """Return the tokens left to train on; evaluations count by their share of the work."""
     chosen = case.settings.train
     measured = 0
     if chosen.val_every and case.steps_left:

@@ -1,4 +1,4 @@
-"""What a check has found, and how a person reads it."""
+"""The findings of a check, and their form for a person."""
 
 import sys
 import textwrap
@@ -11,7 +11,7 @@ from typing import Literal
 from app.errors import AppError, Ended, Stopped, expected_failure
 
 Status = Literal["pass", "warn", "fail", "skip"]
-# Of terminals (ECMA-48, 8.3.117).
+# Colours of terminals (ECMA-48, 8.3.117).
 _COLOURS = {"pass": "32", "warn": "33", "fail": "1;31", "skip": "2"}
 _COLUMN = 13
 _LEAST_WIDTH = 60

@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub answers, and gives this user the dataset."""
+"""Checks that the Hugging Face hub answers, and gives this user the dataset."""
 
 from collections.abc import Iterator
 

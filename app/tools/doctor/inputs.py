@@ -1,4 +1,4 @@
-"""What the run reads: text, vocabulary, shards, and the run's own folder."""
+"""Checks of what the run reads: text, vocabulary, shards, and the run's own folder."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from app.train.start import identity_of, training_windows
 
 
 def check_dataset(case: Case) -> Iterator[Finding]:
-    """Whether the shards are there, complete and whole.
+    """Check that the shards are there, complete and whole.
 
     Raises:
         UserError: they are damaged, or less than a window.
@@ -86,7 +86,7 @@ def check_run(case: Case) -> Iterator[Finding]:
 
 
 def check_text(case: Case) -> Iterator[Finding]:
-    """Whether prepare can have its text: from this machine, or from the hub.
+    """Check that prepare can have its text: from this machine, or from the hub.
 
     Raises:
         UserError: there is no such text.
@@ -95,7 +95,7 @@ def check_text(case: Case) -> Iterator[Finding]:
     if case.fingerprint:
         yield Finding("text", "skip", "not needed: the dataset is complete")
         return
-    # What only prepare needs may be missing where a dataset is complete.
+    # Packages that only prepare needs may be missing where a dataset is complete.
     from app.data.documents import TextSource, is_hub_id, open_documents
     from app.data.text_files import FileDocuments
     from app.tools.doctor.hub_access import check_hub
@@ -114,7 +114,7 @@ def check_text(case: Case) -> Iterator[Finding]:
 
 
 def check_vocabulary(_case: Case) -> Iterator[Finding]:
-    """Whether GPT-2's vocabulary is here: train's container cannot download it."""
+    """Check that GPT-2's vocabulary is here: train's container cannot download it."""
     from app.data.tokenizer import vocabulary_files
 
     if vocabulary_files() is None:

@@ -20,7 +20,7 @@ _ROOM_TO_SPARE = 1.2
 
 
 def check_cpu(_case: Case) -> Iterator[Finding]:
-    """How many cores this process may use, and whether it knows."""
+    """Check that the cores this process may use are granted to it, and free."""
     cores = len(os.sched_getaffinity(0))
     quota = cpu_quota(_CGROUP_QUOTA.read_text() if _CGROUP_QUOTA.exists() else "")
     threads = os.environ.get("OMP_NUM_THREADS", "")
@@ -47,7 +47,7 @@ def cpu_quota(text: str) -> float | None:
 
 
 def check_folders(case: Case) -> Iterator[Finding]:
-    """Whether this user can write wherever prepare and train will."""
+    """Check that this user can write wherever prepare and train will."""
     settings = case.settings
     data_dir = settings.general.data_dir
     wanted = [data_dir, data_dir / "cache", settings.run_dir, settings.run_dir / "checkpoints"]
@@ -67,7 +67,7 @@ def check_folders(case: Case) -> Iterator[Finding]:
 
 
 def check_space(case: Case) -> Iterator[Finding]:
-    """Whether shards, checkpoints (those kept, the best, the one being written), caches fit."""
+    """Check that shards, caches and checkpoints (kept, best, being written) fit."""
     settings, data_dir = case.settings, case.settings.general.data_dir
     place, shards = existing(data_dir), _shard_bytes(case)
     count = settings.train.keep_checkpoints + 2
@@ -104,7 +104,7 @@ def count_parameters(model: ModelSettings) -> int:
 
 
 def _shard_bytes(case: Case) -> int | None:
-    """Of the whole dataset; None if nobody knows before the text is read."""
+    """Return the size of the whole dataset; None if it is unknown until the text is read."""
     chosen = case.settings.prepare
     if case.fingerprint:
         return _size(case.settings.train_dataset_dir)

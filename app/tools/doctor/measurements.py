@@ -1,4 +1,4 @@
-"""How fast a device multiplies, copies and trains, and whether the compiled model runs on it."""
+"""Measurements: how fast a device multiplies, copies and trains, and if compiled code runs."""
 
 import re
 import statistics
@@ -40,7 +40,7 @@ _MEASURED_SECONDS = 0.5
 _TRAINING_SECONDS = 1.0
 # More tokens at once would only take longer on a CPU.
 _TOKENS_ON_CPU = 1024
-# Of a mean loss in nats per token: compiled and plain code round otherwise, in bf16 visibly.
+# Nats per token: compiled and plain code round differently, in bf16 visibly.
 _TOLERANCE = 0.05
 
 
@@ -89,7 +89,7 @@ def _shown(device: torch.device) -> str:
 
 
 def check_compilation(case: Examined) -> Iterator[Finding]:
-    """Whether what torch.compile makes of the model runs here, and gives the plain loss.
+    """Check that the compiled model runs here, and gives the plain model's loss.
 
     Without a compiler the plain model is measured.
     """
@@ -110,7 +110,7 @@ def check_compilation(case: Examined) -> Iterator[Finding]:
             f"{cache_report()}, in {case.trial.compile_seconds:.0f} s; loss {found:.4f}, "
             f"{plain:.4f} without compiling"
         )
-        # What is not a number is within no tolerance.
+        # NaN is within no tolerance.
         if abs(found - plain) < _TOLERANCE:
             yield Finding("compile", "pass", said)
         else:

@@ -1,4 +1,4 @@
-"""What NVIDIA's driver says of itself and of its GPUs: `nvidia-smi -q -x`.
+"""The state of NVIDIA's driver and of its GPUs, by `nvidia-smi -q -x`.
 
 The output is XML that names its DTD (nvsmi_device_v12.dtd, for example). Elements come and go with
 the driver's version, and what a GPU cannot tell is "N/A", so that nothing is taken for granted.
@@ -17,7 +17,7 @@ from app.tools.doctor.finding import Finding, counted, gigabytes
 # CUDA's major version -> the oldest driver's (NVIDIA, "CUDA Compatibility", minor versions).
 _OLDEST_DRIVER = {"11": 450, "12": 525, "13": 580}
 _TIMEOUT_SECONDS = 30.0
-# Of an idle GPU: what the driver keeps for itself is counted apart.
+# Of an idle GPU; the driver's own share is counted apart.
 _IN_USE_BYTES = 500 << 20
 # Elements that say "Yes", by the generation of the GPU and of its driver.
 _FAULTS = {

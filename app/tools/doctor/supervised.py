@@ -95,7 +95,7 @@ class DeviceProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def findings(self) -> Iterator[Finding]:
-        """Let it try the device; tells `case` what the device has shown of itself."""
+        """Yield the findings of the device's checks, and keep what they measured in `case`."""
         if self._failure:
             raise self._failure
         if find_spec("torch") is None:

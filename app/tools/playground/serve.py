@@ -46,7 +46,7 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
             print(f"{address} tries the models of {writer.runs}", flush=True)
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            """Let the text under way end, too."""
+            """End the text under way, too."""
             writer.is_closing = True
             super().handle_exit(sig, frame)
 
@@ -80,6 +80,6 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def _address(host: str, listener: socket.socket) -> str:
-    """What to open in a browser here."""
+    """Return the address to open in a browser here."""
     name = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::", "::1") else host
     return f"http://{f'[{name}]' if ':' in name else name}:{listener.getsockname()[1]}"

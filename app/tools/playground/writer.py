@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 class Wanted(BaseModel):
-    """What a reader asks for; each bound is the command line's, or what a page should bear."""
+    """A reader's request; its bounds are the command line's, or what a page can show."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -141,7 +141,7 @@ class Writer:
 
 
 def _next_piece(texts: Iterator[list[str | None]]) -> str | None:
-    """What the next token adds to the only text; None at its end."""
+    """Return what the next token adds to the only text; None at its end."""
     pieces = next(texts, None)
     return pieces[0] if pieces else None
 

@@ -17,7 +17,7 @@ def write_report(run_dirs: Sequence[Path]) -> list[Path]:
     """
     runs = [read_run(folder) for folder in dict.fromkeys(run_dirs)]
 
-    # What draws takes its time to import: what is wrong with the runs has been told by now.
+    # The modules that draw are slow to import: faults of the runs are told before.
     from app.tools.report.charts import charts
     from app.tools.report.facts import figures
     from app.tools.report.page import page

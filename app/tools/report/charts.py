@@ -108,7 +108,7 @@ def _losses(runs: Sequence[Run]) -> list[Chart | None]:
         return [train]
     losses = np.array([row["held_out"] for row in rows])
     last = np.array([finite(run.metrics["val_loss"])[-1:].max(initial=-np.inf) for run in runs])
-    # Where the first of many is far above the others, it is not what one looks at.
+    # A first value far above the others would leave no room for them.
     shown = with_margin(np.append(np.sort(losses)[: -(len(losses) // 10) or None], finite(last)))
     marks = dots(colored_by_run(runs), are_many=len(rows) > 40 * len(runs), line=True)
     spec = layered(runs, rows, shown, PLAIN, colored_by_run(runs), [marks])
@@ -138,7 +138,7 @@ def _curve(runs: Sequence[Run], curve: _Curve) -> Chart | None:
 
 
 def _times(runs: Sequence[Run]) -> Chart:
-    """Where the time went: a bar for each run."""
+    """Return the chart of where the time went: a bar for each run."""
     times = [run.times() for run in runs]
     unit, length = time_unit(max(sum(time.values()) for time in times))
     kinds = [kind for kind in times[0] if any(time[kind] > 0 for time in times)]

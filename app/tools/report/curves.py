@@ -41,7 +41,7 @@ def smooth(values: Floats, centres: Indices, reach: int) -> Floats:
 
 
 def usual_range(values: Floats) -> Floats:
-    """What a picture should show: [lowest, highest], or empty if nothing is finite.
+    """Return the range that a picture should show, or an empty one if nothing is finite.
 
     Left out are spikes, two in a thousand to both sides, and what only the first fiftieth of a
     run reaches, whose descent is steep and known.

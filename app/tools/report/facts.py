@@ -1,4 +1,4 @@
-"""What a report says in words and tables."""
+"""The words and tables of a report."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Row:
 
     @property
     def differs(self) -> bool:
-        """Whether the runs do."""
+        """Return True if the runs' values differ."""
         return len(set(self.values)) > 1
 
 
@@ -108,7 +108,7 @@ def settings(runs: Sequence[Run]) -> list[Row]:
 
 
 def dataset(runs: Sequence[Run]) -> list[Row]:
-    """What the runs were trained on."""
+    """Return the facts about the datasets of the runs."""
     return _rows([leaves(run.fact("dataset") or {}) for run in runs], _words)
 
 
@@ -121,7 +121,7 @@ def machine(runs: Sequence[Run]) -> list[Row]:
 
 
 def times(runs: Sequence[Run]) -> list[Row]:
-    """Where the time went."""
+    """Return the table of where the time went."""
     spent = [run.times() for run in runs]
     return [
         Row(

@@ -8,7 +8,7 @@ from app.tools.report.run import Run
 
 Spec = dict[str, Any]
 
-# How numbers are written beside an axis: expressions of Vega.
+# Formats of the numbers beside an axis: expressions of Vega.
 SHORT = "replace(format(datum.value, '.3~s'), 'G', 'B')"
 PLAIN = "format(datum.value, '.6~g')"
 
@@ -53,7 +53,7 @@ def x_axes(runs: Sequence[Run]) -> dict[str, Spec]:
 def curve_rows(
     runs: Sequence[Run], column: str, scale: float = 1.0, *, is_smoothed: bool = True
 ) -> list[Spec]:
-    """What is drawn of a column: as measured, and smoothed over a fiftieth of each run."""
+    """Return a column as measured, and smoothed over a fiftieth of each run."""
     rows = []
     for run in runs:
         values = run.metrics[column] * scale
@@ -146,7 +146,7 @@ def layered(
         "title": None,
         "scale": {"domain": list(shown), "nice": False},
     }
-    # Of several runs the measured values would hide each other.
+    # The measured values of several runs would hide each other.
     curves = {"raw": thin, "smooth": thick} if len(runs) == 1 else {"smooth": thick}
     are_there = any("smooth" in row for row in rows)
     layers = [_curve(field, mark, color) for field, mark in curves.items() if are_there]

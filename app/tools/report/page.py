@@ -57,7 +57,7 @@ def page(runs: Sequence[Run], charts: Sequence[Chart]) -> str:
 
 
 def _sizes(charts: Sequence[Chart]) -> dict[str, str]:
-    """How wide each chart is, so that every line of the page is full."""
+    """Return the width of each chart, so that every line of the page is full."""
     small = [chart.key for chart in charts if not chart.is_large]
     halves = {0: 0, 1: 4, 2: 2}[len(small) % 3]
     sizes = {chart.key: "large" for chart in charts}

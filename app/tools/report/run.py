@@ -1,4 +1,4 @@
-"""What a run's folder tells about it."""
+"""The data of a run, read from its folder."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,33 +52,33 @@ class Run:
         return float(value) if is_number and np.isfinite(value) else None
 
     def known(self, column: str) -> Floats:
-        """What was measured, without the first step where it is not all: it may compile."""
+        """Return a column's finite values, without the first step, which may compile."""
         values = self.metrics[column]
         return finite(values[len(values) > 1 :])
 
     @property
     def steps(self) -> int:
-        """How many are done."""
+        """Return how many steps are done."""
         return int(self.metrics["step"][-1]) + 1
 
     @property
     def planned_steps(self) -> int:
-        """How many it is to have."""
+        """Return how many steps the run is to have."""
         return max(self.steps, int(self.number("settings", "train", "max_steps") or 0))
 
     @property
     def cost(self) -> float | None:
-        """Of its known time; None without a price."""
+        """Return the cost of its known time; None without a price."""
         price = self.number("settings", "train", "price_per_hour")
         return None if price is None else price * sum(self.times().values()) / 3600
 
     def times(self) -> dict[str, float]:
-        """Where the time went: kind -> seconds, as far as the metrics tell."""
+        """Return the seconds of each kind of work, as far as the metrics tell."""
         spent = {name: seconds(self.metrics[name]) for name in ("step_ms", "data_ms", *PAUSES)}
         steps, waited = spent["step_ms"], spent["data_ms"]
         first = np.isfinite(self.metrics["setup_ms"])
         first[:1] = True
-        # What a first step takes longer than others is compilation, warm-up, empty caches.
+        # The first step is longer by compilation, warm-up and empty caches.
         usual = float(np.median(steps[~first])) if (~first).any() else np.inf
         compiled = float(np.maximum(0, steps[first] - usual).sum())
         return {
@@ -126,7 +126,7 @@ def _facts(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def seconds(milliseconds: Floats) -> Floats:
-    """Of a column; what is not known took no time."""
+    """Return the seconds of a column; an unknown value counts as 0."""
     return np.where(np.isfinite(milliseconds), milliseconds, 0.0) / 1000
 
 
