@@ -13,23 +13,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from app.containers import program
-from app.errors import AppError, Ended, ExitCode, Stopped, UserError, expected_failure
+from app.errors import AppError, ExitCode, ExitWithCode, Stopped, UserError, translate_error
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from types import FrameType, TracebackType
 
-    from app.data.documents import TextSource
-    from app.flags import Parser
-    from app.setting_groups import PrepareSettings
-    from app.settings import Settings
+    from app.cli.parser import Parser
+    from app.prepare.sources import TextSource
+    from app.settings.groups import PrepareSettings
+    from app.settings.settings import Settings
 
 
 def prepare(settings: Settings, arguments: Namespace) -> None:
     """Turn text into checked token shards."""
     # Imported modules are never garbage; looking for some among them takes 30 ms of a start.
     gc.set_threshold(100_000)
-    from app.data.prepare import prepare
+    from app.prepare.pipeline import prepare
 
     chosen = settings.prepare
     token = settings.general.hf_token
@@ -47,7 +47,7 @@ def prepare(settings: Settings, arguments: Namespace) -> None:
 
 def text_source(chosen: PrepareSettings) -> TextSource:
     """Where the settings say that text comes from."""
-    from app.data.documents import TextSource
+    from app.prepare.sources import TextSource
 
     return TextSource(
         chosen.dataset,
@@ -62,8 +62,8 @@ def text_source(chosen: PrepareSettings) -> TextSource:
 
 def train(settings: Settings, arguments: Namespace) -> None:
     """Train a GPT on the shards; continue the run if it exists."""
+    from app.distributed.launch import launch, launched, processes_to_launch
     from app.train.console import print_line
-    from app.train.launch import launch, launched, processes_to_launch
     from app.train.start import keep_bytecode, open_training_data, plan_start
 
     # Before anything imports torch; what a launcher starts inherits it.
@@ -75,13 +75,13 @@ def train(settings: Settings, arguments: Namespace) -> None:
             processes = processes_to_launch(settings.train)
             if processes > 1:
                 command = ["-m", "app", *arguments.words]
-                raise Ended(launch(command, processes, settings.train.max_restarts))
+                raise ExitWithCode(launch(command, processes, settings.train.max_restarts))
             start = plan_start(settings, dataset, owned)
             if start is None:
                 return
             print_line("starting torch")
         # Torch takes seconds to import: what can be wrong without it has been told by now.
-        from app.train.job import train
+        from app.train.trainer import train
 
         train(settings, start)
 
@@ -95,7 +95,7 @@ def sample(settings: Settings, arguments: Namespace) -> None:
 
 def playground(settings: Settings, arguments: Namespace) -> None:
     """Serve a page on this machine on which to try a trained model."""
-    from app.tools.playground.serve import playground
+    from app.tools.playground.server import playground
 
     playground(settings)
 
@@ -124,7 +124,7 @@ def inspect(settings: Settings, arguments: Namespace) -> None:
 
 def report(settings: Settings, arguments: Namespace) -> None:
     """Make a page and pictures of how one or several runs have learned."""
-    from app.tools.report import write_report
+    from app.tools.report.report import write_report
 
     folder = settings.general.data_dir / "runs"
     page, picture, *_ = write_report(
@@ -135,7 +135,7 @@ def report(settings: Settings, arguments: Namespace) -> None:
 
 def export(settings: Settings, arguments: Namespace) -> None:
     """Write a trained model as a folder that transformers and its kin load."""
-    from app.tools.export import export
+    from app.tools.export.export import export
 
     export(settings)
 
@@ -227,14 +227,14 @@ def code_of(command: Callable[[], int]) -> int:
         # Whoever read the output, head or less, has seen enough.
         code = ExitCode.SIGPIPE
     except (OSError, MemoryError, RuntimeError, ImportError) as error:
-        expected = expected_failure(error)
+        expected = translate_error(error)
         if expected is None:
             raise
         code = _fail(expected)
     except Stopped as stopped:
         _tell(f"stopped: {stopped}")
         code = stopped.exit_code
-    except Ended as ended:
+    except ExitWithCode as ended:
         code = ended.exit_code
     except KeyboardInterrupt:
         _tell("stopped")
@@ -245,8 +245,8 @@ def code_of(command: Callable[[], int]) -> int:
 
 def _run(arguments: Sequence[str]) -> ExitCode:
     # Imported here, so that Ctrl-C ends the program in order while it starts, too.
-    from app.flags import with_dashes
-    from app.sources import load_settings, suggestion
+    from app.cli.parser import with_dashes
+    from app.settings.sources import load_settings, suggestion
 
     parser, commands = _parsers()
     if not arguments:
@@ -266,7 +266,7 @@ def _run(arguments: Sequence[str]) -> ExitCode:
 
 
 def _parsers() -> tuple[Parser, dict[str, Parser]]:
-    from app.flags import Parser
+    from app.cli.parser import Parser
 
     parser = Parser(
         prog=program(),

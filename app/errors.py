@@ -74,7 +74,7 @@ class Stopped(Exception):
         self.exit_code = exit_code
 
 
-class Ended(Exception):
+class ExitWithCode(Exception):
     """The command has ended with this code, and somebody else has said why."""
 
     def __init__(self, exit_code: int) -> None:
@@ -100,7 +100,7 @@ _DISTRIBUTIONS = {
 }
 
 
-def expected_failure(error: Exception) -> AppError | None:
+def translate_error(error: Exception) -> AppError | None:
     """Return the error that explains a failure of the machine to the user; None if it is a bug."""
     if isinstance(error, OSError):
         return _from_os_error(error)

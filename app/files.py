@@ -96,7 +96,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-class GrowingFile:
+class AppendOnlyFile:
     """A file that grows by whole pieces: one that the disk does not take is kept for later.
 
     Args:

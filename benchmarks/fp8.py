@@ -22,14 +22,14 @@ from torch.nn import functional as F
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.data.loader import TokenStream  # noqa: E402
+from app.data.sequences import SequenceOrder, num_sequences  # noqa: E402
 from app.data.shards import open_dataset  # noqa: E402
-from app.data.windows import WindowOrder, count_windows  # noqa: E402
 from app.model.cross_entropy import VOCAB_MULTIPLE  # noqa: E402
 from app.model.fp8 import matmul_fp8  # noqa: E402
 from app.model.gpt import GPT, GPTConfig  # noqa: E402
-from app.setting_groups import TrainSettings  # noqa: E402
-from app.train.optimizer import Schedule, build_optimizers  # noqa: E402
+from app.settings.groups import TrainSettings  # noqa: E402
+from app.train.dataloader import TokenStream  # noqa: E402
+from app.train.optimizer import LRSchedule, build_optimizers  # noqa: E402
 
 CONFIG = GPTConfig(context_length=256, num_layers=4, embd_size=256, num_heads=4)
 SEQUENCES = 8
@@ -73,21 +73,23 @@ def train(dataset: Path, seed: int, steps: int, *, fp8: bool) -> float:
     """Held-out loss in bf16 after some steps."""
     opened = open_dataset(dataset)
     stream, held_out = TokenStream(opened.train), TokenStream(opened.val)
-    order = WindowOrder(count_windows(len(stream), CONFIG.context_length), seed, shuffle=True)
+    order = SequenceOrder(num_sequences(len(stream), CONFIG.context_length), seed, shuffle=True)
     torch.manual_seed(seed)
     model = GPT(CONFIG, bf16_residual=True)
     optimizers = build_optimizers(model, TrainSettings())
-    schedule = Schedule(7.2e-3, "cosine", 0, steps, 0.1)
+    schedule = LRSchedule(7.2e-3, "cosine", 0, steps, 0.1)
     for step in range(steps):
         optimizers.set_learning_rate(schedule.rate(step))
-        batch = stream.windows(order.windows(step * SEQUENCES, SEQUENCES), CONFIG.context_length)
+        indices = order.sequences(step * SEQUENCES, SEQUENCES)
+        batch = map(torch.from_numpy, stream.sequences(indices, CONFIG.context_length))
         loss_of(model, *batch, fp8=fp8).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizers.step()
     losses = []
     with torch.no_grad():
         for first in range(0, HELD_OUT_SEQUENCES, SEQUENCES):
-            batch = held_out.windows(np.arange(first, first + SEQUENCES), CONFIG.context_length)
+            indices = np.arange(first, first + SEQUENCES)
+            batch = map(torch.from_numpy, held_out.sequences(indices, CONFIG.context_length))
             losses.append(loss_of(model, *batch, fp8=False).item())
     return statistics.fmean(losses)
 

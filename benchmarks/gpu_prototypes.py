@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from app.model.cache import LayerCache
 from app.model.gpt import GPT, MLP, Block, CausalSelfAttention
+from app.model.kv_cache import LayerCache
 
 # Rows that one Triton program adds up.
 _ROWS = 128

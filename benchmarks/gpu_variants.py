@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from app.hardware.device import Device, select_device
 from app.model.cross_entropy import VOCAB_MULTIPLE, fused_output_loss
 from app.model.gpt import MLP, Block, CausalSelfAttention, GPTConfig
-from app.setting_groups import TrainSettings
-from app.train.compilation import compiled_loss
-from app.train.device import Device, choose_device
+from app.settings.groups import TrainSettings
+from app.train.compile import compiled_loss
 from app.train.optimizer import build_optimizers
 from benchmarks.training_setup import model_and_batch, timed, update
 
@@ -48,7 +48,7 @@ class Case:
 
     @property
     def micro_batches(self) -> int:
-        return int(self.spec["windows_per_step"] // self.spec["micro_batch"])
+        return int(self.spec["sequences_per_step"] // self.spec["micro_batch"])
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -168,7 +168,7 @@ def step(case: Case) -> dict[str, Callable[[], Call]]:
     """All passes of a step, with the prototypes."""
     from benchmarks.gpu_prototypes import CastOnce, OnePassAttention, OnePassMLP
 
-    windows = case.spec["windows_per_step"]
+    windows = case.spec["sequences_per_step"]
 
     def call_of(
         at_once: int = case.spec["micro_batch"],
@@ -291,7 +291,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 def main(spec: dict[str, Any]) -> None:
-    device = choose_device(spec["device"], "auto", "auto")
+    device = select_device(spec["device"], "auto", "auto")
     for name, found in measured(Case(spec, device), set(spec["known"])):
         print(json.dumps({name: found}), flush=True)
 

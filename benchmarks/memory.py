@@ -16,9 +16,9 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.data.loader import BatchLoader, TokenStream  # noqa: E402
+from app.data.sequences import BatchPlan, SequenceOrder, num_sequences  # noqa: E402
 from app.data.shards import ShardFile, open_shard  # noqa: E402
-from app.data.windows import StepPlan, WindowOrder, count_windows  # noqa: E402
+from app.train.dataloader import BatchLoader, TokenStream  # noqa: E402
 
 SHARD_TOKENS = 100_000_000
 
@@ -41,10 +41,10 @@ def batches_growth(work: Path) -> dict[str, float]:
         shard.write(np.random.default_rng(0).integers(0, 50257, SHARD_TOKENS, dtype=np.uint16))
         shard.commit()
     stream = TokenStream([open_shard(path)])
-    windows = count_windows(len(stream), 1024)
+    windows = num_sequences(len(stream), 1024)
     loader = BatchLoader(
-        stream, WindowOrder(windows, 0, True), StepPlan(512, 1, 32), rank=0, first_position=0,
-        context_length=1024, device=torch.device("cpu"),
+        stream, SequenceOrder(windows, 0, True), BatchPlan(512, 1, 32), rank=0,
+        sequences_consumed=0, context_length=1024, device=torch.device("cpu"),
     )  # fmt: skip
     before = rss_anon(os.getpid())
     peak, total = 0, 0

@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TESTS = ["tests/data/test_shards.py", "tests/data/test_loader.py", "tests/model",
-         "tests/train/test_job.py", "tests/train/test_damage.py"]  # fmt: skip
+TESTS = ["tests/data/test_shards.py", "tests/train/test_dataloader.py", "tests/model",
+         "tests/train/test_trainer.py", "tests/runs/test_damage.py"]  # fmt: skip
 
 # What breaks: file, what stands there, what is put in its place.
 FAULTS = {
@@ -25,7 +25,7 @@ FAULTS = {
         'dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,)',
         'dtype="<u2", mode="r", offset=256, shape=(count,)',
     ),
-    "target shift": ("app/data/loader.py", "widened[:, 1:]", "widened[:, :-1]"),
+    "target shift": ("app/train/dataloader.py", "widened[:, 1:]", "widened[:, :-1]"),
     "attention scale": (
         "app/model/gpt.py",
         "self.output_scale = 1 / math.sqrt(2 * config.num_layers)",
@@ -37,7 +37,7 @@ FAULTS = {
         "loss = compute_loss(inputs, targets)",
     ),
     "damaged checkpoints": (
-        "app/train/checkpoint.py",
+        "app/runs/checkpoint.py",
         'if found != self.state["sha256"].get(file):',
         "if not found:",
     ),

@@ -27,10 +27,10 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.data.batches import Position  # noqa: E402
-from app.data.documents import TextSource, open_documents  # noqa: E402
 from app.data.tokenizer import VOCABULARY, vocabulary_files  # noqa: E402
 from app.model.gpt import GPT, GPTConfig  # noqa: E402
+from app.prepare.documents import Position  # noqa: E402
+from app.prepare.sources import TextSource, open_documents  # noqa: E402
 
 VOCABULARY_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 SHARD_CASES = {

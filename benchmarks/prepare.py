@@ -362,10 +362,10 @@ def encode_from_memory(result: str, folder: str, workers: str) -> None:
     """Time the encoder, one for each thread, on batches that are in memory."""
     from gigatoken.gigatoken_rs import load_hf_json
 
-    from app.data.batches import Position, batches, text_bytes
-    from app.data.documents import TextSource, open_documents
-    from app.data.encoder import tokenizer_json
     from app.data.tokenizer import vocabulary_files
+    from app.prepare.documents import Position, batches, text_bytes
+    from app.prepare.encoder import tokenizer_json
+    from app.prepare.sources import TextSource, open_documents
 
     vocabulary = tokenizer_json(vocabulary_files() or ())
     encoders = [load_hf_json(vocabulary) for _ in range(int(workers))]
@@ -395,13 +395,13 @@ def encode_from_memory(result: str, folder: str, workers: str) -> None:
 
 def prepare_with_clocks(result: str) -> None:
     """Run `prepare`; each thread's CPU time goes to the innermost stage that it is in."""
-    import app.data.encoder as encoder
-    import app.data.prepare as prepare
-    import app.data.shard_writer as shard_writer
     import app.data.shards as shards
-    import app.data.text_files as text_files
+    import app.prepare.encoder as encoder
+    import app.prepare.local_files as text_files
+    import app.prepare.pipeline as prepare
+    import app.prepare.shard_writer as shard_writer
     from app.__main__ import main
-    from app.data.batches import Batch
+    from app.prepare.documents import Batch
 
     spent: Counter[str] = Counter()
     lock, local = threading.Lock(), threading.local()

@@ -197,10 +197,10 @@ def parts(result: str, source: str) -> None:
 
     import pyarrow.json
 
-    import app.data.encoder as encoder
-    import app.data.text_files as text_files
-    from app.data.batches import Position, batches
-    from app.data.documents import TextSource, open_documents
+    import app.prepare.encoder as encoder
+    import app.prepare.local_files as text_files
+    from app.prepare.documents import Position, batches
+    from app.prepare.sources import TextSource, open_documents
 
     class ClockedEncoder:
         def __init__(self, inner: Any) -> None:
@@ -239,7 +239,7 @@ def projected(found: list[dict[str, Any]], size: int) -> dict[str, Any]:
         "under_lock": sum(each.values()) - sum(each.get(stage, 0.0) for stage in lock_free),
     }
     if "unpack" in each:
-        from app.data.text_files import FileDocuments
+        from app.prepare.local_files import FileDocuments
 
         limits["unpack"] = each["unpack"] / FileDocuments.row_groups_ahead
     total = sum(each.values())
@@ -256,8 +256,8 @@ def projected(found: list[dict[str, Any]], size: int) -> dict[str, Any]:
 
 def decompressing(lines: Path, work: Path) -> dict[str, float]:
     """Milliseconds of CPU that a megabyte of lines takes to be read, and cut, by compression."""
-    from app.data.batches import Position
-    from app.data.documents import TextSource, open_documents
+    from app.prepare.documents import Position
+    from app.prepare.sources import TextSource, open_documents
 
     with lines.open("rb") as file:
         content = file.read(COMPRESSED_BYTES) + file.readline()

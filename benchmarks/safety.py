@@ -26,13 +26,13 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from app.distributed.world import init_world  # noqa: E402
 from app.model.gpt import GPT, GPTConfig  # noqa: E402
-from app.setting_groups import TrainSettings  # noqa: E402
-from app.train.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
-from app.train.metrics import MetricsLog  # noqa: E402
+from app.runs.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
+from app.runs.metrics import MetricsLog  # noqa: E402
+from app.settings.groups import TrainSettings  # noqa: E402
+from app.train.checkpointer import Saver  # noqa: E402
 from app.train.optimizer import build_optimizers  # noqa: E402
-from app.train.ranks import process_group  # noqa: E402
-from app.train.saver import Saver  # noqa: E402
 
 SAVES = 5
 STEPS_BETWEEN_SAVES = 250
@@ -134,7 +134,7 @@ def two_ranks() -> list[float]:
 def agreement() -> list[float]:
     """Ask all ranks whether to stop, as each step does."""
     seconds = []
-    with process_group(torch.device("cpu"), 60) as ranks:
+    with init_world(torch.device("cpu"), 60) as ranks:
         for _ in range(ASKED):
             started = time.perf_counter()
             ranks.any(False)

@@ -172,7 +172,7 @@ def inside(size: Size) -> dict[str, Any]:
     """What a process needs that looks inside a step."""
     windows = size.tokens_per_step // size.model.get("context_length", 1024)
     return {
-        "model": size.model, "micro_batch": size.micro_batch, "windows_per_step": windows,
+        "model": size.model, "micro_batch": size.micro_batch, "sequences_per_step": windows,
         "repeats": size.repeats,
     }  # fmt: skip
 

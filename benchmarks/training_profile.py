@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch.autograd import DeviceType
 
-from app.setting_groups import TrainSettings
-from app.train.compilation import compiled_loss
-from app.train.device import Device, choose_device
+from app.hardware.device import Device, select_device
+from app.settings.groups import TrainSettings
+from app.train.compile import compiled_loss
 from app.train.optimizer import build_optimizers
 from benchmarks.training_setup import model_and_batch, timed, update, wait
 
@@ -40,11 +40,11 @@ def profile(spec: dict[str, Any]) -> dict[str, Any]:
 
     # So that what was compiled for a CPU has names, too.
     inductor.cpp.enable_kernel_profile = True
-    device = choose_device(spec["device"], "auto", "auto")
+    device = select_device(spec["device"], "auto", "auto")
     model, batch = model_and_batch(spec, device, spec["micro_batch"])
     loss = compiled_loss(model, device)
     optimizers = build_optimizers(model, TrainSettings(), device.dtype)
-    accumulation = spec["windows_per_step"] // spec["micro_batch"]
+    accumulation = spec["sequences_per_step"] // spec["micro_batch"]
 
     def accumulate() -> None:
         for _ in range(accumulation):

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from app.hardware.device import Device, select_device
 from app.model.gpt import GPT, GPTConfig
-from app.train.device import Device, choose_device
+from app.runs.provenance import git_revision
 from app.train.optimizer import Optimizers
-from app.train.provenance import git_revision
 
 
 def wait(device: Device) -> None:
@@ -62,7 +62,7 @@ def update(model: GPT, optimizers: Optimizers) -> None:
 
 def machine(spec: dict[str, Any]) -> dict[str, Any]:
     """Versions, the device, and the matrix products it really does in a second."""
-    device = choose_device(spec["device"], "auto", "false")
+    device = select_device(spec["device"], "auto", "false")
     on_gpu = device.torch_device.type == "cuda"
     size = 8192 if on_gpu else 1024
     a, b = (torch.randn(size, size, device=device.torch_device, dtype=device.dtype) for _ in "ab")

@@ -12,7 +12,7 @@ python=.venv/bin/python
 nodes=${SKYPILOT_NUM_NODES:-1} node=${SKYPILOT_NODE_RANK:-0}
 
 { read -r dataset && read -r run; } < <("$python" -c '
-from app.sources import load_settings
+from app.settings.sources import load_settings
 settings = load_settings({}, "train")
 for folder in (settings.train_dataset_dir, settings.run_dir):
     print(folder.relative_to(settings.general.data_dir))')

@@ -12,7 +12,7 @@ import torch
 # Read when Triton is imported.
 os.environ["TRITON_INTERPRET"] = "1"
 
-from app.train.device import Device
+from app.hardware.device import Device
 from benchmarks.gpu_table import PAGES, page_with_tables
 from benchmarks.gpu_variants import PROGRAM, Call, Case, block, output_layer, step
 
@@ -25,7 +25,7 @@ SPEC = {
         "num_heads": 2,
     },
     "micro_batch": 2,
-    "windows_per_step": 4,
+    "sequences_per_step": 4,
     "compile": False,
 }
 

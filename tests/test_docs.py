@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.sources import load_settings
+from app.settings.sources import load_settings
 from tests.newcomer import settle
 from tests.pages import PAGES, REPOSITORY, blocks
 

@@ -14,7 +14,7 @@ from app.__main__ import code_of, run_as_process, text_source
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from app.flags import Parser
+    from app.cli.parser import Parser
 
 _DESCRIPTION = """\
 Turn text into checked token shards on many machines. PREPARE_WORKERS are tasks at the same time
@@ -36,11 +36,11 @@ def _prepare(arguments: Sequence[str]) -> int:
             "this environment does not hold what `app.cluster` needs",
             "`make test-cluster` makes one that does: . .venv-cluster/bin/activate",
         )
+    from app.cli.parser import with_dashes
     from app.cluster.executors import engine
     from app.cluster.prepare import prepare
-    from app.data.documents import STDLIB, is_hub_id
-    from app.flags import with_dashes
-    from app.sources import load_settings
+    from app.prepare.sources import STDLIB, is_hub_id
+    from app.settings.sources import load_settings
 
     parser = _parser()
     parsed, unknown = parser.parse_known_args(with_dashes(arguments))
@@ -73,7 +73,7 @@ def _prepare(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    from app.flags import Parser
+    from app.cli.parser import Parser
 
     usage = "python -m app.cluster prepare [--executor local|ray|slurm] [--SETTING VALUE ...]"
     parser = Parser(prog="python -m app.cluster", description=_DESCRIPTION, usage=usage)
@@ -104,7 +104,7 @@ def _parser() -> Parser:
 
 
 def _bytes(text: str) -> int:
-    from app.counts import read_count
+    from app.settings.counts import read_count
 
     try:
         count = int(str(read_count(text)))

@@ -11,15 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from app.data.shards import (
-    Manifest,
-    ShardFile,
-    ShardInfo,
-    Split,
-    open_shard,
-    remove_leftovers,
-    shard_name,
-)
+from app.data.manifest import Manifest, ShardInfo, remove_leftovers
+from app.data.shards import ShardFile, Split, open_shard, shard_name
 from app.data.tokenizer import END_OF_TEXT
 from app.errors import UserError
 from app.files import fsync_folder
@@ -106,8 +99,8 @@ class Stream:
         for number, stretch in enumerate(filter(None, self._cut(self.start, self.end))):
             target = folder / shard_name(name, "train", number)
             # The one that training begins in is looked for in its part, another time as well.
-            is_first = self.held_out and stretch.begin == self.start
-            if stretch.end - stretch.begin < stretch.shard.tokens or is_first:
+            is_rank_zero = self.held_out and stretch.begin == self.start
+            if stretch.end - stretch.begin < stretch.shard.tokens or is_rank_zero:
                 shards.append(_written(target, "train", [stretch]))
                 continue
             if stretch.path.exists():

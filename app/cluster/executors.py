@@ -23,12 +23,12 @@ from app.cluster.slurm import SlurmExecutor
 from app.cluster.step import ByParts, WritePart
 from app.errors import (
     AppError,
-    Ended,
     ExhaustedError,
     ExitCode,
+    ExitWithCode,
     NetworkError,
     UserError,
-    expected_failure,
+    translate_error,
 )
 
 _MOST_DEATHS = 5
@@ -49,7 +49,7 @@ def do_task(executor: Any, task: int) -> Failure | None:
     except AppError as error:
         return type(error), error.problem, error.fix
     except (OSError, MemoryError, RuntimeError) as error:
-        expected = expected_failure(error)
+        expected = translate_error(error)
         if expected is None:
             raise
         return type(expected), expected.problem, expected.fix
@@ -77,7 +77,7 @@ class LocalExecutor(ByParts, LocalPipelineExecutor):
 
         Raises:
             AppError: of a task, or one that has killed its process too often.
-            Ended: a bug, whose trace its process has shown.
+            ExitWithCode: a bug, whose trace its process has shown.
         """
         waiting = deque(self.get_incomplete_ranks())
         deaths = Counter[int]()
@@ -102,7 +102,7 @@ class LocalExecutor(ByParts, LocalPipelineExecutor):
                         worker.process.join()
                         workers.remove(worker)
                         if worker.process.exitcode > 0:
-                            raise Ended(ExitCode.BUG) from None
+                            raise ExitWithCode(ExitCode.BUG) from None
                         deaths[task] += 1
                         if deaths[task] == _MOST_DEATHS:
                             raise _died(task) from None

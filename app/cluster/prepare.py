@@ -13,23 +13,23 @@ from app.cluster.executors import Run
 from app.cluster.slurm import NotSubmittedError
 from app.cluster.step import WritePart
 from app.cluster.tasks import Plan, end_of, open_here, plan
-from app.data.batches import Documents
-from app.data.documents import TextSource
-from app.data.prepare import (
+from app.data.manifest import MANIFEST, Manifest
+from app.errors import UserError
+from app.files import locked
+from app.prepare.documents import Documents
+from app.prepare.pipeline import (
     TooLittleText,
     already_complete,
+    check_matches,
     new_manifest,
-    refuse_difference,
     refuse_foreign_shards,
     refuse_too_little,
     settings_of_bytes,
     stoppable,
     summary,
 )
-from app.data.progress import TokenProgress
-from app.data.shards import MANIFEST, Manifest
-from app.errors import UserError
-from app.files import locked
+from app.prepare.sources import TextSource
+from app.progress import TokenProgress
 
 # On English web text GPT-2's have 4.5; the rest is planned when the text's own is known.
 _BYTES_PER_TOKEN = 4.0
@@ -77,12 +77,12 @@ def prepare(
             shutil.rmtree(parts, ignore_errors=True)
         else:
             now = asked if previous.complete else unfinished
-            refuse_difference(out_dir, previous.settings, now)
+            check_matches(out_dir, previous.settings, now)
             source = replace(source, revision=previous.source.get("revision", source.revision))
         documents = open_here(source)
         source = replace(source, revision=documents.source.get("revision", source.revision))
         if previous is not None:
-            refuse_difference(out_dir, previous.source, documents.source)
+            check_matches(out_dir, previous.source, documents.source)
             if previous.complete:
                 shutil.rmtree(parts, ignore_errors=True)
                 return already_complete(out_dir, previous)

@@ -11,15 +11,15 @@ from uuid import uuid4
 from datatrove.pipeline.base import PipelineStep
 
 from app.cluster.tasks import Plan, Task, open_here
-from app.data.ahead import ahead
-from app.data.batches import Batch, Documents, batches
-from app.data.documents import TextSource
-from app.data.encoder import DocumentEncoder
-from app.data.prepare import new_manifest, refuse_difference
-from app.data.shard_writer import EncodedBatch, ShardWriter
-from app.data.shards import Manifest
+from app.data.manifest import Manifest
 from app.errors import UserError
 from app.files import PARTIAL, fsync_folder
+from app.prefetch import prefetch
+from app.prepare.documents import Batch, Documents, batches
+from app.prepare.encoder import DocumentEncoder
+from app.prepare.pipeline import check_matches, new_manifest
+from app.prepare.shard_writer import EncodedBatch, ShardWriter
+from app.prepare.sources import TextSource
 
 # A process does many tasks.
 _encoder = cache(DocumentEncoder)
@@ -79,7 +79,7 @@ class WritePart(PipelineStep):
             return ()
         plan = _plan(self.parts, world_size)
         documents = _open(self.source)
-        refuse_difference(self.parts.parents[1], self.listing, documents.source)
+        check_matches(self.parts.parents[1], self.listing, documents.source)
         attempt = part.with_name(f"{part.name}.{uuid4().hex}{PARTIAL}")
         attempt.mkdir()
         try:
@@ -107,7 +107,7 @@ class WritePart(PipelineStep):
         with (
             ShardWriter(folder, name, new_manifest(documents, everything)) as writer,
             closing(task.pieces(documents)) as pieces,
-            closing(ahead(encode, batches(pieces), threads=1, waiting=2)) as encoded,
+            closing(prefetch(encode, batches(pieces), threads=1, max_pending=2)) as encoded,
         ):
             for batch in encoded:
                 writer.write(batch)

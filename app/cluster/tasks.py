@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from app.data.ahead import ahead
-from app.data.batches import Documents, Piece, Position
-from app.data.documents import TextSource, open_documents
-from app.data.text_files import FileDocuments, damage_named, kind_of
 from app.files import read_json, write_json
+from app.prefetch import prefetch
+from app.prepare.documents import Documents, Position, RowChunk
+from app.prepare.local_files import FileDocuments, damage_named, kind_of
+from app.prepare.sources import TextSource, open_documents
 
 if TYPE_CHECKING:
-    from app.data.hub import StreamedDocuments
+    from app.prepare.hub import StreamedDocuments
 
 _FOOTERS_AHEAD = 8
 # Their sizes are not known.
@@ -45,8 +45,8 @@ class Task(NamedTuple):
     end: Position
     text_bytes: int
 
-    def pieces(self, documents: Documents) -> Generator[Piece]:
-        """Its rows, in order; see app.data.batches.Documents."""
+    def pieces(self, documents: Documents) -> Generator[RowChunk]:
+        """Its rows, in order; see app.prepare.documents.Documents."""
         if not isinstance(documents, FileDocuments):
             rows = _streamed(documents).rows
             for file in range(self.start.file, self.end.file):
@@ -145,13 +145,13 @@ def _units(documents: Documents, after: Position) -> Iterator[tuple[Position, in
         return units or [(Position(file + 1, 0), 0)]
 
     files = range(after.file, len(documents.files))
-    for units in ahead(row_groups, files, threads=_FOOTERS_AHEAD, waiting=_FOOTERS_AHEAD):
+    for units in prefetch(row_groups, files, threads=_FOOTERS_AHEAD, max_pending=_FOOTERS_AHEAD):
         yield from (unit for unit in units if unit[0] > after)
 
 
 def _streamed(documents: Documents) -> "StreamedDocuments":
     # The hub's libraries take a second to import; local text does not need them.
-    from app.data.hub import StreamedDocuments
+    from app.prepare.hub import StreamedDocuments
 
     assert isinstance(documents, StreamedDocuments)
     return documents

@@ -5,12 +5,12 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
-from app.model.cache import KeyValueCache
 from app.model.gpt import GPT
+from app.model.kv_cache import KeyValueCache
 
 
 @torch.no_grad()
-def draw_tokens(
+def generate_tokens(
     model: GPT,
     prompt: Tensor,
     max_tokens: int,
@@ -60,12 +60,14 @@ def generate(
     top_k: int = 0,
     seed: int = 0,
 ) -> Tensor:
-    """Continue each row of `prompt` by `max_tokens` tokens, as draw_tokens does.
+    """Continue each row of `prompt` by `max_tokens` tokens, as generate_tokens does.
 
     Returns:
         int64 [B, T + max_tokens]
     """
-    drawn = draw_tokens(model, prompt, max_tokens, temperature=temperature, top_k=top_k, seed=seed)
+    drawn = generate_tokens(
+        model, prompt, max_tokens, temperature=temperature, top_k=top_k, seed=seed
+    )
     return torch.cat((prompt, *(tokens[:, None] for tokens in drawn)), dim=1)
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from app.model.cache import KeyValueCache, LayerCache
 from app.model.cross_entropy import output_loss
+from app.model.kv_cache import KeyValueCache, LayerCache
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from app.data.progress import TokenProgress
-from app.data.shards import open_dataset
+from app.data.dataset import open_dataset
 from app.errors import UserError
-from app.files import GrowingFile
-from app.settings import Settings
-from app.train.checkpoints import latest_checkpoint
-from app.train.metrics import perplexity
+from app.files import AppendOnlyFile
+from app.progress import TokenProgress
+from app.runs.checkpoints import latest_checkpoint
+from app.runs.metrics import perplexity
+from app.settings.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from app.data.loader import TokenStream
+    from app.data.token_stream import TokenStream
+    from app.hardware.device import Device
     from app.model.gpt import GPTConfig
-    from app.train.device import Device
 
 # modded-nanogpt, llm.c and others measure on these: the first tokens of sample-10BT.
 PUBLISHED_TOKENS = 10_485_760
@@ -110,15 +110,15 @@ def evaluate(settings: Settings) -> None:
     dataset = open_dataset(settings.train_dataset_dir)
 
     # Torch takes seconds to import: what can be wrong without it has been told by now.
-    from app.data.loader import TokenStream
+    from app.data.token_stream import TokenStream
     from app.data.tokenizer import bytes_of_tokens
-    from app.tools.load_model import load_gpt
-    from app.train.device import choose_device
-    from app.train.evaluate import held_out_windows, window_losses
+    from app.hardware.device import select_device
+    from app.inference.loss import held_out_windows, sequence_losses
+    from app.runs.load import load_gpt
 
     # Only the loss of training multiplies in 8-bit floats.
     precision = "auto" if settings.train.precision == "fp8" else settings.train.precision
-    device = choose_device(settings.train.device, precision, settings.train.deterministic)
+    device = select_device(settings.train.device, precision, settings.train.deterministic)
     model = load_gpt(checkpoint, device)
     stream = TokenStream(dataset.val if chosen.split == "val" else dataset.train)
     length = model.config.context_length
@@ -140,7 +140,7 @@ def evaluate(settings: Settings) -> None:
     losses, num_bytes, table = np.empty(windows), 0, bytes_of_tokens()
     done = 0
     with TokenProgress(windows * length) as progress:
-        batches = window_losses(model, stream, windows, batch_size=batch_size, device=device)
+        batches = sequence_losses(model, stream, windows, batch_size=batch_size, device=device)
         for of_batch, targets in batches:
             losses[done : done + len(of_batch)] = of_batch.cpu()
             num_bytes += int(table[targets.numpy()].sum())
@@ -164,7 +164,7 @@ def evaluate(settings: Settings) -> None:
         "perplexity_interval": found.perplexity_interval,
     }
     line = json.dumps(record, allow_nan=False) + "\n"
-    GrowingFile(settings.run_dir / "evaluations.jsonl").append(line.encode())
+    AppendOnlyFile(settings.run_dir / "evaluations.jsonl").append(line.encode())
 
 
 def _tokens_to_measure(
@@ -186,17 +186,17 @@ def _tokens_to_measure(
 
 def _batch_size(config: GPTConfig, device: Device) -> int:
     """As many windows as help this device and fit into its memory."""
-    from app.train.micro_batch import MemoryNeed, largest_micro_batch
+    from app.train.micro_batch import MemoryEstimate, largest_batch_that_fits
 
     length, width, vocabulary = config.context_length, config.embd_size, config.vocab_size
-    need = MemoryNeed(
+    need = MemoryEstimate(
         # The logits of one window, their float32 copy and its softmax; and the embedding in bf16.
         fixed=12 * length * vocabulary + 2 * vocabulary * width,
         # In a block at most: the residual stream, its norm, the MLP's two, and attention's parts.
         per_window=64 * length * width,
     )
     sizes = [1 << power for power in range(17)]
-    return largest_micro_batch(sizes, length, need, device.torch_device)
+    return largest_batch_that_fits(sizes, length, need, device.torch_device)
 
 
 def _lines(found: Measurement, length: int) -> Iterator[str]:

@@ -6,19 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from app.data.shards import (
-    MANIFEST,
-    Manifest,
-    Tokens,
-    open_dataset,
-    open_shard,
-    verified,
-)
+from app.data.dataset import open_dataset, verify_shards
+from app.data.manifest import MANIFEST, Manifest
+from app.data.shards import Tokens, open_shard
 from app.data.tokenizer import END_OF_TEXT
 from app.errors import UserError
-from app.train.checkpoint import STATE_FILE, checkpoint_folder, open_checkpoint
-from app.train.checkpoints import checkpoint_steps
-from app.train.metrics import read_metrics
+from app.runs.checkpoint import STATE_FILE, checkpoint_folder, open_checkpoint
+from app.runs.checkpoints import checkpoint_steps
+from app.runs.metrics import read_metrics
 
 
 def inspect(path: Path, *, verify: bool) -> Iterator[str]:
@@ -85,7 +80,7 @@ def _dataset(path: Path, verify: bool) -> Iterator[str]:
         yield f"  {split}: {tokens:,} tokens, {documents:,} documents, {len(shards)} shards"
     yield f"  fingerprint: {dataset.fingerprint}"
     if verify:
-        for name in verified(path, os.cpu_count() or 1):
+        for name in verify_shards(path, os.cpu_count() or 1):
             yield f"  {name}: SHA-256 is right"
     else:
         yield "  headers and sizes are right; --verify compares every SHA-256"

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from app.errors import UserError
-from app.settings import Settings
-from app.train.checkpoints import latest_checkpoint
+from app.runs.checkpoints import latest_checkpoint
+from app.settings.settings import Settings
 
 
 def sample(settings: Settings) -> None:
@@ -23,14 +23,14 @@ def sample(settings: Settings) -> None:
 
     # Torch takes seconds to import: what can be wrong without it has been told by now.
     from app.data.tokenizer import Tokenizer
-    from app.tools.load_model import load_gpt
-    from app.train.device import choose_device
-    from app.train.writing import stream_texts, unseen_part
+    from app.hardware.device import select_device
+    from app.inference.text import stream_texts, truncation_note
+    from app.runs.load import load_gpt
 
-    device = choose_device(settings.train.device, "float32", "auto")
+    device = select_device(settings.train.device, "float32", "auto")
     model = load_gpt(checkpoint, device)
     tokenizer = Tokenizer()
-    if note := unseen_part(model, tokenizer, chosen.prompt):
+    if note := truncation_note(model, tokenizer, chosen.prompt):
         _note(note)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Not every terminal has all the characters that a model may write.

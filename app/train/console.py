@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from app.train.stopwatch import process_seconds
+from app.runs.stopwatch import process_seconds
 
 _GIB = 1 << 30
 # On a terminal nobody reads faster; the bar has every step.

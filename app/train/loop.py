@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from app.data.loader import BatchLoader
+from app.distributed.world import World
 from app.errors import NotFiniteError
+from app.hardware.device import Device
 from app.model.gpt import GPT
-from app.train.device import Device
-from app.train.optimizer import Optimizers, Schedule
-from app.train.ranks import Ranks
+from app.train.dataloader import BatchLoader
+from app.train.optimizer import LRSchedule, Optimizers
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ def train_steps(
     model: GPT,
     compute_loss: Callable[[Tensor, Tensor], Tensor],
     no_sync: Callable[[], AbstractContextManager[None]],
-    ranks: Ranks,
+    ranks: World,
     optimizers: Optimizers,
     loader: BatchLoader,
     device: Device,
-    schedule: Schedule,
+    schedule: LRSchedule,
     *,
     first_step: int,
     accumulation_steps: int,
@@ -88,7 +88,7 @@ def train_steps(
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = get_total_norm(gradients)
         train_loss, grad_norm = torch.stack((loss_sum, norm)).tolist()
-        refuse_not_finite(step, loss=train_loss, gradient_norm=grad_norm)
+        check_finite(step, loss=train_loss, gradient_norm=grad_norm)
         if grad_clip:
             clip_grads_with_norm_(parameters, grad_clip, norm)
         optimizers.step()
@@ -98,7 +98,7 @@ def train_steps(
         yield StepResult(step, train_loss, learning_rate, grad_norm, seconds)
 
 
-def refuse_not_finite(step: int, **values: float) -> None:
+def check_finite(step: int, **values: float) -> None:
     """Raise NotFiniteError if one of the named values of a step is not a number or infinite."""
     if not all(map(isfinite, values.values())):
         found = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())

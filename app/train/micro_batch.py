@@ -11,12 +11,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
+from app.hardware.device import Precision
 from app.model.gpt import GPT, GPTConfig
-from app.train.device import Precision
 
 # More tokens at once do not make a device faster at GPT-2's size: on an H100, 469k tokens/s with
 # 32,768 and 467k with 65,536.
-_TOKENS_THAT_FILL = {"cuda": 32_768, "cpu": 4_096}
+_SATURATING_TOKENS = {"cuda": 32_768, "cpu": 4_096}
 # The allocator's gaps, the libraries' workspaces, whatever else runs on the machine.
 _USABLE = 0.85
 _LIBRARIES_BYTES = {"cuda": 1_500_000_000, "cpu": 500_000_000}
@@ -27,20 +27,20 @@ _CGROUP_FILES = (
 )
 # Logits and their gradients. Compiled for a GPU they share their memory, and fp8 adds two copies;
 # compiled for a CPU there are both, and room for a third; uncompiled, float32 copies of each.
-_BYTES_OF_A_LOGIT = {
+_BYTES_PER_LOGIT = {
     "cuda": {"bf16": 2, "fp8": 4, "float32": 4},
     "cpu": {"bf16": 6, "float32": 12},
     "uncompiled": {"bf16": 14, "fp8": 14, "float32": 16},
 }
 # A weight and its gradient, in float32; on the CPU is also the snapshot that a checkpoint is
 # written from, of the weight and its state.
-_BYTES_OF_A_PARAMETER = {"cuda": 8, "cpu": 20}
+_BYTES_PER_PARAMETER = {"cuda": 8, "cpu": 20}
 # Two moments.
 _BYTES_OF_ITS_STATE = 8
 
 
 @dataclass(frozen=True)
-class MemoryNeed:
+class MemoryEstimate:
     """Bytes that training takes at most: `fixed`, and `per_window` for each window at once."""
 
     fixed: int
@@ -51,7 +51,7 @@ class MemoryNeed:
         return self.fixed + windows * self.per_window
 
 
-def memory_need(
+def estimate_memory(
     config: GPTConfig,
     precision: Precision,
     device_type: str,
@@ -59,7 +59,7 @@ def memory_need(
     compiled: bool,
     bf16_residual: bool = False,
     state_shards: int = 1,
-) -> MemoryNeed:
+) -> MemoryEstimate:
     """Count what the backward pass keeps, without computing anything.
 
     The blocks are counted as uncompiled code keeps them; compiled code keeps less of them, so that
@@ -70,18 +70,18 @@ def memory_need(
     """
     with FakeTensorMode():
         model = GPT(config, bf16_residual=bf16_residual)
-        one, two = (_kept_bytes(model, precision, windows) for windows in (1, 2))
+        one, two = (_activation_bytes(model, precision, windows) for windows in (1, 2))
     parameters = model.num_parameters()
     # One shard may be larger than another by the largest parameter, the embedding.
     of_a_shard = parameters // state_shards + config.vocab_size * config.embd_size
-    fixed = _BYTES_OF_A_PARAMETER[device_type] * parameters + (2 * one - two)
+    fixed = _BYTES_PER_PARAMETER[device_type] * parameters + (2 * one - two)
     fixed += _BYTES_OF_ITS_STATE * min(parameters, of_a_shard)
     logits = config.context_length * config.vocab_size
-    head = _BYTES_OF_A_LOGIT[device_type if compiled else "uncompiled"][precision] * logits
-    return MemoryNeed(fixed + _LIBRARIES_BYTES[device_type], two - one + head)
+    head = _BYTES_PER_LOGIT[device_type if compiled else "uncompiled"][precision] * logits
+    return MemoryEstimate(fixed + _LIBRARIES_BYTES[device_type], two - one + head)
 
 
-def _kept_bytes(model: GPT, precision: Precision, windows: int) -> int:
+def _activation_bytes(model: GPT, precision: Precision, windows: int) -> int:
     """Count the bytes that backward needs of the embedding and the blocks, without the head."""
     parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, tuple[Tensor, int]] = {}
@@ -103,10 +103,10 @@ def _kept_bytes(model: GPT, precision: Precision, windows: int) -> int:
     return sum(size for _, size in kept.values())
 
 
-def largest_micro_batch(
+def largest_batch_that_fits(
     sizes: list[int],
     context_length: int,
-    need: MemoryNeed,
+    need: MemoryEstimate,
     device: torch.device,
     processes: int = 1,
 ) -> int:
@@ -115,7 +115,7 @@ def largest_micro_batch(
     Args:
         processes: of this machine; each has a GPU of its own, but they share the CPU's memory.
     """
-    useful = [size for size in sizes if size * context_length <= _TOKENS_THAT_FILL[device.type]]
+    useful = [size for size in sizes if size * context_length <= _SATURATING_TOKENS[device.type]]
     shares = processes if device.type == "cpu" else 1
     usable = _USABLE * available_bytes(device) / shares
     return max((size for size in useful if need.of(size) <= usable), default=sizes[0])

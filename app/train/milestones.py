@@ -8,23 +8,23 @@ from typing import Any
 
 import torch
 
-from app.data.loader import TokenStream
+from app.data.sequences import BatchPlan
+from app.data.token_stream import TokenStream
 from app.data.tokenizer import Tokenizer
-from app.data.windows import StepPlan
+from app.distributed.world import World
+from app.hardware.device import Device
+from app.inference.loss import held_out_windows, sequence_losses
+from app.inference.text import generate_texts
 from app.model.gpt import GPT
-from app.settings import Settings
-from app.train.checkpoint import Checkpoint
+from app.runs.checkpoint import Checkpoint
+from app.runs.run import RunLogger
+from app.runs.stopwatch import PauseTimer
+from app.settings.settings import Settings
+from app.train.checkpointer import Saver
 from app.train.console import Console
-from app.train.device import Device
-from app.train.evaluate import held_out_windows, window_losses
-from app.train.loop import refuse_not_finite
+from app.train.loop import check_finite
 from app.train.optimizer import Optimizers
-from app.train.ranks import Ranks
-from app.train.run import RunLog
-from app.train.saver import Saver
 from app.train.stopping import Interrupted, StopRequest
-from app.train.stopwatch import Stopwatch
-from app.train.writing import write_texts
 
 # A service manager kills a process that takes much longer to stop.
 _LONGEST_CHECK_SECONDS = 60
@@ -39,24 +39,24 @@ class Milestones:
             the dataset's shards; nothing is saved before it is done
         facts: what every checkpoint of the run has in its state
         left: what a request to stop has left undone of the last step, for its checkpoint
-        stopwatch: of what it does
+        pauses: of what it does
     """
 
     settings: Settings
-    ranks: Ranks
+    ranks: World
     device: Device
-    plan: StepPlan
+    plan: BatchPlan
     model: GPT
     optimizers: Optimizers
     held_out: TokenStream
     console: Console
-    log: RunLog | None
+    log: RunLogger | None
     saver: Saver | None
     stop: StopRequest
     check: Future[None] | None
     facts: dict[str, Any]
     left: dict[str, Any] = field(default_factory=dict)
-    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    pauses: PauseTimer = field(default_factory=PauseTimer)
     _record: dict[str, Any] = field(default_factory=dict)
     _owes_save: bool = False
 
@@ -74,7 +74,7 @@ class Milestones:
         if record is not None:
             self._record = record
             is_measured = not self._due(done, chosen.val_every) or self._measure(done, record)
-            self.stopwatch.add_to(record)
+            self.pauses.add_to(record)
             if not is_measured:
                 self.left = {"record": record}
                 return
@@ -82,8 +82,8 @@ class Milestones:
                 self._write(self.log.add_metrics, record)
         if self.log and chosen.sample_every and self._due(done, chosen.sample_every):
             try:
-                with self.stopwatch.measuring("sample_ms"):
-                    texts = write_texts(
+                with self.pauses.measuring("sample_ms"):
+                    texts = generate_texts(
                         self.model, Tokenizer(), self.settings.sample, between=self.stop.interrupt
                     )
             except Interrupted:
@@ -94,7 +94,7 @@ class Milestones:
         self._owes_save |= self._due(done, chosen.checkpoint_every)
         # Steps do not wait for a check that takes minutes.
         is_time = not self.left and (done == chosen.max_steps or not self._is_checking())
-        if self._owes_save and self.ranks.from_first(is_time):
+        if self._owes_save and self.ranks.broadcast(is_time):
             self.save(done)
 
     def catch_up(self, checkpoint: Checkpoint) -> None:
@@ -115,20 +115,20 @@ class Milestones:
         """
         self._owes_save = False
         may_save = self._may_save(done)
-        with self.stopwatch.measuring("save_ms"):
+        with self.pauses.measuring("save_ms"):
             if self.saver and may_save:
                 progress = {
-                    "windows_consumed": done * self.plan.windows_per_step,
+                    "windows_consumed": done * self.plan.sequences_per_step,
                     "val_loss": self._record.get("val_loss"),
                     "left": self.left,
                 }
                 may_save = self.saver.begin(done, self.facts | progress, replace=replace)
-            if not self.ranks.from_first(may_save):
+            if not self.ranks.broadcast(may_save):
                 return
             if self.saver:
                 self.saver.save(self.model, self.optimizers)
             else:
-                self.optimizers.hand_over(self.model)
+                self.optimizers.join_gather(self.model)
 
     def poll(self) -> None:
         """Say how a save has ended, if it has; UserError if a shard is found to be damaged."""
@@ -144,7 +144,7 @@ class Milestones:
 
     def _may_save(self, done: int) -> bool:
         """Return True if the shards are known to be whole; wait a while for it before a stop."""
-        if self.check and self.stop.is_asked and done < self.settings.train.max_steps:
+        if self.check and self.stop.requested and done < self.settings.train.max_steps:
             wait([self.check], _LONGEST_CHECK_SECONDS)
             if self._is_checking():
                 self.console.say("warning: not saved: the shards are still being verified")
@@ -163,7 +163,7 @@ class Milestones:
         if not windows or not self.settings.train.val_every:
             return True
         total = torch.zeros((), dtype=torch.float64, device=self.device.torch_device)
-        losses = window_losses(
+        losses = sequence_losses(
             self.model,
             self.held_out,
             windows,
@@ -173,15 +173,15 @@ class Milestones:
             ranks=self.ranks.size,
             between=self.stop.interrupt,
         )
-        with self.stopwatch.measuring("val_ms"):
+        with self.pauses.measuring("val_ms"):
             with suppress(Interrupted):
                 for of_batch, _ in losses:
                     total += of_batch.double().sum()
-            if self.ranks.any(self.stop.is_asked):
+            if self.ranks.any(self.stop.requested):
                 return False
             record["val_loss"] = self.ranks.sum(total).item() / windows
         self.console.say(f"after {done} steps: val_loss:{record['val_loss']:.4f}")
-        refuse_not_finite(done, held_out_loss=record["val_loss"])
+        check_finite(done, held_out_loss=record["val_loss"])
         return True
 
     def _write(self, write: Callable[..., None], *values: Any) -> None:

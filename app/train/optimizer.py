@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from app.setting_groups import TrainSettings
+from app.settings.groups import TrainSettings
 from app.train.muon import Muon
 
 
 @dataclass(frozen=True)
-class Schedule:
+class LRSchedule:
     """Learning rate over the steps of a run: a linear warm-up, then constant or a decay.
 
     Attributes:
@@ -79,7 +79,7 @@ class Optimizers:
             for slot, value in self.state(parameter).items():
                 yield f"{slot}.{name}", value
 
-    def hand_over(self, model: nn.Module) -> None:
+    def join_gather(self, model: nn.Module) -> None:
         """Do this process's part while the first one goes through `named_state`: nothing."""
 
 

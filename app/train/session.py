@@ -9,29 +9,30 @@ from typing import Any
 
 import torch
 
-from app.data.loader import BatchLoader, TokenStream
-from app.data.shards import Dataset
-from app.data.windows import StepPlan, WindowOrder, micro_batch_sizes
+from app.data.dataset import Dataset
+from app.data.sequences import BatchPlan, SequenceOrder, micro_batch_sizes
+from app.data.token_stream import TokenStream
+from app.distributed.world import World, data_parallel
 from app.errors import ExhaustedError, ExitCode, NotFiniteError, Stopped
+from app.hardware.device import Device
 from app.model.gpt import GPT
-from app.settings import Settings
-from app.train.checkpoint import checkpoint_folder
-from app.train.checkpoints import checkpoint_steps
-from app.train.compilation import cache_report, compiled_loss, missing_for_compiling
+from app.runs.checkpoint import checkpoint_folder
+from app.runs.checkpoints import checkpoint_steps
+from app.runs.metrics import read_metrics
+from app.runs.provenance import versions
+from app.runs.run import RunLogger
+from app.runs.stopwatch import total_seconds
+from app.settings.settings import Settings
+from app.train.checkpointer import Saver
+from app.train.compile import compile_cache_summary, compiled_loss, missing_build_tools
 from app.train.console import Console, summary
-from app.train.device import Device
+from app.train.dataloader import BatchLoader
 from app.train.diagnosis import write_diagnosis
 from app.train.loop import StepResult, train_steps
-from app.train.metrics import read_metrics
 from app.train.milestones import Milestones
-from app.train.optimizer import Optimizers, Schedule
-from app.train.provenance import versions
-from app.train.ranks import Ranks, data_parallel
-from app.train.run import RunLog
-from app.train.saver import Saver
+from app.train.optimizer import LRSchedule, Optimizers
 from app.train.start import Start
 from app.train.stopping import StopRequest
-from app.train.stopwatch import recorded_seconds
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,18 @@ class Session:
     """One process's part of a run, from where the run is to its end or a request to stop."""
 
     settings: Settings
-    ranks: Ranks
+    ranks: World
     device: Device
     dataset: Dataset
-    order: WindowOrder
-    plan: StepPlan
+    order: SequenceOrder
+    plan: BatchPlan
     model: GPT
     optimizers: Optimizers
     compiled: bool
     stop: StopRequest
     start: Start
     check: Future[None] | None
-    log: RunLog | None
+    log: RunLogger | None
 
     @property
     def first_step(self) -> int:
@@ -72,12 +73,12 @@ class Session:
                 with self._loader() as loader:
                     for result in self._steps(loader):
                         done = result.step + 1
-                        self.stop.something_to_save = True
+                        self.stop.has_progress = True
                         record = self._record(result)
                         record["data_ms"] = 1000 * loader.take_waited_seconds()
                         console.step(record)
                         if self.compiled and result.step == self.first_step:
-                            console.say(cache_report())
+                            console.say(compile_cache_summary())
                         milestones.after_step(done, record)
                         milestones.poll()
             except NotFiniteError as error:
@@ -108,10 +109,10 @@ class Session:
         return Console(
             self.first_step,
             self.settings.train.max_steps,
-            quiet=not self.ranks.is_first,
+            quiet=not self.ranks.is_rank_zero,
             device_bytes=self.device.memory_bytes(),
             price_per_hour=self.settings.train.price_per_hour,
-            earlier_seconds=recorded_seconds(read_metrics(path)) if self.first_step else 0.0,
+            earlier_seconds=total_seconds(read_metrics(path)) if self.first_step else 0.0,
         )
 
     def _milestones(self, console: Console, open_files: ExitStack) -> Milestones:
@@ -119,9 +120,7 @@ class Session:
         if self.log:
             folder = self.settings.run_dir / "checkpoints"
             keep = self.settings.train.keep_checkpoints
-            saver = open_files.enter_context(
-                Saver(folder, keep, self.log.make_durable, console.say)
-            )
+            saver = open_files.enter_context(Saver(folder, keep, self.log.fsync, console.say))
         facts = {
             "micro_batch_size": self.plan.micro_batch_size,
             "model": self.settings.model.model_dump(),
@@ -151,7 +150,7 @@ class Session:
             self.order,
             self.plan,
             rank=self.ranks.rank,
-            first_position=self.first_step * self.plan.windows_per_step,
+            sequences_consumed=self.first_step * self.plan.sequences_per_step,
             context_length=self.model.config.context_length,
             device=self.device.torch_device,
         )
@@ -171,7 +170,7 @@ class Session:
             self.optimizers,
             loader,
             self.device,
-            Schedule(
+            LRSchedule(
                 chosen.learning_rate,
                 chosen.lr_schedule,
                 warmup_steps,
@@ -186,8 +185,8 @@ class Session:
 
     def _should_stop(self, is_last: bool) -> bool:
         """Return True if any rank is to stop; ask once a step, and when this one is to stop."""
-        if self.stop.is_asked or is_last:
-            return self.ranks.any(self.stop.is_asked)
+        if self.stop.requested or is_last:
+            return self.ranks.any(self.stop.requested)
         return False
 
     def _record(self, result: StepResult) -> dict[str, Any]:
@@ -223,20 +222,20 @@ class Session:
             else "not compiled: TRAIN_COMPILE=false"
             if not chosen.compile
             else "not compiled, and slower: torch.compile does not find "
-            + " and ".join(missing_for_compiling(self.device.torch_device.type)),
+            + " and ".join(missing_build_tools(self.device.torch_device.type)),
         ]
 
     def _diagnosed(self, error: NotFiniteError, done: int) -> NotFiniteError:
         """The error with the place of what helps to understand it, and where the run continues."""
-        if self.ranks.is_first:
+        if self.ranks.is_rank_zero:
             error = NotFiniteError(
                 error.problem, f"{error.fix}; the run continues from {self._last_saved()}"
             )
             # Without gradients it was the held-out loss, after the step.
             has_gradients = any(one.grad is not None for one in self.model.parameters())
             step = done if has_gradients else done - 1
-            count = self.plan.windows_per_step
-            windows = self.order.windows(step * count, count).tolist()
+            count = self.plan.sequences_per_step
+            windows = self.order.sequences(step * count, count).tolist()
             # A full disk does not hide what has happened.
             with suppress(OSError):
                 path = write_diagnosis(
@@ -252,7 +251,7 @@ class Session:
         return str(checkpoint_folder(folder, saved[-1])) if saved else "its beginning"
 
     def _out_of_memory(self) -> ExhaustedError:
-        sizes = micro_batch_sizes(self.plan.windows_per_step, self.plan.ranks)
+        sizes = micro_batch_sizes(self.plan.sequences_per_step, self.plan.ranks)
         smaller = [size for size in sizes if size < self.plan.micro_batch_size]
         advice = f"set TRAIN_MICRO_BATCH_SIZE={smaller[-1]}" if smaller else "use a smaller model"
         return ExhaustedError(

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from app.data.shards import Dataset, open_dataset
-from app.data.windows import count_windows
+from app.data.dataset import Dataset, open_dataset
+from app.data.sequences import num_sequences
 from app.errors import UserError
 from app.files import locked
-from app.settings import Settings
-from app.train.checkpoint import Checkpoint
+from app.runs.checkpoint import Checkpoint
+from app.runs.run import Identity, find_checkpoint
+from app.settings.settings import Settings
 from app.train.console import print_line
-from app.train.run import Identity, find_checkpoint
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def open_training_data(settings: Settings) -> Dataset:
 
 def training_windows(dataset: Dataset, context_length: int) -> int:
     """Return the number of windows in an epoch; UserError if there is not even one."""
-    windows = count_windows(sum(map(len, dataset.train)), context_length)
+    windows = num_sequences(sum(map(len, dataset.train)), context_length)
     if windows == 0:
         raise UserError(
             f"{dataset.folder} holds less than one window of training tokens: "

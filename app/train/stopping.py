@@ -18,20 +18,20 @@ class StopRequest:
 
     Attributes:
         exit_code: that of the signal; None if none has come.
-        something_to_save: until a step is done there is nothing, and a signal ends the process at
+        has_progress: until a step is done there is nothing, and a signal ends the process at
             once: a compiler may run for minutes before.
     """
 
     exit_code: ExitCode | None = None
-    something_to_save: bool = False
+    has_progress: bool = False
 
     @property
-    def is_asked(self) -> bool:
+    def requested(self) -> bool:
         """Return True if a signal has come."""
         return self.exit_code is not None
 
     def _ask(self, number: int) -> None:
-        if not self.something_to_save:
+        if not self.has_progress:
             say("stopped: no new step to save; the same command continues")
             leave(number)
         self.exit_code = exit_code_of(number)
@@ -39,7 +39,7 @@ class StopRequest:
 
     def interrupt(self) -> None:
         """Raise Interrupted if there is a request: for between the parts of longer work."""
-        if self.is_asked:
+        if self.requested:
             raise Interrupted
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from app.data.shards import Manifest, Split, open_dataset, verified
-from tests.data.conftest import CHECKOUT
+from app.data.dataset import open_dataset, verify_shards
+from app.data.manifest import Manifest
+from app.data.shards import Split
 from tests.faults import Fault, Faults
+from tests.prepare.conftest import CHECKOUT
 from tests.process_tree import children
 
 PYTHON = CHECKOUT / ".venv-cluster" / "bin" / "python"
@@ -95,7 +97,7 @@ class Cluster:
         for split in splits:
             assert np.array_equal(stream(self.out, split), stream(single, split))
         names = [shard.file for shard in ours.shards]
-        assert list(verified(self.out, threads=2)) == names
+        assert list(verify_shards(self.out, threads=2)) == names
         for split in splits:
             in_split = [shard.file for shard in ours.shards if shard.split == split]
             assert in_split == sorted(in_split)

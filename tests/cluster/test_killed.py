@@ -16,8 +16,8 @@ import pytest
 from app.errors import ExitCode
 from tests.cluster.cluster_process import Cluster, Slurm, descendants, ended
 from tests.conftest import Say
-from tests.data.prepare_process import Preparation, parquet_source
 from tests.faults import Fault, Faults
+from tests.prepare.prepare_process import Preparation, parquet_source
 
 pytestmark = pytest.mark.cluster
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from app.data.shards import Manifest
+from app.data.manifest import Manifest
 from app.errors import ExitCode
 from tests.cluster.cluster_process import PYTHON, Cluster, Slurm, ended
-from tests.data.hub_folders import write_fineweb
-from tests.data.loopback_hub import Hub
-from tests.data.prepare_process import Preparation, library_source, mixed_source, parquet_source
+from tests.prepare.hub_folders import write_fineweb
+from tests.prepare.loopback_hub import Hub
+from tests.prepare.prepare_process import Preparation, library_source, mixed_source, parquet_source
 
 pytestmark = pytest.mark.cluster
 

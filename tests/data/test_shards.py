@@ -9,17 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.data.shards import (
-    Manifest,
-    ShardFile,
-    ShardInfo,
-    open_dataset,
-    open_shard,
-    refuse_wrong_hash,
-    shard_name,
-)
+from app.data.dataset import open_dataset
+from app.data.manifest import Manifest, ShardInfo, refuse_wrong_hash
+from app.data.shards import ShardFile, open_shard, shard_name
 from app.errors import UserError
-from tests.data.conftest import Start, write_shard
+from tests.prepare.conftest import Start, write_shard
 
 HEADER = struct.pack("<3i", 20240520, 1, 5) + bytes(1024 - 12)
 TOKENS = np.array([50256, 0, 1, 255, 256], dtype=np.uint16)
@@ -164,7 +158,7 @@ WRITE_TOO_MUCH = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from tests.data.conftest import write_shard
+from tests.prepare.conftest import write_shard
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     write_shard(Path(sys.argv[1]), np.zeros(1_000_000, dtype=np.uint16))

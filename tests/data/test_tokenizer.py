@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.data.tokenizer import END_OF_TEXT, Tokenizer
-from tests.data.conftest import Start
+from tests.prepare.conftest import Start
 
 # All planes, and often what is rare in them: control characters, spaces, lone surrogates.
 any_text = st.text(

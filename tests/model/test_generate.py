@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.model.cache import KeyValueCache
-from app.model.generate import draw_tokens, generate
+from app.model.generate import generate, generate_tokens
 from app.model.gpt import GPT, GPTConfig
+from app.model.kv_cache import KeyValueCache
 from tests.model.recomputed import recomputed
 
 CONFIG = GPTConfig(context_length=12, vocab_size=61, num_layers=2, embd_size=16, num_heads=2)
@@ -95,7 +95,7 @@ def test_greedy_takes_the_likeliest_token_past_the_context(model: GPT) -> None:
 def test_whoever_stops_early_has_paid_for_no_more(model: GPT) -> None:
     forwards = []
     model.transformer.ln_f.register_forward_hook(lambda *_: forwards.append(1))
-    stream = draw_tokens(model, PROMPT, 10**9, seed=1)
+    stream = generate_tokens(model, PROMPT, 10**9, seed=1)
     first = [next(stream) for _ in range(4)]
     stream.close()
     assert len(forwards) == 4
@@ -114,7 +114,7 @@ def test_only_the_new_token_is_computed_until_the_window_moves(model: GPT) -> No
 
 
 def test_gradients_are_as_before_after_it_was_left_in_the_middle(model: GPT) -> None:
-    stream = draw_tokens(model, PROMPT, 5)
+    stream = generate_tokens(model, PROMPT, 5)
     assert not next(stream).requires_grad
     assert torch.is_grad_enabled()
     assert model(PROMPT).requires_grad

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from app.data.documents import TextSource
-from app.data.prepare import prepare
 from app.errors import ExitCode
+from app.prepare.pipeline import prepare
+from app.prepare.sources import TextSource
 from tests.train.processes import CHECKOUT, TINY
 
 pytestmark = pytest.mark.processes

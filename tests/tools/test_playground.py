@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from app.data.tokenizer import Tokenizer
-from app.setting_groups import SampleSettings
-from app.train.checkpoint import MODEL_FILE
-from app.train.writing import write_texts
+from app.inference.text import generate_texts
+from app.runs.checkpoint import MODEL_FILE
+from app.settings.groups import SampleSettings
 from tests.newcomer import REPOSITORY, run_really, settle
 from tests.tools.playground_process import JSON, Playground, playground, text_of
 from tests.tools.written_run import write_run
@@ -85,7 +85,7 @@ def test_it_writes_what_sample_writes_from_the_same_seed(
     assert [m["tokens"] for m in messages if "text" in m] == list(range(1, 91))
     model = write_run(tmp_path)
     chosen = SampleSettings.model_validate(wanted | {"num_samples": 1})
-    assert [chosen.prompt + text_of(messages)] == write_texts(model, Tokenizer(), chosen)
+    assert [chosen.prompt + text_of(messages)] == generate_texts(model, Tokenizer(), chosen)
 
 
 def test_each_checkpoint_writes_its_own_text(shared: Playground) -> None:

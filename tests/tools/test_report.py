@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from app.errors import UserError
-from app.tools.report import write_report
 from app.tools.report.charts import charts
 from app.tools.report.facts import figures
 from app.tools.report.page import page
-from app.tools.report.run import read_run
+from app.tools.report.report import write_report
+from app.tools.report.run_data import read_run
 from tests.tools.run_folders import SETTINGS, make_run, rows
 
 TRAIN, HELD_OUT = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)

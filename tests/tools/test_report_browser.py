@@ -8,7 +8,7 @@ from playwright.sync_api import Browser, Page
 
 from app.tools.report.charts import charts
 from app.tools.report.page import page
-from app.tools.report.run import read_run
+from app.tools.report.run_data import read_run
 from tests.tools.browser import chromium
 from tests.tools.run_folders import make_run, rows
 

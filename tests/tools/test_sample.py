@@ -13,9 +13,9 @@ import pytest
 
 from app.data.tokenizer import END_OF_TEXT, Tokenizer
 from app.errors import ExitCode
+from app.inference.text import generate_texts
 from app.model.gpt import GPT
-from app.setting_groups import SampleSettings
-from app.train.writing import write_texts
+from app.settings.groups import SampleSettings
 from tests.newcomer import REPOSITORY, settle, type_in
 from tests.tools.written_run import rewrite, write_run
 
@@ -36,7 +36,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GPT:
 
 def expected(model: GPT, **changes: object) -> str:
     """What the command prints to standard output."""
-    texts = write_texts(model, Tokenizer(), SampleSettings.model_validate(changes))
+    texts = generate_texts(model, Tokenizer(), SampleSettings.model_validate(changes))
     return f"{FOLDER}:\n" + "".join(f"---\n{text}\n" for text in texts)
 
 

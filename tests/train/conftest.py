@@ -8,11 +8,11 @@ import pytest
 from safetensors.torch import load
 from torch import Tensor
 
-from app.data.documents import TextSource
-from app.data.prepare import prepare
-from app.settings import Settings
-from app.sources import load_settings
-from app.train.checkpoint import Snapshot, open_checkpoint, write_checkpoint
+from app.prepare.pipeline import prepare
+from app.prepare.sources import TextSource
+from app.runs.checkpoint import Snapshot, open_checkpoint, write_checkpoint
+from app.settings.settings import Settings
+from app.settings.sources import load_settings
 from tests.train.processes import TINY, Process, Start, Unbroken
 
 TinySettings = Callable[..., Settings]

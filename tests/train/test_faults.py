@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from app.data.documents import TextSource
-from app.data.prepare import prepare
 from app.errors import ExitCode
-from app.train.checkpoint import open_checkpoint
+from app.prepare.pipeline import prepare
+from app.prepare.sources import TextSource
+from app.runs.checkpoint import open_checkpoint
 from tests.conftest import Say
 from tests.faults import Fault, Faults, Point
 from tests.mounts import small_tmpfs

@@ -14,7 +14,12 @@ import torch
 
 from app.model.gpt import GPTConfig
 from app.train import micro_batch
-from app.train.micro_batch import MemoryNeed, available_bytes, largest_micro_batch, memory_need
+from app.train.micro_batch import (
+    MemoryEstimate,
+    available_bytes,
+    estimate_memory,
+    largest_batch_that_fits,
+)
 from tests.train.processes import TINY
 
 CHECKOUT = Path(__file__).parents[2]
@@ -25,12 +30,12 @@ PEAK = """
 import sys
 import torch
 from app.model.gpt import GPT, GPTConfig
-from app.train.checkpoint import Snapshot
-from app.train.compilation import compiled_loss
-from app.train.device import choose_device
-from app.setting_groups import TrainSettings
+from app.runs.checkpoint import Snapshot
+from app.train.compile import compiled_loss
+from app.hardware.device import select_device
+from app.settings.groups import TrainSettings
 from app.train.optimizer import build_optimizers
-device = choose_device("cpu", sys.argv[1], "auto")
+device = select_device("cpu", sys.argv[1], "auto")
 is_compiled = sys.argv[2] == "compiled"
 torch.manual_seed(0)
 model = GPT(GPTConfig(context_length=256, num_layers=4, embd_size=256, num_heads=4))
@@ -54,7 +59,7 @@ print(device.peak_memory_bytes())
     (("float32", "plain"), ("bf16", "plain"), ("bf16", "compiled")),
 )
 def test_estimate_is_an_upper_bound_of_what_a_process_takes(precision: Any, code: str) -> None:
-    need = memory_need(CONFIG, precision, "cpu", compiled=code == "compiled")
+    need = estimate_memory(CONFIG, precision, "cpu", compiled=code == "compiled")
     for windows in (1, 8):
         command = [sys.executable, "-c", PEAK, precision, code, str(windows)]
         taken = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -65,14 +70,14 @@ def test_estimate_computes_nothing() -> None:
     """GPT-2 XL's would need 25 GB."""
     config = GPTConfig(num_layers=48, embd_size=1600, num_heads=25)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    need = memory_need(config, "bf16", "cuda", compiled=True)
+    need = estimate_memory(config, "bf16", "cuda", compiled=True)
     assert need.fixed > 16 * 1_550_000_000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000
 
 
 def test_a_shared_out_state_needs_less_but_not_less_than_the_largest_parameter() -> None:
     whole, eighth, least = (
-        memory_need(CONFIG, "bf16", "cuda", compiled=True, state_shards=shards).fixed
+        estimate_memory(CONFIG, "bf16", "cuda", compiled=True, state_shards=shards).fixed
         for shards in (1, 8, 10**9)
     )
     embedding = CONFIG.vocab_size * CONFIG.embd_size
@@ -94,7 +99,7 @@ def test_the_largest_that_fits_and_helps(
     monkeypatch: pytest.MonkeyPatch, sizes: list[int], available: int, chosen: int
 ) -> None:
     monkeypatch.setattr(micro_batch, "available_bytes", lambda _device: available)
-    assert largest_micro_batch(sizes, 1024, MemoryNeed(10**9, 10**9), CPU) == chosen
+    assert largest_batch_that_fits(sizes, 1024, MemoryEstimate(10**9, 10**9), CPU) == chosen
 
 
 def test_what_is_left_of_a_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +149,7 @@ def test_training_stays_below_the_limit_it_is_given(data_dir: Path) -> None:
 
 def free_of_this_process() -> int:
     """What a process that has imported torch has taken already."""
-    code = "import torch, app.train.job; print(open('/proc/self/status').read())"
+    code = "import torch, app.train.trainer; print(open('/proc/self/status').read())"
     command = [sys.executable, "-c", code]
     ended = subprocess.run(command, cwd=CHECKOUT, check=True, capture_output=True, text=True)
     found = re.search(r"VmData:\s+(\d+)", ended.stdout)
@@ -154,8 +159,8 @@ def free_of_this_process() -> int:
 
 def test_peak_is_not_that_of_the_process_which_started_this_one() -> None:
     code = (
-        "from app.train.device import choose_device\n"
-        "print(choose_device('cpu', 'float32', 'auto').peak_memory_bytes())"
+        "from app.hardware.device import select_device\n"
+        "print(select_device('cpu', 'float32', 'auto').peak_memory_bytes())"
     )
     ballast = b"x" * (1 << 30)
     command = [sys.executable, "-c", code]

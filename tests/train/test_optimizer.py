@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from app.model.gpt import GPT, GPTConfig
-from app.setting_groups import TrainSettings
+from app.settings.groups import TrainSettings
 from app.train.muon import Muon
-from app.train.optimizer import Schedule, build_optimizers
+from app.train.optimizer import LRSchedule, build_optimizers
 
 
 def rates(shape: str, *, warmup: int, steps: int, ratio: float) -> list[float]:
-    schedule = Schedule(1.0, shape, warmup, steps, ratio)  # type: ignore[arg-type]
+    schedule = LRSchedule(1.0, shape, warmup, steps, ratio)  # type: ignore[arg-type]
     return [schedule.rate(step) for step in range(steps)]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.train.launch import processes_to_launch
+from app.distributed.launch import processes_to_launch
 from tests.train.conftest import TinySettings
 from tests.train.processes import CHECKOUT
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.settings import Settings
+from app.settings.settings import Settings
 
 # A parameter's weight and at most two moments of it, in float32.
 CHECKPOINT_BYTES = 12

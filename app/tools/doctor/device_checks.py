@@ -12,15 +12,15 @@ from torch.nn.attention import SDPBackend
 from torch.nn.functional import scaled_dot_product_attention
 
 from app.containers import in_container
+from app.distributed.launch import processes_to_launch
+from app.distributed.world import World
+from app.hardware.device import Device, select_device
 from app.model.gpt import GPT, GPTConfig
-from app.settings import Settings
+from app.settings.settings import Settings
 from app.tools.doctor.case import CHECKPOINT_BYTES, Trial
 from app.tools.doctor.finding import Finding, counted, gigabytes
-from app.train.device import Device, choose_device
-from app.train.job import choose_micro_batch_size, memory_need_of
-from app.train.launch import processes_to_launch
 from app.train.micro_batch import available_bytes
-from app.train.ranks import Ranks
+from app.train.trainer import choose_micro_batch_size, memory_estimate_of
 
 # On the CPU's side of a process that trains on a GPU: libraries, pinned batches, shards' pages.
 _HOST_BYTES = 4_000_000_000
@@ -61,7 +61,7 @@ def choose(settings: Settings) -> Examined:
     """
     chosen = settings.train
     processes = processes_to_launch(chosen)
-    device = choose_device(chosen.device, chosen.precision, chosen.deterministic)
+    device = select_device(chosen.device, chosen.precision, chosen.deterministic)
     with torch.device("meta"):
         model = GPT(
             GPTConfig(**settings.model.model_dump()), bf16_residual=chosen.residual == "bf16"
@@ -106,8 +106,8 @@ def check_memory(case: Examined) -> Iterator[Finding]:
     """Check that a micro-batch fits into the device, and the copies of a save into the machine."""
     device, processes = case.device, case.trial.processes
     here = device.torch_device
-    need = memory_need_of(case.settings, device, processes)
-    ranks = Ranks(0, processes, processes)
+    need = memory_estimate_of(case.settings, device, processes)
+    ranks = World(0, processes, processes)
     case.windows = choose_micro_batch_size(case.settings, None, device, ranks)
     free = available_bytes(here) // (processes if here.type == "cpu" else 1)
     wanted = need.of(case.windows)

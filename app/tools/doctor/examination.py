@@ -12,8 +12,8 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from app.errors import Ended, ExitCode
-from app.settings import Settings
+from app.errors import ExitCode, ExitWithCode
+from app.settings.settings import Settings
 from app.tools.doctor.case import Case
 from app.tools.doctor.estimate import check_duration, estimate
 from app.tools.doctor.finding import Finding, counted, examined, examined_within
@@ -36,7 +36,7 @@ def doctor(settings: Settings, *, verify: bool, as_json: bool) -> None:
         as_json: print one JSON object at the end instead of a table.
 
     Raises:
-        Ended: a check has failed.
+        ExitWithCode: a check has failed.
     """
     case = Case(settings, verify)
     findings = []
@@ -58,7 +58,7 @@ def doctor(settings: Settings, *, verify: bool, as_json: bool) -> None:
             f"{count['skip']} skipped"
         )
     if count["fail"]:
-        raise Ended(ExitCode.BUG)
+        raise ExitWithCode(ExitCode.BUG)
 
 
 def examine(case: Case) -> Iterator[Finding]:

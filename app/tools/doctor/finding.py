@@ -8,7 +8,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Literal
 
-from app.errors import AppError, Ended, Stopped, expected_failure
+from app.errors import AppError, ExitWithCode, Stopped, translate_error
 
 Status = Literal["pass", "warn", "fail", "skip"]
 # Colours of terminals (ECMA-48, 8.3.117).
@@ -45,7 +45,7 @@ class Finding:
 
 def failure(check: str, error: Exception, fix: str = UNEXPECTED) -> Finding:
     """The row of a check that raised an error; `fix` is for one that says of itself none."""
-    expected = error if isinstance(error, AppError) else expected_failure(error)
+    expected = error if isinstance(error, AppError) else translate_error(error)
     if expected is not None:
         return Finding(check, "fail", expected.problem, expected.fix)
     said = " ".join(str(error).split())[:300]
@@ -59,7 +59,7 @@ def examined(
     try:
         yield from find()
     except Exception as error:
-        if isinstance(error, Stopped | Ended):
+        if isinstance(error, Stopped | ExitWithCode):
             raise
         yield failure(check, error, fix)
 

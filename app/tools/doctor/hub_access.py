@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from huggingface_hub import HfApi
 
-from app.data.hub_client import checked_token, refusals_named, use_hub_client
 from app.errors import NetworkError
+from app.prepare.hub_client import checked_token, refusals_named, use_hub_client
 from app.tools.doctor.finding import Finding
 
 _CONNECT = (

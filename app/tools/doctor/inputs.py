@@ -4,12 +4,14 @@ import os
 from collections.abc import Iterator
 from functools import partial
 
-from app.data.shards import Manifest, open_dataset, open_shard, verified
+from app.data.dataset import open_dataset, verify_shards
+from app.data.manifest import Manifest
+from app.data.shards import open_shard
 from app.files import locked
+from app.runs.checkpoints import latest_valid, no_valid_checkpoint
+from app.runs.run import refuse_existing
 from app.tools.doctor.case import Case
 from app.tools.doctor.finding import Finding, counted, examined, gigabytes
-from app.train.checkpoints import good_checkpoint, none_is_good
-from app.train.run import refuse_existing
 from app.train.start import identity_of, training_windows
 
 
@@ -37,7 +39,7 @@ def check_dataset(case: Case) -> Iterator[Finding]:
     case.val_tokens = sum(shard.size for shard in dataset.val)
     how = "headers and sizes are right; --verify compares every SHA-256"
     if case.verify:
-        checked = sum(1 for _ in verified(folder, os.cpu_count() or 1))
+        checked = sum(1 for _ in verify_shards(folder, os.cpu_count() or 1))
         how = f"the SHA-256 of all {checked} shards is right" if manifest else "no hash is known"
     tokens = sum(shard.size for shard in dataset.train)
     wanted = settings.train.max_steps * settings.train.tokens_per_step
@@ -65,15 +67,15 @@ def check_run(case: Case) -> Iterator[Finding]:
         with locked(folder, "train"):
             pass
     refuse_existing(folder, settings.train.resume)
-    checkpoint, damages = good_checkpoint(folder / "checkpoints")
+    checkpoint, damages = latest_valid(folder / "checkpoints")
     if checkpoint is None:
         if damages:
-            raise none_is_good(folder, damages)
+            raise no_valid_checkpoint(folder, damages)
         yield Finding("run", "pass", f"{folder}: no checkpoint yet, starts with step 0")
         return
     # Without a dataset yet, the settings at least can be compared.
     fingerprint = case.fingerprint or checkpoint.state["identity"]["dataset_fingerprint"]
-    identity_of(settings, fingerprint).refuse_difference(folder, checkpoint.state)
+    identity_of(settings, fingerprint).check_matches(folder, checkpoint.state)
     case.steps_done = min(checkpoint.step, settings.train.max_steps)
     for damaged in damages:
         fix = "nothing: train puts it aside, and continues with the one before it"
@@ -96,8 +98,8 @@ def check_text(case: Case) -> Iterator[Finding]:
         yield Finding("text", "skip", "not needed: the dataset is complete")
         return
     # Packages that only prepare needs may be missing where a dataset is complete.
-    from app.data.documents import TextSource, is_hub_id, open_documents
-    from app.data.text_files import FileDocuments
+    from app.prepare.local_files import FileDocuments
+    from app.prepare.sources import TextSource, is_hub_id, open_documents
     from app.tools.doctor.hub_access import check_hub
 
     if is_hub_id(chosen.dataset):

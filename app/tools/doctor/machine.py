@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.setting_groups import ModelSettings
+from app.settings.groups import ModelSettings
 from app.tools.doctor.case import CHECKPOINT_BYTES, Case, existing
 from app.tools.doctor.finding import Finding, counted, failure, gigabytes
 
@@ -114,7 +114,7 @@ def _shard_bytes(case: Case) -> int | None:
     sample = re.fullmatch(r"sample-(\d+)BT", chosen.config or "")
     if sample is None:
         return None
-    from app.data.documents import is_hub_id
+    from app.prepare.sources import is_hub_id
 
     return _BYTES_OF_A_TOKEN * int(sample[1]) * 10**9 if is_hub_id(chosen.dataset) else None
 

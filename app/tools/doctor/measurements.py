@@ -11,7 +11,7 @@ import torch
 from app.model.gpt import GPT
 from app.tools.doctor.device_checks import Examined
 from app.tools.doctor.finding import Finding, gigabytes
-from app.train.compilation import cache_report, compiled_loss, missing_for_compiling
+from app.train.compile import compile_cache_summary, compiled_loss, missing_build_tools
 from app.train.optimizer import build_optimizers
 
 # Bytes/s of data sheets, the slowest variant of each. The first name that is part counts.
@@ -95,7 +95,7 @@ def check_compilation(case: Examined) -> Iterator[Finding]:
     """
     if case.trial.device_type == "cuda":
         torch.cuda.empty_cache()
-    missing = missing_for_compiling(case.trial.device_type)
+    missing = missing_build_tools(case.trial.device_type)
     if not case.settings.train.compile:
         yield Finding("compile", "skip", "not needed: TRAIN_COMPILE=false")
         _train_a_little(case, compiled=False)
@@ -107,7 +107,7 @@ def check_compilation(case: Examined) -> Iterator[Finding]:
     else:
         plain, found = _train_a_little(case, compiled=True)
         said = (
-            f"{cache_report()}, in {case.trial.compile_seconds:.0f} s; loss {found:.4f}, "
+            f"{compile_cache_summary()}, in {case.trial.compile_seconds:.0f} s; loss {found:.4f}, "
             f"{plain:.4f} without compiling"
         )
         # NaN is within no tolerance.

@@ -10,11 +10,11 @@ from functools import partial
 from multiprocessing.connection import Connection
 
 from app.errors import AppError
-from app.settings import Settings
+from app.settings.settings import Settings
 from app.tools.doctor import device_checks, measurements
 from app.tools.doctor.device_checks import Examined
 from app.tools.doctor.finding import UNCOMPILED, UNEXPECTED, Finding, examined, failure
-from app.train.compilation import keep_compiled_code
+from app.train.compile import set_compile_cache_dir
 
 CHECKS: dict[str, Callable[[Examined], Iterator[Finding]]] = {
     "device": device_checks.check_device,
@@ -38,7 +38,7 @@ def main(descriptor: str, settings: str) -> None:
     pipe, chosen = Connection(int(descriptor)), Settings.model_validate_json(settings)
     if chosen.train.compile:
         # Where train finds it.
-        keep_compiled_code(chosen.general.data_dir / "cache")
+        set_compile_cache_dir(chosen.general.data_dir / "cache")
     try:
         pipe.recv()
     except EOFError:

@@ -18,8 +18,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.settings import Settings
-from app.tools.playground.writer import Wanted, Writer
+from app.settings.settings import Settings
+from app.tools.playground.generator import Wanted, Writer
 
 _PAGE = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
 _MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}

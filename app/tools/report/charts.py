@@ -19,7 +19,7 @@ from app.tools.report.layers import (
     short,
     time_unit,
 )
-from app.tools.report.run import Run
+from app.tools.report.run_data import Run
 
 _RATE = "datum.value == 0 ? '0' : format(datum.value, '.2~e')"
 _SERIES = "isValid(datum.smooth) ? 'training' : 'held-out'"

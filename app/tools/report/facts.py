@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from app.runs.metrics import perplexity
 from app.tools.report.curves import finite
 from app.tools.report.formats import format_bytes, format_count, format_duration
-from app.tools.report.run import Run, leaves
-from app.train.metrics import perplexity
+from app.tools.report.run_data import Run, leaves
 
 
 @dataclass(frozen=True)

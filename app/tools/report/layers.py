@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from app.tools.report.curves import points_to_draw, smooth
-from app.tools.report.run import Run
+from app.tools.report.run_data import Run
 
 Spec = dict[str, Any]
 

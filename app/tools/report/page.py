@@ -13,7 +13,7 @@ from app.tools.report.charts import Chart
 from app.tools.report.curves import finite
 from app.tools.report.layers import x_axes
 from app.tools.report.pictures import THEMES, javascript
-from app.tools.report.run import Run
+from app.tools.report.run_data import Run
 
 _FOLDER = Path(__file__).parent
 _SAMPLES = 100

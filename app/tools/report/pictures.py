@@ -9,7 +9,7 @@ import vl_convert
 from app.tools.report.charts import Chart
 from app.tools.report.facts import Figure, describe
 from app.tools.report.layers import Spec
-from app.tools.report.run import Run
+from app.tools.report.run_data import Run
 
 VEGA_LITE = "6.4"
 _SCALE = 1.5

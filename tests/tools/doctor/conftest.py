@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from app.data.documents import TextSource
-from app.data.prepare import prepare
-from app.sources import load_settings
+from app.prepare.pipeline import prepare
+from app.prepare.sources import TextSource
+from app.settings.sources import load_settings
 from app.tools.doctor.case import Case
 from tests.train.processes import TINY, Process
 

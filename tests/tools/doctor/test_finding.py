@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from app.errors import Ended, ExitCode, Stopped, UserError
+from app.errors import ExitCode, ExitWithCode, Stopped, UserError
 from app.tools.doctor.finding import Finding, examined, examined_within, gigabytes
 
 
@@ -32,7 +32,7 @@ def test_an_error_in_a_check_is_its_last_row(error: Exception, found: str, fix: 
     assert last.lines().count("\n") == 1
 
 
-@pytest.mark.parametrize("error", (Stopped(ExitCode.SIGTERM, "by SIGTERM"), Ended(3)))
+@pytest.mark.parametrize("error", (Stopped(ExitCode.SIGTERM, "by SIGTERM"), ExitWithCode(3)))
 def test_an_end_of_the_program_is_no_finding(error: Exception) -> None:
     with pytest.raises(type(error)):
         list(examined("disk", lambda: raising(error)))

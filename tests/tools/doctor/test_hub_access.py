@@ -12,8 +12,8 @@ import pytest
 
 from app.errors import ExitCode
 from app.tools.doctor.finding import Finding
-from tests.data.hub_folders import write_fineweb
-from tests.data.loopback_hub import Fault, Hub
+from tests.prepare.hub_folders import write_fineweb
+from tests.prepare.loopback_hub import Fault, Hub
 from tests.tools.doctor.doctor_process import doctor, environment
 from tests.train.processes import CHECKOUT
 

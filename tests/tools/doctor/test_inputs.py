@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from app.data.shards import MANIFEST, Manifest
+from app.data.manifest import MANIFEST, Manifest
 from app.tools.doctor.case import Case
 from app.tools.doctor.finding import Finding, examined
 from app.tools.doctor.inputs import check_dataset, check_run, check_text

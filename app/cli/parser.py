@@ -1,0 +1,101 @@
+"""The flags of the command line: one for each setting of a command."""
+
+import argparse
+import re
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from app.errors import UserError
+from app.settings.groups import GROUPS, VARIABLES
+from app.settings.sources import flag_name, suggestion
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints look like every other error, and whose help fits the terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        width = min(100, shutil.get_terminal_size().columns)
+        layout = partial(argparse.RawDescriptionHelpFormatter, width=width, max_help_position=28)
+        super().__init__(formatter_class=layout, allow_abbrev=False, **options)
+        self.variables: list[str] = []
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError instead of printing the usage."""
+        raise UserError(message, f"see `{self.prog} --help`")
+
+    def add_settings(self, names: Sequence[str]) -> None:
+        """Add a flag for each setting, named `group` (all of its settings) or `group.field`."""
+        sections: dict[str, Any] = {}
+        for name in names:
+            group_name, _, only = name.partition(".")
+            group = GROUPS[group_name]
+            if group_name not in sections:
+                sections[group_name] = self.add_argument_group(f"{group_name} settings")
+            for variable, field in group.variables().items():
+                # A secret on the command line would stand in the list of processes.
+                if only in ("", field) and field != "hf_token":
+                    info, default = group.model_fields[field], group.default_text(field)
+                    words = f"{info.description}{f' [{default}]' if default else ''} ({variable})"
+                    sections[group_name].add_argument(
+                        flag_name(variable),
+                        dest=variable,
+                        action=_Once,
+                        metavar=_metavar(info.annotation),
+                        help=words.replace("%", "%%"),
+                    )
+                    self.variables.append(variable)
+
+    def refuse(self, unknown: Sequence[str]) -> None:
+        """Raise UserError for words that this parser did not take, with what they may mean."""
+        # The word after an unknown flag may be a secret.
+        flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+        faults = [f"{word}{self._hint(word)}" for word in flags or unknown]
+        if faults:
+            self.error(f"not understood: {', '.join(faults)}")
+
+    def _hint(self, word: str) -> str:
+        same = [name for name in VARIABLES if word.partition("=")[0] in (name, flag_name(name))]
+        if same:
+            return f" (set {' or '.join(same)} in the environment or in .env)"
+        return suggestion(word, map(flag_name, self.variables))
+
+
+class _Once(argparse.Action):
+    """Stores the text of a flag; a second one, or none after `=`, is a mistake."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        if before is not None:
+            raise UserError(
+                f"{option_string} is given twice: {before} and {values}", "give it once"
+            )
+        group = VARIABLES[self.dest]
+        if not values and group.model_fields[group.variables()[self.dest]].default != "":
+            raise UserError(f"{option_string} has no value", "give it one, or leave the flag out")
+        setattr(namespace, self.dest, values)
+
+
+def _metavar(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    kinds = {"bool": "true|false", "Path": "PATH", "tuple": "X,Y", "float": "X", "int": "N"}
+    shown = next((word for kind, word in kinds.items() if kind in str(annotation)), "TEXT")
+    words = [part for part in get_args(annotation) if get_origin(part) is Literal]
+    return "|".join([shown, *(word for part in words for word in get_args(part))])
+
+
+def with_dashes(arguments: Sequence[str]) -> list[str]:
+    """Take --total_tokens for --total-tokens."""
+    return [
+        flag.replace("_", "-") + equals + value if re.fullmatch(r"--\w+", flag) else argument
+        for argument in arguments
+        for flag, equals, value in [argument.partition("=")]
+    ]

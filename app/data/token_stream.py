@@ -1,0 +1,56 @@
+"""The shards of a split as one stream of tokens.
+
+Shards stay memory-mapped as uint16; only what is read is widened.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from app.containers import program
+from app.data.sequences import Indices
+from app.data.shards import Tokens
+from app.data.tokenizer import END_OF_TEXT
+from app.errors import UserError
+
+
+class TokenStream:
+    """The shards of a split as one stream.
+
+    Args:
+        shards: uint16 [count] each, in order.
+    """
+
+    def __init__(self, shards: Sequence[Tokens]) -> None:
+        self._shards = list(shards)
+        self._ends = np.cumsum([shard.size for shard in shards], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if self._shards else 0
+
+    def read(self, start: int, out: Tokens) -> None:
+        """Copy tokens start … start+len(out)-1 into `out`, across shards where need be."""
+        shard = int(np.searchsorted(self._ends, start, side="right"))
+        filled = 0
+        while filled < out.size:
+            begin = start + filled - int(self._ends[shard]) + self._shards[shard].size
+            part = self._shards[shard][begin : begin + out.size - filled]
+            out[filled : filled + part.size] = part
+            filled += part.size
+            shard += 1
+
+    def sequences(self, indices: Indices, context_length: int) -> tuple[Indices, Indices]:
+        """Return inputs and targets of windows, int64 [len(indices), context_length] each.
+
+        Raises:
+            UserError: a token is not in the vocabulary.
+        """
+        tokens = np.empty((len(indices), context_length + 1), dtype=np.uint16)
+        for row, index in zip(tokens, indices, strict=True):
+            self.read(int(index) * context_length, row)
+        if tokens.size and tokens.max() > END_OF_TEXT:
+            raise UserError(
+                f"the dataset holds token {tokens.max()}, GPT-2's vocabulary ends at {END_OF_TEXT}",
+                f"prepare it again; `{program()} inspect` names the shard",
+            )
+        return tokens[:, :-1].astype(np.int64), tokens[:, 1:].astype(np.int64)

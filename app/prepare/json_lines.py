@@ -1,0 +1,154 @@
+"""JSON lines: one thread cuts the file into blocks of whole lines, many threads parse them.
+
+Python's `json` defines what a line means and which lines are refused, but it holds the
+interpreter's lock. Arrow's parser does not: it parses every block that it is known to read alike.
+"""
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.json
+
+from app.errors import UserError
+from app.prepare.texts import arrow_texts, as_texts
+
+_BLOCK_BYTES = 4 << 20
+_NEWLINE, _QUOTE, _BACKSLASH = b'\n"\\'
+_BLANKS = b" \t\r"
+# Arrow accepts more than Python here: Inf, integers of any length, two values in a line.
+_NOT_FOR_ARROW = re.compile(rb"[NI]|[0-9]{600}|\}[^,\]}\n]")
+# Counting its backslashes would take long.
+_LONG_RUN = b"\\" * 100
+# Python refuses about a thousand nested levels.
+_DEEPEST = 500
+_LEVELS = np.zeros(256, np.int8)
+_LEVELS[list(b"[{")] = 1
+_LEVELS[list(b"]}")] = -1
+
+
+def blocks(lines: BinaryIO) -> Iterator[bytes]:
+    """Yield whole lines, about four megabytes at a time, or a longer one alone."""
+    while block := lines.read(_BLOCK_BYTES):
+        yield block if block.endswith(b"\n") else block + lines.readline()
+
+
+def count_lines(block: bytes) -> int:
+    """Return how many lines a block has; the last may lack its end."""
+    ends = np.count_nonzero(_bytes(block) == _NEWLINE)
+    return int(ends) + (not block.endswith(b"\n"))
+
+
+def objects(block: bytes, place: str, first: int) -> Iterator[dict[str, Any]]:
+    """Yield the object of each line; an empty one for a blank line.
+
+    Args:
+        place: the file.
+        first: number of the first line.
+
+    Raises:
+        UserError: a line is no JSON object; it names `place` and the line's number.
+    """
+    for number, line in enumerate(io.BytesIO(block), first):
+        yield _object(line, f"{place}, line {number}") if line.strip() else {}
+
+
+def texts_of_lines(block: bytes, column: str, place: str, first: int) -> pa.LargeStringArray:
+    """Return the texts of lines, large_string [lines]; empty where a line has none.
+
+    Args:
+        column: that holds the text.
+        place, first: as of `objects`.
+
+    Raises:
+        UserError: a line is no JSON object, or its text is none.
+    """
+    if _is_plain(block):
+        try:
+            return arrow_texts(_parsed(block, column), place)
+        except (ValueError, OverflowError):
+            pass  # what Arrow refuses, or is too large for it
+    values = [one.get(column) for one in objects(block, place, first)]
+    return as_texts(values, f"{place}, line", first)
+
+
+def _object(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{place} is not JSON: {error}", "write one JSON object a line, or leave it out"
+        ) from None
+    if not isinstance(row, dict):
+        raise UserError(
+            f"{place} is not a JSON object", 'write one object a line, such as {"text": "…"}'
+        )
+    return row
+
+
+def _parsed(block: bytes, column: str) -> pa.ChunkedArray:
+    """Return the column, large_string [objects]; null where an object lacks it."""
+    return pyarrow.json.read_json(
+        pa.BufferReader(block),
+        pyarrow.json.ReadOptions(use_threads=False, block_size=len(block) + 1),
+        pyarrow.json.ParseOptions(
+            explicit_schema=pa.schema({column: pa.large_string()}),
+            unexpected_field_behavior="ignore",
+        ),
+    ).column(0)
+
+
+def _is_plain(block: bytes) -> bool:
+    """Return True if Arrow, where it accepts this block, reads it as `json` would.
+
+    Arrow itself refuses invalid JSON, half a surrogate pair, and an object with the column twice.
+    """
+    if _LONG_RUN in block or not _is_utf8(block):
+        return False
+    outside = _outside_strings(_bytes(block))
+    if np.cumsum(_LEVELS[outside], dtype=np.int32).max(initial=0) > _DEEPEST:
+        return False
+    skeleton = outside.tobytes().removesuffix(b"\n").translate(None, _BLANKS)
+    # For Arrow the end of a line is a blank like any other, so each line must hold a whole object.
+    return (
+        skeleton.startswith(b"{")
+        and skeleton.count(b"}\n{") == skeleton.count(b"\n")
+        and not _NOT_FOR_ARROW.search(skeleton)
+    )
+
+
+def _is_utf8(block: bytes) -> bool:
+    if block.isascii():
+        return True
+    ends = np.array([0, len(block)], np.int64)
+    text = pa.LargeStringArray.from_buffers(1, pa.py_buffer(ends), pa.py_buffer(block))
+    try:
+        text.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _outside_strings(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return the bytes of a block of JSON outside strings, with the quote that ends each string."""
+    quotes = np.flatnonzero(data == _QUOTE)
+    # A quote is escaped if an odd number of backslashes stands before it.
+    before = quotes - 1
+    is_escaped = np.zeros(quotes.size, np.bool_)
+    while (follows := data[before] == _BACKSLASH).any():
+        is_escaped ^= follows
+        before -= follows
+    quotes = quotes[~is_escaped]
+    starts = np.append(0, quotes[1::2])
+    lengths = np.append(quotes[::2], data.size)[: starts.size] - starts
+    skipped = starts - (np.cumsum(lengths) - lengths)
+    return data[np.arange(lengths.sum()) + np.repeat(skipped, lengths)]
+
+
+def _bytes(block: bytes) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(block, np.uint8)

@@ -1,0 +1,1 @@
+"""A run's folder: what outlives the process."""

@@ -1,0 +1,187 @@
+"""tensorboard/: metrics, samples and settings of a run for TensorBoard, made anew by every start.
+
+The format is that of its readers: protobuf `Event`s, each framed as a TFRecord
+(https://github.com/tensorflow/tensorboard/blob/master/tensorboard/compat/proto/event.proto).
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from app.runs.stopwatch import PAUSES, total_seconds
+
+_NAME = "events.out.tfevents."
+_HYPERPARAMETERS = ("model.", "train.")
+_NOT_DRAWN = {"step", "tokens", "data_ms", *PAUSES}
+
+
+class EventLog:
+    """Appends to a run's event file; on opening, a new one of all that is given replaces it.
+
+    It is written in the caller's thread, since tensorboard's own EventFileWriter imports all of
+    tensorflow where that is installed, and its thread dies with a traceback on a full disk.
+    Training goes on without events where the tensorboard package is missing, and, with a warning,
+    where they cannot be written.
+
+    Args:
+        folder: for the event file; created if it is missing.
+        records: the lines of metrics.jsonl so far.
+        samples: (steps done, texts) so far.
+        facts: what settings.json holds.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        records: Sequence[dict[str, Any]],
+        samples: Sequence[tuple[int, Sequence[str]]],
+        facts: dict[str, Any],
+    ) -> None:
+        self._folder = folder
+        self._writer: Any = None
+        try:
+            from tensorboard.summary.writer.record_writer import RecordWriter
+        except ModuleNotFoundError:
+            return
+        try:
+            folder.mkdir(exist_ok=True)
+            for earlier in folder.glob(f"{_NAME}*"):
+                earlier.unlink()
+            # A TensorBoard that is watching looks for names that sort after those it has read.
+            self._writer = RecordWriter((folder / f"{_NAME}{time.time_ns()}").open("wb"))
+        except OSError as error:
+            self._give_up(error)
+        else:
+            self._write(_history(records, samples, facts))
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one step's points, so that they can be seen at once."""
+        if self._writer is not None:
+            self._write([_scalars(record, time.time())])
+
+    def append_samples(self, step: int, texts: Sequence[str]) -> None:
+        """Write what the model wrote after `step` steps."""
+        if self._writer is not None:
+            self._write([_samples(step, texts, time.time())])
+
+    def _write(self, events: Sequence[bytes]) -> None:
+        try:
+            for event in events:
+                self._writer.write(event)
+            self._writer.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        if self._writer is not None:
+            with suppress(OSError):
+                self._writer.close()
+            self._writer = None
+        tqdm.write(
+            f"training goes on without TensorBoard events in {self._folder}: {error}; "
+            "the next start writes all of them again",
+            file=sys.stderr,
+        )
+
+
+def _history(
+    records: Sequence[dict[str, Any]],
+    samples: Sequence[tuple[int, Sequence[str]]],
+    facts: dict[str, Any],
+) -> list[bytes]:
+    """Events of steps that ended one after the other until now, after the file's first event."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    began = time.time() - total_seconds(records)
+    events = [Event(wall_time=began, file_version="brain.Event:2").SerializeToString()]
+    events += _settings(dict(_flat(facts)), began)
+    ends, end = {0: began}, began
+    for record in records:
+        end += total_seconds([record])
+        ends[record["step"] + 1] = end
+        events.append(_scalars(record, end))
+    # No text is of a step without a line; if one were, it would be the latest.
+    return events + [_samples(step, texts, ends.get(step, end)) for step, texts in samples]
+
+
+def _scalars(record: dict[str, Any], wall_time: float) -> bytes:
+    """One step's Event: a float32 scalar for everything that was measured."""
+    values = [
+        {"tag": name, "simple_value": value}
+        for name, value in record.items()
+        if name not in _NOT_DRAWN and value is not None
+    ]
+    return _event(values, record["step"], wall_time)
+
+
+def _samples(step: int, texts: Sequence[str], wall_time: float) -> bytes:
+    """The texts written after `step` steps, beside the scalars of the last of these."""
+    return _event([_text("samples", list(map(_as_code, texts)))], max(0, step - 1), wall_time)
+
+
+def _settings(settings: dict[str, Any], wall_time: float) -> list[bytes]:
+    """All facts as a table for the text page; what trains, as columns for hyperparameters."""
+    from tensorboard.plugins.hparams import metadata
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionStartInfo
+
+    rows = ["setting|value", "-|-", *(f"{name}|{_as_cell(settings[name])}" for name in settings)]
+    session = SessionStartInfo(start_time_secs=wall_time)
+    for name, value in settings.items():
+        if not name.startswith(_HYPERPARAMETERS):
+            continue
+        if isinstance(value, bool):
+            session.hparams[name].bool_value = value
+        elif isinstance(value, int | float):
+            session.hparams[name].number_value = value
+        else:
+            session.hparams[name].string_value = str(value)
+    columns = {
+        "tag": metadata.SESSION_START_INFO_TAG,
+        "metadata": metadata.create_summary_metadata(HParamsPluginData(session_start_info=session)),
+        "tensor": metadata.NULL_TENSOR,
+    }
+    table = _text("settings", ["\n".join(rows)])
+    return [_event([value], 0, wall_time) for value in (table, columns)]
+
+
+def _text(tag: str, texts: Sequence[str]) -> dict[str, Any]:
+    """A value that TensorBoard shows as Markdown, string [len(texts)]."""
+    from tensorboard.compat.proto.types_pb2 import DT_STRING
+    from tensorboard.plugins.text.metadata import create_summary_metadata
+
+    tensor = {
+        "dtype": DT_STRING,
+        "tensor_shape": {"dim": [{"size": len(texts)}]},
+        "string_val": [text.encode("utf-8", "replace") for text in texts],
+    }
+    return {"tag": tag, "metadata": create_summary_metadata("", ""), "tensor": tensor}
+
+
+def _event(values: Sequence[dict[str, Any]], step: int, wall_time: float) -> bytes:
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    return Event(wall_time=wall_time, step=step, summary={"value": values}).SerializeToString()
+
+
+def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested objects: {"train": {"seed": 0}} has ("train.seed", 0)."""
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield f"{prefix}{name}".removeprefix("settings."), value
+
+
+def _as_code(text: str) -> str:
+    """Markdown that shows a text as it is."""
+    return "".join(f"    {line}\n" for line in text.split("\n"))
+
+
+def _as_cell(value: Any) -> str:
+    """Markdown of a value in a table, as it is."""
+    return f"`{value}`".replace("|", "&#124;").replace("\n", " ")

@@ -1,0 +1,242 @@
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.__main__ import COMMANDS
+from app.cli.parser import with_dashes
+from app.errors import ExhaustedError, ExitCode, UserError, translate_error
+from app.settings.groups import GROUPS, VARIABLES
+from tests.newcomer import REPOSITORY, settle, type_in
+
+
+@pytest.fixture(autouse=True)
+def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle(tmp_path, monkeypatch)
+
+
+def help_of(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
+    assert type_in(f"{command} --help", monkeypatch) == ExitCode.DONE
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    return shown.out
+
+
+def variables_of(command: str) -> set[str]:
+    names = set()
+    for flags in COMMANDS[command].flags:
+        group, _, only = flags.partition(".")
+        fields = GROUPS[group].variables().items()
+        names |= {variable for variable, field in fields if only in ("", field)}
+    return names - {"HF_TOKEN"}
+
+
+@pytest.mark.parametrize("columns", (80, 100))
+@pytest.mark.parametrize("command", ("", *COMMANDS))
+def test_help_fits_the_terminal(
+    command: str,
+    columns: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = help_of(command, monkeypatch, capsys).splitlines()
+    assert lines[0].startswith(f"usage: python -m app {command}".rstrip())
+    assert max(map(len, lines)) <= columns
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_setting_of_a_command_has_a_flag_that_tells_variable_and_default(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = " ".join(help_of(command, monkeypatch, capsys).split())
+    for variable in variables_of(command):
+        field = VARIABLES[variable].variables()[variable]
+        default = VARIABLES[variable].default_text(field)
+        shown = f" [{default}]" if default else ""
+        description = VARIABLES[variable].model_fields[field].description
+        flag = f"--{field.replace('_', '-')}"
+        assert re.search(rf"{flag} \S+ {re.escape(f'{description}{shown} ({variable})')}", words), (
+            variable
+        )
+    assert "HF_TOKEN" not in words
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_flags_of_a_command_are_all_different(command: str) -> None:
+    fields = [VARIABLES[name].variables()[name] for name in variables_of(command)]
+    assert len(set(fields)) == len(fields)
+
+
+def test_the_help_lists_every_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = help_of("", monkeypatch, capsys)
+    for name, command in COMMANDS.items():
+        assert re.search(rf"(?m)^    {name}\s+{(command.run.__doc__ or '')[:30]}", shown)
+
+
+def test_no_command_shows_the_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = help_of("", monkeypatch, capsys)
+    assert type_in("", monkeypatch) == ExitCode.USER
+    assert capsys.readouterr() == ("", expected)
+
+
+def test_a_value_may_look_like_a_flag() -> None:
+    words = ["sample", "--top_k=5", "--prompt", "--my_flag of --this_program", "--prompt=--a_b"]
+    assert with_dashes(words) == [words[0], "--top-k=5", *words[2:]]
+
+
+def test_flags_take_dashes_and_underscores(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, flag in enumerate(("--total-tokens 1k", "--total_tokens 2k", "--total_tokens=3k")):
+        line = f"prepare --dataset stdlib --val_tokens 0 {flag} --out_dir=my_{number}"
+        assert type_in(line, monkeypatch) == ExitCode.DONE
+        assert Path(f"data/my_{number}").is_dir()
+        assert f"{number + 1},000 training" in capsys.readouterr().out
+
+
+def test_wrong_settings_are_told_before_torch_is_loaded() -> None:
+    code = "import sys, app.__main__ as m; m.main(['train', '--seed=x']); print(list(sys.modules))"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.stderr.startswith("error: TRAIN_SEED=x")
+    assert "'pydantic'" in ended.stdout
+    assert "'torch'" not in ended.stdout
+
+
+def test_a_reader_that_has_seen_enough_ends_the_program_quietly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = "prepare --dataset stdlib --total-tokens 1k --val-tokens 0"
+    assert type_in(line, monkeypatch) == ExitCode.DONE
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(
+        [sys.executable, "-m", "app", "inspect", "stdlib1K"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (ExitCode.SIGPIPE, "")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    (
+        (signal.SIGINT, ExitCode.SIGINT, "stopped\n"),
+        (signal.SIGTERM, ExitCode.SIGTERM, "stopped: by SIGTERM\n"),
+    ),
+)
+def test_a_signal_before_the_command_starts_ends_the_program_in_order(
+    number: signal.Signals, code: ExitCode, said: str
+) -> None:
+    os.mkfifo(".env")
+    started = subprocess.Popen(
+        [sys.executable, "-m", "app", "train"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test that runs in the background may hand down an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    # Opening waits for the program to open the other end, and then it waits for us.
+    with Path(".env").open("w"):
+        started.send_signal(number)
+        _, err = started.communicate(timeout=60)
+    assert (started.returncode, err) == (code, said)
+
+
+def test_where_its_extra_is_missing_the_cluster_says_so() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "app.cluster", "prepare"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: this environment does not hold what `app.cluster` needs")
+    assert "make test-cluster" in ended.stderr
+
+
+def test_a_full_disk_is_told_from_a_bug() -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "app", "prepare", "--dataset=stdlib", "--total-tokens=1k"],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PREPARE_VAL_TOKENS": "0"},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ended.returncode == ExitCode.EXHAUSTED
+    assert ended.stderr.startswith("error: the disk is full")
+    assert ended.stderr.count("\n") == 2
+
+
+def test_a_model_too_large_for_any_memory_is_told_from_a_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_in("prepare --dataset stdlib --total-tokens 2k --val-tokens 0 --out-dir few", monkeypatch)
+    capsys.readouterr()
+    # 200 TB of embedding: more than a process can address.
+    line = "train --dataset-dir few --device cpu --embd-size 1e9 --num-heads 1"
+    assert type_in(line, monkeypatch) == ExitCode.EXHAUSTED
+    err = capsys.readouterr().err
+    assert err.startswith("error: out of memory")
+    assert err.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "problem"),
+    (
+        (errno.ENOSPC, ExhaustedError, "the disk is full: cannot write data/x"),
+        (errno.EDQUOT, ExhaustedError, "the disk is full: cannot write data/x"),
+        (errno.EFBIG, ExhaustedError, "this file is too large for the disk"),
+        (errno.ENOMEM, ExhaustedError, "out of memory"),
+        (errno.EACCES, UserError, "no permission to write or read data/x (Permission denied)"),
+        (errno.EROFS, UserError, "no permission to write or read data/x (Read-only file system)"),
+        (errno.ENOTDIR, UserError, "Not a directory: data/x"),
+        (errno.ENAMETOOLONG, UserError, "File name too long: data/x"),
+    ),
+)
+def test_failures_of_the_machine_are_expected(
+    number: int, kind: type[Exception], problem: str
+) -> None:
+    expected = translate_error(OSError(number, os.strerror(number), "data/x"))
+    assert type(expected) is kind
+    assert expected.problem.startswith(problem)
+    assert expected.fix
+
+
+@pytest.mark.parametrize(
+    "said", ("CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling …")
+)
+def test_a_gpus_memory_is_told_in_any_of_its_words(said: str) -> None:
+    assert isinstance(translate_error(RuntimeError(said)), ExhaustedError)
+
+
+@pytest.mark.parametrize(
+    "error",
+    (OSError(errno.EIO, "Input/output error"), RuntimeError("shapes differ"), FileNotFoundError()),
+)
+def test_bugs_are_not_expected(error: Exception) -> None:
+    assert translate_error(error) is None

@@ -1,0 +1,186 @@
+"""Real processes that train together over gloo: the same run, whoever dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.signals import SAME_REQUEST_SECONDS
+from tests.train.processes import (
+    CHECKOUT,
+    Start,
+    Unbroken,
+    assert_same_run,
+    losses,
+    measured,
+    run_to_end,
+)
+
+pytestmark = pytest.mark.processes
+
+
+def is_alive(process: int) -> bool:
+    return Path(f"/proc/{process}").exists()
+
+
+def test_any_number_of_processes_takes_the_same_steps(unbroken: Unbroken) -> None:
+    alone = unbroken()
+    expected = [line["val_loss"] for line in measured(alone) if "val_loss" in line]
+    for processes, windows in ((1, 8), (2, 1), (2, 4), (4, 2)):
+        run = unbroken(TRAIN_PROCESSES=processes, TRAIN_MICRO_BATCH_SIZE=windows)
+        torch.testing.assert_close(losses(run), losses(alone), rtol=0, atol=1e-5)
+        held_out = [line["val_loss"] for line in measured(run) if "val_loss" in line]
+        assert held_out == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("rank", (0, 3))
+def test_after_the_death_of_a_rank_all_continue_as_if_nothing_had_been(
+    start: Start, unbroken: Unbroken, rank: int
+) -> None:
+    broken = start(TRAIN_PROCESSES=4, TRAIN_MICRO_BATCH_SIZE=2)
+    broken.wait_for("step:5/")
+    os.kill(broken.workers()[rank], signal.SIGKILL)
+    code, output = broken.end()
+    assert code == 0, output
+    assert "a process has died (SIGKILL): all begin again from the last checkpoint" in output
+    assert "continues at step 4" in output
+    assert "Traceback" not in output
+    whole = unbroken(TRAIN_PROCESSES=4, TRAIN_MICRO_BATCH_SIZE=2)
+    assert_same_run(broken.run_dir, whole)
+
+
+def test_a_rank_that_hangs_is_lost_after_a_time(start: Start, unbroken: Unbroken) -> None:
+    # A new run, even if it begins again: what it then finds is its own.
+    broken = start(
+        TRAIN_PROCESSES=2,
+        TRAIN_MICRO_BATCH_SIZE=4,
+        TRAIN_RANK_TIMEOUT_SECONDS=5,
+        TRAIN_RESUME="never",
+    )
+    broken.wait_for("step:5/")
+    os.kill(broken.workers()[1], signal.SIGSTOP)
+    code, output = broken.end()
+    assert code == 0, output
+    assert "rank 0: another rank has not answered for 5 s" in output
+    assert_same_run(broken.run_dir, unbroken(TRAIN_PROCESSES=2, TRAIN_MICRO_BATCH_SIZE=4))
+
+
+def test_restarts_are_bounded_and_the_code_is_that_of_the_first(start: Start) -> None:
+    broken = start(TRAIN_PROCESSES=2, TRAIN_MAX_RESTARTS=0)
+    broken.wait_for("step:1/")
+    os.kill(broken.workers()[1], signal.SIGKILL)
+    code, output = broken.end()
+    assert code == 128 + signal.SIGKILL, output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), ((signal.SIGTERM, 143), (signal.SIGINT, 130)), ids=["SIGTERM", "SIGINT"]
+)
+def test_a_run_of_four_is_stopped_and_continued_by_two(
+    start: Start, unbroken: Unbroken, number: signal.Signals, code: int
+) -> None:
+    stopped = start(TRAIN_PROCESSES=4, TRAIN_MICRO_BATCH_SIZE=2)
+    stopped.signal_at("step:1/", number)
+    found, output = stopped.end()
+    assert found == code, output
+    assert output.count("stopped: ") == 1
+    assert "Traceback" not in output
+    continued = run_to_end(start, TRAIN_PROCESSES=2, TRAIN_MICRO_BATCH_SIZE=2)
+    torch.testing.assert_close(losses(continued.run_dir), losses(unbroken()), rtol=0, atol=1e-5)
+
+
+def test_a_second_signal_ends_even_what_hangs(start: Start) -> None:
+    broken = start(TRAIN_PROCESSES=2)
+    broken.wait_for("step:1/")
+    os.kill(broken.workers()[1], signal.SIGSTOP)
+    broken.process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        broken.process.wait(SAME_REQUEST_SECONDS + 1)
+    broken.process.send_signal(signal.SIGTERM)
+    code, _ = broken.end()
+    assert code == 143
+
+
+LOSES_THE_OTHERS = """
+import torch
+from torch import distributed
+from app.distributed.world import init_world
+from app.errors import RankLostError
+try:
+    with init_world(torch.device("cpu"), 60):
+        raise distributed.DistBackendError("NCCL error: unhandled system error, No space left")
+except RankLostError as error:
+    print(error)
+"""
+
+
+def run_as_only_rank(program: str) -> subprocess.CompletedProcess[str]:
+    """Run a program as a launcher would that starts one process."""
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "x"}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **alone, **address, "PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_what_is_no_lost_connection_is_told() -> None:
+    ended = run_as_only_rank(LOSES_THE_OTHERS)
+    assert ended.returncode == 0, ended.stderr
+    assert "rank 0: the processes lose each other: NCCL error: unhandled system" in ended.stdout
+    assert "NCCL_DEBUG=INFO" in ended.stdout
+
+
+IS_STOPPED_WHERE_EXCEPTIONS_ARE_DROPPED = """
+import os, signal, sys, weakref
+import torch
+from app.__main__ import run_as_process
+from app.distributed.world import init_world
+
+def train(_arguments):
+    with init_world(torch.device("cpu"), 60):
+        thing = type("Thing", (), {})()
+        reference = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        del thing
+        return 0
+
+run_as_process(train)
+"""
+
+
+def test_a_stop_counts_where_exceptions_are_dropped() -> None:
+    ended = run_as_only_rank(IS_STOPPED_WHERE_EXCEPTIONS_ARE_DROPPED)
+    assert (ended.returncode, ended.stderr) == (143, "stopped: by SIGTERM\n")
+
+
+def test_a_fault_of_all_is_told_once(start: Start) -> None:
+    code, output = start(TRAIN_PROCESSES=2, TRAIN_DATASET_DIR="missing").end()
+    assert code == 2, output
+    assert output.count("error:") == 1
+    code, output = start(TRAIN_PROCESSES=3).end()
+    assert code == 2, output
+    assert "cannot be shared out evenly to 3 processes" in output
+    assert "set TRAIN_PROCESSES to one of 1, 2" in output
+
+
+def test_the_processes_of_a_killed_launcher_stop(start: Start) -> None:
+    killed = start(TRAIN_PROCESSES=2, TRAIN_MAX_STEPS=2000)
+    killed.wait_for("step:1/")
+    workers = killed.workers()
+    assert sorted(workers) == [0, 1]
+    killed.process.kill()
+    code, _ = killed.end()
+    assert code == -signal.SIGKILL
+    deadline = time.monotonic() + 60
+    while any(map(is_alive, workers.values())) and time.monotonic() < deadline:
+        os.sched_yield()
+    assert not any(map(is_alive, workers.values()))
+    assert len(list((killed.run_dir / "checkpoints").iterdir())) >= 1

@@ -1,0 +1,67 @@
+"""Which precision a device computes in, and what is refused."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from app.errors import UserError
+from app.hardware.device import Device, select_device
+from app.train.compile import is_compiled
+
+CHOICE = """
+from app.hardware.device import select_device
+print(select_device("cpu", "auto", "auto").precision)
+"""
+
+
+def chosen_with(**variables: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", CHOICE],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+
+
+def test_a_cpu_trains_in_bf16_where_it_has_units_for_it() -> None:
+    capabilities = torch.cpu.get_capabilities()
+    has_units = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    if capabilities["architecture"] == "x86_64":
+        assert chosen_with() == ("bf16" if has_units else "float32")
+
+
+def test_a_cpu_trains_in_float32_where_bf16_is_emulated() -> None:
+    # oneDNN then keeps from AVX512-BF16 and AMX, as on a CPU without them.
+    assert chosen_with(ONEDNN_MAX_CPU_ISA="AVX512_CORE") == "float32"
+
+
+@pytest.mark.parametrize("precision", ("bf16", "float32"))
+def test_what_is_asked_for_is_taken_on_a_cpu(precision: str) -> None:
+    device = select_device("cpu", precision, "false")  # type: ignore[arg-type]
+    assert device.precision == precision
+    with device.forward_pass():
+        assert torch.is_autocast_enabled("cpu") == (precision == "bf16")
+
+
+def test_8_bit_floats_are_refused_on_a_cpu() -> None:
+    with pytest.raises(UserError, match="fp8, but a CPU does not") as refusal:
+        select_device("cpu", "fp8", "false")
+    assert "TRAIN_PRECISION=auto" in refusal.value.fix
+
+
+def test_8_bit_floats_are_refused_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    device = Device(torch.device("cuda"), "a GPU", "fp8", False, None)
+    with pytest.raises(
+        UserError, match=r"fp8 needs .* does not find .*a C\+\+ compiler"
+    ) as refusal:
+        is_compiled(True, device)
+    assert "TRAIN_PRECISION=auto" in refusal.value.fix
+    assert not is_compiled(True, replace(device, precision="bf16"))

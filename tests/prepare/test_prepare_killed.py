@@ -1,0 +1,216 @@
+"""Real processes that are killed while they prepare: the next ones end as if nothing had been."""
+
+import shutil
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from app.errors import ExitCode
+from tests.faults import Fault
+from tests.prepare.prepare_process import (
+    Preparation,
+    Unbroken,
+    contents,
+    library_source,
+    mixed_source,
+    parquet_source,
+    unbroken,
+)
+
+CALLS = ("create", "write", "torn", "fsync", "rename", "unlink")
+KINDS = (
+    ("mkdir", "folder"),
+    ("create", "lock"),
+    ("fsync", "folder"),
+    *((call, what) for what in ("manifest.json", "shard") for call in CALLS),
+)
+# Before a file is made, or when it has its name, a kill finds what one at these calls finds.
+ONCE = [kind for kind in KINDS[2:] if kind[0] not in ("create", "unlink")]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("source") / "rows"
+
+
+@pytest.fixture(scope="module")
+def rows(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+    return unbroken(tmp_path_factory.mktemp("unbroken"), parquet_source(source))
+
+
+def middle(clean: Unbroken, kind: str, what: str) -> int:
+    numbers = [point.number for point in clean.points if (point.kind, point.what) == (kind, what)]
+    return numbers[len(numbers) // 2]
+
+
+def killed(preparation: Preparation, at: int, workers: int = 1) -> None:
+    assert preparation.run(workers, Fault(at, signal.SIGKILL)).code == -signal.SIGKILL
+
+
+def test_every_byte_and_every_name_is_a_point(rows: Unbroken) -> None:
+    """Otherwise there are moments at which these tests kill nothing."""
+    assert {(point.kind, point.what) for point in rows.points} == set(KINDS)
+    written = Counter[str]()
+    for point in rows.points:
+        if point.kind == "write" and point.what == "shard":
+            written[point.file.removesuffix(".partial")] += point.bytes
+    sizes = {name: size for name, (size, _) in rows.contents.items() if name.endswith(".bin")}
+    # Only at its end it is known how long the last one is: its header is written twice.
+    last = max(name for name in sizes if "val" not in name)
+    assert written - Counter({last: 1024}) == sizes
+    assert sizes.keys() == {
+        point.file for point in rows.points if (point.kind, point.what) == ("rename", "shard")
+    }
+
+
+@pytest.mark.parametrize(("kind", "what"), ONCE)
+def test_killed_at_each_kind_of_point_equals_unbroken(
+    rows: Unbroken, tmp_path: Path, kind: str, what: str
+) -> None:
+    """At the first, a middle or the last one; `make soak` kills at all of them."""
+    points = [point for point in rows.points if (point.kind, point.what) == (kind, what)]
+    point = points[(-1, len(points) // 2, 0)[ONCE.index((kind, what)) % 3]]
+    preparation = rows.again(tmp_path)
+    ended = preparation.run(fault=Fault(point.number, signal.SIGKILL))
+    assert ended.code == -signal.SIGKILL
+    assert ended.points == rows.points[: point.number]
+    rows.is_reached_by(preparation)
+
+
+def test_killed_again_while_continuing_with_other_workers_equals_unbroken(
+    rows: Unbroken, tmp_path: Path
+) -> None:
+    preparation = rows.again(tmp_path)
+    killed(preparation, middle(rows, "torn", "shard"), workers=2)
+    held = preparation.committed()
+    for workers, at in ((4, 1), (1, len(rows.points) // 4)):
+        killed(preparation, at, workers)
+        assert held.items() <= preparation.committed().items()
+    rows.is_reached_by(preparation, workers=2)
+
+
+@pytest.mark.parametrize("workers", (2, 4))
+def test_more_workers_write_the_same(rows: Unbroken, tmp_path: Path, workers: int) -> None:
+    rows.is_reached_by(rows.again(tmp_path), workers)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+    settings = mixed_source(tmp_path_factory.mktemp("source") / "texts")
+    return unbroken(tmp_path_factory.mktemp("unbroken"), settings)
+
+
+@pytest.mark.parametrize("shards", (7, 14), ids=("half of the shards", "all shards"))
+def test_killed_with_so_many_shards_of_other_text_equals_unbroken(
+    texts: Unbroken, tmp_path: Path, shards: int
+) -> None:
+    """What is counted but not written, too, is what it was."""
+    following = [
+        point.number
+        for point in texts.points
+        if (point.kind, point.file) == ("write", "manifest.json.partial")
+    ][shards + 1]
+    preparation = texts.again(tmp_path)
+    killed(preparation, following, workers=2)
+    assert len(preparation.committed()) == shards
+    texts.is_reached_by(preparation)
+
+
+def test_killed_with_the_standard_library_equals_unbroken(tmp_path: Path) -> None:
+    for folder in ("unbroken", "killed"):
+        (tmp_path / folder).mkdir()
+    clean = unbroken(tmp_path / "unbroken", library_source())
+    preparation = clean.again(tmp_path / "killed")
+    killed(preparation, middle(clean, "rename", "manifest.json"), workers=2)
+    clean.is_reached_by(preparation)
+
+
+def test_what_is_tokenized_is_not_read_again(source: Path, rows: Unbroken, tmp_path: Path) -> None:
+    """The first file's rows are wiped out before the run continues."""
+    clean_copy = tmp_path / "rows"
+    clean_copy.mkdir()
+    for path in source.iterdir():
+        (clean_copy / path.name).write_bytes(path.read_bytes())
+    settings = {
+        **rows.settings,
+        "PREPARE_DATASET": str(clean_copy),
+        "PREPARE_SHUFFLE_FILES": "false",
+    }
+    for folder in ("unbroken", "killed"):
+        (tmp_path / folder).mkdir()
+    clean = unbroken(tmp_path / "unbroken", settings)
+    preparation = clean.again(tmp_path / "killed")
+    killed(preparation, middle(clean, "create", "shard"))
+    wipe(clean_copy / "0.parquet")
+    clean.is_reached_by(preparation)
+
+
+def test_source_that_has_moved_continues_under_the_first_name(
+    source: Path, rows: Unbroken, tmp_path: Path
+) -> None:
+    preparation = rows.again(tmp_path)
+    killed(preparation, middle(rows, "create", "shard"))
+    foreign = preparation.out / "mine_000000.bin"
+    foreign.write_bytes(b"mine")
+    shutil.copytree(source, tmp_path / "moved")
+    moved = {**rows.settings, "PREPARE_DATASET": str(tmp_path / "moved")}
+    ended = Preparation(tmp_path, moved).run()
+    assert ended.code == 0, ended
+    assert foreign.read_bytes() == b"mine"
+    foreign.unlink()
+    assert contents(preparation.out) == rows.contents
+
+
+def test_folder_that_cannot_be_read_is_told(source: Path, rows: Unbroken, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path / "text")
+    (tmp_path / "text" / "closed").mkdir(mode=0)
+    settings = {**rows.settings, "PREPARE_DATASET": str(tmp_path / "text")}
+    ended = Preparation(tmp_path, settings).run()
+    assert ended.code == ExitCode.USER
+    assert f"no permission to write or read {tmp_path}/text/closed" in ended.error
+
+
+def wipe(path: Path) -> None:
+    """Overwrite all row groups of a parquet file, but not its footer."""
+    groups = pq.ParquetFile(path).metadata
+    columns = [
+        groups.row_group(group).column(column)
+        for group in range(groups.num_row_groups)
+        for column in range(groups.num_columns)
+    ]
+    content = bytearray(path.read_bytes())
+    for column in columns:
+        start = column.dictionary_page_offset or column.data_page_offset
+        content[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT), ids=("SIGTERM", "SIGINT"))
+def test_stopped_by_a_signal_equals_unbroken(
+    rows: Unbroken, tmp_path: Path, number: signal.Signals
+) -> None:
+    preparation = rows.again(tmp_path)
+    ended = preparation.run(fault=Fault(middle(rows, "write", "shard"), number))
+    assert ended.code == 128 + number
+    assert ended.error.startswith("stopped: ")
+    assert "Traceback" not in ended.error
+    assert not list(preparation.out.glob("*.partial"))
+    assert preparation.committed()
+    rows.is_reached_by(preparation)
+
+
+def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(
+    rows: Unbroken, tmp_path: Path
+) -> None:
+    preparation = rows.again(tmp_path)
+    with preparation.stopped(middle(rows, "fsync", "shard")):
+        before = contents(preparation.out)
+        second = rows.again(tmp_path).run()
+        assert second.code == ExitCode.USER
+        assert f"another process is working on {preparation.out}" in second.error
+        assert "wait for that prepare to end, or stop it" in second.error
+        assert contents(preparation.out) == before
+    rows.is_reached_by(preparation)

@@ -1,0 +1,412 @@
+import bz2
+import gzip
+import json
+import lzma
+import os
+import random
+import sysconfig
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from app.errors import UserError
+from app.prepare.documents import Position, RowChunk, batches
+from app.prepare.sources import TextSource, is_hub_id, open_documents
+from tests.prepare.conftest import START, read
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.compress,
+}
+
+
+def pieces_of(dataset: Path | str, start: Position = START, **options: Any) -> list[RowChunk]:
+    return list(open_documents(TextSource(str(dataset), **options)).pieces(start))
+
+
+def texts_of(dataset: Path | str, **options: Any) -> list[str]:
+    return read(open_documents(TextSource(str(dataset), **options)))
+
+
+def write_json_lines(path: Path, *rows: object) -> Path:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def write_parquet(path: Path, texts: list[str | None], *, rows_per_group: int = 2) -> Path:
+    table = pa.table({"id": list(range(len(texts))), "text": texts})
+    pq.write_table(table, path, row_group_size=rows_per_group)
+    return path
+
+
+@pytest.mark.parametrize("compression", COMPRESS)
+@pytest.mark.parametrize("kind", (".txt", ".md", ".py", ".TXT"))
+def test_text_file_is_one_document(tmp_path: Path, kind: str, compression: str) -> None:
+    path = tmp_path / f"a{kind}{compression}"
+    path.write_bytes(COMPRESS[compression]("né\nzwei 😀\n\n".encode()))
+    assert texts_of(path) == ["né\nzwei 😀\n\n"]
+
+
+@pytest.mark.parametrize("compression", COMPRESS)
+def test_json_lines_are_documents_in_order(tmp_path: Path, compression: str) -> None:
+    texts = [f"document {number}, é 😀\n" for number in range(3000)]
+    lines = "".join(json.dumps({"n": 1, "text": text}) + "\n" for text in texts)
+    path = tmp_path / f"a.jsonl{compression}"
+    path.write_bytes(COMPRESS[compression](lines.encode()))
+    assert texts_of(path) == texts
+
+
+@pytest.mark.parametrize("compression", COMPRESS)
+def test_compressed_parts_one_after_the_other_are_one_file(
+    tmp_path: Path, compression: str
+) -> None:
+    path = tmp_path / f"a.txt{compression}"
+    path.write_bytes(COMPRESS[compression](b"one ") + COMPRESS[compression](b"two"))
+    assert texts_of(path) == ["one two"]
+
+
+def test_parquet_rows_are_documents_in_order(tmp_path: Path) -> None:
+    texts: list[str | None] = [f"document {number} 😀" for number in range(7)]
+    assert texts_of(write_parquet(tmp_path / "a.parquet", texts)) == texts
+
+
+@pytest.mark.parametrize("name", ("a.jsonl", "a.parquet"))
+def test_text_comes_from_the_column_that_is_set(tmp_path: Path, name: str) -> None:
+    if name.endswith("l"):
+        write_json_lines(tmp_path / name, {"text": "no", "body": "yes"})
+    else:
+        pq.write_table(pa.table({"text": ["no"], "body": ["yes"]}), tmp_path / name)
+    assert texts_of(tmp_path / name, text_column="body") == ["yes"]
+
+
+def test_folder_holds_its_files_of_every_kind_and_depth(tmp_path: Path) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "deep" / "er" / "a.txt").write_text("txt")
+    (tmp_path / "deep" / "b.md.gz").write_bytes(gzip.compress(b"md"))
+    write_json_lines(tmp_path / "c.jsonl", {"text": "json"})
+    write_parquet(tmp_path / "d.parquet", ["parquet"])
+    assert sorted(texts_of(tmp_path)) == ["json", "md", "parquet", "txt"]
+
+
+def test_folder_leaves_out_hidden_and_other_files(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    for name in (".git/a.txt", ".hidden.txt", "a.pdf", "b.bin", "c.gz", "d", "e.parquet.gz"):
+        (tmp_path / name).write_text("no")
+    (tmp_path / "f.txt").write_text("yes")
+    assert texts_of(tmp_path) == ["yes"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    (
+        ("*.txt", ["top"]),
+        ("books/*/*.txt", ["one", "two"]),
+        ("books/*/a.txt", ["one"]),
+        ("**/[ab].txt", ["one", "top", "two"]),
+        ("books/one", ["one"]),
+    ),
+)
+def test_glob_and_folder_find_files(tmp_path: Path, pattern: str, found: list[str]) -> None:
+    for name, text in {"a.txt": "top", "books/one/a.txt": "one", "books/2/b.txt": "two"}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert sorted(texts_of(tmp_path / pattern)) == found
+
+
+def test_relative_and_home_paths_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("here")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for dataset in ("a.txt", "./a.txt", "*.txt", "~/a.txt", "~/*.txt", ".", "~"):
+        assert texts_of(dataset) == ["here"]
+
+
+def test_file_whose_name_is_a_pattern_is_itself(tmp_path: Path) -> None:
+    (tmp_path / "[a].txt").write_text("brackets")
+    (tmp_path / "a.txt").write_text("no")
+    assert texts_of(tmp_path / "[a].txt") == ["brackets"]
+
+
+@pytest.mark.parametrize("shuffle", (True, False))
+def test_order_does_not_depend_on_the_order_of_creation(tmp_path: Path, shuffle: bool) -> None:
+    names = [f"{topic}/{number}.txt" for topic in "abc" for number in range(20)]
+    orders = []
+    for seed in range(3):
+        folder = tmp_path / str(seed)
+        for name in random.Random(seed).sample(names, len(names)):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(name)
+        orders.append(texts_of(folder, shuffle_files=shuffle))
+    assert orders[0] == orders[1] == orders[2]
+    assert sorted(orders[0]) == sorted(names)
+    assert (orders[0] == sorted(names)) is not shuffle
+
+
+def test_shuffled_order_is_pinned(tmp_path: Path) -> None:
+    for name in "abcdefgh":
+        (tmp_path / f"{name}.txt").write_text(name)
+    assert "".join(texts_of(tmp_path)) == "achefgdb"
+
+
+def test_crlf_is_kept_and_a_byte_order_mark_is_not(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
+    assert texts_of(tmp_path / "a.txt") == ["one\r\ntwo\r\n"]
+
+
+def test_json_lines_with_crlf_mark_and_blank_lines(tmp_path: Path) -> None:
+    content = b'\xef\xbb\xbf{"text": "one"}\r\n\r\n  \n{"text": "two\\r\\n"}'
+    (tmp_path / "a.jsonl").write_bytes(content)
+    assert texts_of(tmp_path / "a.jsonl") == ["one", "two\r\n"]
+
+
+def test_bytes_that_are_not_utf8_are_replaced_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("naïve".encode("latin-1"))
+    (tmp_path / "b.txt").write_text("fine")
+    documents = open_documents(TextSource(str(tmp_path), shuffle_files=False))
+    pieces = list(documents.pieces(START))
+    assert [piece.texts().to_pylist() for piece in pieces] == [["na\ufffdve"], ["fine"]]
+    assert [piece.not_utf8 for piece in pieces] == [True, False]
+
+
+@pytest.mark.parametrize("name", ("a.jsonl", "a.parquet", "folder"))
+def test_empty_and_missing_text_is_left_out_and_counted(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name.endswith(".jsonl"):
+        write_json_lines(path, {"text": ""}, {"text": "one"}, {"text": None}, {"other": 1})
+    elif name.endswith(".parquet"):
+        write_parquet(path, ["", "one", None, ""])
+    else:
+        path.mkdir()
+        for file, content in {"1": b"", "2": b"one", "3": b"\xef\xbb\xbf", "4": b""}.items():
+            (path / f"{file}.txt").write_bytes(content)
+    documents = open_documents(TextSource(str(path), shuffle_files=False))
+    texts = [text for piece in documents.pieces(START) for text in piece.texts().to_pylist()]
+    assert sorted(texts) == ["", "", "", "one"]
+
+
+@pytest.mark.parametrize("line", ("not json", '{"text": "cut', "\udcff", '{"text": NULL}'))
+def test_broken_json_is_refused_with_file_and_line(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = ['{"text": "fine"}'] * 30_000 + ["", line]
+    path.write_text("\n".join(lines), "utf-8", "surrogateescape")
+    with pytest.raises(UserError, match=r"a\.jsonl, line 30002 is not JSON") as raised:
+        texts_of(path)
+    assert str(path) in raised.value.problem
+
+
+@pytest.mark.parametrize("row", (["text"], "text", 1, None))
+def test_json_that_is_no_object_is_refused_with_file_and_line(tmp_path: Path, row: object) -> None:
+    path = write_json_lines(tmp_path / "a.jsonl", {"text": "fine"}, row)
+    with pytest.raises(UserError, match=r"a\.jsonl, line 2 is not a JSON object"):
+        texts_of(path)
+
+
+@pytest.mark.parametrize("name", ("a.jsonl", "a.parquet"))
+def test_wrong_column_is_refused_with_those_there_are(tmp_path: Path, name: str) -> None:
+    if name.endswith("l"):
+        write_json_lines(tmp_path / name, {"id": 1, "body": "x"})
+    else:
+        pq.write_table(pa.table({"id": [1], "body": ["x"]}), tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name} has no column 'text'") as raised:
+        texts_of(tmp_path / name)
+    assert raised.value.fix.endswith("one of: id, body")
+
+
+@pytest.mark.parametrize("value", (5, ["a"], {"a": 1}, True))
+def test_column_that_is_not_text_is_refused(tmp_path: Path, value: object) -> None:
+    path = write_json_lines(tmp_path / "a.jsonl", {"text": "fine"}, {"text": value})
+    with pytest.raises(UserError, match=f"holds {type(value).__name__}, not text") as raised:
+        texts_of(path)
+    assert "PREPARE_TEXT_COLUMN" in raised.value.fix
+
+
+@pytest.mark.parametrize(
+    "name", [f"a{kind}{c}" for kind in (".txt", ".jsonl") for c in COMPRESS if c]
+)
+@pytest.mark.parametrize("damage", ("cut", "other"))
+def test_damaged_compressed_file_is_refused(tmp_path: Path, name: str, damage: str) -> None:
+    path = tmp_path / name
+    lines = "".join(f'{{"text": "{random.Random(n).random()}"}}\n' for n in range(2000))
+    whole = COMPRESS[path.suffix](lines.encode())
+    path.write_bytes(whole[:-50] if damage == "cut" else b"no archive at all")
+    with pytest.raises(UserError, match=rf"{name} is damaged"):
+        texts_of(path)
+
+
+def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", ["text"])
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"a\.parquet is damaged"):
+        texts_of(path)
+
+
+def test_a_parquet_with_another_byte_anywhere_has_texts_or_is_refused(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", ["text"])
+    whole = path.read_bytes()
+    refusals = set()
+    for place in range(len(whole)):
+        # Of one in Arrow's own schema it becomes an integer of a width that Arrow does not read.
+        for other in (1, 5, 128):
+            path.write_bytes(
+                whole[:place] + bytes([whole[place] ^ other]) + whole[place + 1 :],
+            )
+            try:
+                texts_of(path)
+            except UserError as error:
+                refusals.add(error.problem.partition(": ")[0])
+    assert {f"{path} is damaged", f"{path} cannot be read"} <= refusals
+
+
+@pytest.mark.parametrize("name", ("a.pdf", "a.bin", "README", "a.gz", "a.parquet.gz", "a.zip"))
+def test_file_of_another_kind_is_refused_with_those_that_fit(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("text")
+    with pytest.raises(UserError, match=rf"no text in .*{name}") as raised:
+        open_documents(TextSource(str(tmp_path / name)))
+    assert ".txt .md .py .jsonl .parquet" in raised.value.problem
+
+
+def test_folder_without_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_text("no")
+    with pytest.raises(UserError, match=r"no text in .*: none of 1 files"):
+        open_documents(TextSource(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ("{folder}/gone", "{folder}/gone.txt", "{folder}/*.txt", "gone.jsonl", "./gone", "~/go"),
+)
+def test_missing_place_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"there is no|nothing matches"):
+        open_documents(TextSource(missing.format(folder=tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "is_one"),
+    (
+        ("HuggingFaceFW/fineweb", True),
+        ("wikitext", True),
+        ("HuggingFaceFW/fineweb-edu_2.0", True),
+        ("stdlib", False),
+        ("books.jsonl", False),
+        ("a/b/c", False),
+        ("/a/b", False),
+        ("./a", False),
+        ("~/a", False),
+        ("a/*.txt", False),
+        ("my books", False),
+        ("tests", False),
+    ),
+)
+def test_hub_id_is_told_from_a_place_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, is_one: bool
+) -> None:
+    (tmp_path / "tests").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_id(dataset) is is_one
+
+
+def test_stdlib_is_the_libraries_own_source() -> None:
+    os_source = Path(os.__file__).read_text("utf-8")
+    root = Path(sysconfig.get_paths()["stdlib"])
+    texts = set(texts_of("stdlib"))
+    assert os_source in texts
+    assert (root / "json" / "__init__.py").read_text("utf-8") in texts
+    assert (root / "json" / "tool.py").read_text("utf-8") in texts
+    assert Path(pytest.__file__).read_text("utf-8") not in texts
+    for test in root.glob("test/test_[j-k]*.py"):
+        assert test.read_text("utf-8") not in texts
+
+
+def test_source_changes_with_the_files_and_not_with_the_place(tmp_path: Path) -> None:
+    def source(folder: str, content: str) -> object:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text(content)
+        return open_documents(TextSource(str(tmp_path / folder))).source
+
+    assert source("one", "same") == source("two", "same")
+    assert source("three", "same") != source("four", "longer")
+
+
+@pytest.mark.parametrize("name", ("a.txt", "a.jsonl", "a.jsonl.gz", "a.parquet"))
+def test_fraction_rises_to_one(tmp_path: Path, name: str) -> None:
+    texts = [f"{number} " * 300 for number in range(8000)]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    match name:
+        case "a.txt":
+            for number in range(2200):
+                (tmp_path / f"{number}.txt").write_text("text")
+        case "a.parquet":
+            write_parquet(tmp_path / name, list(texts), rows_per_group=500)
+        case _:
+            (tmp_path / name).write_bytes(COMPRESS[Path(name).suffix.replace(".jsonl", "")](lines))
+    fractions = [piece.fraction for piece in pieces_of(tmp_path)]
+    assert fractions == sorted(fraction for fraction in fractions if fraction is not None)
+    assert len(set(fractions)) > 2
+    assert fractions[-1] == 1.0
+
+
+def test_long_documents_make_short_batches(tmp_path: Path) -> None:
+    write_json_lines(tmp_path / "a.jsonl", *({"text": "x" * 1_000_000} for _ in range(10)))
+    assert [len(batch.texts()) for batch in batches(pieces_of(tmp_path))] == [5, 5]
+
+
+def test_long_rows_of_parquet_make_short_batches(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", ["x" * 1_000_000] * 10, rows_per_group=10)
+    assert [len(batch.texts()) for batch in batches(pieces_of(tmp_path))] == [8, 2]
+
+
+@pytest.mark.parametrize("name", ("gone.jsonl", "gone.txt", "gone.parquet"))
+def test_file_that_is_gone_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("one")
+    documents = open_documents(TextSource(str(tmp_path)))
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=f"{name} cannot be read: No such file"):
+        read(documents)
+
+
+def test_names_that_look_like_places_elsewhere_are_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "~").mkdir()
+    (tmp_path / "~" / "a.txt").write_text("one")
+    (tmp_path / "file:b.txt").write_text("two")
+    monkeypatch.chdir(tmp_path)
+    assert sorted(texts_of(".")) == ["one", "two"]
+
+
+@pytest.mark.parametrize("name", ("a.jsonl", "a.jsonl.gz", "a.parquet"))
+def test_reading_from_any_position_gives_the_rest(tmp_path: Path, name: str) -> None:
+    texts = [None if number % 5 == 3 else f"text {number}" for number in range(23)]
+    for file in ("1", "2"):
+        (tmp_path / file).mkdir()
+        path = tmp_path / file / name
+        if name == "a.parquet":
+            write_parquet(path, texts, rows_per_group=4)
+        else:
+            lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+            path.write_bytes(COMPRESS[path.suffix.replace(".jsonl", "")](lines))
+    documents = open_documents(TextSource(str(tmp_path), shuffle_files=False))
+    rows = [(Position(file, row), texts[row] or "") for file in (0, 1) for row in range(23)]
+    for number in range(len(rows)):
+        assert rows_of(documents.pieces(rows[number][0])) == rows[number:]
+    assert rows_of(documents.pieces(Position(1, 23))) == []
+
+
+def rows_of(pieces: Iterable[RowChunk]) -> list[tuple[Position, str]]:
+    return [
+        (Position(piece.first.file, piece.first.row + number), text)
+        for piece in pieces
+        for number, text in enumerate(piece.texts().to_pylist())
+    ]
