@@ -26,7 +26,6 @@ REPEATS = 3
 LAYERS = {
     "compileall": "app, compiled",
     "COPY app": "app",
-    "COPY recipes": "recipes",
     "lock.txt": "packages but torch",
     "torch.sh": "torch",
     "libpython3-dev": "Python, compilers, headers",

@@ -77,7 +77,7 @@ def test_every_variable_to_edit_is_used(files: dict[str, str]) -> None:
 def test_the_recipe_it_starts_with_exists(files: dict[str, str]) -> None:
     (recipe,) = re.findall(r"^RECIPE=(.+)$", files["gpt-compose.conf"], re.MULTILINE)
 
-    assert (REPOSITORY / "recipes" / f"{recipe}.env").is_file()
+    assert (REPOSITORY / "app" / "recipes" / f"{recipe}.env").is_file()
 
 
 def test_its_services_exist(files: dict[str, str], services: dict[str, Any]) -> None:

@@ -60,7 +60,8 @@ def headings(text: str) -> set[str]:
 def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The variables of a shell in a folder that has recipes and texts, where python is ours."""
     settle(tmp_path, monkeypatch)
-    (tmp_path / "recipes").symlink_to(REPOSITORY / "recipes")
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "recipes").symlink_to(REPOSITORY / "app" / "recipes")
     texts = tmp_path / "texts"
     texts.mkdir()
     written = [path for folder in ("app", "docs") for path in (REPOSITORY / folder).rglob("*.*")]

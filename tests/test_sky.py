@@ -75,7 +75,7 @@ def test_what_it_names_exists(task: dict[str, Any]) -> None:
 
     assert len(files) == 4
     assert [file for file in files if not (REPOSITORY / file).is_file()] == []
-    assert (REPOSITORY / "recipes" / f"{task['envs']['RECIPE']}.env").is_file()
+    assert (REPOSITORY / "app" / "recipes" / f"{task['envs']['RECIPE']}.env").is_file()
     assert f"BUCKET_DIR={next(iter(task['file_mounts']))} " in task["run"]
 
 

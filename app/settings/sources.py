@@ -24,7 +24,7 @@ from app.settings.groups import GROUPS, VARIABLES
 from app.settings.settings import Settings
 from app.settings.types import Group
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parents[1] / "recipes"
 DOTENV = Path(".env")
 _KNOWN = (*VARIABLES, *containers.VARIABLES)
 _PREFIXES = tuple(group.prefix() for group in GROUPS.values() if group.prefix())

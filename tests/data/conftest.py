@@ -1,3 +1,3 @@
-from tests.prepare.conftest import start
+from tests.prepare.conftest import gpt2, start
 
-__all__ = ["start"]
+__all__ = ["gpt2", "start"]

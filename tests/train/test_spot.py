@@ -76,7 +76,7 @@ class Machine:
             (self.commands / name).chmod(0o755)
         checkout = folder / "checkout"
         checkout.mkdir(parents=True)
-        for place in ("app", "cloud", "recipes"):
+        for place in ("app", "cloud"):
             (checkout / place).symlink_to(CHECKOUT / place)
         (checkout / ".venv").symlink_to(sys.prefix)
         self.data_dir = folder / "data"
