@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -62,28 +62,9 @@ def text_source(chosen: PrepareSettings) -> TextSource:
 
 def train(settings: Settings, arguments: Namespace) -> None:
     """Train a GPT on the shards; continue the run if it exists."""
-    from app.distributed.launch import launch, launched, processes_to_launch
-    from app.train.console import print_line
-    from app.train.start import keep_bytecode, open_training_data, plan_start
+    from app.train.start import start_training
 
-    # Before anything imports torch; what a launcher starts inherits it.
-    keep_bytecode(settings.general.data_dir / "cache")
-    with ExitStack() as owned:
-        start = None
-        if not launched():
-            dataset = open_training_data(settings)
-            processes = processes_to_launch(settings.train)
-            if processes > 1:
-                command = ["-m", "app", *arguments.words]
-                raise ExitWithCode(launch(command, processes, settings.train.max_restarts))
-            start = plan_start(settings, dataset, owned)
-            if start is None:
-                return
-            print_line("starting torch")
-        # Torch takes seconds to import: what can be wrong without it has been told by now.
-        from app.train.trainer import train
-
-        train(settings, start)
+    start_training(settings, arguments.words)
 
 
 def sample(settings: Settings, arguments: Namespace) -> None:

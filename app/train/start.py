@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -9,7 +10,8 @@ from pathlib import Path
 
 from app.data.dataset import Dataset, open_dataset
 from app.data.sequences import num_sequences
-from app.errors import UserError
+from app.distributed.launch import launch, launched, processes_to_launch
+from app.errors import ExitWithCode, UserError
 from app.files import locked
 from app.runs.checkpoint import Checkpoint
 from app.runs.run import Identity, find_checkpoint
@@ -23,6 +25,35 @@ class Start:
 
     identity: Identity
     checkpoint: Checkpoint | None
+
+
+def start_training(settings: Settings, words: Sequence[str]) -> None:
+    """Train in this process, or start one process per GPU. What can fail without torch fails first.
+
+    Args:
+        words: the command line, for the processes to start.
+
+    Raises:
+        ExitWithCode: the processes have ended, and have printed why.
+    """
+    # Before torch is imported; the processes to start inherit it.
+    keep_bytecode(settings.general.data_dir / "cache")
+    with ExitStack() as stack:
+        start = None
+        if not launched():
+            dataset = open_training_data(settings)
+            processes = processes_to_launch(settings.train)
+            if processes > 1:
+                command = ["-m", "app", *words]
+                raise ExitWithCode(launch(command, processes, settings.train.max_restarts))
+            start = plan_start(settings, dataset, stack)
+            if start is None:
+                return
+            print_line("starting torch")
+        # Importing torch takes seconds.
+        from app.train.trainer import train
+
+        train(settings, start)
 
 
 def keep_bytecode(cache_dir: Path) -> None:
