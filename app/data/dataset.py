@@ -1,12 +1,17 @@
 """A dataset folder: its shards opened, and their hashes compared."""
 
+import concurrent.futures
 import hashlib
+import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 from app.containers import program
+from app.data import sequences
 from app.data.manifest import Manifest, ShardInfo, refuse_other_size, refuse_wrong_hash
 from app.data.shards import Tokens, open_shard
 from app.errors import UserError
@@ -15,17 +20,35 @@ from app.prefetch import prefetch
 
 @dataclass(frozen=True)
 class Dataset:
-    """The shards of a folder, verified and memory-mapped.
+    """The shards of a folder, memory-mapped.
 
     Attributes:
+        folder: of the shards
+        manifest: None for shards that another program has written
         train, val: uint16 [count] a shard, in order
         fingerprint: changes when the tokens do
     """
 
     folder: Path
+    manifest: Manifest | None
     train: list[Tokens]
     val: list[Tokens]
     fingerprint: str
+
+    def num_sequences(self, context_length: int) -> int:
+        """Return the number of training sequences in an epoch.
+
+        Raises:
+            UserError: the training tokens are fewer than one sequence has.
+        """
+        count = sequences.num_sequences(sum(map(len, self.train)), context_length)
+        if count == 0:
+            raise UserError(
+                f"{self.folder} holds less than one sequence of training tokens: "
+                f"{context_length + 1} are needed (MODEL_CONTEXT_LENGTH and one more)",
+                "prepare more text, or lower MODEL_CONTEXT_LENGTH",
+            )
+        return count
 
 
 def open_dataset(folder: Path) -> Dataset:
@@ -59,10 +82,70 @@ def open_dataset(folder: Path) -> Dataset:
         held_out = {shard.file for shard in manifest.shards if shard.split == "val"}
     return Dataset(
         folder,
+        manifest,
         train=[tokens for name, tokens in opened.items() if name not in held_out],
         val=[tokens for name, tokens in opened.items() if name in held_out],
         fingerprint=hashlib.sha256(listing.encode()).hexdigest(),
     )
+
+
+class ShardVerification:
+    """Compares the SHA-256 of a dataset's shards with its manifest, in background threads.
+
+    A program that ends does not wait for the threads. Shards without a manifest have no hashes
+    to compare.
+
+    Args:
+        dataset: whose shards are read.
+        threads: hash at the same time, at most one per core; a disk can be faster than one core.
+    """
+
+    def __init__(self, dataset: Dataset, threads: int = 4) -> None:
+        shards = dataset.manifest.shards if dataset.manifest else ()
+        self._results = {shard: Future[None]() for shard in shards}
+        remaining = iter(list(self._results.items()))
+        for _ in range(min(threads, os.cpu_count() or 1)):
+            Thread(target=_verify, args=(dataset.folder, remaining), daemon=True).start()
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the name of each shard, in order, when its hash turns out right.
+
+        Raises:
+            UserError: a hash is wrong, or a shard cannot be read.
+        """
+        for shard, result in self._results.items():
+            result.result()
+            yield shard.file
+
+    def done(self) -> bool:
+        """Return True if all shards are verified or one is found damaged."""
+        return self.wait(0)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until the verification is done, or for so long; return True if it is done."""
+        ended, running = concurrent.futures.wait(
+            self._results.values(), seconds, return_when=FIRST_EXCEPTION
+        )
+        return not running or any(result.exception() for result in ended)
+
+    def result(self) -> None:
+        """Wait until the verification is done.
+
+        Raises:
+            UserError: a hash is wrong, or a shard cannot be read.
+        """
+        for result in concurrent.futures.as_completed(self._results.values()):
+            result.result()
+
+
+def _verify(folder: Path, remaining: Iterator[tuple[ShardInfo, Future[None]]]) -> None:
+    for shard, result in remaining:
+        try:
+            refuse_wrong_hash(folder / shard.file, shard.sha256)
+        except Exception as error:  # noqa: BLE001 (raised again by result())
+            result.set_exception(error)
+        else:
+            result.set_result(None)
 
 
 def verify_shards(folder: Path, threads: int) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """The manifest of a dataset folder: which shards it has, of which text, and their hashes."""
 
-import hashlib
 import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
@@ -9,7 +8,7 @@ from typing import Any
 
 from app.data.shards import Split, Tokens, open_shard
 from app.errors import UserError
-from app.files import PARTIAL, read_json, write_json
+from app.files import PARTIAL, read_json, sha256_of, write_json
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -118,8 +117,7 @@ def refuse_other_size(folder: Path, shard: ShardInfo, tokens: Tokens) -> None:
 def refuse_wrong_hash(path: Path, sha256: str) -> None:
     """Raise UserError if a file's SHA-256 is not the one given."""
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_of(path)
     except OSError as error:
         raise UserError(
             f"shard {path} cannot be read: {error.strerror}",
