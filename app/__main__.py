@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from app.containers import program
-from app.errors import AppError, ExitCode, ExitWithCode, Stopped, UserError, translate_error
+from app.errors import AppError, ExitCode, ExitWithCode, Stopped, UserError
+from app.failures import translate_error
 
 if TYPE_CHECKING:
     from argparse import Namespace

@@ -28,8 +28,8 @@ from app.errors import (
     ExitWithCode,
     NetworkError,
     UserError,
-    translate_error,
 )
+from app.failures import translate_error
 
 _MOST_DEATHS = 5
 _CANCEL_SECONDS = 30.0

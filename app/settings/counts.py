@@ -49,12 +49,3 @@ def count_or(*words: str, at_most: int | None = None, at_least: int = 1) -> Befo
 
 Count = Annotated[int, BeforeValidator(read_count)]
 CountOrAll = Annotated[int | Literal["all"], count_or("all")]
-
-
-def short_count(count: int) -> str:
-    """20_000_000 -> "20M", 1_500_000_000 -> "1.5B"; what has no short exact form stays whole."""
-    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        tenths, rest = divmod(count * 10, size)
-        if tenths >= 10 and not rest:
-            return f"{tenths // 10}{f'.{tenths % 10}' if tenths % 10 else ''}{unit}"
-    return str(count)

@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from app.settings.counts import Count, CountOrAll, count_or, short_count
+from app.formats import short_count
+from app.settings.counts import Count, CountOrAll, count_or
 from app.settings.types import (
     Beta,
     Group,

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from torch import nn
 
-from app.errors import translate_error
+from app.failures import translate_error
 from app.runs.checkpoint import Snapshot, checkpoint_folder, write_checkpoint
 from app.runs.checkpoints import prune_checkpoints
 from app.train.optimizer import Optimizers

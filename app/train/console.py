@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from app.formats import format_count, format_gib
 from app.runs.stopwatch import process_seconds
 
 _GIB = 1 << 30
@@ -109,11 +110,11 @@ class Console:
         fields = [f"loss {record['train_loss']:.4f}"]
         if self._val_loss is not None:
             fields.append(f"held-out {self._val_loss:.4f}")
-        fields.append(f"{_short(record['tokens_per_second'])} tok/s")
+        fields.append(f"{format_count(record['tokens_per_second'])} tok/s")
         if record["mfu"] is not None:
             fields.append(f"MFU {record['mfu']:.1%}")
         part = f" ({memory / self._device_bytes:.0%})" if self._device_bytes else ""
-        fields.append(f"{memory / _GIB:.1f} GiB{part}")
+        fields.append(f"{format_gib(memory)}{part}")
         return fields + list(filter(None, [self._cost_field("cost ")]))
 
     def _cost_field(self, name: str) -> str:
@@ -131,13 +132,6 @@ def _cut(fields: list[str], between: str, width: int) -> str:
             break
         line += between + field
     return line
-
-
-def _short(count: float) -> str:
-    for size, unit in ((1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.3g}{unit}"
-    return f"{count:.3g}"
 
 
 @contextmanager

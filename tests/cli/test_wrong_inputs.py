@@ -351,7 +351,7 @@ WRONG = (
         "a file where DATA_DIR should be",
         "prepare --data-dir texts/00.txt",
         "Not a directory: texts/00.txt/words",
-        "name another place, or move that away",
+        "use another path, or move that away",
     ),
     Wrong(
         "a manifest that is damaged",
@@ -451,7 +451,7 @@ WRONG = (
         "a file where the run should be",
         "train --run-name notes",
         "File exists: data/runs/notes",
-        "name another place, or move that away",
+        "use another path, or move that away",
         first=file("data/runs/notes", "my notes"),
     ),
     Wrong(

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from app.settings.counts import read_count, short_count
+from app.formats import short_count
+from app.settings.counts import read_count
 from app.settings.groups import (
     GROUPS,
     GeneralSettings,

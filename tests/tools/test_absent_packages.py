@@ -125,7 +125,7 @@ def test_without_torch_train_and_doctor_say_so(data_dir: Path, tmp_path: Path) -
     ended = run(python, data_dir, "train", "--run-name", "new")
     assert ended.returncode == ExitCode.USER
     assert ended.stdout.splitlines()[-1] == "starting torch"
-    assert ended.stderr.startswith(f"error: {said}\n  fix: install it as README.md says")
+    assert ended.stderr.startswith(f"error: {said}\n  fix: install it as README.md describes")
     ended = run(python, data_dir, "doctor")
     assert ended.returncode == ExitCode.BUG
     assert f"fail  device        {said}" in ended.stdout

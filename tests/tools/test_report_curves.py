@@ -4,7 +4,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.tools.report.curves import points_to_draw, smooth, usual_range, with_margin
-from app.tools.report.formats import format_bytes, format_count, format_duration
 
 
 def smooth_all(values: list[float], reach: int) -> list[float]:
@@ -68,46 +67,3 @@ def test_an_axis_is_never_empty() -> None:
     for values in ([], [np.nan], [0.0], [3.0], [3.0, 4.0]):
         low, high = with_margin(np.array(values))
         assert low < high
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    (
-        (0, "0"),
-        (0.31, "0.31"),
-        (7, "7"),
-        (999, "999"),
-        (1000, "1k"),
-        (8223.23, "8.22k"),
-        (201937.3, "202k"),
-        (999_950, "1M"),
-        (19_922_944, "19.9M"),
-        (124_439_808, "124M"),
-        (1_558_000_000, "1.56B"),
-        (10_000_000_000, "10B"),
-        (15e12, "15T"),
-    ),
-)
-def test_counts_have_three_digits_and_a_unit(value: float, text: str) -> None:
-    assert format_count(value) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    (
-        (0.634, "0.63 s"),
-        (6.31, "6.3 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min 0 s"),
-        (159.51, "2 min 40 s"),
-        (3599.7, "1 h 0 min"),
-        (5430, "1 h 30 min"),
-        (93600, "1 d 2 h"),
-    ),
-)
-def test_durations_have_two_units(seconds: float, text: str) -> None:
-    assert format_duration(seconds) == text
-
-
-def test_bytes_are_in_gib() -> None:
-    assert format_bytes(44023414784) == "41.0 GiB"

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from app.formats import format_duration
 from app.tools.doctor.case import Case
 from app.tools.doctor.finding import Finding, counted
-from app.tools.report.formats import format_duration
 
 # The share of the rate of large matrix products that a step of GPT-2's size reaches.
 _LEAST_MFU, _MOST_MFU = 0.25, 0.6

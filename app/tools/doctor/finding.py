@@ -8,7 +8,8 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Literal
 
-from app.errors import AppError, ExitWithCode, Stopped, translate_error
+from app.errors import AppError, ExitWithCode, Stopped
+from app.failures import translate_error
 
 Status = Literal["pass", "warn", "fail", "skip"]
 # Colours of terminals (ECMA-48, 8.3.117).

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.data.tokenizer import Tokenizer
-from app.errors import AppError, UserError, translate_error
+from app.errors import AppError, UserError
+from app.failures import translate_error
 from app.hardware.device import Device
 from app.inference.text import stream_texts, truncation_note
 from app.model.gpt import GPT

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from app.formats import flatten, format_count, format_duration, format_gib
 from app.runs.metrics import perplexity
 from app.tools.report.curves import finite
-from app.tools.report.formats import format_bytes, format_count, format_duration
-from app.tools.report.run_data import Run, leaves
+from app.tools.report.run_data import Run
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def _progress(run: Run) -> Iterable[Figure]:
             yield Figure(name, form(float(np.median(run.known(column)))), "median")
     memory, whole = finite(run.metrics["memory_bytes"]), run.number("device", "memory_bytes")
     if memory.size:
-        part = f"{memory.max() / whole:.0%} of {format_bytes(whole)}" if whole else "at most"
-        yield Figure("memory", format_bytes(memory.max()), part)
+        part = f"{memory.max() / whole:.0%} of {format_gib(whole)}" if whole else "at most"
+        yield Figure("memory", format_gib(memory.max()), part)
     if run.cost is not None:
         price = run.number("settings", "train", "price_per_hour")
         yield Figure("cost", f"{run.cost:,.2f}", f"{price:g} an hour")
@@ -104,19 +104,19 @@ def settings(runs: Sequence[Run]) -> list[Row]:
     def name(path: tuple[str, ...]) -> str:
         return "_".join(path[1:] if path[0] == "general" else path).upper()
 
-    return _rows([leaves(run.fact("settings") or {}) for run in runs], name)
+    return _rows([flatten(run.fact("settings") or {}) for run in runs], name)
 
 
 def dataset(runs: Sequence[Run]) -> list[Row]:
     """Return the facts about the datasets of the runs."""
-    return _rows([leaves(run.fact("dataset") or {}) for run in runs], _words)
+    return _rows([flatten(run.fact("dataset") or {}) for run in runs], _words)
 
 
 def machine(runs: Sequence[Run]) -> list[Row]:
     """Hardware and versions."""
     kept = ("device", "processes", "machine", "versions", "git_revision", "parameters")
     return _rows(
-        [leaves({name: run.fact(name) for name in kept if run.fact(name)}) for run in runs], _words
+        [flatten({name: run.fact(name) for name in kept if run.fact(name)}) for run in runs], _words
     )
 
 
@@ -156,7 +156,7 @@ def _value(path: tuple[str, ...], value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if path[-1].endswith("_bytes") and isinstance(value, int | float):
-        return format_bytes(value)
+        return format_gib(value)
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, list):

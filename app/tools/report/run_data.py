@@ -1,6 +1,5 @@
 """The data of a run, read from its folder."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,12 +127,3 @@ def _facts(path: Path) -> tuple[dict[str, Any], list[str]]:
 def seconds(milliseconds: Floats) -> Floats:
     """Return the seconds of a column; an unknown value counts as 0."""
     return np.where(np.isfinite(milliseconds), milliseconds, 0.0) / 1000
-
-
-def leaves(value: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(path, value) of everything in nested objects that is no object."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from leaves(inner, *path, str(name))
-    else:
-        yield path, value
