@@ -26,9 +26,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from app.data.tokenizer import Tokenizer  # noqa: E402
-from app.model.generate import generate  # noqa: E402
 from app.model.gpt import GPT, GPTConfig  # noqa: E402
-from tests.model.recomputed import recomputed  # noqa: E402
+from tests.model.generation import generate, generate_without_cache  # noqa: E402
 
 # Tokens of the prompt, tokens drawn.
 CASES = ((16, 48), (200, 24), (800, 12))
@@ -64,7 +63,7 @@ def case(model: GPT, prompt: Tensor, count: int, rounds: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"cached": [], "recomputed": []}
     texts = set()
     for _ in range(rounds):
-        for name, draw in (("cached", generate), ("recomputed", recomputed)):
+        for name, draw in (("cached", generate), ("recomputed", generate_without_cache)):
             drawn, spent = timed(draw, model, prompt, count)
             seconds[name].append(spent)
             texts.add(Tokenizer().decode(drawn[0, prompt.shape[1] :].tolist()))

@@ -1,4 +1,4 @@
-"""The loss on held-out text."""
+"""The loss of a model on held-out text."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,52 +12,63 @@ from app.hardware.device import Device
 from app.model.gpt import GPT
 
 
-def held_out_windows(stream: TokenStream, context_length: int, max_tokens: int | None) -> int:
-    """Return how many windows to measure on: at least one if the stream has any.
+class HeldOutText:
+    """The sequences of a split on which the loss is measured: the first ones of its stream.
 
     Args:
-        max_tokens: targets to measure on, rounded down to whole windows; None for all.
-    """
-    windows = num_sequences(len(stream), context_length)
-    return windows if max_tokens is None else min(windows, max(1, max_tokens // context_length))
-
-
-@torch.no_grad()
-def sequence_losses(
-    model: GPT,
-    stream: TokenStream,
-    windows: int,
-    *,
-    batch_size: int,
-    device: Device,
-    rank: int = 0,
-    ranks: int = 1,
-    between: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Measure windows 0 … windows-1, or a rank's share of them, a batch at a time.
-
-    Args:
-        model: uncompiled, so that a last smaller batch compiles nothing.
         stream: tokens of the split.
-        batch_size: windows that go through the blocks at once.
-        device: where and in which precision the model is computed, as in training.
-        between: called before each batch; what it raises ends the measurement.
+        context_length: tokens per sequence, T.
+        max_tokens: limit on the tokens to predict, rounded down to whole sequences but not below
+            one; None for all.
 
-    Yields:
-        each window's mean loss, nats per token, float32 [B], on the device; and the targets it is
-        of, int64 [B, T], on the CPU.
+    Attributes:
+        num_sequences: how many are measured; 0 if the stream is shorter than one
     """
-    for first in range(rank * batch_size, windows, ranks * batch_size):
-        between()
-        indices = np.arange(first, min(first + batch_size, windows), dtype=np.int64)
-        inputs, targets = map(
-            torch.from_numpy, stream.sequences(indices, model.config.context_length)
-        )
-        with device.forward_pass():
-            x = model.embed(inputs.to(device.torch_device))
-            for block in model.transformer.h:
-                x = block(x)
-            # One after the other: logits are by far the largest tensor, and training keeps fewer.
-            there = targets.to(device.torch_device)
-            losses = [model.loss(x[i : i + 1], there[i : i + 1]) for i in range(len(indices))]
-        yield torch.stack(losses), targets
+
+    def __init__(self, stream: TokenStream, context_length: int, max_tokens: int | None) -> None:
+        self._stream = stream
+        self.context_length = context_length
+        self.num_sequences = num_sequences(len(stream), context_length)
+        if max_tokens is not None:
+            self.num_sequences = min(self.num_sequences, max(1, max_tokens // context_length))
+
+    @torch.no_grad()
+    def losses(
+        self,
+        model: GPT,
+        device: Device,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Measure a rank's share of the sequences, batch by batch, in the stream's order.
+
+        Args:
+            model: not compiled: a smaller last batch would be compiled again.
+            device: the model's, with the precision of its forward pass.
+            batch_size: sequences per forward pass, B; the last batch may have fewer.
+            rank, world_size: batch i belongs to rank i mod world_size.
+            check_stop: called before each batch; it stops the measurement by raising.
+
+        Yields:
+            losses: the mean of each sequence, nats per token, float32 [B], on the device.
+            targets: the tokens that were predicted, int64 [B, T], on the CPU.
+        """
+        for first in range(rank * batch_size, self.num_sequences, world_size * batch_size):
+            check_stop()
+            end = min(first + batch_size, self.num_sequences)
+            inputs, targets = map(
+                torch.from_numpy,
+                self._stream.sequences(np.arange(first, end), self.context_length),
+            )
+            with device.forward_pass():
+                x = model.embed(inputs.to(device.torch_device))
+                for block in model.transformer.h:
+                    x = block(x)
+                # One sequence at a time: the logits are by far the largest tensor, and training,
+                # whose batch size this may be, keeps fewer of them.
+                on_device = targets.to(device.torch_device)
+                losses = [model.loss(x[i : i + 1], on_device[i : i + 1]) for i in range(len(x))]
+            yield torch.stack(losses), targets

@@ -1,37 +1,56 @@
-"""Text from a model: prompt to tokens, tokens to text."""
+"""Text from a model: a prompt to tokens, tokens to text."""
 
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 
 import torch
 
 from app.data.tokenizer import END_OF_TEXT, Tokenizer
 from app.model.generate import generate_tokens
 from app.model.gpt import GPT
-from app.settings.groups import SampleSettings
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What to generate, and how to draw it.
+
+    Attributes:
+        prompt: beginning of the document to continue; may be empty
+        num_samples: continuations, drawn side by side
+        max_tokens: limit on the tokens of each
+        temperature, top_k, seed: see app.model.generate.generate_tokens
+    """
+
+    prompt: str
+    num_samples: int
+    max_tokens: int
+    temperature: float
+    top_k: int
+    seed: int
 
 
 def stream_texts(
-    model: GPT, tokenizer: Tokenizer, chosen: SampleSettings
+    model: GPT, tokenizer: Tokenizer, sampling: Sampling
 ) -> Generator[list[str | None]]:
-    """Continue a new document that begins with the prompt, num_samples times.
+    """Stream num_samples continuations of the prompt, one token at a time.
 
     Yields:
-        for each token drawn what it adds to each text: nothing while a character is incomplete,
-        None once the model has ended the document. When all are ended, it is over.
+        for each token, the text that it adds to each sample: "" while a character is incomplete,
+        None once the model has ended the document. Stops when all of them have ended.
     """
-    rows = range(chosen.num_samples)
-    prompt = prompt_tokens(tokenizer, chosen.prompt)
-    drawn = generate_tokens(
+    rows = range(sampling.num_samples)
+    prompt = _prompt_tokens(tokenizer, sampling.prompt)
+    generated = generate_tokens(
         model,
         torch.tensor([prompt] * len(rows), device=next(model.parameters()).device),
-        chosen.max_tokens,
-        temperature=chosen.temperature,
-        top_k=chosen.top_k,
-        seed=chosen.seed,
+        sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        seed=sampling.seed,
     )
     decoders = [tokenizer.stream_decoder() for _ in rows]
     has_ended = [False for _ in rows]
-    for tokens in drawn:
+    for tokens in generated:
         pieces: list[str | None] = []
         for row, token in enumerate(tokens.tolist()):
             has_ended[row] |= token == END_OF_TEXT
@@ -44,34 +63,33 @@ def stream_texts(
 def generate_texts(
     model: GPT,
     tokenizer: Tokenizer,
-    chosen: SampleSettings,
-    between: Callable[[], None] = lambda: None,
+    sampling: Sampling,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """Continue a new document that begins with the prompt.
+    """Return num_samples texts, each the prompt and a continuation of it.
+
+    A text ends where the model ends the document, or with its last complete character.
 
     Args:
-        between: called before each token; what it raises ends the writing.
-
-    Returns:
-        num_samples texts, prompt included; each ends where the model ends the document, or with
-        the last whole character.
+        check_stop: called before each token; it stops the generation by raising.
     """
-    texts = [tokenizer.decode(tokenizer.encode(chosen.prompt)) for _ in range(chosen.num_samples)]
-    between()
-    for pieces in stream_texts(model, tokenizer, chosen):
-        between()
+    prompt = tokenizer.decode(tokenizer.encode(sampling.prompt))
+    texts = [prompt] * sampling.num_samples
+    check_stop()
+    for pieces in stream_texts(model, tokenizer, sampling):
+        check_stop()
         texts = [text + (piece or "") for text, piece in zip(texts, pieces, strict=True)]
     return texts
 
 
-def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Return the tokens to continue: a new document that begins with the prompt."""
-    return [END_OF_TEXT, *tokenizer.encode(prompt).tolist()]
-
-
 def truncation_note(model: GPT, tokenizer: Tokenizer, prompt: str) -> str | None:
-    """Return a note on a prompt that is longer than the context; None for any other."""
-    length, tokens = model.config.context_length, len(prompt_tokens(tokenizer, prompt))
+    """Return a note if the prompt is longer than the context; None otherwise."""
+    length, tokens = model.config.context_length, len(_prompt_tokens(tokenizer, prompt))
     if tokens <= length:
         return None
     return f"the prompt has {tokens} tokens; the model sees the last {length} of them"
+
+
+def _prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Return the tokens of a document that begins with the prompt."""
+    return [END_OF_TEXT, *tokenizer.encode(prompt).tolist()]

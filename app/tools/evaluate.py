@@ -113,7 +113,7 @@ def evaluate(settings: Settings) -> None:
     from app.data.token_stream import TokenStream
     from app.data.tokenizer import bytes_of_tokens
     from app.hardware.device import select_device
-    from app.inference.loss import held_out_windows, sequence_losses
+    from app.inference.loss import HeldOutText
     from app.runs.load import load_gpt
 
     # Only the loss of training multiplies in 8-bit floats.
@@ -122,7 +122,8 @@ def evaluate(settings: Settings) -> None:
     model = load_gpt(checkpoint, device)
     stream = TokenStream(dataset.val if chosen.split == "val" else dataset.train)
     length = model.config.context_length
-    windows = held_out_windows(stream, length, _tokens_to_measure(chosen.tokens, stream, settings))
+    text = HeldOutText(stream, length, _tokens_to_measure(chosen.tokens, stream, settings))
+    windows = text.num_sequences
     if windows == 0:
         raise UserError(
             f"{dataset.folder} has no {chosen.split} tokens to measure on",
@@ -140,8 +141,7 @@ def evaluate(settings: Settings) -> None:
     losses, num_bytes, table = np.empty(windows), 0, bytes_of_tokens()
     done = 0
     with TokenProgress(windows * length) as progress:
-        batches = sequence_losses(model, stream, windows, batch_size=batch_size, device=device)
-        for of_batch, targets in batches:
+        for of_batch, targets in text.losses(model, device, batch_size):
             losses[done : done + len(of_batch)] = of_batch.cpu()
             num_bytes += int(table[targets.numpy()].sum())
             done += len(of_batch)

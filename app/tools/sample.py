@@ -24,7 +24,7 @@ def sample(settings: Settings) -> None:
     # Torch takes seconds to import: what can be wrong without it has been told by now.
     from app.data.tokenizer import Tokenizer
     from app.hardware.device import select_device
-    from app.inference.text import stream_texts, truncation_note
+    from app.inference.text import Sampling, stream_texts, truncation_note
     from app.runs.load import load_gpt
 
     device = select_device(settings.train.device, "float32", "auto")
@@ -35,11 +35,12 @@ def sample(settings: Settings) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Not every terminal has all the characters that a model may write.
         sys.stdout.reconfigure(errors="replace")
+    sampling = Sampling(**chosen.model_dump(exclude={"prompt_file", "step"}))
     print(f"{checkpoint.folder}:\n---\n{chosen.prompt}", end="", flush=True)
     texts = [chosen.prompt] * chosen.num_samples
     tokens, started = 0, time.perf_counter()
     try:
-        for pieces in stream_texts(model, tokenizer, chosen):
+        for pieces in stream_texts(model, tokenizer, sampling):
             print(pieces[0] or "", end="", flush=True)
             texts = [text + (piece or "") for text, piece in zip(texts, pieces, strict=True)]
             tokens += sum(piece is not None for piece in pieces)

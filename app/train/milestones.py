@@ -13,8 +13,8 @@ from app.data.token_stream import TokenStream
 from app.data.tokenizer import Tokenizer
 from app.distributed.world import World
 from app.hardware.device import Device
-from app.inference.loss import held_out_windows, sequence_losses
-from app.inference.text import generate_texts
+from app.inference.loss import HeldOutText
+from app.inference.text import Sampling, generate_texts
 from app.model.gpt import GPT
 from app.runs.checkpoint import Checkpoint
 from app.runs.run import RunLogger
@@ -83,8 +83,9 @@ class Milestones:
         if self.log and chosen.sample_every and self._due(done, chosen.sample_every):
             try:
                 with self.pauses.measuring("sample_ms"):
+                    sampling = self.settings.sample.model_dump(exclude={"prompt_file", "step"})
                     texts = generate_texts(
-                        self.model, Tokenizer(), self.settings.sample, between=self.stop.interrupt
+                        self.model, Tokenizer(), Sampling(**sampling), self.stop.interrupt
                     )
             except Interrupted:
                 self.left = {"samples": True}
@@ -159,19 +160,17 @@ class Milestones:
     def _measure(self, done: int, record: dict[str, Any]) -> bool:
         """Add the held-out loss, if there is text for it; False if a request to stop was first."""
         length = self.model.config.context_length
-        windows = held_out_windows(self.held_out, length, self.settings.train.val_tokens)
-        if not windows or not self.settings.train.val_every:
+        text = HeldOutText(self.held_out, length, self.settings.train.val_tokens)
+        if not text.num_sequences or not self.settings.train.val_every:
             return True
         total = torch.zeros((), dtype=torch.float64, device=self.device.torch_device)
-        losses = sequence_losses(
+        losses = text.losses(
             self.model,
-            self.held_out,
-            windows,
-            batch_size=self.plan.micro_batch_size,
-            device=self.device,
+            self.device,
+            self.plan.micro_batch_size,
             rank=self.ranks.rank,
-            ranks=self.ranks.size,
-            between=self.stop.interrupt,
+            world_size=self.ranks.size,
+            check_stop=self.stop.interrupt,
         )
         with self.pauses.measuring("val_ms"):
             with suppress(Interrupted):
@@ -179,7 +178,7 @@ class Milestones:
                     total += of_batch.double().sum()
             if self.ranks.any(self.stop.requested):
                 return False
-            record["val_loss"] = self.ranks.sum(total).item() / windows
+            record["val_loss"] = self.ranks.sum(total).item() / text.num_sequences
         self.console.say(f"after {done} steps: val_loss:{record['val_loss']:.4f}")
         check_finite(done, held_out_loss=record["val_loss"])
         return True

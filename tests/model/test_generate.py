@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.model.generate import generate, generate_tokens
+from app.model.generate import generate_tokens
 from app.model.gpt import GPT, GPTConfig
 from app.model.kv_cache import KeyValueCache
-from tests.model.recomputed import recomputed
+from tests.model.generation import generate, generate_without_cache
 
 CONFIG = GPTConfig(context_length=12, vocab_size=61, num_layers=2, embd_size=16, num_heads=2)
 PROMPT = torch.tensor([[3, 1, 4], [1, 5, 9]])
@@ -75,7 +75,7 @@ def test_it_draws_what_recomputing_the_context_draws(
     model = far_from_uniform(shape)
     begun = torch.tensor([prompt] * rows)
     found = generate(model, begun, max_tokens, **drawn)
-    assert torch.equal(found, recomputed(model, begun, max_tokens, **drawn))
+    assert torch.equal(found, generate_without_cache(model, begun, max_tokens, **drawn))
 
 
 def test_rows_with_different_prompts_do_not_mix(model: GPT) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from app.data.tokenizer import END_OF_TEXT, Tokenizer
-from app.model.generate import generate
 from app.model.gpt import GPT, GPTConfig
 from app.model.huggingface import gpt2_config, gpt2_weights
+from tests.model.generation import generate
 
 SHAPES = (
     GPTConfig(context_length=64, num_layers=1, embd_size=8, num_heads=1),

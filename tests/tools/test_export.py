@@ -16,10 +16,10 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2LMHeadModel
 
 from app.errors import ExitCode
-from app.model.generate import generate
 from app.model.gpt import GPT, GPTConfig
 from app.runs.checkpoint import open_checkpoint
 from app.tools.export.export import FILES
+from tests.model.generation import generate
 from tests.newcomer import REPOSITORY, moved_in, run_really, type_in
 from tests.tools.small_run import CONTEXT_LENGTH, RUN
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from app.data.tokenizer import Tokenizer
-from app.inference.text import generate_texts
+from app.inference.text import Sampling, generate_texts
 from app.runs.checkpoint import MODEL_FILE
 from app.settings.groups import SampleSettings
 from tests.newcomer import REPOSITORY, run_really, settle
@@ -78,14 +78,19 @@ def test_the_checkpoints_of_all_runs_are_listed_and_the_settings_are_the_default
 def test_it_writes_what_sample_writes_from_the_same_seed(
     shared: Playground, tmp_path: Path, temperature: float
 ) -> None:
-    wanted = {"prompt": "Ça va, 世界?", "max_tokens": 90, "temperature": temperature, "seed": 3}
+    wanted: dict[str, Any] = {
+        "prompt": "Ça va, 世界?",
+        "max_tokens": 90,
+        "temperature": temperature,
+        "seed": 3,
+    }
     messages = shared.generate(**wanted)
     assert [m["state"] for m in messages if "state" in m] == ["loading", "writing", "ended"]
     assert messages[-1]["why"] == "max_tokens"
     assert [m["tokens"] for m in messages if "text" in m] == list(range(1, 91))
     model = write_run(tmp_path)
-    chosen = SampleSettings.model_validate(wanted | {"num_samples": 1})
-    assert [chosen.prompt + text_of(messages)] == generate_texts(model, Tokenizer(), chosen)
+    sampling = Sampling(prompt, num_samples=1, top_k=50, **options)
+    assert [sampling.prompt + text_of(messages)] == generate_texts(model, Tokenizer(), sampling)
 
 
 def test_each_checkpoint_writes_its_own_text(shared: Playground) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from app.data.tokenizer import END_OF_TEXT, Tokenizer
 from app.errors import ExitCode
-from app.inference.text import generate_texts
+from app.inference.text import Sampling, generate_texts
 from app.model.gpt import GPT
 from app.settings.groups import SampleSettings
 from tests.newcomer import REPOSITORY, settle, type_in
@@ -36,7 +36,8 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GPT:
 
 def expected(model: GPT, **changes: object) -> str:
     """What the command prints to standard output."""
-    texts = generate_texts(model, Tokenizer(), SampleSettings.model_validate(changes))
+    cfg = SampleSettings.model_validate(changes).model_dump(exclude={"prompt_file", "step"})
+    texts = generate_texts(model, Tokenizer(), Sampling(**cfg))
     return f"{FOLDER}:\n" + "".join(f"---\n{text}\n" for text in texts)
 
 

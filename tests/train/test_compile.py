@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from app.hardware.device import Device, select_device
-from app.model.generate import generate
 from app.model.gpt import GPT, GPTConfig
 from app.train.compile import LossFunction, compiled_loss
+from tests.model.generation import generate
 
 CONFIG = GPTConfig(context_length=32, vocab_size=50257, num_layers=3, embd_size=32, num_heads=2)
 CPU = torch.device("cpu")

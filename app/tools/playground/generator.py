@@ -14,12 +14,11 @@ from app.data.tokenizer import Tokenizer
 from app.errors import AppError, UserError
 from app.failures import translate_error
 from app.hardware.device import Device
-from app.inference.text import stream_texts, truncation_note
+from app.inference.text import Sampling, stream_texts, truncation_note
 from app.model.gpt import GPT
 from app.runs.checkpoint import STATE_FILE, checkpoint_folder, open_checkpoint
 from app.runs.checkpoints import checkpoint_steps, latest_checkpoint
 from app.runs.load import load_gpt
-from app.settings.groups import SampleSettings
 from app.settings.types import RunName
 
 Result = TypeVar("Result")
@@ -38,9 +37,9 @@ class Wanted(BaseModel):
     top_k: int = Field(50, ge=0, le=50_257)
     seed: int = Field(0, ge=0, lt=2**32)
 
-    def as_settings(self) -> SampleSettings:
-        """One text, as `sample` would write it."""
-        return SampleSettings(**self.model_dump(exclude={"run"}), num_samples=1)
+    def sampling(self) -> Sampling:
+        """Return the sampling of one text, as `sample` would do it."""
+        return Sampling(**self.model_dump(exclude={"run", "step"}), num_samples=1)
 
 
 class Writer:
@@ -105,7 +104,7 @@ class Writer:
         if note := truncation_note(model, tokenizer, wanted.prompt):
             yield {"note": note}
         yield {"state": "writing"}
-        texts = stream_texts(model, tokenizer, wanted.as_settings())
+        texts = stream_texts(model, tokenizer, wanted.sampling())
         tokens, seconds, started = 0, 0.0, time.perf_counter()
         why = "stopped"
         try:
