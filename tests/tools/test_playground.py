@@ -78,13 +78,9 @@ def test_the_checkpoints_of_all_runs_are_listed_and_the_settings_are_the_default
 def test_it_writes_what_sample_writes_from_the_same_seed(
     shared: Playground, tmp_path: Path, temperature: float
 ) -> None:
-    wanted: dict[str, Any] = {
-        "prompt": "Ça va, 世界?",
-        "max_tokens": 90,
-        "temperature": temperature,
-        "seed": 3,
-    }
-    messages = shared.generate(**wanted)
+    prompt = "Ça va, 世界?"
+    options: dict[str, Any] = {"max_tokens": 90, "temperature": temperature, "seed": 3}
+    messages = shared.generate(prompt=prompt, **options)
     assert [m["state"] for m in messages if "state" in m] == ["loading", "writing", "ended"]
     assert messages[-1]["why"] == "max_tokens"
     assert [m["tokens"] for m in messages if "text" in m] == list(range(1, 91))
