@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.errors import ExitCode, UserError
+from app.hardware.proc import child_processes
 from app.settings.groups import TrainSettings
 from app.signals import exit_code_of, leave, on_stop_signals, say
 from app.train.console import print_line
@@ -151,24 +152,10 @@ class _Request:
 
 def _send(number: int, asked: int) -> None:
     """Send all processes a signal; without any, this one ends as what was asked for says."""
-    children = _children()
+    children = child_processes(os.getpid())
     if not children:
         say("stopped: nothing has begun; the same command continues")
         leave(asked)
     for child in children:
         with suppress(ProcessLookupError):
             os.kill(child, number)
-
-
-def _children() -> list[int]:
-    own = str(os.getpid())
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            # After the name, which is in parentheses, come state and parent.
-            parent = status.read_text().rpartition(")")[2].split()[1]
-        except OSError:
-            continue
-        if parent == own:
-            found.append(int(status.parent.name))
-    return found

@@ -1,11 +1,11 @@
 """The time between steps, by kind: fields of metrics.jsonl, in milliseconds."""
 
-import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
+
+from app.hardware.proc import process_seconds
 
 # Since the step before. Only the first line after a start has setup_ms.
 PAUSES = ("setup_ms", "val_ms", "sample_ms", "save_ms")
@@ -32,15 +32,6 @@ class PauseTimer:
         for kind, spent in self._spent.items():
             record[kind] = record.get(kind, 0.0) + spent
         self._spent.clear()
-
-
-def process_seconds() -> float:
-    """Since this process began; 0 where the system does not tell."""
-    path = Path("/proc/self/stat")
-    if not path.exists():
-        return 0.0
-    ticks = int(path.read_text(encoding="utf-8").rpartition(")")[2].split()[19])
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def total_seconds(records: Iterable[dict[str, Any]]) -> float:

@@ -186,17 +186,18 @@ def _tokens_to_measure(
 
 def _batch_size(config: GPTConfig, device: Device) -> int:
     """As many windows as help this device and fit into its memory."""
-    from app.train.micro_batch import MemoryEstimate, largest_batch_that_fits
+    from app.hardware.memory import MemoryEstimate, available_bytes, largest_batch_that_fits
 
     length, width, vocabulary = config.context_length, config.embd_size, config.vocab_size
     need = MemoryEstimate(
         # The logits of one window, their float32 copy and its softmax; and the embedding in bf16.
-        fixed=12 * length * vocabulary + 2 * vocabulary * width,
+        fixed_bytes=12 * length * vocabulary + 2 * vocabulary * width,
         # In a block at most: the residual stream, its norm, the MLP's two, and attention's parts.
-        per_window=64 * length * width,
+        bytes_per_sequence=64 * length * width,
     )
     sizes = [1 << power for power in range(17)]
-    return largest_batch_that_fits(sizes, length, need, device.torch_device)
+    available = available_bytes(device.torch_device)
+    return largest_batch_that_fits(sizes, length, need, device.torch_device.type, available)
 
 
 def _lines(found: Measurement, length: int) -> Iterator[str]:

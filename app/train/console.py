@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from app.formats import format_count, format_gib
-from app.runs.stopwatch import process_seconds
+from app.hardware.proc import process_seconds
 
 _GIB = 1 << 30
 # On a terminal nobody reads faster; the bar has every step.

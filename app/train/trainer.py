@@ -8,17 +8,16 @@ from dataclasses import replace
 import torch
 
 from app.data.dataset import Dataset, open_dataset, verify_shards
-from app.data.sequences import BatchPlan, SequenceOrder, micro_batch_sizes
+from app.data.sequences import BatchPlan, SequenceOrder
 from app.distributed.world import World, init_world, local_rank
 from app.errors import ExitWithCode, NotFiniteError, Stopped, UserError
 from app.hardware.device import Device, select_device
 from app.model.gpt import GPT, GPTConfig
-from app.runs.checkpoint import Checkpoint
 from app.runs.provenance import dataset_facts, write_run_settings
 from app.runs.run import Identity, RunLogger
 from app.settings.settings import Settings
 from app.train.compile import is_compiled, set_compile_cache_dir
-from app.train.micro_batch import MemoryEstimate, estimate_memory, largest_batch_that_fits
+from app.train.micro_batch import choose_micro_batch_size
 from app.train.optimizer import build_optimizers
 from app.train.session import Session
 from app.train.start import Start, open_training_data, plan_start, training_windows
@@ -57,7 +56,10 @@ def train(settings: Settings, start: Start | None = None) -> None:
                 dataset = open_training_data(settings)
                 start = plan_start(settings, dataset, owned, restarted=ranks.restarted)
             if start is not None:
-                decided = start, choose_micro_batch_size(settings, start.checkpoint, device, ranks)
+                before = start.checkpoint.state["micro_batch_size"] if start.checkpoint else None
+                config = GPTConfig(**settings.model.model_dump())
+                sizes = ranks.size, ranks.local_size
+                decided = start, choose_micro_batch_size(chosen, config, before, device, *sizes)
         decided = ranks.broadcast(decided)
         if decided is None:
             return
@@ -144,52 +146,3 @@ def _put_together(
         check=check,
         log=log,
     )
-
-
-def memory_estimate_of(settings: Settings, device: Device, processes: int) -> MemoryEstimate:
-    """Return what training with these settings takes of each process's device."""
-    return estimate_memory(
-        GPTConfig(**settings.model.model_dump()),
-        device.precision,
-        device.torch_device.type,
-        compiled=is_compiled(settings.train.compile, device),
-        bf16_residual=settings.train.residual == "bf16",
-        state_shards=processes if settings.train.shard_optimizer else 1,
-    )
-
-
-def choose_micro_batch_size(
-    settings: Settings, checkpoint: Checkpoint | None, device: Device, ranks: World
-) -> int:
-    """Return how many windows go through the model at once, on each rank.
-
-    Raises:
-        UserError: what is asked for does not divide a step, or the number of ranks does not.
-    """
-    length, asked = settings.model.context_length, settings.train.micro_batch_size
-    sequences_per_step = settings.train.tokens_per_step // length
-    sizes = micro_batch_sizes(sequences_per_step, ranks.size)
-    if not sizes:
-        counts = [count for count in range(1, ranks.size) if sequences_per_step % count == 0]
-        raise UserError(
-            f"the {sequences_per_step} windows of a step (TRAIN_TOKENS_PER_STEP / "
-            f"MODEL_CONTEXT_LENGTH) cannot be shared out evenly to {ranks.size} processes",
-            f"set TRAIN_PROCESSES to one of {', '.join(map(str, counts))} (with torchrun: --nnodes "
-            "times --nproc-per-node), or change TRAIN_TOKENS_PER_STEP",
-        )
-    if asked == "auto":
-        # The same split of the batch keeps a continued run bit-identical.
-        before = checkpoint.state["micro_batch_size"] if checkpoint else None
-        if before in sizes:
-            return int(before)
-        need = memory_estimate_of(settings, device, ranks.size)
-        return largest_batch_that_fits(sizes, length, need, device.torch_device, ranks.local_size)
-    if asked not in sizes:
-        raise UserError(
-            f"TRAIN_MICRO_BATCH_SIZE={asked} does not divide the "
-            f"{sequences_per_step // ranks.size} windows of a step"
-            f"{' that each process has' if ranks.size > 1 else ''} "
-            "(TRAIN_TOKENS_PER_STEP / MODEL_CONTEXT_LENGTH)",
-            f"choose one of: {', '.join(map(str, sizes))}",
-        )
-    return asked

@@ -432,7 +432,7 @@ WRONG = (
     Wrong(
         "a micro-batch that does not divide the step",
         "train --micro-batch-size 3 --run-name new",
-        "TRAIN_MICRO_BATCH_SIZE=3 does not divide the 4 windows of a step",
+        "TRAIN_MICRO_BATCH_SIZE=3 does not divide the 4 sequences of a step",
         "choose one of: 1, 2, 4",
     ),
     Wrong(

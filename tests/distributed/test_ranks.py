@@ -167,7 +167,7 @@ def test_a_fault_of_all_is_told_once(start: Start) -> None:
     assert output.count("error:") == 1
     code, output = start(TRAIN_PROCESSES=3).end()
     assert code == 2, output
-    assert "cannot be shared out evenly to 3 processes" in output
+    assert "cannot be divided evenly among 3 processes" in output
     assert "set TRAIN_PROCESSES to one of 1, 2" in output
 
 

@@ -1,8 +1,6 @@
-import time
-
 import pytest
 
-from app.runs.stopwatch import PAUSES, PauseTimer, process_seconds, total_seconds
+from app.runs.stopwatch import PAUSES, PauseTimer, total_seconds
 from app.settings.settings import Settings
 from app.train.trainer import train
 from tests.train.conftest import TinySettings
@@ -22,11 +20,6 @@ def test_what_passes_is_added_up_by_kind_and_told_once() -> None:
     again: dict[str, float] = {}
     pauses.add_to(again)
     assert again == {}
-
-
-def test_the_process_is_older_than_this_test_and_not_older_than_the_machine() -> None:
-    now = process_seconds()
-    assert 0 < now <= process_seconds() < time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def test_seconds_are_those_of_steps_and_of_what_is_between_them() -> None:

@@ -1,4 +1,4 @@
-"""Micro-batches that fit: estimated, and held against what real processes take."""
+"""The choice of a micro-batch, and its estimate held against what real processes take."""
 
 import json
 import re
@@ -12,19 +12,85 @@ from typing import Any
 import pytest
 import torch
 
+from app.errors import UserError
+from app.hardware.device import Device, Precision
+from app.hardware.memory import MemoryEstimate
 from app.model.gpt import GPTConfig
-from app.train import micro_batch
-from app.train.micro_batch import (
-    MemoryEstimate,
-    available_bytes,
-    estimate_memory,
-    largest_batch_that_fits,
-)
+from app.settings.groups import TrainSettings
+from app.train.micro_batch import choose_micro_batch_size, estimate_memory
 from tests.train.processes import TINY
 
 CHECKOUT = Path(__file__).parents[2]
-CPU = torch.device("cpu")
 CONFIG = GPTConfig(context_length=256, num_layers=4, embd_size=256, num_heads=4)
+
+
+def device(precision: Precision, device_type: str) -> Device:
+    return Device(torch.device(device_type), "a device", precision, True, None)
+
+
+def estimated(
+    precision: Precision, device_type: str, world_size: int = 1, **settings: Any
+) -> MemoryEstimate:
+    cfg = TrainSettings(**settings)
+    return estimate_memory(cfg, CONFIG, device(precision, device_type), world_size)
+
+
+def chosen(requested: int | str, previous: int | None = None, world_size: int = 1) -> int:
+    """The choice for steps of 12 sequences."""
+    cfg = TrainSettings(micro_batch_size=requested, tokens_per_step=12 * 256)
+    cpu = device("float32", "cpu")
+    return choose_micro_batch_size(cfg, CONFIG, previous, cpu, world_size, world_size)
+
+
+@pytest.mark.parametrize(
+    ("requested", "previous", "world_size", "micro_batch_size"),
+    ((6, None, 1, 6), (6, 4, 2, 6), ("auto", 4, 1, 4), ("auto", 2, 3, 2)),
+)
+def test_a_requested_size_comes_first_then_the_checkpoints(
+    requested: int | str, previous: int | None, world_size: int, micro_batch_size: int
+) -> None:
+    assert chosen(requested, previous, world_size) == micro_batch_size
+
+
+def test_a_size_is_chosen_where_the_checkpoints_no_longer_divides_the_step() -> None:
+    """It would be 8 of 12; 12 sequences are no more tokens than make a CPU faster."""
+    assert chosen("auto", 8) in (1, 2, 3, 4, 6, 12)
+
+
+@pytest.mark.parametrize(
+    ("requested", "world_size", "problem", "fix"),
+    (
+        (
+            5,
+            1,
+            "TRAIN_MICRO_BATCH_SIZE=5 does not divide the 12 sequences of a step "
+            "(TRAIN_TOKENS_PER_STEP / MODEL_CONTEXT_LENGTH)",
+            "choose one of: 1, 2, 3, 4, 6, 12",
+        ),
+        (
+            4,
+            2,
+            "TRAIN_MICRO_BATCH_SIZE=4 does not divide the 6 sequences of a step that each process "
+            "has (TRAIN_TOKENS_PER_STEP / MODEL_CONTEXT_LENGTH)",
+            "choose one of: 1, 2, 3, 6",
+        ),
+        (
+            "auto",
+            5,
+            "the 12 sequences of a step (TRAIN_TOKENS_PER_STEP / MODEL_CONTEXT_LENGTH) cannot be "
+            "divided evenly among 5 processes",
+            "set TRAIN_PROCESSES to one of 1, 2, 3, 4 ",
+        ),
+    ),
+)
+def test_a_step_that_cannot_be_divided_is_refused(
+    requested: int | str, world_size: int, problem: str, fix: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        chosen(requested, world_size=world_size)
+    assert error.value.problem == problem
+    assert error.value.fix.startswith(fix)
+
 
 PEAK = """
 import sys
@@ -58,57 +124,35 @@ print(device.peak_memory_bytes())
     ("precision", "code"),
     (("float32", "plain"), ("bf16", "plain"), ("bf16", "compiled")),
 )
-def test_estimate_is_an_upper_bound_of_what_a_process_takes(precision: Any, code: str) -> None:
-    need = estimate_memory(CONFIG, precision, "cpu", compiled=code == "compiled")
-    for windows in (1, 8):
-        command = [sys.executable, "-c", PEAK, precision, code, str(windows)]
+def test_the_estimate_is_an_upper_bound_of_what_a_process_takes(
+    precision: Precision, code: str
+) -> None:
+    estimate = estimated(precision, "cpu", compile=code == "compiled")
+    for batch_size in (1, 8):
+        command = [sys.executable, "-c", PEAK, precision, code, str(batch_size)]
         taken = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        assert need.of(windows) / 2 < taken < need.of(windows)
+        assert estimate.bytes_for(batch_size) / 2 < taken < estimate.bytes_for(batch_size)
 
 
-def test_estimate_computes_nothing() -> None:
-    """GPT-2 XL's would need 25 GB."""
+def test_the_estimate_computes_nothing() -> None:
+    """The estimate of GPT-2 XL, which would need 25 GB."""
     config = GPTConfig(num_layers=48, embd_size=1600, num_heads=25)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    need = estimate_memory(config, "bf16", "cuda", compiled=True)
-    assert need.fixed > 16 * 1_550_000_000
+    estimate = estimate_memory(TrainSettings(), config, device("bf16", "cuda"), 1)
+    assert estimate.fixed_bytes > 16 * 1_550_000_000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000
 
 
-def test_a_shared_out_state_needs_less_but_not_less_than_the_largest_parameter() -> None:
+def test_a_divided_state_needs_less_but_not_less_than_the_largest_parameter() -> None:
     whole, eighth, least = (
-        estimate_memory(CONFIG, "bf16", "cuda", compiled=True, state_shards=shards).fixed
-        for shards in (1, 8, 10**9)
+        estimated("bf16", "cuda", ranks, shard_optimizer=True).fixed_bytes
+        for ranks in (1, 8, 10**9)
     )
     embedding = CONFIG.vocab_size * CONFIG.embd_size
     rest = CONFIG.context_length * CONFIG.embd_size + 4 * (12 * 256 + 13) * 256 + 2 * 256
     assert whole - least == 8 * rest
     assert whole - eighth == 8 * (embedding + rest) * 7 // 8 - 8 * embedding
-
-
-@pytest.mark.parametrize(
-    ("sizes", "available", "chosen"),
-    (
-        ([1, 2, 4, 8, 16], 10**12, 4),  # more would not help a CPU
-        ([1, 2, 4, 8, 16], 5 * 10**9, 2),
-        ([1, 3, 9], 10**12, 3),
-        ([1, 2], 10, 1),  # it may fit all the same: the estimate is an upper bound
-    ),
-)
-def test_the_largest_that_fits_and_helps(
-    monkeypatch: pytest.MonkeyPatch, sizes: list[int], available: int, chosen: int
-) -> None:
-    monkeypatch.setattr(micro_batch, "available_bytes", lambda _device: available)
-    assert largest_batch_that_fits(sizes, 1024, MemoryEstimate(10**9, 10**9), CPU) == chosen
-
-
-def test_what_is_left_of_a_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "memory.max").write_text("5000\n")
-    (tmp_path / "memory.current").write_text("4000\n")
-    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 600\n")
-    assert list(micro_batch._left_of_cgroup(tmp_path)) == [1600]
-    (tmp_path / "memory.max").write_text("max\n")
-    assert list(micro_batch._left_of_cgroup(tmp_path)) == []
+    assert estimated("bf16", "cuda", 8).fixed_bytes == whole
 
 
 @pytest.mark.processes
@@ -166,7 +210,3 @@ def test_peak_is_not_that_of_the_process_which_started_this_one() -> None:
     command = [sys.executable, "-c", code]
     taken = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert 50_000_000 < taken < len(ballast)
-
-
-def test_memory_of_this_machine_is_known() -> None:
-    assert 100_000_000 < available_bytes(CPU) < 1 << 50

@@ -27,6 +27,7 @@ SHARES = """
 import json, os, sys
 import torch
 from app.model.gpt import GPT, GPTConfig
+from app.hardware.device import Device
 from app.train.micro_batch import estimate_memory
 from app.settings.groups import TrainSettings
 from app.train.optimizer import build_optimizers
@@ -46,6 +47,8 @@ def stepped(sharded):
     return model, optimizers
 
 config = GPTConfig(32, 50257, 3, 64, 2)
+cfg = TrainSettings(compile=False, shard_optimizer=True)
+device = Device(torch.device("cpu"), "CPU", "float32", True, None)
 with init_world(torch.device("cpu"), 60) as ranks:
     whole, all_of_it = stepped(False)
     model, optimizers = stepped(True)
@@ -58,8 +61,7 @@ with init_world(torch.device("cpu"), 60) as ranks:
         4 * value.numel() for one in model.parameters() for value in optimizers.state(one).values()
     )
     need, of_shards = (
-        estimate_memory(config, "float32", "cpu", compiled=False, state_shards=shards).fixed
-        for shards in (1, ranks.size)
+        estimate_memory(cfg, config, device, shards).fixed_bytes for shards in (1, ranks.size)
     )
     counted = 8 * model.num_parameters() - (need - of_shards)
     total = sum(4 * value.numel() for value in expected.values())

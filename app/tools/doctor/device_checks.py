@@ -13,14 +13,13 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from app.containers import in_container
 from app.distributed.launch import processes_to_launch
-from app.distributed.world import World
 from app.hardware.device import Device, select_device
+from app.hardware.memory import available_bytes
 from app.model.gpt import GPT, GPTConfig
 from app.settings.settings import Settings
 from app.tools.doctor.case import CHECKPOINT_BYTES, Trial
 from app.tools.doctor.finding import Finding, counted, gigabytes
-from app.train.micro_batch import available_bytes
-from app.train.trainer import choose_micro_batch_size, memory_estimate_of
+from app.train.micro_batch import choose_micro_batch_size, estimate_memory
 
 # On the CPU's side of a process that trains on a GPU: libraries, pinned batches, shards' pages.
 _HOST_BYTES = 4_000_000_000
@@ -106,14 +105,14 @@ def check_memory(case: Examined) -> Iterator[Finding]:
     """Check that a micro-batch fits into the device, and the copies of a save into the machine."""
     device, processes = case.device, case.trial.processes
     here = device.torch_device
-    need = memory_estimate_of(case.settings, device, processes)
-    ranks = World(0, processes, processes)
-    case.windows = choose_micro_batch_size(case.settings, None, device, ranks)
-    free = available_bytes(here) // (processes if here.type == "cpu" else 1)
-    wanted = need.of(case.windows)
+    chosen, config = case.settings.train, case.model.config
+    need = estimate_memory(chosen, config, device, processes)
+    case.windows = choose_micro_batch_size(chosen, config, None, device, processes, processes)
+    free = available_bytes(here, processes)
+    wanted = need.bytes_for(case.windows)
     windows = counted(case.windows, "window")
     said = f"{gigabytes(free)} free; micro-batches of {windows} need {gigabytes(wanted)} at most"
-    if need.fixed > free:
+    if need.fixed_bytes > free:
         yield Finding("memory", "fail", said, "use a smaller model, or a device with more memory")
     elif wanted > free:
         fix = "set TRAIN_MICRO_BATCH_SIZE=auto, or use a smaller model"
