@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from app.cli.parser import Parser
     from app.prepare.sources import TextSource
-    from app.settings.groups import PrepareSettings
+    from app.settings.prepare import PrepareSettings
     from app.settings.settings import Settings
 
 

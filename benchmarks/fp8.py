@@ -27,7 +27,7 @@ from app.data.shards import open_dataset  # noqa: E402
 from app.model.cross_entropy import VOCAB_MULTIPLE  # noqa: E402
 from app.model.fp8 import matmul_fp8  # noqa: E402
 from app.model.gpt import GPT, GPTConfig  # noqa: E402
-from app.settings.groups import TrainSettings  # noqa: E402
+from app.settings.train import TrainSettings  # noqa: E402
 from app.train.dataloader import TokenStream  # noqa: E402
 from app.train.optimizer import LRSchedule, build_optimizers  # noqa: E402
 

@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from app.hardware.device import Device, select_device
 from app.model.cross_entropy import VOCAB_MULTIPLE, fused_output_loss
 from app.model.gpt import MLP, Block, CausalSelfAttention, GPTConfig
-from app.settings.groups import TrainSettings
+from app.settings.train import TrainSettings
 from app.train.compile import compiled_loss
 from app.train.optimizer import build_optimizers
 from benchmarks.training_setup import model_and_batch, timed, update

@@ -30,7 +30,7 @@ from app.distributed.world import init_world  # noqa: E402
 from app.model.gpt import GPT, GPTConfig  # noqa: E402
 from app.runs.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
 from app.runs.metrics import MetricsLog  # noqa: E402
-from app.settings.groups import TrainSettings  # noqa: E402
+from app.settings.train import TrainSettings  # noqa: E402
 from app.train.checkpointer import Saver  # noqa: E402
 from app.train.optimizer import build_optimizers  # noqa: E402
 

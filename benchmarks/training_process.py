@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from app.settings.groups import VARIABLES
+from app.settings.settings import VARIABLES
 
 ROOT = Path(__file__).parent.parent
 STEP_LINE = re.compile(r"step:(\d+)/\d+ train_loss:([\d.]+) train_time:(\d+)ms token/s:([\d.]+)")

@@ -14,7 +14,7 @@ import torch
 from torch.autograd import DeviceType
 
 from app.hardware.device import Device, select_device
-from app.settings.groups import TrainSettings
+from app.settings.train import TrainSettings
 from app.train.compile import compiled_loss
 from app.train.optimizer import build_optimizers
 from benchmarks.training_setup import model_and_batch, timed, update, wait

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from app.__main__ import main
-from app.settings.groups import GROUPS, VARIABLES
+from app.settings.settings import GROUPS, VARIABLES
 
 REPOSITORY = Path(__file__).parent.parent
 _PREFIXES = tuple(group.prefix() for group in GROUPS.values() if group.prefix())

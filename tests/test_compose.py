@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from app import containers
-from app.settings.groups import VARIABLES
+from app.settings.settings import VARIABLES
 from tests.newcomer import REPOSITORY
 
 COMPOSE = yaml.safe_load((REPOSITORY / "compose.yaml").read_text(encoding="utf-8"))

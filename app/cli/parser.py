@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from app.errors import UserError
-from app.settings.groups import GROUPS, VARIABLES
+from app.settings.settings import GROUPS, VARIABLES
 from app.settings.sources import flag_name, suggestion
 
 

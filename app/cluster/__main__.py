@@ -104,10 +104,10 @@ def _parser() -> Parser:
 
 
 def _bytes(text: str) -> int:
-    from app.settings.counts import read_count
+    from app.settings.types import parse_count
 
     try:
-        count = int(str(read_count(text)))
+        count = int(str(parse_count(text)))
     except ValueError as error:
         raise ArgumentTypeError(str(error)) from None
     if count < 1:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from app.errors import ExitCode, UserError
 from app.hardware.proc import child_processes
-from app.settings.groups import TrainSettings
+from app.settings.train import TrainSettings
 from app.signals import exit_code_of, leave, on_stop_signals, say
 from app.train.console import print_line
 

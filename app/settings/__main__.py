@@ -1,17 +1,17 @@
-"""Writes .env.example: every setting, commented out, with its default and what it is for."""
+"""Writes .env.example: every setting, commented out, with its default and its description."""
 
 from app import containers
-from app.settings.groups import GROUPS
+from app.settings.settings import GROUPS
 
 _HEAD = """\
-# RECIPE=demo takes settings from recipes/demo.env; .env wins over it, the environment over .env,
-# and a flag over everything. To change a setting: cp .env.example .env, then uncomment its line.
-# All of .env reaches the containers; Compose replaces $NAME there, but not in 'single quotes'.
+# RECIPE=demo takes its settings from a recipe. .env overrides the recipe, the environment overrides
+# .env, and a flag overrides all. To change a setting: cp .env.example .env, and uncomment its line.
+# All of .env reaches the containers; Compose expands $NAME there, but not in 'single quotes'.
 """
 
 
 def env_example() -> str:
-    """The content of .env.example."""
+    """Return the content of .env.example."""
     lines = [_HEAD]
     for name, group in GROUPS.items():
         lines.append(f"\n# ----- {name}: {group.__doc__} -----\n")

@@ -1,27 +1,44 @@
-"""All settings of one command, what contradicts in them, and the folders they name."""
+"""All settings of one command, the conflicts between them, and the folders they name.
+
+A setting `field` of a group with prefix `PREFIX_` is the variable `PREFIX_FIELD` and the flag
+`--field`. Where the values come from, and in which order, is in `app.settings.sources`.
+"""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from app.settings.groups import (
+from app.settings.prepare import PrepareSettings
+from app.settings.tools import (
     EvaluateSettings,
     ExportSettings,
-    GeneralSettings,
-    ModelSettings,
     PlaygroundSettings,
-    PrepareSettings,
     SampleSettings,
-    TrainSettings,
 )
+from app.settings.train import ModelSettings, TrainSettings
+from app.settings.types import Group, Location
 
 # torch._scaled_mm takes matrices whose sides are multiples of it.
 _FP8_MULTIPLE = 16
 
 
+class GeneralSettings(Group):
+    """What every command needs."""
+
+    data_dir: Location = Field(
+        Path("data"), description="folder of the datasets, of runs/ and of cache/"
+    )
+    recipe: str | None = Field(
+        None, description="recipe to take settings from, such as demo; or a file: ./NAME.env"
+    )
+    hf_token: SecretStr | None = Field(
+        None, description="access token of the Hugging Face Hub; never printed or stored"
+    )
+
+
 class Settings(BaseModel):
-    """All settings of one command; they never change."""
+    """All settings of one command. They never change."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -35,63 +52,72 @@ class Settings(BaseModel):
     export: ExportSettings
 
     def conflicts(self) -> dict[tuple[str, str], str]:
-        """Two variables that do not go together -> why, and what would."""
+        """Map two variables whose values do not go together to the reason and the remedy."""
         tokens, length = self.train.tokens_per_step, self.model.context_length
         width, heads = self.model.embd_size, self.model.num_heads
         warmup = self.train.warmup_steps
-        found = {}
+        conflicts = {}
         if width % heads:
-            found["MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"] = _not_a_multiple(width, heads)
+            conflicts["MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"] = _not_a_multiple(width, heads)
         if warmup != "auto" and 0 < self.train.max_steps <= warmup:
-            found["TRAIN_WARMUP_STEPS", "TRAIN_MAX_STEPS"] = (
-                "the warm-up leaves no step at the full rate"
+            conflicts["TRAIN_WARMUP_STEPS", "TRAIN_MAX_STEPS"] = (
+                "the warm-up must be shorter than the run"
             )
         if self.sample.prompt and self.sample.prompt_file:
-            found["SAMPLE_PROMPT", "SAMPLE_PROMPT_FILE"] = (
+            conflicts["SAMPLE_PROMPT", "SAMPLE_PROMPT_FILE"] = (
                 "only one of them can be the prompt; the flag --prompt= clears a recipe's"
             )
         if tokens % length:
-            found["TRAIN_TOKENS_PER_STEP", "MODEL_CONTEXT_LENGTH"] = _not_a_multiple(tokens, length)
+            names = "TRAIN_TOKENS_PER_STEP", "MODEL_CONTEXT_LENGTH"
+            conflicts[names] = _not_a_multiple(tokens, length)
         if self.train.precision == "fp8":
-            found |= self._not_for_fp8()
+            conflicts |= self._fp8_conflicts()
         if self.evaluate.tokens == "published" and self.evaluate.split != "val":
-            found["EVALUATE_TOKENS", "EVALUATE_SPLIT"] = "published figures are of held-out text"
-        return found
+            conflicts["EVALUATE_TOKENS", "EVALUATE_SPLIT"] = (
+                "published results are on held-out text"
+            )
+        return conflicts
 
-    def _not_for_fp8(self) -> dict[tuple[str, str], str]:
-        found = {
+    def _fp8_conflicts(self) -> dict[tuple[str, str], str]:
+        conflicts = {
             ("TRAIN_PRECISION", f"MODEL_{name.upper()}"): _not_a_multiple(side, _FP8_MULTIPLE)
             for name, side in self.model.model_dump(include={"context_length", "embd_size"}).items()
             if side % _FP8_MULTIPLE
         }
         if not self.train.compile:
-            found["TRAIN_PRECISION", "TRAIN_COMPILE"] = "fp8 needs compiled code"
-        return found
+            conflicts["TRAIN_PRECISION", "TRAIN_COMPILE"] = "fp8 needs compiled code"
+        return conflicts
 
     @property
     def prepare_dir(self) -> Path:
-        """Where prepare writes."""
+        """Return the dataset folder that prepare writes."""
         return self.general.data_dir / self.prepare.dataset_dir
 
     @property
     def train_dataset_dir(self) -> Path:
-        """Where train reads."""
+        """Return the dataset folder that train reads."""
         return self.general.data_dir / (self.train.dataset_dir or self.prepare.dataset_dir)
 
     @property
     def run_dir(self) -> Path:
-        """The run's folder."""
+        """Return the run's folder."""
         return self.general.data_dir / "runs" / (self.train.run_name or self.train_dataset_dir.name)
 
     @property
     def export_dir(self) -> Path:
-        """Where export writes."""
+        """Return the folder that export writes."""
         out_dir = self.export.out_dir
         return self.general.data_dir / out_dir if out_dir else self.run_dir / "export"
 
     def public(self) -> dict[str, Any]:
-        """Everything but secrets, as JSON values."""
+        """Return everything but secrets, as JSON values."""
         return self.model_dump(mode="json", exclude={"general": {"hf_token"}})
+
+
+GROUPS: dict[str, type[Group]] = {
+    name: cast(type[Group], field.annotation) for name, field in Settings.model_fields.items()
+}
+VARIABLES = {variable: group for group in GROUPS.values() for variable in group.variables()}
 
 
 def _not_a_multiple(number: int, divisor: int) -> str:

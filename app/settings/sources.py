@@ -1,13 +1,13 @@
-"""Where settings come from: flag, environment, .env, recipe, default, the first that has one.
+"""Where settings come from: flag, environment, .env, recipe, default; the first that has a value.
 
-Every fault is reported, with the place it stands in, before anything starts: values that do not
-fit, names that nobody knows, lines that say nothing, settings that contradict each other.
+Every fault is reported before anything starts, together with its origin: invalid values, unknown
+names, unreadable lines, conflicting settings.
 """
 
 import difflib
 import io
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ from pydantic_core import ErrorDetails
 from app import containers
 from app.containers import in_container, program
 from app.errors import UserError
-from app.settings.groups import GROUPS, VARIABLES
-from app.settings.settings import Settings
+from app.settings.settings import GROUPS, VARIABLES, Settings
 from app.settings.types import Group
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -31,76 +30,73 @@ _PREFIXES = tuple(group.prefix() for group in GROUPS.values() if group.prefix())
 
 
 @dataclass(frozen=True)
-class Given:
-    """The text of a setting, and where it stands."""
+class Value:
+    """The text of a setting, and where it was set."""
 
     text: str
-    place: str
+    origin: str
 
 
-Source = Mapping[str, Given]
+Values = dict[str, Value]  # by environment variable
 
 
 def load_settings(flags: Mapping[str, str], command: str) -> Settings:
     """Resolve and validate every setting.
 
     Args:
-        flags: environment variable name -> text given on the command line.
-        command: shown in the fix of an error.
+        flags: texts given on the command line, by environment variable.
+        command: the command whose help an error names.
 
     Raises:
-        UserError: naming every invalid setting and where it stands.
+        UserError: naming every invalid setting and its origin.
     """
-    given, faults, is_whole = _collect(flags)
+    values, faults, is_complete = _collect(flags)
     groups: dict[str, Group] = {}
-    wrong: set[str] = set()
-    for group_name, group in GROUPS.items():
-        groups[group_name], reasons = _validate(group, given)
-        wrong |= reasons.keys()
-        faults += [f"{_shown(name, given)}: {reason}" for name, reason in reasons.items()]
+    reasons: dict[str, str] = {}
+    for name, group in GROUPS.items():
+        groups[name], reasons_in_group = _validate(group, values)
+        reasons |= reasons_in_group
+    faults += [f"{_describe(name, values)}: {reason}" for name, reason in reasons.items()]
     settings = Settings(**groups)
-    if is_whole:
+    if is_complete:
         faults += [
-            f"{_shown(one, given)} and {_shown(other, given)}: {reason}"
+            f"{_describe(one, values)} and {_describe(other, values)}: {reason}"
             for (one, other), reason in settings.conflicts().items()
-            if not wrong & {one, other}
+            if not reasons.keys() & {one, other}
         ]
     if faults:
-        listed = "".join(f"\n  {fault}" for fault in faults)
+        several = len(faults) > 1
+        problem = "".join([f"{len(faults)} settings are wrong:", *(f"\n  {it}" for it in faults)])
         raise UserError(
-            f"{len(faults)} settings are wrong:{listed}" if len(faults) > 1 else faults[0],
-            f"correct {'them' if len(faults) > 1 else 'it'}; "
+            problem if several else faults[0],
+            f"correct {'them' if several else 'it'}; "
             f"`{program()} {command} --help` and .env.example explain every setting",
         )
     return settings
 
 
-def _collect(flags: Mapping[str, str]) -> tuple[Source, list[str], bool]:
-    """What is given for each variable, what is wrong with names and lines, and if that is all.
+def _collect(flags: Mapping[str, str]) -> tuple[Values, list[str], bool]:
+    """Return all values, the faults in names and lines, and True if no value can be missing.
 
-    A recipe that cannot be read may hold what would resolve a contradiction.
+    An unreadable recipe may hold what would resolve a conflict.
     """
-    from_flags = {name: Given(text, f"flag {flag_name(name)}") for name, text in flags.items()}
+    from_flags = {name: Value(text, f"flag {flag_name(name)}") for name, text in flags.items()}
     environment = {
-        name.upper(): Given(text, "environment") for name, text in os.environ.items() if text
+        name.upper(): Value(text, "environment") for name, text in os.environ.items() if text
     }
     dotenv, faults = _read(DOTENV, str(DOTENV)) if DOTENV.exists() else ({}, [])
-    above = {**dotenv, **environment, **from_flags}
+    above = dotenv | environment | from_flags
     recipe, recipe_faults = _read_recipe(above["RECIPE"]) if "RECIPE" in above else ({}, [])
     faults += recipe_faults
-    # In a container the environment is ours, and .env comes with it.
-    is_all_ours = in_container()
-    faults += _unknown(
-        environment,
-        lambda name: name.startswith(_PREFIXES) or (is_all_ours and _is_misspelt(name)),
-    )
-    faults += _unknown(dotenv, lambda name: name.startswith(_PREFIXES) or _is_misspelt(name))
-    faults += _unknown(recipe, lambda _: True)
+    # In a container the whole environment is ours, and holds what .env sets.
+    faults += _unknown_names(environment, typos_too=in_container())
+    faults += _unknown_names(dotenv, typos_too=True)
+    faults += [_unknown_name(name, value) for name, value in recipe.items() if name not in _KNOWN]
     return recipe | above, faults, not recipe_faults
 
 
-def _read(path: Path, name: str) -> tuple[dict[str, Given], list[str]]:
-    """The settings that a file gives, and what is wrong with its lines."""
+def _read(path: Path, name: str) -> tuple[Values, list[str]]:
+    """Return the values that a file sets, and the faults in its lines."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -119,66 +115,69 @@ def _read(path: Path, name: str) -> tuple[dict[str, Given], list[str]]:
         if binding.key and binding.value:
             variable = binding.key.upper()
             if variable in lines:
-                faults.append(f"{variable} stands twice in {name}: lines {lines[variable]}, {line}")
+                faults.append(f"{variable} is set twice in {name}: lines {lines[variable]}, {line}")
             lines[variable] = line
-    values = dotenv_values(stream=io.StringIO(readable))
-    given = {
-        variable.upper(): Given(value, f"{name}, line {lines[variable.upper()]}")
-        for variable, value in values.items()
+    values = {
+        variable.upper(): Value(value, f"{name}, line {lines[variable.upper()]}")
+        for variable, value in dotenv_values(stream=io.StringIO(readable)).items()
         if value
     }
-    return given, faults
+    return values, faults
 
 
-def _read_recipe(chosen: Given) -> tuple[dict[str, Given], list[str]]:
-    name = chosen.text
-    path = Path(name) if "/" in name else RECIPES / f"{name}.env"
+def _read_recipe(recipe: Value) -> tuple[Values, list[str]]:
+    name, is_file = recipe.text, "/" in recipe.text
+    path = Path(name) if is_file else RECIPES / f"{name}.env"
     if not path.is_file():
+        fault = f"RECIPE={name} ({recipe.origin}): there is no such "
         known = sorted(path.stem for path in RECIPES.glob("*.env"))
-        fault = f"RECIPE={name} ({chosen.place}): there is no such "
-        if "/" in name:
-            return {}, [f"{fault}file"]
-        return {}, [f"{fault}recipe among {', '.join(known)}{suggestion(name, known)}"]
-    given, faults = _read(path, name if "/" in name else f"recipes/{path.name}")
-    if "RECIPE" in given:
-        faults.append(f"RECIPE ({given.pop('RECIPE').place}): a recipe cannot name another")
-    return given, faults
+        known_recipes = f"recipe among {', '.join(known)}{suggestion(name, known)}"
+        return {}, [fault + ("file" if is_file else known_recipes)]
+    values, faults = _read(path, name if is_file else f"recipes/{path.name}")
+    if "RECIPE" in values:
+        faults.append(f"RECIPE ({values.pop('RECIPE').origin}): a recipe cannot name another")
+    return values, faults
 
 
-def _unknown(source: Source, is_ours: Callable[[str], bool]) -> list[str]:
+def _unknown_names(values: Values, *, typos_too: bool) -> list[str]:
+    """Report names with our prefixes that are no settings, and others that nearly are."""
     return [
-        f"{name} ({given.place}): there is no such setting{suggestion(name, _KNOWN)}"
-        for name, given in source.items()
-        if name not in _KNOWN and is_ours(name)
+        _unknown_name(name, value)
+        for name, value in values.items()
+        if name not in _KNOWN
+        and (
+            name.startswith(_PREFIXES)
+            or (typos_too and difflib.get_close_matches(name, _KNOWN, cutoff=0.85))
+        )
     ]
 
 
-def _is_misspelt(name: str) -> bool:
-    return bool(difflib.get_close_matches(name, _KNOWN, cutoff=0.85))
+def _unknown_name(name: str, value: Value) -> str:
+    return f"{name} ({value.origin}): there is no such setting{suggestion(name, _KNOWN)}"
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """`; did you mean …?` with the closest known name, if one is close."""
+    """Return `; did you mean …?` with the closest known name, if one is close."""
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def flag_name(variable: str) -> str:
-    """TRAIN_MAX_STEPS -> --max-steps."""
+    """Return the flag of a variable: TRAIN_MAX_STEPS -> --max-steps."""
     return f"--{VARIABLES[variable].variables()[variable]}".replace("_", "-")
 
 
-def _validate(group: type[Group], given: Source) -> tuple[Group, dict[str, str]]:
-    """The group, with defaults for the values that do not fit; and why each of them does not."""
-    fields = {name: field for name, field in group.variables().items() if name in given}
-    texts: dict[str, Any] = {field: given[name].text for name, field in fields.items()}
+def _validate(group: type[Group], values: Values) -> tuple[Group, dict[str, str]]:
+    """Build a group, with defaults in place of invalid values; return the reasons by variable."""
+    fields = {name: field for name, field in group.variables().items() if name in values}
+    texts: dict[str, Any] = {field: values[name].text for name, field in fields.items()}
     try:
         return group(**texts), {}
     except ValidationError as error:
         details = {detail["loc"][0]: detail for detail in reversed(error.errors())}
-    fitting = {field: text for field, text in texts.items() if field not in details}
+    valid = {field: text for field, text in texts.items() if field not in details}
     reasons = {name: _reason(details[field]) for name, field in fields.items() if field in details}
-    return group(**fitting), reasons
+    return group(**valid), reasons
 
 
 _REASONS = {
@@ -191,21 +190,18 @@ _REASONS = {
     "float_parsing": "must be a number",
     "finite_number": "must be a finite number",
     "string_too_long": "must have at most {max_length} characters",
-    "string_pattern_mismatch": "must begin with a letter or digit, and hold only these and . _ -",
+    "string_pattern_mismatch": "must start with a letter or digit, and hold only these and . _ -",
 }
 
 
 def _reason(detail: ErrorDetails) -> str:
-    known = _REASONS.get(detail["type"], detail["msg"].removeprefix("Value error, "))
-    return known.format_map({name: _number(bound) for name, bound in detail.get("ctx", {}).items()})
+    reason = _REASONS.get(detail["type"], detail["msg"].removeprefix("Value error, "))
+    bounds = detail.get("ctx", {}).items()
+    return reason.format_map({k: f"{v:g}" if isinstance(v, float) else v for k, v in bounds})
 
 
-def _number(bound: object) -> object:
-    return f"{bound:g}" if isinstance(bound, float) else bound
-
-
-def _shown(name: str, given: Source) -> str:
-    if name in given:
-        return f"{name}={given[name].text} ({given[name].place})"
-    group = VARIABLES[name]
-    return f"{name}={group.default_text(group.variables()[name])} (default)"
+def _describe(variable: str, values: Values) -> str:
+    if variable in values:
+        return f"{variable}={values[variable].text} ({values[variable].origin})"
+    group = VARIABLES[variable]
+    return f"{variable}={group.default_text(group.variables()[variable])} (default)"

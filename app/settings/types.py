@@ -1,47 +1,89 @@
-"""The types of settings: how values are read, and what all groups have in common."""
+"""The types of settings: how texts become values, and what all groups of settings share."""
 
+import re
+from decimal import Decimal
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+_NOT_A_COUNT = "must be a whole number, such as 500, 20M, 1.5B or 1e7"
 
-def pair(value: object) -> object:
-    """Two values of one text, as in 0.9,0.95."""
+
+def parse_count(value: object) -> object:
+    """Return the whole number in a text: 20M, 1.5B, 1e7 or 20_000_000. Keep any other value.
+
+    Raises:
+        ValueError: the text is not a whole number.
+    """
     if not isinstance(value, str):
         return value
-    parts = value.split(",")
-    if len(parts) != 2:
+    text = value.strip().lower()
+    match = re.fullmatch(r"(-?[0-9][0-9_]*(?:\.[0-9]+)?(?:e[0-9]{1,2})?)([kmbt]?)", text)
+    number = Decimal(match[1]) * _UNITS[match[2]] if match else None
+    if number is None or number != int(number):
+        raise ValueError(_NOT_A_COUNT)
+    return int(number)
+
+
+def count_or(*words: str, at_least: int = 1, at_most: int | None = None) -> BeforeValidator:
+    """Accept a count within bounds, or one of the words."""
+    or_words = f", or {' or '.join(words)}"
+
+    def parse(value: object) -> object:
+        word = str(value).strip().lower()
+        if word in words:
+            return word
+        try:
+            count = parse_count(value)
+        except ValueError as error:
+            raise ValueError(f"{error}{or_words}") from None
+        if isinstance(count, int) and count < at_least:
+            raise ValueError(f"must be at least {at_least}{or_words}")
+        if isinstance(count, int) and at_most is not None and count > at_most:
+            raise ValueError(f"must be at most {at_most}{or_words}")
+        return count
+
+    return BeforeValidator(parse)
+
+
+def parse_list(value: object) -> object:
+    """Split a text at its commas. Keep any other value."""
+    return value.split(",") if isinstance(value, str) else value
+
+
+def parse_pair(value: object) -> object:
+    """Split a text such as 0.9,0.95 into its two parts. Keep any other value."""
+    parts = parse_list(value)
+    if isinstance(parts, list) and len(parts) != 2:
         raise ValueError("must be two numbers, as in 0.9,0.95")
     return parts
 
 
-def listed(value: object) -> object:
-    """The values of a text with commas."""
-    return value.split(",") if isinstance(value, str) else value
-
-
-def truth(value: object) -> object:
-    """The usual words for yes and no as true and false."""
+def parse_bool(value: object) -> object:
+    """Return "true" or "false" for the usual words, and any other word in lower case."""
     word = str(value).strip().lower()
     is_true, is_false = word in ("1", "yes", "on", "true"), word in ("0", "no", "off", "false")
     return "true" if is_true else "false" if is_false else word
 
 
-def home(value: object) -> object:
-    """A path whose ~ is a home folder."""
+def expand_home(value: object) -> object:
+    """Replace a leading ~ by the home folder. Keep any value that is not a text."""
     try:
         return Path(value).expanduser() if isinstance(value, str) else value
     except RuntimeError:
         raise ValueError("begins with ~, but there is no such user's home folder") from None
 
 
+Count = Annotated[int, BeforeValidator(parse_count)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Beta = Annotated[Number, Field(ge=0, lt=1)]
-Wait = Annotated[Number, Field(ge=0, le=86400)]
+Seconds = Annotated[Number, Field(ge=0, le=86400)]
+AutoOrBool = Annotated[Literal["auto", "true", "false"], BeforeValidator(parse_bool)]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
-Location = Annotated[Path, BeforeValidator(home)]
+Location = Annotated[Path, BeforeValidator(expand_home)]
 
 
 class Group(BaseSettings):
@@ -57,22 +99,22 @@ class Group(BaseSettings):
         *_others: PydanticBaseSettingsSource,
         **_named: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Leave every place to app.settings.sources, which names each of them in its errors."""
+        """Leave all sources to app.settings.sources, which names each one in its errors."""
         return (init_settings,)
 
     @classmethod
     def prefix(cls) -> str:
-        """The prefix of the group's environment variables."""
+        """Return the prefix of the group's environment variables."""
         return cls.model_config.get("env_prefix", "")
 
     @classmethod
     def variables(cls) -> dict[str, str]:
-        """Environment variable -> field name."""
+        """Map environment variables to field names."""
         return {f"{cls.prefix()}{name}".upper(): name for name in cls.model_fields}
 
     @classmethod
     def default_text(cls, field: str) -> str:
-        """A field's default as an environment variable has it; empty if it has none."""
+        """Return a field's default as the text of its variable; empty without a default."""
         default = cls.model_fields[field].default
         if default is None:
             return ""

@@ -10,7 +10,7 @@ from app.errors import UserError
 from app.hardware.device import Device, Precision
 from app.hardware.memory import MemoryEstimate, available_bytes, largest_batch_that_fits
 from app.model.gpt import GPT, GPTConfig
-from app.settings.groups import TrainSettings
+from app.settings.train import TrainSettings
 from app.train.compile import is_compiled
 
 _LIBRARIES_BYTES = {"cuda": 1_500_000_000, "cpu": 500_000_000}

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from app.settings.groups import TrainSettings
+from app.settings.train import TrainSettings
 from app.train.muon import Muon
 
 

@@ -12,7 +12,7 @@ from app.__main__ import COMMANDS
 from app.cli.parser import with_dashes
 from app.errors import ExhaustedError, ExitCode, UserError
 from app.failures import translate_error
-from app.settings.groups import GROUPS, VARIABLES
+from app.settings.settings import GROUPS, VARIABLES
 from tests.newcomer import REPOSITORY, settle, type_in
 
 

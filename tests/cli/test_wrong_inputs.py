@@ -147,7 +147,7 @@ WRONG = (
         "a warm-up as long as the run",
         "train --warmup-steps 2",
         "TRAIN_WARMUP_STEPS=2 (flag --warmup-steps) and TRAIN_MAX_STEPS=2 (.env, line 11): "
-        "the warm-up leaves no step at the full rate",
+        "the warm-up must be shorter than the run",
         "correct it",
     ),
     Wrong(
@@ -236,7 +236,7 @@ WRONG = (
     Wrong(
         "a run name that is a path",
         "train --run-name runs/mine",
-        "TRAIN_RUN_NAME=runs/mine (flag --run-name): must begin with a letter or digit",
+        "TRAIN_RUN_NAME=runs/mine (flag --run-name): must start with a letter or digit",
         "correct it",
     ),
     Wrong(
@@ -511,7 +511,7 @@ WRONG = (
         "published figures of training text",
         "evaluate --tokens published --split train",
         "EVALUATE_TOKENS=published (flag --tokens) and EVALUATE_SPLIT=train (flag --split): "
-        "published figures are of held-out text",
+        "published results are on held-out text",
         "correct it",
     ),
     Wrong(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app import containers
-from app.settings.groups import VARIABLES
+from app.settings.settings import VARIABLES
 from tests.newcomer import copy_checkout
 
 PROJECT = "gpt-compose-tests"

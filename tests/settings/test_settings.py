@@ -11,17 +11,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from app.formats import short_count
-from app.settings.counts import read_count
-from app.settings.groups import (
-    GROUPS,
-    GeneralSettings,
-    ModelSettings,
-    PrepareSettings,
-    TrainSettings,
-)
-from app.settings.settings import Settings
+from app.settings.prepare import PrepareSettings
+from app.settings.settings import GROUPS, GeneralSettings, Settings
 from app.settings.sources import load_settings
-from app.settings.types import Group
+from app.settings.train import ModelSettings, TrainSettings
+from app.settings.types import Group, parse_count
 from tests.newcomer import REPOSITORY, settle
 
 TOKEN = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz"
@@ -69,7 +63,7 @@ def test_counts_are_read_as_people_write_them(text: str, count: int) -> None:
 )
 def test_what_is_no_whole_number_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must be a whole number"):
-        read_count(text)
+        parse_count(text)
 
 
 @given(st.integers(0, 10**15), st.sampled_from(("", "k", "M", "B", "T")), st.integers(0, 3))
@@ -77,12 +71,12 @@ def test_counts_are_exact(digits: int, unit: str, decimals: int) -> None:
     size = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}[unit]
     number = Decimal(digits).scaleb(-decimals)
     if number * size == int(number * size):
-        assert read_count(f"{number:f}{unit}") == int(number * size)
+        assert parse_count(f"{number:f}{unit}") == int(number * size)
 
 
 @given(st.integers(0, 10**16))
 def test_a_short_count_says_the_same_number(count: int) -> None:
-    assert read_count(short_count(count)) == count
+    assert parse_count(short_count(count)) == count
 
 
 @pytest.mark.parametrize(
@@ -214,7 +208,7 @@ def test_public_settings_are_every_other_setting_as_json() -> None:
             {"train": TrainSettings(warmup_steps=4, max_steps=4)},
             {
                 ("TRAIN_WARMUP_STEPS", "TRAIN_MAX_STEPS"): (
-                    "the warm-up leaves no step at the full rate"
+                    "the warm-up must be shorter than the run"
                 )
             },
         ),

@@ -5,8 +5,7 @@ import pytest
 from dotenv import dotenv_values
 
 from app.errors import UserError
-from app.settings.groups import VARIABLES
-from app.settings.settings import Settings
+from app.settings.settings import VARIABLES, Settings
 from app.settings.sources import RECIPES, load_settings
 from tests.newcomer import settle
 
@@ -179,7 +178,7 @@ def test_every_fault_is_reported_once_with_its_place(monkeypatch: pytest.MonkeyP
         (
             "TRAIN_RUN_NAME",
             "../up",
-            "must begin with a letter or digit, and hold only these and . _ -",
+            "must start with a letter or digit, and hold only these and . _ -",
         ),
         ("TRAIN_RUN_NAME", "a" * 201, "must have at most 200 characters"),
         (
@@ -200,7 +199,7 @@ def test_contradictions_are_reported_beside_other_faults_but_not_with_a_wrong_va
         "MODEL_NUM_HEADS=many (flag --num-heads): "
         "must be a whole number, such as 500, 20M, 1.5B or 1e7",
         "TRAIN_WARMUP_STEPS=3 (.env, line 1) and TRAIN_MAX_STEPS=3 (flag --max-steps): "
-        "the warm-up leaves no step at the full rate",
+        "the warm-up must be shorter than the run",
         "TRAIN_TOKENS_PER_STEP=5 (flag --tokens-per-step) and MODEL_CONTEXT_LENGTH=1024 (default): "
         "5 is not a multiple of 1024; 1024 is",
     ]
@@ -235,7 +234,7 @@ def test_lines_that_say_nothing_are_faults() -> None:
 
 def test_a_name_that_stands_twice_in_a_file_is_a_fault() -> None:
     write(".env", "TRAIN_SEED=1", "", "TRAIN_MAX_STEPS=", "TRAIN_MAX_STEPS=50", "TRAIN_SEED=2")
-    assert faults() == ["TRAIN_SEED stands twice in .env: lines 1, 5"]
+    assert faults() == ["TRAIN_SEED is set twice in .env: lines 1, 5"]
 
 
 def test_a_file_that_is_no_text_is_a_fault() -> None:

@@ -15,7 +15,7 @@ from app.data.tokenizer import END_OF_TEXT, bytes_of_tokens, vocabulary_files
 from app.errors import ExitCode
 from app.model.gpt import GPT, GPTConfig
 from app.runs.checkpoint import open_checkpoint
-from app.settings.groups import EvaluateSettings
+from app.settings.tools import EvaluateSettings
 from app.tools.evaluate import PUBLISHED_TOKENS, measured, standard_error
 from tests.newcomer import moved_in, type_in
 from tests.tools.small_run import CONTEXT_LENGTH, RUN

@@ -14,7 +14,7 @@ import pytest
 from app.data.tokenizer import Tokenizer
 from app.inference.text import Sampling, generate_texts
 from app.runs.checkpoint import MODEL_FILE
-from app.settings.groups import SampleSettings
+from app.settings.tools import SampleSettings
 from tests.newcomer import REPOSITORY, run_really, settle
 from tests.tools.playground_process import JSON, Playground, playground, text_of
 from tests.tools.written_run import write_run

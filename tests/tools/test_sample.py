@@ -15,7 +15,7 @@ from app.data.tokenizer import END_OF_TEXT, Tokenizer
 from app.errors import ExitCode
 from app.inference.text import Sampling, generate_texts
 from app.model.gpt import GPT
-from app.settings.groups import SampleSettings
+from app.settings.tools import SampleSettings
 from tests.newcomer import REPOSITORY, settle, type_in
 from tests.tools.written_run import rewrite, write_run
 

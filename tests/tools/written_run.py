@@ -8,7 +8,7 @@ import torch
 
 from app.model.gpt import GPT, GPTConfig
 from app.runs.checkpoint import STATE_KEYS, Snapshot, checkpoint_folder, write_checkpoint
-from app.settings.groups import TrainSettings
+from app.settings.train import TrainSettings
 from app.train.optimizer import build_optimizers
 
 # Few layers; the vocabulary is GPT-2's, so that it writes every kind of character, in pieces.

@@ -16,7 +16,7 @@ from app.errors import UserError
 from app.hardware.device import Device, Precision
 from app.hardware.memory import MemoryEstimate
 from app.model.gpt import GPTConfig
-from app.settings.groups import TrainSettings
+from app.settings.train import TrainSettings
 from app.train.micro_batch import choose_micro_batch_size, estimate_memory
 from tests.train.processes import TINY
 
@@ -99,7 +99,7 @@ from app.model.gpt import GPT, GPTConfig
 from app.runs.checkpoint import Snapshot
 from app.train.compile import compiled_loss
 from app.hardware.device import select_device
-from app.settings.groups import TrainSettings
+from app.settings.train import TrainSettings
 from app.train.optimizer import build_optimizers
 device = select_device("cpu", sys.argv[1], "auto")
 is_compiled = sys.argv[2] == "compiled"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from app.model.gpt import GPT, GPTConfig
-from app.settings.groups import TrainSettings
+from app.settings.train import TrainSettings
 from app.train.muon import Muon
 from app.train.optimizer import LRSchedule, build_optimizers
 

@@ -29,7 +29,7 @@ import torch
 from app.model.gpt import GPT, GPTConfig
 from app.hardware.device import Device
 from app.train.micro_batch import estimate_memory
-from app.settings.groups import TrainSettings
+from app.settings.train import TrainSettings
 from app.train.optimizer import build_optimizers
 from app.distributed.world import init_world
 from app.train.sharded_optimizer import ShardedOptimizers

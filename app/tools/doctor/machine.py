@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.settings.groups import ModelSettings
+from app.settings.train import ModelSettings
 from app.tools.doctor.case import CHECKPOINT_BYTES, Case, existing
 from app.tools.doctor.finding import Finding, counted, failure, gigabytes
 

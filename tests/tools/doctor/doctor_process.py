@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.settings.groups import GROUPS
+from app.settings.settings import GROUPS
 from tests.faults import bind_root
 from tests.train.processes import CHECKOUT, TINY
 

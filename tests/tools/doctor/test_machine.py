@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from app.model.gpt import GPT, GPTConfig
-from app.settings.groups import ModelSettings
+from app.settings.train import ModelSettings
 from app.tools.doctor.machine import count_parameters, cpu_quota
 
 
