@@ -1,6 +1,8 @@
 """Differences of running in a container of this project's compose.yaml."""
 
 import os
+import sys
+from pathlib import Path
 
 # Variables of compose.yaml and docker/Dockerfile that are no settings -> default, description.
 VARIABLES = {
@@ -38,9 +40,16 @@ def in_container() -> bool:
     return bool(os.environ.get("IN_CONTAINER"))
 
 
+def started_by_script() -> bool:
+    """Return True if the console script of the installed package has started this process."""
+    return Path(sys.argv[0]).name == "gpt-compose"
+
+
 def program() -> str:
-    """Return what stands before a command where the user types it."""
-    return "docker compose run --rm" if in_container() else "python -m app"
+    """Return what the user types before a command."""
+    if in_container():
+        return "docker compose run --rm"
+    return "gpt-compose" if started_by_script() else "python -m app"
 
 
 def expects_gpu() -> bool:

@@ -400,7 +400,7 @@ def prepare_with_clocks(result: str) -> None:
     import app.prepare.local_files as text_files
     import app.prepare.pipeline as prepare
     import app.prepare.shard_writer as shard_writer
-    from app.__main__ import main
+    from app.cli.process import run
     from app.prepare.documents import Batch
 
     spent: Counter[str] = Counter()
@@ -461,7 +461,7 @@ def prepare_with_clocks(result: str) -> None:
     clock(shards.ShardFile, "commit", "hash and write shards")
     since = time.perf_counter()
     try:
-        sys.exit(main(["prepare"]))
+        sys.exit(run(["prepare"]))
     finally:
         in_encoder = sum(with_encoder[1:])
         Path(result).write_text(json.dumps({"cpu": spent, "in_encoder_seconds": in_encoder}))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.__main__ import main
+from app.cli.process import run
 from app.settings.settings import GROUPS, VARIABLES
 
 REPOSITORY = Path(__file__).parent.parent
@@ -60,7 +60,7 @@ def type_in(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
     with monkeypatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
-        return main(arguments)
+        return run(arguments)
 
 
 def run_really(line: str, largest_file: int | None = None) -> subprocess.CompletedProcess[str]:

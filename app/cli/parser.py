@@ -1,4 +1,4 @@
-"""The flags of the command line: one for each setting of a command."""
+"""The command line's flags: one for each setting of a command."""
 
 import argparse
 import re
@@ -13,13 +13,12 @@ from app.settings.sources import flag_name, suggestion
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints look like every other error, and whose help fits the terminal."""
+    """A parser that raises UserError, and whose help fits the terminal."""
 
     def __init__(self, **options: Any) -> None:
         width = min(100, shutil.get_terminal_size().columns)
         layout = partial(argparse.RawDescriptionHelpFormatter, width=width, max_help_position=28)
         super().__init__(formatter_class=layout, allow_abbrev=False, **options)
-        self.variables: list[str] = []
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError instead of printing the usage."""
@@ -34,36 +33,55 @@ class Parser(argparse.ArgumentParser):
             if group_name not in sections:
                 sections[group_name] = self.add_argument_group(f"{group_name} settings")
             for variable, field in group.variables().items():
-                # A secret on the command line would stand in the list of processes.
+                # A secret on the command line would show in the list of processes.
                 if only in ("", field) and field != "hf_token":
                     info, default = group.model_fields[field], group.default_text(field)
-                    words = f"{info.description}{f' [{default}]' if default else ''} ({variable})"
+                    text = f"{info.description}{f' [{default}]' if default else ''} ({variable})"
                     sections[group_name].add_argument(
                         flag_name(variable),
                         dest=variable,
                         action=_Once,
                         metavar=_metavar(info.annotation),
-                        help=words.replace("%", "%%"),
+                        help=text.replace("%", "%%"),
                     )
-                    self.variables.append(variable)
 
-    def refuse(self, unknown: Sequence[str]) -> None:
-        """Raise UserError for words that this parser did not take, with what they may mean."""
+    def parse(self, words: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
+        """Return the texts of the settings' flags by variable, and the other arguments by name.
+
+        --total_tokens is accepted for --total-tokens.
+
+        Raises:
+            UserError: there are unknown, repeated or missing arguments.
+        """
+        parts = [word.partition("=") for word in words]
+        words = [
+            flag.replace("_", "-") + equals + value if re.fullmatch(r"--\w+", flag) else word
+            for word, (flag, equals, value) in zip(words, parts, strict=True)
+        ]
+        parsed = vars(self.parse_args(words))
+        flags = {name: text for name, text in parsed.items() if name in VARIABLES}
+        options = {name: value for name, value in parsed.items() if name not in VARIABLES}
+        return {name: text for name, text in flags.items() if text is not None}, options
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse unknown arguments. For a command, argparse calls this of the command's parser."""
+        parsed, unknown = super().parse_known_args(args, namespace)
         # The word after an unknown flag may be a secret.
         flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
         faults = [f"{word}{self._hint(word)}" for word in flags or unknown]
         if faults:
-            self.error(f"not understood: {', '.join(faults)}")
+            self.error(f"unknown argument: {', '.join(faults)}")
+        return parsed, []
 
     def _hint(self, word: str) -> str:
-        same = [name for name in VARIABLES if word.partition("=")[0] in (name, flag_name(name))]
+        same = [name for name in VARIABLES if word in (name, flag_name(name))]
         if same:
             return f" (set {' or '.join(same)} in the environment or in .env)"
-        return suggestion(word, map(flag_name, self.variables))
+        return suggestion(word, self._option_string_actions)
 
 
 class _Once(argparse.Action):
-    """Stores the text of a flag; a second one, or none after `=`, is a mistake."""
+    """Store the text of a flag; refuse a second one, and an empty one."""
 
     def __call__(
         self,
@@ -87,15 +105,6 @@ def _metavar(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
     kinds = {"bool": "true|false", "Path": "PATH", "tuple": "X,Y", "float": "X", "int": "N"}
-    shown = next((word for kind, word in kinds.items() if kind in str(annotation)), "TEXT")
-    words = [part for part in get_args(annotation) if get_origin(part) is Literal]
-    return "|".join([shown, *(word for part in words for word in get_args(part))])
-
-
-def with_dashes(arguments: Sequence[str]) -> list[str]:
-    """Take --total_tokens for --total-tokens."""
-    return [
-        flag.replace("_", "-") + equals + value if re.fullmatch(r"--\w+", flag) else argument
-        for argument in arguments
-        for flag, equals, value in [argument.partition("=")]
-    ]
+    kind = next((metavar for kind, metavar in kinds.items() if kind in str(annotation)), "TEXT")
+    choices = [part for part in get_args(annotation) if get_origin(part) is Literal]
+    return "|".join([kind, *(word for part in choices for word in get_args(part))])

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.__main__ import code_of, run_as_process, text_source
+from app.cli.process import exit_code_of, run_as_process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,28 +24,25 @@ Turn text into checked token shards on many machines. PREPARE_WORKERS are tasks 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; an unexpected exception passes through."""
-    return code_of(lambda: _prepare(arguments))
+    return exit_code_of(lambda: _prepare(arguments))
 
 
-def _prepare(arguments: Sequence[str]) -> int:
+def _prepare(arguments: Sequence[str]) -> None:
     # Imported here, so that Ctrl-C ends the program in order while it starts, too.
-    from app.errors import ExitCode, UserError
+    from app.errors import UserError
 
     if not find_spec("datatrove"):
         raise UserError(
             "this environment does not hold what `app.cluster` needs",
             "`make test-cluster` makes one that does: . .venv-cluster/bin/activate",
         )
-    from app.cli.parser import with_dashes
     from app.cluster.executors import engine
     from app.cluster.prepare import prepare
     from app.prepare.sources import STDLIB, is_hub_id
     from app.settings.sources import load_settings
+    from app.tools.prepare import text_source
 
-    parser = _parser()
-    parsed, unknown = parser.parse_known_args(with_dashes(arguments))
-    parser.refuse(unknown)
-    flags = {name: text for name, text in vars(parsed).items() if name.isupper() and text}
+    flags, options = _parser().parse(arguments)
     settings = load_settings(flags, "prepare")
     chosen = settings.prepare
     is_path = chosen.dataset != STDLIB and not is_hub_id(chosen.dataset)
@@ -57,7 +54,7 @@ def _prepare(arguments: Sequence[str]) -> int:
     if settings.general.hf_token:
         os.environ["HF_TOKEN"] = settings.general.hf_token.get_secret_value()
     workers = None if chosen.workers == "auto" else chosen.workers
-    with engine(parsed.executor, workers, dict(parsed.sbatch)) as (run, count):
+    with engine(options["executor"], workers, dict(options["sbatch"])) as (run, count):
         prepare(
             source,
             settings.prepare_dir.absolute(),
@@ -67,9 +64,8 @@ def _prepare(arguments: Sequence[str]) -> int:
             val_tokens=chosen.val_tokens,
             shard_size=chosen.shard_size,
             workers=count,
-            task_bytes=parsed.task_bytes,
+            task_bytes=options["task_bytes"],
         )
-    return ExitCode.DONE
 
 
 def _parser() -> Parser:

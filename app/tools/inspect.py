@@ -14,9 +14,28 @@ from app.errors import UserError
 from app.runs.checkpoint import STATE_FILE, checkpoint_folder, open_checkpoint
 from app.runs.checkpoints import checkpoint_steps
 from app.runs.metrics import read_metrics
+from app.settings.settings import Settings
 
 
-def inspect(path: Path, *, verify: bool) -> Iterator[str]:
+def inspect(settings: Settings, *, path: str, verify: bool) -> None:
+    """Print the description of what is at a path, or at the same path below DATA_DIR.
+
+    Raises:
+        UserError: there is nothing; or see `describe`.
+    """
+    data_dir = settings.general.data_dir
+    for place in (Path(path), data_dir / path):
+        if place.exists():
+            for line in describe(place, verify=verify):
+                print(line, flush=True)
+            return
+    raise UserError(
+        f"there is no {path}, neither here nor in {data_dir}",
+        "name a .bin file, or a folder that prepare or train has written",
+    )
+
+
+def describe(path: Path, *, verify: bool) -> Iterator[str]:
     """Describe a shard, a dataset folder, a checkpoint or a run, a line at a time.
 
     Args:

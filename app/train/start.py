@@ -2,12 +2,12 @@
 
 import os
 import sys
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from app.containers import started_by_script
 from app.data.dataset import Dataset, open_dataset
 from app.data.sequences import num_sequences
 from app.distributed.launch import launch, launched, processes_to_launch
@@ -27,11 +27,10 @@ class Start:
     checkpoint: Checkpoint | None
 
 
-def start_training(settings: Settings, words: Sequence[str]) -> None:
+def start_training(settings: Settings) -> None:
     """Train in this process, or start one process per GPU. What can fail without torch fails first.
 
-    Args:
-        words: the command line, for the processes to start.
+    The processes to start get this process's command line.
 
     Raises:
         ExitWithCode: the processes have ended, and have printed why.
@@ -44,7 +43,8 @@ def start_training(settings: Settings, words: Sequence[str]) -> None:
             dataset = open_training_data(settings)
             processes = processes_to_launch(settings.train)
             if processes > 1:
-                command = ["-m", "app", *words]
+                program = [sys.argv[0]] if started_by_script() else ["-m", "app"]
+                command = [*program, *sys.argv[1:]]
                 raise ExitWithCode(launch(command, processes, settings.train.max_restarts))
             start = plan_start(settings, dataset, stack)
             if start is None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.__main__ import COMMANDS
-from app.cli.parser import with_dashes
+from app.cli.commands import COMMANDS
+from app.cli.parser import Parser
 from app.errors import ExhaustedError, ExitCode, UserError
 from app.failures import translate_error
 from app.settings.settings import GROUPS, VARIABLES
@@ -81,7 +81,7 @@ def test_the_help_lists_every_command(
 ) -> None:
     shown = help_of("", monkeypatch, capsys)
     for name, command in COMMANDS.items():
-        assert re.search(rf"(?m)^    {name}\s+{(command.run.__doc__ or '')[:30]}", shown)
+        assert re.search(rf"(?m)^    {name}\s+{command.description[:30]}", shown)
 
 
 def test_no_command_shows_the_help(
@@ -93,8 +93,13 @@ def test_no_command_shows_the_help(
 
 
 def test_a_value_may_look_like_a_flag() -> None:
-    words = ["sample", "--top_k=5", "--prompt", "--my_flag of --this_program", "--prompt=--a_b"]
-    assert with_dashes(words) == [words[0], "--top-k=5", *words[2:]]
+    parser = Parser()
+    parser.add_settings(("sample",))
+    for words in (["--prompt", "--my_flag of it"], ["--prompt=--my_flag of it"]):
+        flags, others = parser.parse(["--top_k=5", *words])
+        assert flags == {"SAMPLE_TOP_K": "5", "SAMPLE_PROMPT": "--my_flag of it"}
+        assert others == {}
+    assert parser.parse(["--prompt=--a_b"])[0] == {"SAMPLE_PROMPT": "--a_b"}
 
 
 def test_flags_take_dashes_and_underscores(
@@ -108,7 +113,10 @@ def test_flags_take_dashes_and_underscores(
 
 
 def test_wrong_settings_are_told_before_torch_is_loaded() -> None:
-    code = "import sys, app.__main__ as m; m.main(['train', '--seed=x']); print(list(sys.modules))"
+    code = (
+        "import sys; from app.cli.process import run; run(['train', '--seed=x']); "
+        "print(list(sys.modules))"
+    )
     ended = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
+from inspect import signature
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
-from app.__main__ import COMMANDS
+from app.cli.commands import COMMANDS
 from app.prepare.pipeline import prepare
 from app.prepare.sources import TextSource
 from tests.newcomer import REPOSITORY, settle
@@ -48,6 +50,16 @@ def packages(printed: str) -> set[str]:
     return set(_IMPORTED.findall(printed)) & packages_distributions().keys() - _START
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_names_a_function_that_takes_its_arguments(name: str) -> None:
+    command = COMMANDS[name]
+    options = [
+        details.get("dest", argument.removeprefix("--"))
+        for argument, details in command.arguments.items()
+    ]
+    signature(resolve_name(command.function)).bind("settings", **dict.fromkeys(options))
+
+
 @pytest.mark.parametrize("words", (("--help",), *((name, "--help") for name in COMMANDS)))
 def test_help_imports_what_reads_settings(words: tuple[str, ...]) -> None:
     printed, _ = start(*words).communicate()
@@ -59,7 +71,7 @@ def test_help_imports_what_reads_settings(words: tuple[str, ...]) -> None:
     ("words", "says", "needs"),
     (
         (("train", "--seed", "x"), "error: TRAIN_SEED=x", set()),
-        (("sample", "--sead", "1"), "error: not understood: --sead", set()),
+        (("sample", "--sead", "1"), "error: unknown argument: --sead", set()),
         (("sample",), "error: there is no run", set()),
         (("evaluate",), "error: there is no run", ARRAYS),
         (("export",), "error: there is no run", ARRAYS | TOKENIZER),

@@ -188,19 +188,19 @@ WRONG = (
     Wrong(
         "a typo in a flag",
         "train --lerning-rate 1e-3",
-        "not understood: --lerning-rate; did you mean --learning-rate?",
+        "unknown argument: --lerning-rate; did you mean --learning-rate?",
         "see `python -m app train --help`",
     ),
     Wrong(
         "a flag of another command",
         "train --total-tokens 1M",
-        "not understood: --total-tokens (set PREPARE_TOTAL_TOKENS in the environment or in .env)",
+        "unknown argument: --total-tokens (set PREPARE_TOTAL_TOKENS in the environment or in .env)",
         "see `python -m app train --help`",
     ),
     Wrong(
         "the hub token as a flag",
         "prepare --hf-token hf_secret",
-        "not understood: --hf-token (set HF_TOKEN in the environment or in .env)",
+        "unknown argument: --hf-token (set HF_TOKEN in the environment or in .env)",
         "see `python -m app prepare --help`",
     ),
     Wrong(
@@ -224,13 +224,13 @@ WRONG = (
     Wrong(
         "a typo in the command",
         "trian",
-        "the first word is a command, and 'trian' is none; did you mean train?",
+        "'trian' is not a command; did you mean train?",
         "see `python -m app --help`",
     ),
     Wrong(
         "flags before the command",
         "--max-steps 5 train",
-        "the first word is a command, and '--max-steps' is none",
+        "'--max-steps' is not a command",
         "see `python -m app --help`",
     ),
     Wrong(

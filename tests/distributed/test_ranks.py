@@ -142,7 +142,7 @@ def test_what_is_no_lost_connection_is_told() -> None:
 IS_STOPPED_WHERE_EXCEPTIONS_ARE_DROPPED = """
 import os, signal, sys, weakref
 import torch
-from app.__main__ import run_as_process
+from app.cli.process import run_as_process
 from app.distributed.world import init_world
 
 def train(_arguments):

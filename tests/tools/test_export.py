@@ -149,7 +149,7 @@ def test_the_program_in_the_card_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_export_needs_no_transformers() -> None:
     code = (
         "import sys; sys.modules['transformers'] = sys.modules['tokenizers'] = None\n"
-        "import app.__main__ as m; sys.exit(m.main(['export']))"
+        "from app.cli.process import run; sys.exit(run(['export']))"
     )
     subprocess.run(
         [sys.executable, "-c", code],

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from app.files import atomic_file
+from app.settings.settings import Settings
 from app.tools.report.run_data import read_run
+
+
+def report(settings: Settings, *, runs: Sequence[str]) -> None:
+    """Write the report of the named runs, by default of the settings' run, and print its files."""
+    folder = settings.general.data_dir / "runs"
+    page, picture, *_ = write_report([folder / name for name in runs] or [settings.run_dir])
+    print(page, picture, sep="\n")
 
 
 def write_report(run_dirs: Sequence[Path]) -> list[Path]:

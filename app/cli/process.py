@@ -1,0 +1,105 @@
+"""A command as a process: its exit code, its signals, its standard output."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn
+
+from app.errors import AppError, ExitCode, ExitWithCode, Stopped
+from app.failures import translate_error
+
+if TYPE_CHECKING:
+    from types import FrameType, TracebackType
+
+
+def main() -> NoReturn:
+    """Run the command that this process's arguments name. The console script."""
+    run_as_process(run)
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the command that the words name and return its exit code."""
+
+    def command() -> None:
+        # Imported here, so that Ctrl-C is handled while the imports are running, too.
+        from app.cli.commands import run_command
+
+        run_command(words)
+
+    return exit_code_of(command)
+
+
+def exit_code_of(command: Callable[[], object]) -> int:
+    """Run a command, report an expected failure and return the exit code; let a bug pass."""
+    code: int = ExitCode.DONE
+    try:
+        command()
+        sys.stdout.flush()
+    except AppError as error:
+        code = _fail(error)
+    except SystemExit:
+        # argparse has printed the help.
+        pass
+    except BrokenPipeError:
+        # The reader of the output, head or less, has read enough.
+        code = ExitCode.SIGPIPE
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
+        expected = translate_error(error)
+        if expected is None:
+            raise
+        code = _fail(expected)
+    except Stopped as stopped:
+        _print_error(f"stopped: {stopped}")
+        code = stopped.exit_code
+    except ExitWithCode as request:
+        code = request.exit_code
+    except KeyboardInterrupt:
+        _print_error("stopped")
+        code = ExitCode.SIGINT
+    _drop_unwritable_output()
+    return code
+
+
+def run_as_process(run: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Pass this process's arguments to `run`, and end the process with the code it returns."""
+    # Process 1 of a container ignores this signal unless it has a handler.
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.excepthook = _die
+    exit_code = run(sys.argv[1:])
+    # Everything is written. Threads that still wait for the network, a disk or another rank must
+    # not delay the end, and nor must torch and CUDA, which free their memory piece by piece.
+    os._exit(exit_code)
+
+
+def _fail(error: AppError) -> ExitCode:
+    _print_error(f"error: {error}")
+    return error.exit_code
+
+
+def _print_error(line: str) -> None:
+    # The terminal may be gone.
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def _drop_unwritable_output() -> None:
+    """Flush stdout; if that fails, redirect it, or the interpreter would complain at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _die(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a bug's traceback and end at once: threads and other ranks may never do so."""
+    sys.__excepthook__(kind, error, trace)
+    _drop_unwritable_output()
+    os._exit(ExitCode.BUG)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise Stopped(ExitCode.SIGTERM, "by SIGTERM")

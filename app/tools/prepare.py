@@ -1,0 +1,39 @@
+"""`prepare`: the pipeline's arguments from the settings."""
+
+import gc
+import os
+
+from app.prepare.pipeline import prepare as run_pipeline
+from app.prepare.sources import TextSource
+from app.settings.prepare import PrepareSettings
+from app.settings.settings import Settings
+
+
+def prepare(settings: Settings) -> None:
+    """Turn text into token shards; see app.prepare.pipeline.prepare."""
+    # Imported modules are never garbage; looking for some among them takes 30 ms of a start.
+    gc.set_threshold(100_000)
+    cfg, token = settings.prepare, settings.general.hf_token
+    run_pipeline(
+        text_source(cfg),
+        settings.prepare_dir,
+        name=cfg.dataset_name,
+        total_tokens=None if cfg.total_tokens == "all" else cfg.total_tokens,
+        val_tokens=cfg.val_tokens,
+        shard_size=cfg.shard_size,
+        workers=(os.cpu_count() or 1) if cfg.workers == "auto" else cfg.workers,
+        hf_token=token.get_secret_value() if token else None,
+    )
+
+
+def text_source(cfg: PrepareSettings) -> TextSource:
+    """Return the source of text that the settings name."""
+    return TextSource(
+        cfg.dataset,
+        cfg.config,
+        cfg.dataset_revision,
+        cfg.split,
+        cfg.text_column,
+        cfg.shuffle_files,
+        cfg.retry_seconds,
+    )
