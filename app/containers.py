@@ -1,42 +1,38 @@
-"""Differences of running in a container of this project's compose.yaml."""
+"""What is different in a container of this project's image."""
 
 import os
 import sys
 from pathlib import Path
 
-# Variables of compose.yaml and docker/Dockerfile that are no settings -> default, description.
+# Variables that compose.yaml and docker/Dockerfile read: name -> default, description.
 VARIABLES = {
-    "GPU": ("all", "which GPU of several the containers get: 0, 1, ... as in nvidia-smi; or all"),
-    "DATA_VOLUME": ("data", "what /data is: the volume data; or a folder: /mnt/disk or ./disk"),
+    "GPU": ("all", "which GPU the containers get: 0, 1, ... as in nvidia-smi; or all"),
+    "DATA_VOLUME": ("data", "what is mounted at /data: the volume data, or a folder: /mnt/disk"),
     "RUN_AS": (
         "10001:10001",
-        "user and group in the containers; to work in a folder of yours, what `id` says: 1000:1000",
+        "user and group in the containers; yours are what `id` prints",
     ),
-    "HF_TOKEN_FILE": (
-        "/dev/null",
-        "file with the token of the Hugging Face hub; the user in the container must read it",
-    ),
+    "HF_TOKEN_FILE": ("/dev/null", "file with a Hugging Face token, readable by the user RUN_AS"),
     "TENSORBOARD_PORT": ("6006", "port of TensorBoard, on this machine only"),
     "IMAGE": ("gpt-compose", "name of the image"),
     "BASE_IMAGE": (
         "nvidia/cuda:13.0.3-base-ubuntu24.04",
-        "image to build on: Ubuntu or Debian; for CUDA, with a driver at least as new",
+        "base image: Ubuntu or Debian; its CUDA must not be newer than the driver's",
     ),
     "TORCH": (
         "cuda",
-        "build of torch: cuda; cpu; auto: cpu where pip is set up to find it; with TORCH_INDEX "
-        "any that it has: cpu, cu126, ...",
+        "torch build: cuda, cpu, or auto (cpu if pip is configured to find it); with TORCH_INDEX, "
+        "any that the index has: cpu, cu126, ...",
     ),
     "TORCH_INDEX": (
         "",
-        "address of a package index with other builds of torch; the image keeps it, so without "
-        "a password",
+        "URL of a package index with other torch builds; the image keeps it: include no password",
     ),
 }
 
 
 def in_container() -> bool:
-    """Return True in the project's image, which sets a variable."""
+    """Return True in a container of the project's image, which sets a variable."""
     return bool(os.environ.get("IN_CONTAINER"))
 
 
@@ -57,17 +53,16 @@ def expects_gpu() -> bool:
     return bool(os.environ.get("EXPECTS_GPU"))
 
 
-def how_to_get_permission(place: str, *, read_only: bool) -> str:
-    """Return the advice for a file or folder that this process may not use."""
+def how_to_get_permission(path: str, *, read_only: bool) -> str:
+    """Return advice on a file or folder that this process may not read or write."""
     user = os.getuid()
     if not in_container():
         return f"give it to user {user}, or set DATA_DIR to a folder of that user"
-    if place.startswith("/run/secrets/"):
+    if path.startswith("/run/secrets/"):
         return f"let user {user} read the file that HF_TOKEN_FILE names"
     if read_only:
-        return "name a place below /data, or mount a folder of yours there: `run -v FOLDER:/PLACE`"
+        return "use a path below /data, or mount a folder of yours: `run -v FOLDER:/PATH`"
     return (
-        f"this container works as user {user}: on the machine outside, give that user the "
-        f"folder (sudo chown -R {user}:{user} FOLDER), or work as the folder's owner "
-        "(RUN_AS=UID:GID in .env)"
+        f"this container runs as user {user}: on the host, give that user the folder (sudo chown "
+        f"-R {user}:{user} FOLDER), or run as the folder's owner (RUN_AS=UID:GID in .env)"
     )

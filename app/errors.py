@@ -5,11 +5,7 @@ from typing import Self
 
 
 class ExitCode(IntEnum):
-    """Exit codes of every command. Only BUG and NETWORK are worth an automatic restart.
-
-    RANK_LOST is internal: the launcher restarts all training processes on it, and never exits
-    with it itself.
-    """
+    """Exit codes of every command. Only BUG and NETWORK are worth an automatic restart."""
 
     DONE = 0
     BUG = 1
@@ -17,6 +13,7 @@ class ExitCode(IntEnum):
     NOT_FINITE = 3
     EXHAUSTED = 4
     NETWORK = 5
+    # Between a training process and its launcher, which exits with another code.
     RANK_LOST = 75
     SIGINT = 130
     SIGPIPE = 141

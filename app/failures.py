@@ -55,11 +55,10 @@ def _os_error(error: OSError) -> AppError | None:
         case errno.ENOMEM:
             return _out_of_memory(str(error))
         case errno.EACCES | errno.EPERM | errno.EROFS:
+            is_read_only = error.errno == errno.EROFS
             return UserError(
                 f"no permission to write or read{path} ({error.strerror})",
-                how_to_get_permission(
-                    str(error.filename or ""), read_only=error.errno == errno.EROFS
-                ),
+                how_to_get_permission(str(error.filename or ""), read_only=is_read_only),
             )
         case number if number in _UNUSABLE_PATH:
             return UserError(f"{error.strerror}:{path}", "use another path, or move that away")

@@ -1,4 +1,4 @@
-"""Files that are complete under their final name, and folders that one process owns."""
+"""Files and folders that appear complete or not at all, append-only files, and folder locks."""
 
 import fcntl
 import hashlib
@@ -14,23 +14,24 @@ from typing import Any
 
 from app.errors import UserError
 
+# Suffix of what is still being written, and of a folder while another takes its place.
 PARTIAL = ".partial"
-_HASHED_BYTES = 16 << 20
-# A folder that is being replaced has this name for a moment.
 REPLACED = f".old{PARTIAL}"
+_HASH_BUFFER_BYTES = 16 << 20
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, read in large pieces: other threads go on within one."""
-    digest, piece = hashlib.sha256(), memoryview(bytearray(_HASHED_BYTES))
-    with named(path), path.open("rb", buffering=0) as file:
-        while count := file.readinto(piece):
-            digest.update(piece[:count])
+    """Return the SHA-256 of a file, as hexadecimal digits."""
+    # hashlib releases the interpreter's lock for each buffer: a large one lets other threads run.
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_HASH_BUFFER_BYTES))
+    with filename_in_errors(path), path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
     return digest.hexdigest()
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable: without it a rename can be lost with the power."""
+    """Make renames in `folder` durable: a power failure could undo them otherwise."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -39,8 +40,8 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Add the file's name to the system's errors: those of a write or fsync lack it."""
+def filename_in_errors(path: Path) -> Iterator[None]:
+    """Add `path` to an OSError that has no file name, such as those of write and fsync."""
     try:
         yield
     except OSError as error:
@@ -50,10 +51,10 @@ def named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BufferedRandom]:
-    """Open a temporary file beside `path` that takes its name when the block ends well."""
+    """Open a temporary file that replaces `path`, durably, if the block succeeds."""
     partial = path.with_name(path.name + PARTIAL)
     try:
-        with named(path), partial.open("w+b") as file:
+        with filename_in_errors(path), partial.open("w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -65,15 +66,16 @@ def atomic_file(path: Path) -> Iterator[BufferedRandom]:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Fill a temporary folder with files; it takes the name of `folder` when the block ends well.
+    """Create a temporary folder that replaces `folder`, durably, if the block succeeds.
 
-    One that is there already is replaced.
+    The block puts files into it, but no folders.
     """
-    partial, before = (folder.with_name(folder.name + ending) for ending in (PARTIAL, REPLACED))
-    if before.exists() and not folder.exists():
-        before.rename(folder)
-    for left in (partial, before):
-        shutil.rmtree(left, ignore_errors=True)
+    partial, replaced = (folder.with_name(folder.name + suffix) for suffix in (PARTIAL, REPLACED))
+    # An earlier process may have died between the two renames below.
+    if replaced.exists() and not folder.exists():
+        replaced.rename(folder)
+    for leftover in (partial, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     fsync_folder(folder.parent.parent)
     try:
@@ -83,25 +85,25 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
                 os.fsync(written.fileno())
         fsync_folder(partial)
         if folder.exists():
-            folder.rename(before)
+            folder.rename(replaced)
         try:
             partial.rename(folder)
         except OSError:
-            if before.exists():
-                before.rename(folder)
+            if replaced.exists():
+                replaced.rename(folder)
             raise
         fsync_folder(folder.parent)
-        shutil.rmtree(before, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 class AppendOnlyFile:
-    """A file that grows by whole pieces: one that the disk does not take is kept for later.
+    """A file that is appended to by whole records; a failed append is repeated by the next one.
 
     Args:
         path: created if it is missing.
-        size: cut the file back to so many bytes; None leaves it.
+        size: bytes to truncate the file to first, if it is longer; None keeps all of it.
     """
 
     def __init__(self, path: Path, size: int | None = None) -> None:
@@ -110,45 +112,50 @@ class AppendOnlyFile:
         self._size = self._file.seek(0, os.SEEK_END)
         if size is not None and size < self._size:
             self._size = self._file.truncate(size)
-        self._waiting = b""
+        self._pending = b""
 
-    def append(self, piece: bytes) -> None:
-        """Write a piece after those before.
+    def append(self, record: bytes) -> None:
+        """Append a record, after those whose append has failed.
 
         Raises:
-            OSError: the disk is full or fails; the next call tries again.
+            OSError: the disk is full or fails. The file keeps no part of the record; the next call
+                tries again.
         """
-        self._waiting += piece
+        self._pending += record
         written = 0
-        with named(self._path):
-            # No half a piece stays of a write that has failed.
+        with filename_in_errors(self._path):
+            # The truncation after an earlier failure may have failed as well.
             self._file.truncate(self._size)
             try:
-                while written < len(self._waiting):
-                    written += self._file.write(self._waiting[written:])
+                while written < len(self._pending):
+                    written += self._file.write(self._pending[written:])
             except OSError:
                 with suppress(OSError):
                     self._file.truncate(self._size)
                 raise
         self._size += written
-        self._waiting = b""
+        self._pending = b""
 
     def sync(self) -> int:
-        """Make all of it durable, and tell its size in bytes."""
+        """Append what is pending, make the file durable, and return its size in bytes."""
         self.append(b"")
-        with named(self._path):
+        with filename_in_errors(self._path):
             os.fsync(self._file.fileno())
         return self._size
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` atomically with `value` as readable JSON."""
+    """Replace `path` atomically with `value` as indented JSON."""
     with atomic_file(path) as file:
         file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 def read_json(path: Path, fix: str) -> dict[str, Any]:
-    """Read a JSON object; UserError names the file and what is wrong with it."""
+    """Return the JSON object in a file.
+
+    Raises:
+        UserError: the file holds something else; `fix` is the advice.
+    """
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, UnicodeDecodeError) as error:
@@ -160,14 +167,18 @@ def read_json(path: Path, fix: str) -> dict[str, Any]:
 
 @contextmanager
 def locked(folder: Path, owner: str, *, waits: bool = False) -> Iterator[None]:
-    """Own `folder` until the block or the process ends; UserError if another process does.
+    """Lock `folder` against other processes within the block.
 
-    The kernel drops the lock with the process, so a killed one leaves none behind. A file server
-    does it later if the machine has died as well.
+    The kernel releases the lock when the process dies. On a network file system whose client
+    machine died, that can take a while.
 
     Args:
-        owner: what works on such a folder.
-        waits: for the lock, whoever has it.
+        folder: must exist; the lock is its file `.lock`.
+        owner: command that works on such folders, for messages.
+        waits: wait for another process to release the lock.
+
+    Raises:
+        UserError: another process holds the lock, and `waits` is false.
     """
     with (folder / ".lock").open("w") as file:
         try:
@@ -178,6 +189,7 @@ def locked(folder: Path, owner: str, *, waits: bool = False) -> Iterator[None]:
                     f"another process is working on {folder}",
                     f"wait for that {owner} to end, or stop it",
                 ) from None
-            print(f"waiting for the {owner} that has {folder}", file=sys.stderr, flush=True)
+            message = f"waiting for another {owner} to release {folder}"
+            print(message, file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

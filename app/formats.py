@@ -5,17 +5,15 @@ from itertools import pairwise
 from typing import Any
 
 _SCALES = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k"))
-_BYTE_UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"))
+_BYTE_SCALES = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"))
 _TIME_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def format_count(value: float) -> str:
     """Return a number with three significant digits: 124439808 -> "124M"."""
     value = float(f"{value:.3g}")
-    for scale, unit in _SCALES:
-        if abs(value) >= scale:
-            return f"{value / scale:.3g}{unit}"
-    return f"{value:.3g}"
+    scale, unit = next((one for one in _SCALES if abs(value) >= one[0]), (1, ""))
+    return f"{value / scale:.3g}{unit}"
 
 
 def short_count(count: int) -> str:
@@ -35,10 +33,8 @@ def plural(count: int, singular: str, plural_form: str = "") -> str:
 
 def format_bytes(count: float) -> str:
     """Return bytes in decimal units, as disks are sold: 1_500_000_000 -> "1.5 GB"."""
-    for scale, unit in _BYTE_UNITS:
-        if count >= scale:
-            return f"{count / scale:.3g} {unit}"
-    return f"{count / 1000:.3g} KB"
+    scale, unit = next((one for one in _BYTE_SCALES if count >= one[0]), (1000, "KB"))
+    return f"{count / scale:.3g} {unit}"
 
 
 def format_gib(count: float) -> str:

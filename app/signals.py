@@ -1,4 +1,4 @@
-"""Signals that ask the program to stop: the first is a request, a later one insists."""
+"""Signals that stop the program: the first one requests it, a later one insists."""
 
 import os
 import signal
@@ -10,90 +10,90 @@ from types import FrameType
 
 from app.errors import ExitCode
 
-# A lost terminal is one, too.
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Signals this close are one request: Ctrl-C reaches a container on two ways, say.
+# SIGHUP: the terminal was closed, or its connection lost.
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Signals this close together are one request: a container may get one Ctrl-C in two ways.
 SAME_REQUEST_SECONDS = 2.0
-_NUDGE_SECONDS = 0.5
+_RESEND_SECONDS = 0.5
 
 
-def leave(number: int) -> None:
-    """End the process at once, with the code of this signal."""
+def exit_code_of(number: int) -> ExitCode:
+    """Return the exit code of a program that this signal stopped."""
+    return ExitCode.SIGINT if number == signal.SIGINT else ExitCode.SIGTERM
+
+
+def exit_now(number: int) -> None:
+    """End the process at once, with the exit code of this signal."""
     os._exit(exit_code_of(number))
 
 
 @contextmanager
 def on_stop_signals(
-    ask: Callable[[int], None],
-    insist: Callable[[int], None] = leave,
+    request: Callable[[int], None],
+    insist: Callable[[int], None] = exit_now,
     *,
-    within_seconds: float = threading.TIMEOUT_MAX,
-    too_late: Callable[[int], None] = leave,
+    limit_seconds: float = threading.TIMEOUT_MAX,
+    time_out: Callable[[int], None] = exit_now,
 ) -> Iterator[None]:
-    """Answer SIGINT, SIGTERM and SIGHUP within the block.
+    """Handle SIGINT, SIGTERM and SIGHUP within the block.
 
-    What nohup or a shell has set to be ignored stays ignored.
+    A signal that nohup or a shell has set to be ignored stays ignored.
 
     Args:
-        ask: called with the number of the first one, in its handler.
-        insist: called with those that come later than a moment after it.
-        within_seconds: how long the block may last after the first one.
-        too_late: called with its number in another thread when that time is over.
+        request: called with the first signal's number, in its handler.
+        insist: called in the handler with those that come more than SAME_REQUEST_SECONDS later.
+        limit_seconds: how long the block may run after the first signal.
+        time_out: called with the first signal's number after that time, in another thread.
     """
-    asked_at: float | None = None
-    main = threading.get_ident()
-    left = threading.Event()
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
+    requested_at: float | None = None
+    main_thread = threading.get_ident()
+    block_ended = threading.Event()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        nonlocal asked_at
-        if asked_at is None:
-            asked_at = time.monotonic()
-            ask(number)
-        elif time.monotonic() - asked_at > SAME_REQUEST_SECONDS:
+        nonlocal requested_at
+        if requested_at is None:
+            requested_at = time.monotonic()
+            request(number)
+        elif time.monotonic() - requested_at > SAME_REQUEST_SECONDS:
             insist(number)
 
     def watch() -> None:
-        if not (numbers := os.read(reading, 1)):
+        if not (numbers := os.read(reader, 1)):
             return
-        # Python calls no handler while its main thread waits for a lock, which goes on if the
-        # signal comes in the moment before: once more, then.
-        while asked_at is None and not left.wait(_NUDGE_SECONDS):
-            if asked_at is None:
-                signal.pthread_kill(main, numbers[0])
-        if not left.wait(within_seconds):
-            too_late(numbers[0])
+        # Python runs handlers in the main thread only, and a signal just before that thread waits
+        # for a lock does not interrupt the wait. Another one does.
+        while requested_at is None and not block_ended.wait(_RESEND_SECONDS):
+            if requested_at is None:
+                signal.pthread_kill(main_thread, numbers[0])
+        if not block_ended.wait(limit_seconds):
+            time_out(numbers[0])
 
     watcher = threading.Thread(target=watch, name="signals", daemon=True)
     watcher.start()
-    before_fd = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    before = {
-        one: signal.signal(one, handle)
-        for one in _STOPPING
-        if signal.getsignal(one) is not signal.SIG_IGN
+    earlier_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    earlier_handlers = {
+        number: signal.signal(number, handle)
+        for number in _STOP_SIGNALS
+        if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
         yield
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-        signal.set_wakeup_fd(before_fd)
-        left.set()
-        os.close(writing)
+        for number, handler in earlier_handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(earlier_fd)
+        block_ended.set()
+        os.close(writer)
         watcher.join()
-        os.close(reading)
+        os.close(reader)
 
 
-def exit_code_of(number: int) -> ExitCode:
-    """With which code a signal ends the program."""
-    return ExitCode.SIGINT if number == signal.SIGINT else ExitCode.SIGTERM
+def print_in_handler(line: str) -> None:
+    """Print to standard error from a signal handler, if it is still there.
 
-
-def say(line: str) -> None:
-    """Write to standard error from a signal's handler, if it is still there.
-
-    A handler may run in the middle of a print, where another print is an error.
+    A handler may interrupt a print, within which another print is an error.
     """
     with suppress(OSError):
         os.write(2, f"{line}\n".encode())

@@ -8,42 +8,60 @@ from app.signals import on_stop_signals
 LIMIT_SECONDS = 20.0
 
 
-class Asked(Exception):
+class Requested(Exception):
     pass
 
 
-def raise_asked(number: int) -> None:
+def raise_requested(number: int) -> None:
     assert number == signal.SIGTERM
-    raise Asked
+    raise Requested
 
 
 def test_signal_that_does_not_wake_the_main_thread_is_sent_again() -> None:
-    """Python's handlers wait for the main thread, and the main thread waits for a lock."""
+    """Python runs handlers in the main thread, which is waiting for a lock."""
     lock = threading.Lock()
     lock.acquire()
     other = threading.Timer(0.1, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGTERM))
     other.start()
-    with pytest.raises(Asked), on_stop_signals(raise_asked):
+    with pytest.raises(Requested), on_stop_signals(raise_requested):
         lock.acquire(timeout=LIMIT_SECONDS)
 
 
-def test_block_that_does_not_end_is_told_of() -> None:
-    late: list[int] = []
-    told = threading.Event()
+def test_block_that_takes_too_long_is_timed_out() -> None:
+    timed_out: list[int] = []
+    has_timed_out = threading.Event()
 
-    def too_late(number: int) -> None:
-        late.append(number)
-        told.set()
+    def time_out(number: int) -> None:
+        timed_out.append(number)
+        has_timed_out.set()
 
-    with on_stop_signals(lambda _: None, within_seconds=0.1, too_late=too_late):
+    with on_stop_signals(lambda _: None, limit_seconds=0.1, time_out=time_out):
         signal.raise_signal(signal.SIGTERM)
-        assert told.wait(LIMIT_SECONDS)
-    assert late == [signal.SIGTERM]
+        assert has_timed_out.wait(LIMIT_SECONDS)
+    assert timed_out == [signal.SIGTERM]
 
 
-def test_handlers_are_put_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+def test_signals_close_together_are_one_request() -> None:
+    requests: list[int] = []
+    insisted: list[int] = []
+    with on_stop_signals(requests.append, insisted.append):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    assert (requests, insisted) == ([signal.SIGTERM], [])
+
+
+def test_ignored_signal_stays_ignored() -> None:
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with on_stop_signals(raise_requested):
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
+
+
+def test_handlers_are_restored() -> None:
+    earlier = signal.getsignal(signal.SIGTERM)
     with on_stop_signals(lambda _: None):
-        assert signal.getsignal(signal.SIGTERM) is not before
-    assert signal.getsignal(signal.SIGTERM) is before
+        assert signal.getsignal(signal.SIGTERM) is not earlier
+    assert signal.getsignal(signal.SIGTERM) is earlier
     assert signal.set_wakeup_fd(-1) == -1

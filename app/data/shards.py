@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.errors import UserError
-from app.files import atomic_file, named
+from app.files import atomic_file, filename_in_errors
 
 MAGIC = 20240520
 VERSION = 1
@@ -75,7 +75,7 @@ class ShardFile:
             raise _Discarded
 
     def _put(self, content: bytes | memoryview) -> None:
-        with named(self.path):
+        with filename_in_errors(self.path):
             self._file.write(content)
         self._digest.update(content)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from app.errors import ExitCode, UserError
 from app.hardware.proc import child_processes
 from app.settings.train import TrainSettings
-from app.signals import exit_code_of, leave, on_stop_signals, say
+from app.signals import exit_code_of, exit_now, on_stop_signals, print_in_handler
 from app.train.console import print_line
 
 # Other codes would only come again; a killed process has a negative one.
@@ -154,8 +154,8 @@ def _send(number: int, asked: int) -> None:
     """Send all processes a signal; without any, this one ends as what was asked for says."""
     children = child_processes(os.getpid())
     if not children:
-        say("stopped: nothing has begun; the same command continues")
-        leave(asked)
+        print_in_handler("stopped: nothing has begun; the same command continues")
+        exit_now(asked)
     for child in children:
         with suppress(ProcessLookupError):
             os.kill(child, number)

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from app.distributed.launch import launched
 from app.errors import ExitCode, ExitWithCode, RankLostError
-from app.signals import leave, say
+from app.signals import exit_now, print_in_handler
 from app.train.compile import LossFunction
 
 _PR_SET_PDEATHSIG = 1
@@ -171,5 +171,5 @@ def _end_with_launcher() -> None:
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
-    say("stopped: by SIGTERM")
-    leave(number)
+    print_in_handler("stopped: by SIGTERM")
+    exit_now(number)

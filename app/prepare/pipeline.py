@@ -20,7 +20,7 @@ from app.prepare.encoder import DocumentEncoder
 from app.prepare.shard_writer import EncodedBatch, ShardWriter
 from app.prepare.sources import TextSource, is_hub_id, open_documents
 from app.progress import TokenProgress
-from app.signals import exit_code_of, leave, on_stop_signals, say
+from app.signals import exit_code_of, exit_now, on_stop_signals, print_in_handler
 
 _LONGEST_END_SECONDS = 15.0
 
@@ -133,12 +133,12 @@ def stoppable(folder: Path) -> Iterator[None]:
         raise KeyboardInterrupt
 
     def end_now(number: int) -> None:
-        say(f"stopped: {kept}")
-        leave(number)
+        print_in_handler(f"stopped: {kept}")
+        exit_now(number)
 
     try:
         # Whatever keeps a thread: nothing is lost by an end at any moment.
-        with on_stop_signals(ask, within_seconds=_LONGEST_END_SECONDS, too_late=end_now):
+        with on_stop_signals(ask, limit_seconds=_LONGEST_END_SECONDS, time_out=end_now):
             yield
     except KeyboardInterrupt:
         raise Stopped(code, kept) from None

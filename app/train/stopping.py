@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from app.errors import ExitCode
-from app.signals import exit_code_of, leave, on_stop_signals, say
+from app.signals import exit_code_of, exit_now, on_stop_signals, print_in_handler
 
 
 class Interrupted(Exception):
@@ -32,10 +32,10 @@ class StopRequest:
 
     def _ask(self, number: int) -> None:
         if not self.has_progress:
-            say("stopped: no new step to save; the same command continues")
-            leave(number)
+            print_in_handler("stopped: no new step to save; the same command continues")
+            exit_now(number)
         self.exit_code = exit_code_of(number)
-        say("stopping: saving a checkpoint first; a second signal leaves at once")
+        print_in_handler("stopping: saving a checkpoint first; a second signal leaves at once")
 
     def interrupt(self) -> None:
         """Raise Interrupted if there is a request: for between the parts of longer work."""

@@ -1,4 +1,3 @@
-import errno
 import os
 import re
 import signal
@@ -10,8 +9,7 @@ import pytest
 
 from app.cli.commands import COMMANDS
 from app.cli.parser import Parser
-from app.errors import ExhaustedError, ExitCode, UserError
-from app.failures import translate_error
+from app.errors import ExitCode
 from app.settings.settings import GROUPS, VARIABLES
 from tests.newcomer import REPOSITORY, settle, type_in
 
@@ -212,40 +210,3 @@ def test_a_model_too_large_for_any_memory_is_told_from_a_bug(
     err = capsys.readouterr().err
     assert err.startswith("error: out of memory")
     assert err.count("\n") == 2
-
-
-@pytest.mark.parametrize(
-    ("number", "kind", "problem"),
-    (
-        (errno.ENOSPC, ExhaustedError, "the disk is full: cannot write data/x"),
-        (errno.EDQUOT, ExhaustedError, "the disk is full: cannot write data/x"),
-        (errno.EFBIG, ExhaustedError, "this file is too large for the disk"),
-        (errno.ENOMEM, ExhaustedError, "out of memory"),
-        (errno.EACCES, UserError, "no permission to write or read data/x (Permission denied)"),
-        (errno.EROFS, UserError, "no permission to write or read data/x (Read-only file system)"),
-        (errno.ENOTDIR, UserError, "Not a directory: data/x"),
-        (errno.ENAMETOOLONG, UserError, "File name too long: data/x"),
-    ),
-)
-def test_failures_of_the_machine_are_expected(
-    number: int, kind: type[Exception], problem: str
-) -> None:
-    expected = translate_error(OSError(number, os.strerror(number), "data/x"))
-    assert type(expected) is kind
-    assert expected.problem.startswith(problem)
-    assert expected.fix
-
-
-@pytest.mark.parametrize(
-    "said", ("CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling …")
-)
-def test_a_gpus_memory_is_told_in_any_of_its_words(said: str) -> None:
-    assert isinstance(translate_error(RuntimeError(said)), ExhaustedError)
-
-
-@pytest.mark.parametrize(
-    "error",
-    (OSError(errno.EIO, "Input/output error"), RuntimeError("shapes differ"), FileNotFoundError()),
-)
-def test_bugs_are_not_expected(error: Exception) -> None:
-    assert translate_error(error) is None
