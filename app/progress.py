@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 from tqdm import tqdm
@@ -55,3 +57,21 @@ def progress_line(tokens: int, total: int | None, rate: float) -> str:
     left = tqdm.format_interval(max(0.0, (total - tokens) / rate))
     share = f"{tokens:,} of {total:,} tokens ({tokens / total:.0%})"
     return f"{share}, {rate:,.0f} tokens/s, {left} left"
+
+
+def print_line(line: str) -> None:
+    """Print a line at once."""
+    with ignore_terminal_errors():
+        print(line, flush=True)
+
+
+@contextmanager
+def ignore_terminal_errors() -> Iterator[None]:
+    """Go on working when the terminal is lost or a log's disk is full."""
+    try:
+        yield
+    except BrokenPipeError:
+        # The program that reads the output has ended, which ends the command.
+        raise
+    except OSError:
+        pass

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from app.distributed.world import init_world  # noqa: E402
 from app.model.gpt import GPT, GPTConfig  # noqa: E402
 from app.runs.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
-from app.runs.metrics import MetricsLog  # noqa: E402
+from app.runs.metrics import MetricsLog, StepRecord  # noqa: E402
 from app.settings.train import TrainSettings  # noqa: E402
 from app.train.checkpointer import Saver  # noqa: E402
 from app.train.optimizer import build_optimizers  # noqa: E402
@@ -103,7 +103,7 @@ def checkpoints(folder: Path) -> dict[str, Any]:
     log = MetricsLog(folder / "metrics.jsonl", 0)
     for step in range(200):
         started = time.perf_counter()
-        log.append({"step": step, "tokens": step, "train_loss": 1.5})
+        log.append(StepRecord(step, step, 1.5))
         lines.append(time.perf_counter() - started)
     return {
         "bytes": sum(file.stat().st_size for file in last.folder.iterdir()),

@@ -79,7 +79,7 @@ if ((nodes > 1)); then
     export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-$interface}"
   fi
   # Fixed ranks, so that the first node is the one that writes the run; and no restart among the nodes, since
-  # their disks have other checkpoints than the first one's until all begin again from the bucket. An hour (3600 s),
+  # their disks have other checkpoints than the first one's until all restart from the bucket. An hour (3600 s),
   # because preparing may last much longer on one than on another.
   train=("$python" -m torch.distributed.run --nnodes="$nodes" --node-rank="$node"
     --master-addr="${addresses[0]}" --master-port="${MASTER_PORT:-29500}" --rdzv-conf=timeout=3600

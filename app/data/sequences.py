@@ -1,7 +1,8 @@
-"""Which windows of the token stream a step, rank and micro-batch gets: arithmetic only.
+"""Which sequences of the token stream each step, rank and micro-batch gets: arithmetic only.
 
-A split is one stream of N tokens. Window i has inputs [i·T, i·T+T) and targets [i·T+1, i·T+T+1),
-so W = (N-1) // T windows make an epoch. Position g of a run is window order(g div W)[g mod W].
+A split is one stream of N tokens. Sequence i has inputs [i·T, i·T+T) and targets [i·T+1, i·T+T+1),
+so S = (N-1) // T sequences make an epoch. The sequence at position g of a run is
+order(g div S)[g mod S].
 """
 
 import itertools
@@ -17,18 +18,18 @@ _ROUNDS = 6
 
 
 def num_sequences(num_tokens: int, context_length: int) -> int:
-    """Windows in a stream: each token but the last is an input at most once."""
+    """Return the number of whole sequences in a stream, whose last token is only a target."""
     return max(0, (num_tokens - 1) // context_length)
 
 
 @dataclass(frozen=True)
 class SequenceOrder:
-    """The order in which a run visits the windows of a split.
+    """The order in which a run visits the sequences of a split.
 
     Attributes:
-        num_sequences: windows of an epoch
-        seed: of the order; each epoch has its own
-        shuffle: random order, or the stream's own
+        num_sequences: sequences of an epoch
+        seed: of the shuffling; each epoch has its own order
+        shuffle: random order; otherwise that of the stream
     """
 
     num_sequences: int
@@ -36,9 +37,9 @@ class SequenceOrder:
     shuffle: bool
 
     def sequences(self, first: int, count: int) -> Indices:
-        """Windows at the run's positions first … first+count-1, int64 [count].
+        """Return the sequences at the run's positions first … first+count-1, int64 [count].
 
-        Positions count windows from the start of the run, so they may cross epochs.
+        Positions count sequences from the start of the run, so they may cross epochs.
         """
         positions = np.arange(first, first + count, dtype=np.int64)
         epochs, indices = np.divmod(positions, self.num_sequences)
@@ -56,9 +57,9 @@ class SequenceOrder:
 def permuted(indices: Indices, size: int, seed: int, epoch: int) -> Indices:
     """Map `indices`, int64 [count], by a pseudorandom permutation of range(size).
 
-    A Feistel network (Luby and Rackoff, 1988) permutes the next power of four; whatever falls
-    outside range(size) is sent through again until it falls inside (cycle walking: Black and
-    Rogaway, 2002). It needs no table, and depends on no library's random numbers.
+    A Feistel network (Luby and Rackoff, 1988) permutes the next power of four; values outside
+    range(size) pass through it again until they fall inside (cycle walking: Black and Rogaway,
+    2002). It needs no table, and no library's random numbers.
     """
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half_bits) - 1)
@@ -78,7 +79,7 @@ def permuted(indices: Indices, size: int, seed: int, epoch: int) -> Indices:
 
 
 def _mix(values: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
-    """SplitMix64's finalizer (Steele, Lea and Flood, 2014)."""
+    """Apply SplitMix64's finalizer (Steele, Lea and Flood, 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(values ^ (values >> np.uint64(31)))
@@ -86,40 +87,40 @@ def _mix(values: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The shares of one optimizer step's windows: by rank and micro-batch.
+    """How the sequences of an optimizer step are divided among ranks and micro-batches.
 
     Attributes:
         sequences_per_step: of all ranks together
-        ranks: processes that train together
-        micro_batch_size: windows in one forward pass of one rank
+        world_size: number of ranks
+        micro_batch_size: sequences in one forward pass of one rank
     """
 
     sequences_per_step: int
-    ranks: int
+    world_size: int
     micro_batch_size: int
 
     @property
     def accumulation_steps(self) -> int:
-        """Micro-batches of one rank in a step."""
-        return self.sequences_per_step // (self.ranks * self.micro_batch_size)
+        """Return the number of micro-batches of one rank in a step."""
+        return self.sequences_per_step // (self.world_size * self.micro_batch_size)
 
     def micro_batches(self, sequences_consumed: int, rank: int) -> Iterator[tuple[int, int]]:
-        """Positions of a rank's micro-batches, as (first, count), step after step without end.
+        """Yield the positions of a rank's micro-batches as (first, count), step after step.
 
         Args:
-            sequences_consumed: windows that all earlier steps have consumed.
+            sequences_consumed: sequences that all earlier steps have consumed.
             rank: of this process.
         """
-        share = self.sequences_per_step // self.ranks
+        share = self.sequences_per_step // self.world_size
         for step_start in itertools.count(sequences_consumed, self.sequences_per_step):
             start = step_start + rank * share
             for first in range(start, start + share, self.micro_batch_size):
                 yield first, self.micro_batch_size
 
 
-def micro_batch_sizes(sequences_per_step: int, ranks: int) -> list[int]:
-    """Micro-batch sizes that divide a step evenly, ascending; none if the ranks do not."""
-    if sequences_per_step % ranks:
+def micro_batch_sizes(sequences_per_step: int, world_size: int) -> list[int]:
+    """Return the micro-batch sizes that divide a step evenly, ascending; none if ranks do not."""
+    if sequences_per_step % world_size:
         return []
-    share = sequences_per_step // ranks
+    share = sequences_per_step // world_size
     return [size for size in range(1, share + 1) if share % size == 0]

@@ -1,4 +1,4 @@
-"""One process for each GPU of the machine, by torch's elastic launcher."""
+"""The launcher: one process per GPU of this machine, restarted together if one dies."""
 
 import logging
 import os
@@ -7,14 +7,15 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from app.errors import ExitCode, UserError
+from app.formats import plural
 from app.hardware.proc import child_processes
-from app.settings.train import TrainSettings
+from app.progress import print_line
 from app.signals import exit_code_of, exit_now, on_stop_signals, print_in_handler
-from app.train.console import print_line
 
-# Other codes would only come again; a killed process has a negative one.
+# Any other exit code would only come again. A killed process has a negative one.
 _WORTH_A_RESTART = (ExitCode.BUG, ExitCode.RANK_LOST)
 
 
@@ -23,38 +24,44 @@ def launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def processes_to_launch(chosen: TrainSettings) -> int:
-    """Return how many processes are to train on this machine; 1 in one that a launcher has started.
+def processes_to_launch(
+    requested: int | Literal["auto"], device: Literal["auto", "cpu", "cuda"]
+) -> int:
+    """Return how many processes train on this machine; 1 in a process of a launcher.
+
+    Args:
+        requested: number of processes; auto: one per GPU.
+        device: on which they train.
 
     Raises:
-        UserError: there are fewer GPUs.
+        UserError: there are fewer GPUs than processes.
     """
-    wanted = chosen.processes
-    if launched() or wanted == 1:
+    if launched() or requested == 1:
         return 1
-    if wanted == "auto":
-        may_be_several = chosen.device != "cpu" and _may_have_several_gpus()
+    if requested == "auto":
+        may_be_several = device != "cpu" and _may_have_several_gpus()
         return max(1, _count_gpus()) if may_be_several else 1
-    if chosen.device != "cpu" and 0 < (gpus := _count_gpus()) < wanted:
+    if device != "cpu" and 0 < (gpus := _count_gpus()) < requested:
         raise UserError(
-            f"TRAIN_PROCESSES={wanted}, but this machine has {gpus} GPUs",
+            f"TRAIN_PROCESSES={requested}, but this machine has {gpus} GPUs",
             "set TRAIN_PROCESSES=auto for one process per GPU",
         )
-    return wanted
+    return requested
 
 
 def _may_have_several_gpus() -> bool:
     """Return False if the system shows one GPU at most, without importing torch.
 
-    NVIDIA's driver has a device file for each GPU, and a container those that it was given. WSL
-    (dxg) and AMD's driver (kfd) have one for all. Of a GPU in parts (MIG) a process gets one part.
+    NVIDIA's driver has a device file per GPU, and a container has those that it was given. WSL
+    (dxg) and AMD's driver (kfd) have one file for all. A process gets one part of a divided GPU
+    (MIG).
     """
     several = len(list(Path("/dev").glob("nvidia[0-9]*"))) > 1
     return several or Path("/dev/dxg").exists() or Path("/dev/kfd").exists()
 
 
 def _count_gpus() -> int:
-    """Return how many GPUs torch would use, of those that CUDA_VISIBLE_DEVICES leaves."""
+    """Return how many GPUs torch sees; CUDA_VISIBLE_DEVICES limits them."""
     print_line("starting torch to count the GPUs")
     import torch
 
@@ -62,21 +69,21 @@ def _count_gpus() -> int:
 
 
 def launch(command: list[str], processes: int, max_restarts: int) -> int:
-    """Run a command in several processes until all have ended, and again if one has died.
+    """Run a command in several processes until all have ended; restart them if one has died.
 
     Args:
-        command: what each process runs, without Python itself.
-        processes: how many; RANK, WORLD_SIZE and LOCAL_RANK tell each which one it is.
-        max_restarts: how often all of them begin again because one has died.
+        command: of each process, without Python itself.
+        processes: how many; each finds its own number in RANK, WORLD_SIZE and LOCAL_RANK.
+        max_restarts: how often all processes are restarted.
 
     Returns:
-        0, or the exit code of the first that failed; 128 and its number for a signal.
+        0, or the exit code of the first process that failed; 128 + N after signal N.
     """
-    # Its log helps only its authors.
+    # The launcher's log repeats what the processes print.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    # torch warns of find_unused_parameters in app.distributed.world, which is meant.
+    # torch warns of find_unused_parameters, which app.distributed.data_parallel needs.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # All are on this machine, which may have no other network.
+    # All processes are on this machine, which may have no other network.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     cores = len(os.sched_getaffinity(0))
@@ -89,12 +96,12 @@ def launch(command: list[str], processes: int, max_restarts: int) -> int:
                 break
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             print(
-                f"a process has died ({how}): all begin again from the last checkpoint; "
-                f"{left} such restarts are left",
+                f"a process has died ({how}): restarting all processes from the last checkpoint; "
+                f"{plural(left, 'restart')} left",
                 file=sys.stderr,
                 flush=True,
             )
-            # A first start may have been told to refuse what is there now.
+            # The first start may have had TRAIN_RESUME=never, but now there is a run to resume.
             code = _run_once([*command, "--resume", "auto"], processes)
     if request.insists or (request.number and (code < 0 or code in _WORTH_A_RESTART)):
         return exit_code_of(request.number)
@@ -118,14 +125,14 @@ def _run_once(command: list[str], processes: int) -> int:
         local_addr="127.0.0.1",
         max_restarts=0,
         signals_to_handle="SIGQUIT",
-        # Otherwise each start leaves a temporary folder behind.
+        # Otherwise each start leaves a temporary folder.
         logs_specs=DefaultLogsSpecs(os.devnull),
     )
     try:
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
-        # A process that lost another, or was ended because of that, has not failed first.
+        # A process that lost another one, or was ended because of that, is not the cause.
         later = (ExitCode.RANK_LOST, ExitCode.SIGTERM, -signal.SIGTERM)
         first = [code for code in codes if code != ExitCode.RANK_LOST]
         if ExitCode.RANK_LOST in codes:
@@ -136,7 +143,7 @@ def _run_once(command: list[str], processes: int) -> int:
 
 @dataclass
 class _Request:
-    """A signal that is passed on to the processes: only they know what to save."""
+    """A signal to the launcher, which it passes on: the processes know what to save."""
 
     number: int = 0
     insists: bool = False
@@ -150,12 +157,12 @@ class _Request:
         _send(signal.SIGKILL, number)
 
 
-def _send(number: int, asked: int) -> None:
-    """Send all processes a signal; without any, this one ends as what was asked for says."""
+def _send(number: int, requested: int) -> None:
+    """Send all processes a signal. If there are none yet, exit with the code of `requested`."""
     children = child_processes(os.getpid())
     if not children:
         print_in_handler("stopped: nothing has begun; the same command continues")
-        exit_now(asked)
+        exit_now(requested)
     for child in children:
         with suppress(ProcessLookupError):
             os.kill(child, number)

@@ -1,26 +1,24 @@
-"""The processes that train together: which one this is, and what they agree on."""
+"""The ranks: the processes that train together, and their collectives."""
 
 import ctypes
 import datetime
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, distributed
 
 from app.distributed.launch import launched
 from app.errors import ExitCode, ExitWithCode, RankLostError
 from app.signals import exit_now, print_in_handler
-from app.train.compile import LossFunction
 
 _PR_SET_PDEATHSIG = 1
-# The words of gloo and NCCL for a lost connection.
+# Parts of the messages of gloo and NCCL for a lost connection.
 _CONNECTION_LOST = (
     "closed by peer",
     "reset by peer",
@@ -33,13 +31,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process and the others.
+    """All ranks of a run. Every method is collective: all ranks must call it, in the same order.
 
     Attributes:
         rank: of this process; 0 writes the run's folder
-        size: processes of all machines
-        local_size: processes of this machine
-        restarted: a launcher has started them once more, after one was lost
+        size: number of processes on all machines (world size)
+        local_size: number of processes on this machine
+        restarted: True if a launcher has restarted the processes after one was lost
     """
 
     rank: int = 0
@@ -53,7 +51,7 @@ class World:
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
-        """Return True if any rank's flag is set; every rank must call it."""
+        """Return True if any rank passed True."""
         if self.size == 1:
             return flag
         votes = torch.tensor(int(flag))
@@ -61,7 +59,7 @@ class World:
         return bool(votes)
 
     def broadcast(self, value: T) -> T:
-        """The first rank's value; every rank must ask, the others' own is not looked at."""
+        """Return rank 0's value on every rank; what the others pass is ignored."""
         if self.size == 1:
             return value
         values: list[Any] = [value]
@@ -69,23 +67,32 @@ class World:
         return values[0]
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum over the ranks, in place, on the tensor's device."""
+        """Sum a tensor over the ranks, in place, and return it."""
         if self.size > 1:
             distributed.all_reduce(tensor)
         return tensor
 
+    def barrier(self) -> None:
+        """Return once every rank has called it."""
+        self.any(False)
+
 
 def local_rank() -> int:
-    """Number of this process on its machine: of its GPU."""
+    """Return the number of this process on its machine, which is that of its GPU."""
     return int(os.environ["LOCAL_RANK"]) if launched() else 0
 
 
 @contextmanager
 def init_world(device: torch.device, timeout_seconds: float) -> Iterator[World]:
-    """Belong to the group of processes of an elastic launcher; without one, be alone.
+    """Join the processes that an elastic launcher has started. Without one there is one rank.
 
     Args:
+        device: decides the backend: NCCL for GPUs, gloo for CPUs.
         timeout_seconds: a rank that does not answer for so long is lost.
+
+    Raises:
+        RankLostError: another rank does not answer, or the network fails.
+        ExitWithCode: another rank has died, which its launcher reports.
     """
     if not launched():
         yield World()
@@ -95,76 +102,40 @@ def init_world(device: torch.device, timeout_seconds: float) -> Iterator[World]:
     timeout = datetime.timedelta(seconds=timeout_seconds)
     try:
         distributed.init_process_group(backend, timeout=timeout)
-        ranks = World(
+        world = World(
             distributed.get_rank(),
             distributed.get_world_size(),
             int(os.environ["LOCAL_WORLD_SIZE"]),
         )
-        # A machine that replaces a lost one has a new launcher.
-        begins_again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-        yield replace(ranks, restarted=ranks.any(begins_again))
+        # The launcher of a machine that replaces a lost one counts from 0.
+        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        yield replace(world, restarted=world.any(restarted))
     except RuntimeError as error:
-        # gloo raises plain RuntimeErrors: only their words tell.
-        said = str(error).partition("\n")[0]
-        if not (
-            isinstance(error, distributed.DistError) or "gloo" in said or "pair closure" in said
-        ):
+        # gloo raises plain RuntimeErrors, which only their text tells apart.
+        message = str(error).partition("\n")[0]
+        from_gloo = "gloo" in message or "pair closure" in message
+        if not (isinstance(error, distributed.DistError) or from_gloo):
             raise
-        if any(words in said for words in _CONNECTION_LOST):
-            # It has died, and the launcher says so.
+        if any(words in message for words in _CONNECTION_LOST):
+            # The other rank has died, and the launcher reports it.
             raise ExitWithCode(ExitCode.RANK_LOST) from None
-        if "timed out" not in said.lower() and "timeout" not in said.lower():
+        if "timed out" not in message.lower() and "timeout" not in message.lower():
             raise RankLostError(
-                f"rank {os.environ['RANK']}: the processes lose each other: {error!s:.1000}",
+                f"rank {os.environ['RANK']}: the processes have lost each other: {error!s:.1000}",
                 "NCCL_DEBUG=INFO tells more; usual causes: a full /dev/shm, GPUs without memory, "
                 "a driver that is too old",
             ) from error
         raise RankLostError(
             f"rank {os.environ['RANK']}: another rank has not answered for {timeout_seconds:g} s "
-            f"({said:.200})",
-            "all begin again from the last checkpoint; a longer TRAIN_RANK_TIMEOUT_SECONDS waits",
+            f"({message:.200})",
+            "all processes restart from the last checkpoint; raise TRAIN_RANK_TIMEOUT_SECONDS if "
+            "ranks are only slow",
         ) from error
 
 
-def data_parallel(
-    model: nn.Module, loss_of: LossFunction, device: torch.device, ranks: World
-) -> tuple[LossFunction, Callable[[], AbstractContextManager[None]]]:
-    """A loss whose gradients become the mean over all ranks.
-
-    Args:
-        model: of `loss_of`; the first rank's weights are everyone's.
-
-    Returns:
-        the loss, and a context for passes whose gradients stay where they are until a later one.
-    """
-    if ranks.size == 1:
-        return loss_of, nullcontext
-    # Dynamo would cut compiled code at DDP's buckets, in every pass, to overlap the exchange of the
-    # last one with it.
-    torch._dynamo.config.optimize_ddp = False
-    module = DistributedDataParallel(
-        _Loss(model, loss_of),
-        device_ids=[device] if device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-        # Otherwise it regroups the gradients after its first step, and a continued run would add
-        # them up in another order.
-        find_unused_parameters=True,
-    )
-    return module, module.no_sync
-
-
-class _Loss(nn.Module):
-    def __init__(self, model: nn.Module, loss_of: LossFunction) -> None:
-        super().__init__()
-        self.model, self._loss_of = model, loss_of
-
-    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        return self._loss_of(inputs, targets)
-
-
 def _end_with_launcher() -> None:
-    """Be stopped when the launcher says so, or dies: it may be killed, and then cannot say it."""
-    # Where an object is deleted, Python shows an exception that a handler raises, and drops it.
+    """Stop on SIGTERM, and get one from the kernel if the launcher is killed."""
+    # Not an exception: Python drops those that a handler raises while an object is deleted.
     signal.signal(signal.SIGTERM, _stop)
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,68 +1,60 @@
 """Checkpoints: a folder of two tensor files and one of JSON, complete under its final name.
 
 No pickle: safetensors holds the tensors, JSON the rest. state.json has the SHA-256 of each file and
-of itself, so that a damaged checkpoint is known as such.
+of itself, so that damage is detected before anything is read.
 
-Importing torch takes seconds: only what touches tensors does.
+Importing torch takes seconds: only functions that touch tensors import it.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
 import re
-from collections.abc import Iterable
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 from app.errors import UserError
-from app.files import atomic_folder, read_json, sha256_of
+from app.files import PARTIAL, REPLACED, atomic_folder, sha256_of
+from app.runs.checkpoint_state import STATE_FILE, CheckpointState, CorruptCheckpoint, advice
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from app.train.optimizer import Optimizers
-
-STATE_VERSION = 2
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 TENSOR_FILES = (MODEL_FILE, OPTIMIZER_FILE)
-STATE_FILE = "state.json"
-STATE_KEYS = {
-    **dict.fromkeys(("step", "windows_consumed", "micro_batch_size"), int),
-    **dict.fromkeys(("metrics_lines", "samples_bytes"), int),
-    **dict.fromkeys(("model", "identity", "settings", "versions", "sha256"), dict),
-}
-_OWN_HASH = "sha256_of_the_rest"
 
 
-class CorruptCheckpoint(UserError):
-    """A checkpoint that is incomplete or has other bytes than were written."""
+class OptimizerState(Protocol):
+    """The state of a model's optimizers, parameter by parameter: app.train.optimizer."""
+
+    def named_state(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Yield all state as (`exp_avg.transformer.wte.weight`, tensor)."""
+
+    def load(self, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:
+        """Copy the state of one parameter, by name, into the optimizer."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder and its state.json."""
+    """A checkpoint's folder and its state."""
 
     folder: Path
-    state: dict[str, Any]
+    state: CheckpointState
 
     @property
     def step(self) -> int:
-        """Steps completed."""
-        return int(self.state["step"])
-
-    @property
-    def val_loss(self) -> float | None:
-        """Held-out loss of these weights, if it was measured."""
-        return self.state.get("val_loss")
+        """Return the number of steps completed."""
+        return self.state.step
 
     def verify(self, files: Iterable[str] = TENSOR_FILES) -> None:
-        """Compare the hashes of files.
+        """Compare the hashes of files with those in state.json.
 
         Raises:
             CorruptCheckpoint: a file is missing, or its bytes are not those that were written.
@@ -70,16 +62,17 @@ class Checkpoint:
         for file in files:
             path = self.folder / file
             try:
-                found = sha256_of(path)
+                sha256 = sha256_of(path)
             except FileNotFoundError:
-                raise CorruptCheckpoint(f"{path} is missing", _fix(self.folder)) from None
+                raise CorruptCheckpoint(f"{path} is missing", advice(self.folder)) from None
             except OSError as error:
                 if error.errno != errno.EIO:
                     raise
-                raise CorruptCheckpoint(f"{path}: {error.strerror}", _fix(self.folder)) from None
-            if found != self.state["sha256"].get(file):
+                raise CorruptCheckpoint(f"{path}: {error.strerror}", advice(self.folder)) from None
+            if sha256 != self.state.sha256.get(file):
                 raise CorruptCheckpoint(
-                    f"{path} is damaged: its SHA-256 is not that of {STATE_FILE}", _fix(self.folder)
+                    f"{path} is damaged: its SHA-256 is not that of {STATE_FILE}",
+                    advice(self.folder),
                 )
 
     def load_model(self, model: nn.Module) -> None:
@@ -95,25 +88,26 @@ class Checkpoint:
             first = str(error).splitlines()[1:2]
             raise UserError(
                 f"{self.folder / MODEL_FILE} does not fit the model:{' '.join(first)}",
-                _fix(self.folder),
+                advice(self.folder),
             ) from None
 
-    def load_optimizers(self, model: nn.Module, optimizers: Optimizers) -> None:
-        """Load the state of every parameter of `model`.
+    def load(self, model: nn.Module, optimizers: OptimizerState) -> None:
+        """Load the weights, and the optimizer state of every parameter.
 
         Raises:
-            UserError: the file is damaged or of another model.
+            UserError: a file is damaged or of another model.
         """
+        self.load_model(model)
         tensors = self._read(OPTIMIZER_FILE)
         for name, parameter in model.named_parameters():
             slots = {key.partition(".")[0] for key in tensors if key.partition(".")[2] == name}
             if not slots:
                 path = self.folder / OPTIMIZER_FILE
-                raise UserError(f"{path} has no state for {name}", _fix(self.folder))
+                raise UserError(f"{path} has no state for {name}", advice(self.folder))
             optimizers.load(parameter, {slot: tensors[f"{slot}.{name}"] for slot in sorted(slots)})
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All tensors, by name, of the model and of the optimizer.
+        """Return all tensors of the model and of the optimizer, by name.
 
         Raises:
             CorruptCheckpoint: a file is damaged.
@@ -128,22 +122,22 @@ class Checkpoint:
             return load_file(self.folder / file)
         except (OSError, SafetensorError) as error:
             raise CorruptCheckpoint(
-                f"{self.folder / file} cannot be read: {error}", _fix(self.folder)
+                f"{self.folder / file} cannot be read: {error}", advice(self.folder)
             ) from None
 
 
 class Snapshot:
-    """Copies in the CPU's memory of weights and optimizer state, by file and name.
+    """Copies of weights and optimizer state in CPU memory, by file and name.
 
-    Its memory is taken once and filled again for each checkpoint; that of a GPU's is pinned, so
-    that copies run at the bus's full rate.
+    The memory is allocated once and filled again for each checkpoint. For tensors of a GPU it is
+    pinned, so that copies run at the full rate of the bus.
     """
 
     def __init__(self) -> None:
         self.files: dict[str, dict[str, Tensor]] = {}
 
-    def take(self, model: nn.Module, optimizers: Optimizers) -> None:
-        """Copy everything as it is now; returns when all is copied."""
+    def take(self, model: nn.Module, optimizers: OptimizerState) -> None:
+        """Copy everything as it is now. Returns when the copies are complete."""
         import torch
 
         on_gpu = False
@@ -162,88 +156,157 @@ class Snapshot:
             torch.cuda.synchronize()
 
 
-def write_checkpoint(folder: Path, snapshot: Snapshot, state: dict[str, Any]) -> None:
+def checkpoint_folder(checkpoints: Path, step: int) -> Path:
+    """Return the folder of the checkpoint after `step` steps."""
+    return checkpoints / f"step-{step:06d}"
+
+
+def write_checkpoint(folder: Path, snapshot: Snapshot, state: CheckpointState) -> None:
     """Write a checkpoint to `folder`: all of it, or nothing under that name.
 
-    One that is there already is replaced.
+    A checkpoint that is there already is replaced.
     """
     with atomic_folder(folder) as partial, ThreadPoolExecutor(len(snapshot.files)) as writers:
         paths = [partial / file for file in snapshot.files]
-        written = writers.map(_write_tensors, snapshot.files.values(), paths)
-        hashes = dict(zip(snapshot.files, written, strict=True))
-        content = {**state, "state_version": STATE_VERSION, "sha256": hashes}
-        content[_OWN_HASH] = _hash_of(content)
-        (partial / STATE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        hashes = writers.map(_write_tensors, snapshot.files.values(), paths)
+        replace(state, sha256=dict(zip(snapshot.files, hashes, strict=True))).write(partial)
 
 
 def _write_tensors(tensors: dict[str, Tensor], path: Path) -> str:
-    """Write a safetensors file to the disk, beside others that are, and return its SHA-256."""
+    """Write a safetensors file, flush it to the disk, and return its SHA-256."""
     save_tensors(tensors, path)
-    with path.open("rb") as written:
-        os.fsync(written.fileno())
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
     return sha256_of(path)
 
 
 def save_tensors(
     tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file; OSError if the disk does not take it."""
+    """Write a safetensors file; OSError if the disk refuses it."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     try:
         save_file(tensors, path, metadata)
     except SafetensorError as error:
-        # Its message is all that is left of the system's error.
+        # The number of the system's error is left only in its message.
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
-def _hash_of(state: dict[str, Any]) -> str:
-    rest = {name: value for name, value in state.items() if name != _OWN_HASH}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _fix(folder: Path) -> str:
-    return f"delete {folder} to continue from the checkpoint before it"
-
-
-def checkpoint_folder(checkpoints: Path, step: int) -> Path:
-    """Folder of the checkpoint after `step` steps."""
-    return checkpoints / f"step-{step:06d}"
-
-
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint's state.json.
 
     Raises:
-        CorruptCheckpoint: it is missing or damaged.
+        CorruptCheckpoint: it is missing or damaged, or of another step than its folder's name says.
         UserError: it is of another version.
     """
-    if not (folder / STATE_FILE).is_file():
-        raise CorruptCheckpoint(
-            f"{folder} is not a checkpoint: it has no {STATE_FILE}", _fix(folder)
-        )
-    try:
-        state = read_json(folder / STATE_FILE, _fix(folder))
-    except UserError as error:
-        raise CorruptCheckpoint(error.problem, error.fix) from None
-    is_as_written = state.get(_OWN_HASH) == _hash_of(state)
-    if state.get("state_version") != STATE_VERSION and (is_as_written or _OWN_HASH not in state):
-        raise UserError(
-            f"{folder} has state version {state.get('state_version')}, "
-            f"this program reads {STATE_VERSION}",
-            "use the program that wrote it",
-        )
-    missing = [key for key, kind in STATE_KEYS.items() if not isinstance(state.get(key), kind)]
-    if missing:
-        raise CorruptCheckpoint(
-            f"{folder / STATE_FILE} is damaged: it lacks {', '.join(missing)}", _fix(folder)
-        )
-    if not is_as_written or folder.name != checkpoint_folder(folder, state["step"]).name:
-        raise CorruptCheckpoint(
-            f"{folder / STATE_FILE} is damaged: its SHA-256 is another", _fix(folder)
-        )
+    state = CheckpointState.read(folder)
+    if folder.name != checkpoint_folder(folder, state.step).name:
+        raise CorruptCheckpoint(f"{folder} has the checkpoint of step {state.step}", advice(folder))
     return Checkpoint(folder, state)
+
+
+def checkpoint_steps(checkpoints: Path) -> list[int]:
+    """Return the steps of the complete checkpoints in a folder, ascending."""
+    if not checkpoints.is_dir():
+        return []
+    names = (re.fullmatch(r"step-(\d{6,})", path.name) for path in checkpoints.iterdir())
+    return sorted(int(name[1]) for name in names if name)
+
+
+def latest_valid(
+    checkpoints: Path, files: Iterable[str] = TENSOR_FILES
+) -> tuple[Checkpoint | None, list[CorruptCheckpoint]]:
+    """Find the last checkpoint without damage, and the damage of the later ones, last first.
+
+    Args:
+        checkpoints: the folder of a run's checkpoints.
+        files: the files that are needed.
+    """
+    corrupt = []
+    for step in reversed(checkpoint_steps(checkpoints)):
+        try:
+            checkpoint = open_checkpoint(checkpoint_folder(checkpoints, step))
+            checkpoint.verify(files)
+        except CorruptCheckpoint as error:
+            corrupt.append(error)
+        else:
+            return checkpoint, corrupt
+    return None, corrupt
+
+
+def no_valid_checkpoint(run_dir: Path, corrupt: list[CorruptCheckpoint]) -> UserError:
+    """Return the error of a run whose checkpoints are all damaged."""
+    return UserError(
+        f"{run_dir} has no good checkpoint: {'; '.join(one.problem for one in corrupt)}",
+        "put the files back from a copy, or set TRAIN_RUN_NAME to a new name to start again",
+    )
+
+
+def latest_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:
+    """Find the last checkpoint of a run with a valid model, or the one after `step` steps.
+
+    Later ones that are damaged are reported on standard error.
+
+    Raises:
+        UserError: there is none.
+    """
+    checkpoints = run_dir / "checkpoints"
+    steps = checkpoint_steps(checkpoints)
+    if not run_dir.is_dir():
+        runs = sorted(path.name for path in run_dir.parent.glob("*/") if path.is_dir())
+        raise UserError(
+            f"there is no run {run_dir}",
+            f"set TRAIN_RUN_NAME to one of: {', '.join(runs)}" if runs else "train first",
+        )
+    if not steps:
+        raise UserError(f"{run_dir} has no checkpoint yet", "let train reach its first one")
+    if step is None:
+        checkpoint, corrupt = latest_valid(checkpoints, (MODEL_FILE,))
+        if checkpoint is None:
+            raise no_valid_checkpoint(run_dir, corrupt)
+        for error in corrupt:
+            print(f"warning: {error.problem}", file=sys.stderr, flush=True)
+        return checkpoint
+    if step not in steps:
+        raise UserError(
+            f"{run_dir} has no checkpoint of step {step}",
+            f"choose one of: {', '.join(map(str, steps))}",
+        )
+    checkpoint = open_checkpoint(checkpoint_folder(checkpoints, step))
+    checkpoint.verify((MODEL_FILE,))
+    return checkpoint
+
+
+def prune_checkpoints(checkpoints: Path, keep: int) -> None:
+    """Delete all but the last `keep` checkpoints and the one with the lowest held-out loss."""
+    steps = checkpoint_steps(checkpoints)
+    losses = {step: loss for step in steps if (loss := val_loss_of(checkpoints, step)) is not None}
+    best = min(losses, key=lambda step: losses[step], default=None)
+    for step in steps[:-keep]:
+        if step != best:
+            folder = checkpoint_folder(checkpoints, step)
+            folder.rename(folder.with_name(folder.name + PARTIAL))
+    remove_partial_checkpoints(checkpoints)
+
+
+def val_loss_of(checkpoints: Path, step: int) -> float | None:
+    """Return the held-out loss of a checkpoint; None if it is unknown or the checkpoint damaged."""
+    try:
+        return open_checkpoint(checkpoint_folder(checkpoints, step)).state.val_loss
+    except UserError:
+        return None
+
+
+def remove_partial_checkpoints(checkpoints: Path) -> None:
+    """Delete what a killed save or pruning has left. No other process may be saving."""
+    for before in checkpoints.glob(f"*{REPLACED}"):
+        folder = before.with_name(before.name.removesuffix(REPLACED))
+        if not folder.exists():
+            before.rename(folder)
+    for partial in checkpoints.glob(f"*{PARTIAL}"):
+        shutil.rmtree(partial)

@@ -1,35 +1,134 @@
-"""metrics.jsonl: one JSON object a step, the truth about a run."""
+"""metrics.jsonl: one JSON object per step, from which reports and events are made."""
 
 import json
 import math
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from app.errors import UserError
 from app.files import AppendOnlyFile, atomic_file
+from app.hardware.proc import process_seconds
 
-# Beyond it the exponential is no float.
+# Time between a step and the one before. Only the first record after a start has setup_ms.
+PAUSES = ("setup_ms", "val_ms", "sample_ms", "save_ms")
+# exp() of anything larger overflows a float.
 _LARGEST_LOSS = 700.0
 
 
-class MetricsLog:
-    """Appends to metrics.jsonl; on opening, steps that no checkpoint holds are cut off.
+@dataclass(frozen=True)
+class StepRecord:
+    """The measurements of one optimizer step: a line of metrics.jsonl. None is: not measured.
 
-    Lines that a full disk does not take are kept, and written when it takes them.
+    Attributes:
+        step: its number, from 0
+        tokens: tokens trained on so far, this step included
+        train_loss: mean over the step's tokens, nats per token, before the update
+        lr: learning rate
+        grad_norm: norm of all gradients together, before clipping
+        step_ms: time of the step, milliseconds
+        tokens_per_second: of all ranks
+        mfu: model FLOPs utilization, a fraction; None where the peak is not known
+        memory_bytes: most memory in use so far
+        data_ms: part of step_ms that the step waited for batches
+        val_loss: held-out loss after the step, nats per token
+        setup_ms, val_ms, sample_ms, save_ms: time that passed before this step, and after the
+            record before: start of the process, evaluation, sampling, saving
+    """
+
+    step: int
+    tokens: int
+    train_loss: float
+    lr: float | None = None
+    grad_norm: float | None = None
+    step_ms: float | None = None
+    tokens_per_second: float | None = None
+    mfu: float | None = None
+    memory_bytes: float | None = None
+    data_ms: float | None = None
+    val_loss: float | None = None
+    setup_ms: float | None = None
+    val_ms: float | None = None
+    sample_ms: float | None = None
+    save_ms: float | None = None
+
+    def plus(self, pauses: dict[str, float], val_loss: float | None = None) -> Self:
+        """Return the record with pauses added to its own, and a held-out loss."""
+        changes: dict[str, Any] = {"val_loss": val_loss}
+        changes |= {kind: (getattr(self, kind) or 0.0) + pauses[kind] for kind in pauses}
+        return replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the measured fields, and mfu: null where it is not known."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if value is not None or name == "mfu"
+        }
+
+
+COLUMNS = tuple(field.name for field in fields(StepRecord))
+_RECORD = TypeAdapter(StepRecord)
+
+
+class PauseTimer:
+    """Adds up the time that passes between steps, by kind; starts with the process."""
+
+    def __init__(self) -> None:
+        self._pauses = {"setup_ms": 1000 * process_seconds()}
+
+    @contextmanager
+    def measuring(self, kind: str) -> Iterator[None]:
+        """Add the time of the block to `kind`, one of PAUSES."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = 1000 * (time.perf_counter() - started)
+            self._pauses[kind] = self._pauses.get(kind, 0.0) + spent
+
+    def take(self) -> dict[str, float]:
+        """Return the milliseconds since the last call, by kind."""
+        pauses, self._pauses = self._pauses, {}
+        return pauses
+
+
+def total_seconds(records: Iterable[StepRecord]) -> float:
+    """Return the seconds that steps took, with the pauses before them."""
+    kinds = ("step_ms", *PAUSES)
+    return sum(getattr(record, kind) or 0 for record in records for kind in kinds) / 1000
+
+
+def perplexity(loss: float) -> float:
+    """Return exp(loss) of a loss in nats per token, or a huge number if the model has diverged."""
+    return math.exp(min(loss, _LARGEST_LOSS))
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl. Opening it cuts off the steps that no checkpoint holds.
+
+    Lines that a full disk refuses are kept, and written once there is room.
 
     Args:
         path: the file; created if it is missing.
-        steps: how many steps the run continues from: only their lines are kept.
+        steps: how many steps the run continues from; only their lines are kept.
+
+    Attributes:
+        records: the records of those steps
 
     Raises:
         UserError: lines are missing or damaged.
     """
 
     def __init__(self, path: Path, steps: int) -> None:
+        self.records: list[StepRecord] = []
         if path.exists():
-            cut_back(path, steps)
+            self.records = _cut_back(path, steps)
         elif steps:
             raise UserError(
                 f"{path} is missing, and the run has {steps} steps",
@@ -38,62 +137,54 @@ class MetricsLog:
         self._file = AppendOnlyFile(path)
         self._lines = steps
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Write one step's line, and those before that could not be written.
+    def append(self, record: StepRecord) -> None:
+        """Write a step's line, and the earlier ones that could not be written.
 
         Raises:
             OSError: the disk is full or fails; the line is kept.
         """
         self._lines += 1
-        self._file.append(_line(record).encode())
+        self._file.append(json.dumps(record.to_json(), allow_nan=False).encode() + b"\n")
 
     def sync(self) -> int:
-        """Make the lines durable, before a checkpoint counts on them; tell how many there are."""
+        """Make the lines durable, and return how many there are."""
         self._file.sync()
         return self._lines
 
 
-def perplexity(loss: float) -> float:
-    """exp(loss) of a loss in nats per token; of a model that has diverged, some huge number."""
-    return math.exp(min(loss, _LARGEST_LOSS))
+def read_metrics(path: Path) -> list[StepRecord]:
+    """Read metrics.jsonl; a last line that is still being written is left out.
+
+    Raises:
+        UserError: a line is not the JSON object of a step.
+    """
+    return [record for record, _ in _parse(path)]
 
 
-def cut_back(path: Path, steps: int) -> None:
-    """Keep only the lines of steps 0 … steps-1; UserError if they are not all there."""
-    kept = [record for record in read_metrics(path) if record["step"] < steps]
-    if [record["step"] for record in kept] != list(range(steps)):
+def _cut_back(path: Path, steps: int) -> list[StepRecord]:
+    """Keep only the lines of steps 0 … steps-1, as they are; UserError if one is missing."""
+    kept = [(record, line) for record, line in _parse(path) if record.step < steps]
+    if [record.step for record, _ in kept] != list(range(steps)):
         raise UserError(
             f"{path} does not have a line for each of the {steps} steps of the checkpoint",
             "put the missing lines back, or set TRAIN_RUN_NAME to a new name",
         )
     with atomic_file(path) as file:
-        file.writelines(_line(record).encode() for record in kept)
+        file.writelines(line for _, line in kept)
+    return [record for record, _ in kept]
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last one that is still being written is left out.
-
-    Raises:
-        UserError: a line is not the JSON object of a step.
-    """
-    records = []
+def _parse(path: Path) -> Iterator[tuple[StepRecord, bytes]]:
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
-            break
+            return
         try:
-            record = json.loads(line)
-            needed = record["step"], record["tokens"], record["train_loss"]
-            np.array([*map(int, needed[:2]), *record.values()], dtype=np.float64)
-            if any(isinstance(value, str) for value in record.values()):
-                raise ValueError("text instead of a number")
-        except (ArithmeticError, ValueError, TypeError, KeyError, RecursionError) as error:
+            record = _RECORD.validate_json(line, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            fault = " ".join([*map(str, first["loc"]), first["msg"]])
             raise UserError(
-                f"{path}, line {number} is not the JSON object of a step: {error!r}",
+                f"{path}, line {number} is not the JSON object of a step: {fault}",
                 "delete that line",
-            ) from error
-        records.append(record)
-    return records
-
-
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, allow_nan=False) + "\n"
+            ) from None
+        yield record, line

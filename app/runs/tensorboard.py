@@ -1,4 +1,4 @@
-"""tensorboard/: metrics, samples and settings of a run for TensorBoard, made anew by every start.
+"""tensorboard/: metrics, samples and settings of a run for TensorBoard, rewritten by every start.
 
 The format is that of its readers: protobuf `Event`s, each framed as a TFRecord
 (https://github.com/tensorflow/tensorboard/blob/master/tensorboard/compat/proto/event.proto).
@@ -6,14 +6,15 @@ The format is that of its readers: protobuf `Event`s, each framed as a TFRecord
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from app.runs.stopwatch import PAUSES, total_seconds
+from app.formats import flatten
+from app.runs.metrics import PAUSES, StepRecord, total_seconds
 
 _NAME = "events.out.tfevents."
 _HYPERPARAMETERS = ("model.", "train.")
@@ -21,26 +22,26 @@ _NOT_DRAWN = {"step", "tokens", "data_ms", *PAUSES}
 
 
 class EventLog:
-    """Appends to a run's event file; on opening, a new one of all that is given replaces it.
+    """Appends to a run's event file. Opening it replaces an earlier one by all that is given.
 
-    It is written in the caller's thread, since tensorboard's own EventFileWriter imports all of
+    It is written in the caller's thread, because tensorboard's own EventFileWriter imports all of
     tensorflow where that is installed, and its thread dies with a traceback on a full disk.
-    Training goes on without events where the tensorboard package is missing, and, with a warning,
-    where they cannot be written.
+    Training continues without events if the tensorboard package is missing, or, with a warning, if
+    they cannot be written.
 
     Args:
         folder: for the event file; created if it is missing.
         records: the lines of metrics.jsonl so far.
         samples: (steps done, texts) so far.
-        facts: what settings.json holds.
+        metadata: the content of settings.json.
     """
 
     def __init__(
         self,
         folder: Path,
-        records: Sequence[dict[str, Any]],
+        records: Sequence[StepRecord],
         samples: Sequence[tuple[int, Sequence[str]]],
-        facts: dict[str, Any],
+        metadata: dict[str, Any],
     ) -> None:
         self._folder = folder
         self._writer: Any = None
@@ -52,20 +53,20 @@ class EventLog:
             folder.mkdir(exist_ok=True)
             for earlier in folder.glob(f"{_NAME}*"):
                 earlier.unlink()
-            # A TensorBoard that is watching looks for names that sort after those it has read.
+            # A running TensorBoard looks for names that sort after those it has read.
             self._writer = RecordWriter((folder / f"{_NAME}{time.time_ns()}").open("wb"))
         except OSError as error:
             self._give_up(error)
         else:
-            self._write(_history(records, samples, facts))
+            self._write(_history(records, samples, metadata))
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Write one step's points, so that they can be seen at once."""
+    def append(self, record: StepRecord) -> None:
+        """Write the points of a step, and flush them."""
         if self._writer is not None:
             self._write([_scalars(record, time.time())])
 
     def append_samples(self, step: int, texts: Sequence[str]) -> None:
-        """Write what the model wrote after `step` steps."""
+        """Write the texts that the model wrote after `step` steps."""
         if self._writer is not None:
             self._write([_samples(step, texts, time.time())])
 
@@ -90,42 +91,47 @@ class EventLog:
 
 
 def _history(
-    records: Sequence[dict[str, Any]],
+    records: Sequence[StepRecord],
     samples: Sequence[tuple[int, Sequence[str]]],
-    facts: dict[str, Any],
+    metadata: dict[str, Any],
 ) -> list[bytes]:
-    """Events of steps that ended one after the other until now, after the file's first event."""
+    """Return the events of a new file, for steps that ended one after the other until now."""
     from tensorboard.compat.proto.event_pb2 import Event
 
     began = time.time() - total_seconds(records)
     events = [Event(wall_time=began, file_version="brain.Event:2").SerializeToString()]
-    events += _settings(dict(_flat(facts)), began)
+    settings = {
+        ".".join(path).removeprefix("settings."): value
+        for path, value in flatten(metadata)
+        if value is not None
+    }
+    events += _settings(settings, began)
     ends, end = {0: began}, began
     for record in records:
         end += total_seconds([record])
-        ends[record["step"] + 1] = end
+        ends[record.step + 1] = end
         events.append(_scalars(record, end))
-    # No text is of a step without a line; if one were, it would be the latest.
+    # Texts of a step without a record, if there are any, are the latest.
     return events + [_samples(step, texts, ends.get(step, end)) for step, texts in samples]
 
 
-def _scalars(record: dict[str, Any], wall_time: float) -> bytes:
-    """One step's Event: a float32 scalar for everything that was measured."""
+def _scalars(record: StepRecord, wall_time: float) -> bytes:
+    """Return a step's Event: a float32 scalar for each field that was measured."""
     values = [
         {"tag": name, "simple_value": value}
-        for name, value in record.items()
+        for name, value in record.to_json().items()
         if name not in _NOT_DRAWN and value is not None
     ]
-    return _event(values, record["step"], wall_time)
+    return _event(values, record.step, wall_time)
 
 
 def _samples(step: int, texts: Sequence[str], wall_time: float) -> bytes:
-    """The texts written after `step` steps, beside the scalars of the last of these."""
+    """Return the Event of the texts after `step` steps, at the step of the last scalars."""
     return _event([_text("samples", list(map(_as_code, texts)))], max(0, step - 1), wall_time)
 
 
 def _settings(settings: dict[str, Any], wall_time: float) -> list[bytes]:
-    """All facts as a table for the text page; what trains, as columns for hyperparameters."""
+    """Return all metadata as a table for the text page, and the hyperparameters as columns."""
     from tensorboard.plugins.hparams import metadata
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionStartInfo
 
@@ -150,7 +156,7 @@ def _settings(settings: dict[str, Any], wall_time: float) -> list[bytes]:
 
 
 def _text(tag: str, texts: Sequence[str]) -> dict[str, Any]:
-    """A value that TensorBoard shows as Markdown, string [len(texts)]."""
+    """Return a value that TensorBoard shows as Markdown, string [len(texts)]."""
     from tensorboard.compat.proto.types_pb2 import DT_STRING
     from tensorboard.plugins.text.metadata import create_summary_metadata
 
@@ -168,20 +174,11 @@ def _event(values: Sequence[dict[str, Any]], step: int, wall_time: float) -> byt
     return Event(wall_time=wall_time, step=step, summary={"value": values}).SerializeToString()
 
 
-def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested objects: {"train": {"seed": 0}} has ("train.seed", 0)."""
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif value is not None:
-            yield f"{prefix}{name}".removeprefix("settings."), value
-
-
 def _as_code(text: str) -> str:
-    """Markdown that shows a text as it is."""
+    """Return Markdown that shows a text unchanged."""
     return "".join(f"    {line}\n" for line in text.split("\n"))
 
 
 def _as_cell(value: Any) -> str:
-    """Markdown of a value in a table, as it is."""
+    """Return Markdown that shows a value unchanged in a table."""
     return f"`{value}`".replace("|", "&#124;").replace("\n", " ")

@@ -16,7 +16,7 @@ from app.data.dataset import open_dataset
 from app.errors import UserError
 from app.files import AppendOnlyFile
 from app.progress import TokenProgress
-from app.runs.checkpoints import latest_checkpoint
+from app.runs.checkpoint import latest_checkpoint
 from app.runs.metrics import perplexity
 from app.settings.settings import Settings
 
@@ -129,7 +129,7 @@ def evaluate(settings: Settings) -> None:
             f"{dataset.folder} has no {chosen.split} tokens to measure on",
             "prepare it with PREPARE_VAL_TOKENS above 0, or set EVALUATE_SPLIT=train",
         )
-    is_own = dataset.fingerprint == checkpoint.state["identity"]["dataset_fingerprint"]
+    is_own = dataset.fingerprint == checkpoint.state.identity["dataset_fingerprint"]
     if chosen.split == "val" and not is_own:
         print(
             f"warning: {settings.run_dir} was not trained on {dataset.folder}; what is held out "

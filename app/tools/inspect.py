@@ -11,8 +11,8 @@ from app.data.manifest import MANIFEST, Manifest
 from app.data.shards import Tokens, open_shard
 from app.data.tokenizer import END_OF_TEXT
 from app.errors import UserError
-from app.runs.checkpoint import STATE_FILE, checkpoint_folder, open_checkpoint
-from app.runs.checkpoints import checkpoint_steps
+from app.runs.checkpoint import checkpoint_folder, checkpoint_steps, open_checkpoint
+from app.runs.checkpoint_state import STATE_FILE
 from app.runs.metrics import read_metrics
 from app.settings.settings import Settings
 
@@ -112,8 +112,9 @@ def _checkpoint(path: Path, verify: bool) -> Iterator[str]:
     yield f"{path}: a checkpoint after {checkpoint.step:,} steps"
     yield f"  model: {parameters:,} parameters in {len(tensors['model'])} tensors"
     yield f"  optimizer: {len(tensors['optimizer'])} tensors"
+    state = checkpoint.state.to_json()
     for name in ("windows_consumed", "micro_batch_size", "model", "identity", "versions"):
-        yield f"  {name}: {checkpoint.state.get(name)}"
+        yield f"  {name}: {state[name]}"
     if verify:
         checkpoint.verify()
         yield "  every SHA-256 is right"
@@ -133,10 +134,10 @@ def _run(path: Path, verify: bool) -> Iterator[str]:
     yield f"{path}: a run with {len(records):,} steps in metrics.jsonl"
     if records:
         last = records[-1]
-        yield f"  step {last['step']}: train_loss {last['train_loss']:.4f}"
-        measured = [record for record in records if "val_loss" in record]
+        yield f"  step {last.step}: train_loss {last.train_loss:.4f}"
+        measured = [record for record in records if record.val_loss is not None]
         if measured:
-            yield f"  step {measured[-1]['step']}: val_loss {measured[-1]['val_loss']:.4f}"
+            yield f"  step {measured[-1].step}: val_loss {measured[-1].val_loss:.4f}"
     steps = checkpoint_steps(path / "checkpoints")
     yield f"  checkpoints: {', '.join(map(str, steps)) or 'none'}"
     if steps:

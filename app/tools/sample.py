@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from app.errors import UserError
-from app.runs.checkpoints import latest_checkpoint
+from app.runs.checkpoint import latest_checkpoint
 from app.settings.settings import Settings
 
 

@@ -1,111 +1,129 @@
-"""Checkpoints saved beside the training: a step waits for the copies only."""
+"""Checkpoints saved in the background: training waits only for the copy in memory."""
 
+import dataclasses
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from torch import nn
 
+from app.distributed.world import World
 from app.failures import translate_error
-from app.runs.checkpoint import Snapshot, checkpoint_folder, write_checkpoint
-from app.runs.checkpoints import prune_checkpoints
+from app.runs.checkpoint import Snapshot, checkpoint_folder, prune_checkpoints, write_checkpoint
+from app.runs.checkpoint_state import CheckpointState
+from app.runs.folder import RunFolder
+from app.runs.run_logger import RunLogger
 from app.train.optimizer import Optimizers
 
 
-class Saver:
-    """Writes checkpoints in a thread, one at a time, and prunes old ones.
+class Checkpointer:
+    """Saves checkpoints in a thread, one at a time, and prunes old ones. Only rank 0 writes.
 
-    A save that fails because of the disk is said, and the run goes on: there is room again,
-    perhaps, when the next one is due. Use as a context manager: leaving it waits for the save that
-    is under way.
+    A save that fails because of the disk is reported, and training goes on: there may be room
+    again for the next one. Use it as a context manager: leaving it waits for a running save.
 
     Args:
-        checkpoints: the run's folder of them.
-        keep: how many of the latest stay; the one of the lowest held-out loss stays as well.
-        fsync: called before each save for what the checkpoint counts on; its result
-            becomes part of the checkpoint's state.
-        say: prints a line.
+        run: the run's folder.
+        keep: number of latest checkpoints to keep, beside the one with the lowest held-out loss.
+        world: the ranks.
+        log: of rank 0, flushed to the disk before each save; None on the other ranks.
+        print_line: prints a line.
     """
 
     def __init__(
         self,
-        checkpoints: Path,
+        run: RunFolder,
         keep: int,
-        fsync: Callable[[], dict[str, Any]],
-        say: Callable[[str], None],
+        world: World,
+        log: RunLogger | None,
+        print_line: Callable[[str], None],
     ) -> None:
-        self._checkpoints, self._keep = checkpoints, keep
-        self._make_durable, self._say = fsync, say
+        self._run, self._keep, self._world = run, keep, world
+        self._log, self._print_line = log, print_line
         self._snapshot = Snapshot()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._under_way: Future[str] | None = None
+        self._running: Future[str] | None = None
         self._failure: OSError | None = None
-        self._state: dict[str, Any] = {}
 
-    def begin(self, step: int, state: dict[str, Any], *, replace: bool) -> bool:
-        """Wait for the save before; return True if `save` is to save one after `step` steps.
+    def save(
+        self,
+        state: CheckpointState,
+        model: nn.Module,
+        optimizers: Optimizers,
+        *,
+        allowed: bool = True,
+        replace: bool = False,
+    ) -> None:
+        """Wait for the save before, copy everything, and write it in the thread. Collective.
 
         Args:
-            replace: one of this step that is there already; otherwise that one stays.
+            state: of the checkpoint, without the lengths of metrics and samples.
+            allowed: False on rank 0 to save nothing.
+            replace: replace a checkpoint of the same step; otherwise that one stays.
         """
-        self._end_of_save()
-        folder = checkpoint_folder(self._checkpoints, step)
-        if folder.exists() and not replace:
-            return False
-        try:
-            self._state = {"step": step, **state, **self._make_durable()}
-        except OSError as error:
-            self._failed(error)
-            return False
-        return True
-
-    def save(self, model: nn.Module, optimizers: Optimizers) -> None:
-        """Save the checkpoint that has begun: copy everything now, and write it in the thread."""
+        durable = self._begin(state, replace=replace) if self._log and allowed else None
+        if not self._world.broadcast(durable is not None):
+            return
+        if durable is None:
+            optimizers.join_gather(model)
+            return
         self._snapshot.take(model, optimizers)
-        self._under_way = self._thread.submit(self._write, self._state)
+        self._running = self._thread.submit(self._write, durable)
 
-    def _write(self, state: dict[str, Any]) -> str:
-        folder = checkpoint_folder(self._checkpoints, state["step"])
-        write_checkpoint(folder, self._snapshot, state)
-        saved = f"after {state['step']} steps: saved {folder}"
+    def _begin(self, state: CheckpointState, *, replace: bool) -> CheckpointState | None:
+        """Return the state with the lengths of durable metrics and samples; None: save nothing."""
+        self._report()
+        if checkpoint_folder(self._run.checkpoints, state.step).exists() and not replace:
+            return None
+        assert self._log
         try:
-            prune_checkpoints(self._checkpoints, self._keep)
+            metrics_lines, samples_bytes = self._log.fsync()
         except OSError as error:
-            return f"{saved}; warning: older ones could not be deleted: {error}"
-        return saved
+            self._report_failure(error)
+            return None
+        return dataclasses.replace(state, metrics_lines=metrics_lines, samples_bytes=samples_bytes)
+
+    def _write(self, state: CheckpointState) -> str:
+        folder = checkpoint_folder(self._run.checkpoints, state.step)
+        write_checkpoint(folder, self._snapshot, state)
+        message = f"after {state.step} steps: saved {folder}"
+        try:
+            prune_checkpoints(self._run.checkpoints, self._keep)
+        except OSError as error:
+            return f"{message}; warning: older ones could not be deleted: {error}"
+        return message
 
     def poll(self) -> None:
-        """Say how the save under way has ended, if it has."""
-        if self._under_way and self._under_way.done():
-            self._end_of_save()
+        """Report how the running save has ended, if it has."""
+        if self._running and self._running.done():
+            self._report()
 
-    def finish(self) -> None:
-        """Wait for the save under way.
+    def wait(self) -> None:
+        """Wait for the running save.
 
         Raises:
             OSError: the last save has failed.
         """
-        self._end_of_save()
+        self._report()
         if self._failure:
             raise self._failure
 
-    def _end_of_save(self) -> None:
-        if self._under_way is None:
+    def _report(self) -> None:
+        if self._running is None:
             return
-        ending, self._under_way = self._under_way, None
+        save, self._running = self._running, None
         try:
-            saved = ending.result()
+            message = save.result()
         except OSError as error:
-            self._failed(error)
+            self._report_failure(error)
         else:
             self._failure = None
-            self._say(saved)
+            self._print_line(message)
 
-    def _failed(self, error: OSError) -> None:
+    def _report_failure(self, error: OSError) -> None:
         self._failure = error
         known = translate_error(error)
-        self._say(
+        self._print_line(
             f"warning: no checkpoint could be saved: {known.problem if known else error}; "
             "training goes on, and tries again when the next one is due"
         )

@@ -1,36 +1,34 @@
-"""Compiled code: where it is kept, what it needs, whether it was found again."""
+"""Compiled code: its cache, what it requires, the compiled loss."""
 
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from app.distributed.data_parallel import LossFunction
 from app.errors import UserError
 from app.hardware.device import Device
 from app.model import cross_entropy
 from app.model.gpt import GPT
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
-
 
 def set_compile_cache_dir(cache_dir: Path) -> None:
-    """Keep compiled code in `cache_dir`. Call it before torch's compiler is imported.
+    """Keep compiled code in `cache_dir`, unless the environment names another folder.
 
-    What the user has set stays.
+    Call it before torch's compiler is imported.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((cache_dir / "inductor").absolute()))
     os.environ.setdefault("TRITON_CACHE_DIR", str((cache_dir / "triton").absolute()))
 
 
 def missing_build_tools(device_type: str) -> list[str]:
-    """Return what torch.compile needs and does not find here, each with the way to get it.
+    """Return what torch.compile requires and is missing here, each with the command to install it.
 
-    It writes C++ for a CPU; for a GPU Triton, and a launcher in C; all of it calls Python.
+    It generates C++ for a CPU, Triton and C for a GPU, all of which need Python's headers.
     """
     compilers = [os.environ.get("CXX"), "g++", "clang++"]
     if device_type == "cuda":
@@ -45,11 +43,11 @@ def missing_build_tools(device_type: str) -> list[str]:
     return missing
 
 
-def is_compiled(wanted: bool, device: Device) -> bool:
-    """Return True if compiled code is wanted and torch.compile has what it needs here.
+def is_compiled(requested: bool, device: Device) -> bool:
+    """Return True if compiled code is requested and torch.compile works here.
 
     Raises:
-        UserError: it has not, and the output layer in 8-bit floats is compiled code only.
+        UserError: it does not, and fp8 requires it.
     """
     missing = missing_build_tools(device.torch_device.type)
     if missing and device.precision == "fp8":
@@ -58,18 +56,26 @@ def is_compiled(wanted: bool, device: Device) -> bool:
             + " and ".join(missing),
             "install it, or set TRAIN_PRECISION=auto",
         )
-    return wanted and not missing
+    return requested and not missing
+
+
+def compile_note(requested: bool, device: Device) -> str:
+    """Return a line on whether the run is compiled, and why not."""
+    if not requested:
+        return "not compiled: TRAIN_COMPILE=false"
+    if missing := missing_build_tools(device.torch_device.type):
+        return f"not compiled, and slower: torch.compile does not find {' and '.join(missing)}"
+    return "the first step waits for the compiler"
 
 
 def compiled_loss(model: GPT, device: Device) -> LossFunction:
-    """Compile the model's loss: embedding, one block for all blocks, output layer.
+    """Compile the model's loss in three pieces: embedding, block, output layer.
 
     Compiling the whole model at once takes 12 to 18 s longer and makes steps no faster
-    (benchmarks/results). The model itself stays as it is, so that evaluation and sampling compile
-    nothing.
+    (benchmarks/results). The model itself stays uncompiled for evaluation and sampling.
 
     Args:
-        device: in whose forward_pass the loss is to be computed.
+        device: the loss is to be computed in its forward_pass.
 
     Returns:
         (inputs, targets), int64 [B, T] each, to the mean loss.
@@ -77,10 +83,10 @@ def compiled_loss(model: GPT, device: Device) -> LossFunction:
     from torch._inductor import config
 
     config.deterministic = device.deterministic
-    # By itself the cache does not tell versions of our operator's backward pass apart.
+    # The cache key does not include the backward pass of our operator.
     torch.compiler.config.cache_key_tag = cross_entropy.VERSION
     embed, loss = torch.compile(model.embed), torch.compile(model.loss)
-    # Blocks differ in their weights only: the second finds the first one's code.
+    # Blocks differ only in their weights, so all share the code of the first.
     blocks = [torch.compile(block) for block in model.transformer.h]
 
     def by_blocks(inputs: Tensor, targets: Tensor) -> Tensor:
@@ -93,9 +99,9 @@ def compiled_loss(model: GPT, device: Device) -> LossFunction:
 
 
 def compile_cache_summary() -> str:
-    """Return a line that says how much compiled code came from the cache."""
-    # Importing it fixes the place of the cache.
+    """Return a line on how much compiled code came from the cache."""
+    # Not imported above: that would fix the place of the cache.
     from torch._dynamo.utils import counters
 
-    made, found = (counters["aot_autograd"][f"autograd_cache_{one}"] for one in ("miss", "hit"))
-    return f"{made} pieces of the model were compiled, {found} came from the cache"
+    misses, hits = (counters["aot_autograd"][f"autograd_cache_{one}"] for one in ("miss", "hit"))
+    return f"{misses} pieces of the model were compiled, {hits} came from the cache"

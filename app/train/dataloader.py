@@ -1,4 +1,4 @@
-"""Windows to batches on the device, read ahead by a thread."""
+"""Micro-batches on the device, read ahead by a thread."""
 
 import time
 from collections import deque
@@ -15,18 +15,18 @@ _BATCHES_AHEAD = 3
 
 
 class BatchLoader:
-    """The micro-batches of one rank, step after step without end, on the device.
+    """Yields the micro-batches of one rank, step after step without end, on the device.
 
-    Use as a context manager: leaving it ends the thread that reads ahead.
+    Use it as a context manager: leaving it ends the thread that reads ahead.
 
     Args:
         stream: tokens of the split.
-        order: the order of its windows.
-        plan: how a step is shared out.
+        order: order of its sequences.
+        plan: how the sequences of a step are divided among ranks and micro-batches.
         rank: of this process.
-        sequences_consumed: windows the run has consumed already.
-        context_length: tokens of a window.
-        device: where batches go. To a GPU they travel pinned and asynchronously.
+        sequences_consumed: sequences that the run has consumed so far.
+        context_length: tokens of a sequence.
+        device: destination. Copies to a GPU are pinned and asynchronous.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class BatchLoader:
         self._waited_seconds = 0.0
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of the next micro-batch, int64 [B, T] each, on the device."""
+        """Return inputs and targets of the next micro-batch, int64 [B, T] each, on the device."""
         while len(self._ahead) <= _BATCHES_AHEAD:
             first, count = next(self._micro_batches)
             self._ahead.append(self._reader.submit(self._read, first, count))

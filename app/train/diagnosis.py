@@ -1,26 +1,30 @@
-"""The file that helps to find out why a loss is no longer finite."""
+"""What to tell the user when a loss is not finite or memory is exhausted."""
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import suppress
 
 from torch import nn
 
+from app.data.sequences import BatchPlan, micro_batch_sizes
+from app.errors import ExhaustedError, NotFiniteError
 from app.files import write_json
+from app.hardware.device import Device
+from app.runs.folder import RunFolder
 
 
 def write_diagnosis(
-    run_dir: Path, step: int, problem: str, windows: Sequence[int], model: nn.Module
-) -> Path:
-    """Write not-finite-STEP.json: the batch's windows, and norms tensor by tensor.
+    run: RunFolder, error: NotFiniteError, step: int, sequences: Sequence[int], model: nn.Module
+) -> NotFiniteError:
+    """Write not-finite-STEP.json: the batch, and the norms of each tensor.
 
     Args:
-        step: whose update was not made; its gradients are still there.
-        problem: what is not finite.
-        windows: of the step, in the token stream of the training split.
+        error: what is not finite.
+        step: its update was not made; its gradients are still there.
+        sequences: of the step, in the token stream of the training split.
 
     Returns:
-        the file.
+        the error, with the place of the file and where the run continues.
     """
     tensors = {
         name: {
@@ -31,11 +35,28 @@ def write_diagnosis(
         }
         for name, parameter in model.named_parameters()
     }
-    path = run_dir / f"not-finite-{step:06d}.json"
-    found = {"step": step, "problem": problem, "tensors": tensors, "windows": list(windows)}
-    write_json(path, found)
-    return path
+    path = run.path / f"not-finite-{step:06d}.json"
+    problem = error.problem
+    # A full disk does not hide what has happened.
+    with suppress(OSError):
+        write_json(
+            path,
+            {"step": step, "problem": problem, "tensors": tensors, "windows": list(sequences)},
+        )
+        problem = f"{problem}; {path} has the batch and all norms"
+    return NotFiniteError(problem, f"{error.fix}; the run continues from {run.last_saved()}")
 
 
 def _json(number: float) -> float | str:
     return number if math.isfinite(number) else str(number)
+
+
+def out_of_memory(device: Device, plan: BatchPlan) -> ExhaustedError:
+    """Return the error that names the next smaller micro-batch."""
+    sizes = micro_batch_sizes(plan.sequences_per_step, plan.world_size)
+    smaller = [size for size in sizes if size < plan.micro_batch_size]
+    advice = f"set TRAIN_MICRO_BATCH_SIZE={smaller[-1]}" if smaller else "use a smaller model"
+    return ExhaustedError(
+        f"{device.name} ran out of memory with a micro-batch of {plan.micro_batch_size} sequences",
+        f"{advice}; the run stays the same run",
+    )

@@ -2,20 +2,21 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import isfinite
 
 import torch
-from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from app.distributed.data_parallel import DataParallel
 from app.distributed.world import World
 from app.errors import NotFiniteError
 from app.hardware.device import Device
 from app.model.gpt import GPT
 from app.train.dataloader import BatchLoader
-from app.train.optimizer import LRSchedule, Optimizers
+from app.train.lr_schedule import LRSchedule
+from app.train.optimizer import Optimizers
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,9 @@ class StepResult:
         step: its number, from 0
         train_loss: mean over the step's tokens, nats per token, before the update
         lr: learning rate
-        grad_norm: of all gradients together, before clipping
-        seconds: the step took
+        grad_norm: norm of all gradients together, before clipping
+        seconds: duration of the step
+        data_seconds: part of it that the step waited for batches
     """
 
     step: int
@@ -35,33 +37,32 @@ class StepResult:
     lr: float
     grad_norm: float
     seconds: float
+    data_seconds: float
 
 
 def train_steps(
     model: GPT,
-    compute_loss: Callable[[Tensor, Tensor], Tensor],
-    no_sync: Callable[[], AbstractContextManager[None]],
-    ranks: World,
+    parallel: DataParallel,
     optimizers: Optimizers,
     loader: BatchLoader,
-    device: Device,
     schedule: LRSchedule,
+    device: Device,
+    world: World,
     *,
     first_step: int,
     accumulation_steps: int,
     grad_clip: float,
     should_stop: Callable[[bool], bool],
 ) -> Iterator[StepResult]:
-    """Train, and yield after each step; what the caller does in between is not timed.
+    """Train, and yield after each step; the caller's work in between is not timed.
 
-    Between the start of a step and its one synchronisation nothing waits for the device.
+    Nothing waits for the device between the start of a step and its one synchronization.
 
     Args:
-        compute_loss: (inputs, targets), int64 [B, T] each, to the model's mean loss.
-        no_sync: context for passes whose gradients the ranks do not exchange yet.
+        parallel: the loss of `model`, compiled or not.
         grad_clip: largest gradient norm; 0 for no clipping.
-        should_stop: asked before each micro-batch, with whether it is the step's last; true ends
-            the loop, without the step begun. For the last the ranks must agree.
+        should_stop: called before each micro-batch with True if it is the step's last. If it
+            returns True the loop ends without the step. At the last the ranks must agree.
 
     Raises:
         NotFiniteError: loss or gradient norm are not finite; that update is not made.
@@ -70,20 +71,21 @@ def train_steps(
     model.train()
     for step in range(first_step, schedule.max_steps):
         started = time.perf_counter()
-        learning_rate = schedule.rate(step)
+        learning_rate = schedule.learning_rate(step)
         optimizers.set_learning_rate(learning_rate)
 
         loss_sum = torch.zeros((), device=device.torch_device)
-        for left in reversed(range(accumulation_steps)):
-            if should_stop(left == 0):
+        for micro_batch in range(accumulation_steps):
+            is_last = micro_batch == accumulation_steps - 1
+            if should_stop(is_last):
                 return
             inputs, targets = loader.next_batch()
-            with no_sync() if left else nullcontext():
+            with nullcontext() if is_last else parallel.no_sync():
                 with device.forward_pass():
-                    loss = compute_loss(inputs, targets) / accumulation_steps
+                    loss = parallel.loss(inputs, targets) / accumulation_steps
                 loss.backward()
             loss_sum += loss.detach()
-        ranks.sum(loss_sum).div_(ranks.size)
+        world.sum(loss_sum).div_(world.size)
 
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = get_total_norm(gradients)
@@ -93,17 +95,18 @@ def train_steps(
             clip_grads_with_norm_(parameters, grad_clip, norm)
         optimizers.step()
 
-        # The device may still be at the update; the next step's synchronisation waits for it.
+        # The device may still be updating; the next step's synchronization waits for it.
         seconds = time.perf_counter() - started
-        yield StepResult(step, train_loss, learning_rate, grad_norm, seconds)
+        data_seconds = loader.take_waited_seconds()
+        yield StepResult(step, train_loss, learning_rate, grad_norm, seconds, data_seconds)
 
 
 def check_finite(step: int, **values: float) -> None:
-    """Raise NotFiniteError if one of the named values of a step is not a number or infinite."""
+    """Raise NotFiniteError if one of a step's named values is infinite or not a number."""
     if not all(map(isfinite, values.values())):
-        found = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
+        named = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
         raise NotFiniteError(
-            f"step {step}: {found}",
+            f"step {step}: {named}",
             "lower TRAIN_LEARNING_RATE, lengthen TRAIN_WARMUP_STEPS or clip harder "
             "(TRAIN_GRAD_CLIP), and run again",
         )

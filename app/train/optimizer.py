@@ -1,42 +1,13 @@
-"""The optimizers and their learning rate."""
+"""The optimizers: AdamW, or Muon for the blocks' matrices and AdamW for the rest."""
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from app.distributed.world import World
 from app.settings.train import TrainSettings
 from app.train.muon import Muon
-
-
-@dataclass(frozen=True)
-class LRSchedule:
-    """Learning rate over the steps of a run: a linear warm-up, then constant or a decay.
-
-    Attributes:
-        peak: the highest rate
-        shape: constant; cosine or linear decay to `min_ratio` of the peak at the last step
-        warmup_steps: the first of them has rate peak/warmup_steps, not 0
-    """
-
-    peak: float
-    shape: Literal["constant", "cosine", "linear"]
-    warmup_steps: int
-    max_steps: int
-    min_ratio: float
-
-    def rate(self, step: int) -> float:
-        """Learning rate of step 0 … max_steps-1."""
-        if step < self.warmup_steps:
-            return self.peak * (step + 1) / self.warmup_steps
-        if self.shape == "constant":
-            return self.peak
-        progress = (step + 1 - self.warmup_steps) / (self.max_steps - self.warmup_steps)
-        left = (1 + math.cos(math.pi * progress)) / 2 if self.shape == "cosine" else 1 - progress
-        return self.peak * (self.min_ratio + (1 - self.min_ratio) * left)
 
 
 class Optimizers:
@@ -45,14 +16,14 @@ class Optimizers:
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         self.parts = parts
 
-    def set_learning_rate(self, rate: float) -> None:
-        """The rate of the next step, for all parameters."""
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the learning rate of the next step, for all parameters."""
         for part in self.parts:
             for group in part.param_groups:
-                group["lr"] = rate
+                group["lr"] = learning_rate
 
     def step(self) -> None:
-        """Update every parameter from its gradient, and drop the gradients."""
+        """Update every parameter from its gradient, and release the gradients."""
         for part in self.parts:
             part.step()
             part.zero_grad(set_to_none=True)
@@ -68,45 +39,57 @@ class Optimizers:
         return owner.state[parameter]
 
     def load(self, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:
-        """Take copies of what was kept of a parameter's past, by name."""
+        """Copy the state of a parameter, by name, into its optimizer."""
         self.state(parameter).update(
             {name: value.to(parameter.device, copy=True) for name, value in state.items()}
         )
 
     def named_state(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """The state of all parameters of `model`, as `exp_avg.transformer.wte.weight`."""
+        """Yield the state of all parameters, as (`exp_avg.transformer.wte.weight`, tensor)."""
         for name, parameter in model.named_parameters():
             for slot, value in self.state(parameter).items():
                 yield f"{slot}.{name}", value
 
     def join_gather(self, model: nn.Module) -> None:
-        """Do this process's part while the first one goes through `named_state`: nothing."""
+        """Take part in rank 0's iteration over `named_state`, if that gathers from all ranks."""
 
 
 def build_optimizers(
-    model: nn.Module, chosen: TrainSettings, dtype: torch.dtype = torch.float32
+    model: nn.Module,
+    cfg: TrainSettings,
+    muon_dtype: torch.dtype = torch.float32,
+    world: World = World(),  # noqa: B008 (frozen)
 ) -> Optimizers:
     """Build AdamW for every parameter, or Muon for the blocks' matrices and AdamW for the rest.
 
-    AdamW: Loshchilov and Hutter, 2019. Muon: app.train.muon; both take one learning rate.
-    The embeddings are matrices too, but each of their rows stands for itself: AdamW's.
-    With decay on `matrices`, biases and layer norms, whose scale means something, do not decay.
+    AdamW: Loshchilov and Hutter, 2019. Muon: app.train.muon. Both use one learning rate.
+    Embeddings are matrices too, but each row is trained by itself, so AdamW has them.
+    With weight decay on `matrices`, biases and layer norms do not decay: their scale has a meaning.
 
     Args:
-        dtype: of Muon's iterations.
+        muon_dtype: of Muon's iterations.
+        world: ranks among which the optimizer state is divided, with TRAIN_SHARD_OPTIMIZER.
     """
     embeddings = {one.weight for one in model.modules() if isinstance(one, nn.Embedding)}
-    for_adamw: dict[float, list[nn.Parameter]] = {chosen.weight_decay: [], 0.0: []}
+    for_adamw: dict[float, list[nn.Parameter]] = {cfg.weight_decay: [], 0.0: []}
     for_muon = []
     for parameter in model.parameters():
         is_matrix = parameter.ndim == 2
-        if chosen.optimizer == "muon" and is_matrix and parameter not in embeddings:
+        if cfg.optimizer == "muon" and is_matrix and parameter not in embeddings:
             for_muon.append(parameter)
         else:
-            decays = is_matrix or chosen.weight_decay_on == "all"
-            for_adamw[chosen.weight_decay if decays else 0.0].append(parameter)
-    groups = [{"params": held, "weight_decay": decay} for decay, held in for_adamw.items() if held]
-    parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=chosen.betas, fused=True)]
+            decays = is_matrix or cfg.weight_decay_on == "all"
+            for_adamw[cfg.weight_decay if decays else 0.0].append(parameter)
+    groups = [
+        {"params": parameters, "weight_decay": decay}
+        for decay, parameters in for_adamw.items()
+        if parameters
+    ]
+    parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=cfg.betas, fused=True)]
     if for_muon:
-        parts.append(Muon(for_muon, weight_decay=chosen.weight_decay, dtype=dtype))
+        parts.append(Muon(for_muon, weight_decay=cfg.weight_decay, dtype=muon_dtype))
+    if cfg.shard_optimizer and world.size > 1:
+        from app.train.sharded_optimizer import ShardedOptimizers
+
+        return ShardedOptimizers(*parts)
     return Optimizers(*parts)

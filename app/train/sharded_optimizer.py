@@ -1,4 +1,4 @@
-"""Optimizer state that the processes share out, so that no GPU holds all of it.
+"""Optimizer state that is divided among the ranks, so that no GPU holds all of it.
 
 Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models" (2020),
 first stage: the optimizer's state is divided, weights and gradients are not.
@@ -14,35 +14,34 @@ from app.train.optimizer import Optimizers
 
 
 class ShardedOptimizers(Optimizers):
-    """Optimizers of which each process has whole parameters, keeps their state and updates them.
+    """Optimizers of which each rank owns whole parameters, keeps their state and updates them.
 
-    After an update everybody gets everybody's new weights. All processes construct it, with the
-    same optimizers, before their first step.
+    After an update the new weights are broadcast. All ranks must construct it, with the same
+    optimizers, before the first step.
 
     Args:
-        whole: of all parameters, without state; their groups are taken over.
+        parts: optimizers of all parameters, without state; their parameter groups are taken over.
     """
 
-    def __init__(self, whole: Optimizers) -> None:
-        # The groups have all that the optimizers' own arguments said.
-        parts = [ZeroRedundancyOptimizer(part.param_groups, type(part)) for part in whole.parts]
-        super().__init__(*parts)
-        self._own = Optimizers(*(part.optim for part in parts))
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        # The groups contain everything that was an argument of the optimizers.
+        sharded = [ZeroRedundancyOptimizer(part.param_groups, type(part)) for part in parts]
+        super().__init__(*sharded)
+        self._own = Optimizers(*(part.optim for part in sharded))
 
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """Return the optimizer state of a parameter, by name; empty if another process keeps it."""
+        """Return the optimizer state of a parameter, by name; empty if another rank owns it."""
         return self._own.state(parameter) if self._owns(parameter) else {}
 
     def load(self, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:
-        """Take copies of what was kept of a parameter's past if this process is to keep it."""
+        """Copy the state of a parameter into its optimizer if this rank owns it."""
         if self._owns(parameter):
             self._own.load(parameter, state)
 
     def named_state(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """The state of all parameters, from whoever has it, on every process.
+        """Yield the state of all parameters, broadcast by the ranks that own it.
 
-        All processes must go through it to the end. One tensor at a time is more than what this
-        process keeps.
+        Collective: all ranks must iterate to the end. It takes memory for one tensor at a time.
         """
         own = [
             {slot: (value.shape, value.dtype) for slot, value in self.state(parameter).items()}
@@ -51,23 +50,23 @@ class ShardedOptimizers(Optimizers):
         of_ranks = [own] * distributed.get_world_size()
         distributed.all_gather_object(of_ranks, own)
         for number, (name, parameter) in enumerate(model.named_parameters()):
-            keeper = next(rank for rank, kept in enumerate(of_ranks) if kept[number])
-            for slot, (shape, dtype) in of_ranks[keeper][number].items():
+            owner = next(rank for rank, shapes in enumerate(of_ranks) if shapes[number])
+            for slot, (shape, dtype) in of_ranks[owner][number].items():
                 value = self.state(parameter).get(slot)
                 if value is None:
                     value = torch.empty(shape, dtype=dtype, device=parameter.device)
-                distributed.broadcast(value, keeper)
+                distributed.broadcast(value, owner)
                 yield f"{slot}.{name}", value
 
     def join_gather(self, model: nn.Module) -> None:
-        """Do this process's part while the first one goes through `named_state`."""
+        """Take part in rank 0's gather of the optimizer state."""
         for _ in self.named_state(model):
             pass
 
     def _owns(self, parameter: nn.Parameter) -> bool:
         return any(
-            held is parameter
+            one is parameter
             for part in self._own.parts
             for group in part.param_groups
-            for held in group["params"]
+            for one in group["params"]
         )

@@ -1,4 +1,4 @@
-"""Where a run begins: its data, its folder, its checkpoint. All of it is known without torch."""
+"""The start of a run: what can be decided, or fail, before torch is imported."""
 
 import os
 import sys
@@ -9,58 +9,61 @@ from pathlib import Path
 
 from app.containers import started_by_script
 from app.data.dataset import Dataset, open_dataset
-from app.data.sequences import num_sequences
 from app.distributed.launch import launch, launched, processes_to_launch
 from app.errors import ExitWithCode, UserError
-from app.files import locked
+from app.progress import print_line
 from app.runs.checkpoint import Checkpoint
-from app.runs.run import Identity, find_checkpoint
+from app.runs.folder import RunFolder, RunIdentity
 from app.settings.settings import Settings
-from app.train.console import print_line
 
 
 @dataclass(frozen=True)
 class Start:
-    """Decisions that rank 0 makes before the run, for all ranks."""
+    """Decisions that rank 0 makes before the run and broadcasts to the other ranks.
 
-    identity: Identity
+    Attributes:
+        identity: of the run
+        checkpoint: where the run continues; None for a new run
+    """
+
+    identity: RunIdentity
     checkpoint: Checkpoint | None
 
 
 def start_training(settings: Settings) -> None:
-    """Train in this process, or start one process per GPU. What can fail without torch fails first.
-
-    The processes to start get this process's command line.
+    """Train in this process, or launch one process per GPU with this process's command line.
 
     Raises:
-        ExitWithCode: the processes have ended, and have printed why.
+        ExitWithCode: the launched processes have failed, and have printed why.
     """
-    # Before torch is imported; the processes to start inherit it.
+    # Before torch is imported; launched processes inherit it.
     keep_bytecode(settings.general.data_dir / "cache")
     with ExitStack() as stack:
-        start = None
+        dataset, start = None, None
         if not launched():
             dataset = open_training_data(settings)
-            processes = processes_to_launch(settings.train)
+            processes = processes_to_launch(settings.train.processes, settings.train.device)
             if processes > 1:
                 program = [sys.argv[0]] if started_by_script() else ["-m", "app"]
                 command = [*program, *sys.argv[1:]]
                 raise ExitWithCode(launch(command, processes, settings.train.max_restarts))
-            start = plan_start(settings, dataset, stack)
+            run = RunFolder(settings.run_dir)
+            stack.enter_context(run.lock(wait=False))
+            start = plan_start(settings, dataset, run)
             if start is None:
                 return
             print_line("starting torch")
-        # Importing torch takes seconds.
-        from app.train.trainer import train
+        # Importing torch takes seconds, so everything that can fail without it has been checked.
+        from app.train.main import train
 
-        train(settings, start)
+        train(settings, dataset, start)
 
 
 def keep_bytecode(cache_dir: Path) -> None:
-    """Keep this process's and its children's bytecode in `cache_dir` if torch came without.
+    """Keep the bytecode of this process and its children in `cache_dir` if torch has none.
 
-    uv installs none, and PYTHONDONTWRITEBYTECODE, which is meant for the places of the sources, is
-    often set: then each start would compile thousands of modules. Call it before torch is imported.
+    uv installs none, and PYTHONDONTWRITEBYTECODE, which is meant for source folders, is often set:
+    each start would then compile thousands of modules. Call it before torch is imported.
     """
     torch = find_spec("torch")
     if torch and torch.cached and not Path(torch.cached).exists() and not sys.pycache_prefix:
@@ -74,66 +77,65 @@ def open_training_data(settings: Settings) -> Dataset:
     """Open the dataset.
 
     Raises:
-        UserError: there is none, it is damaged, or it holds not even one window.
+        UserError: there is none, it is damaged, or it is shorter than one sequence.
     """
     dataset = open_dataset(settings.train_dataset_dir)
-    training_windows(dataset, settings.model.context_length)
+    dataset.num_sequences(settings.model.context_length)
     return dataset
 
 
-def training_windows(dataset: Dataset, context_length: int) -> int:
-    """Return the number of windows in an epoch; UserError if there is not even one."""
-    windows = num_sequences(sum(map(len, dataset.train)), context_length)
-    if windows == 0:
-        raise UserError(
-            f"{dataset.folder} holds less than one window of training tokens: "
-            f"{context_length + 1} are needed (MODEL_CONTEXT_LENGTH and one more)",
-            "prepare more text, or lower MODEL_CONTEXT_LENGTH",
-        )
-    return windows
+def open_same_data(settings: Settings, identity: RunIdentity) -> Dataset:
+    """Open the dataset on a rank other than 0; UserError if DATA_DIR is not that of rank 0."""
+    dataset = open_dataset(settings.train_dataset_dir)
+    if dataset.fingerprint != identity.dataset_fingerprint:
+        problem = f"{dataset.folder} has other tokens here than on the first machine"
+    elif not settings.run_dir.is_dir():
+        problem = f"{settings.run_dir} is not here, but on the first machine"
+    else:
+        return dataset
+    raise UserError(problem, "mount one folder as DATA_DIR on all machines")
 
 
 def plan_start(
-    settings: Settings, dataset: Dataset, owned: ExitStack, *, restarted: bool = False
+    settings: Settings, dataset: Dataset, run: RunFolder, *, restarted: bool = False
 ) -> Start | None:
-    """Take the run's folder, find where the run begins, and print it; None if it is finished.
+    """Find where the run continues, and print it. Return None if all its steps are completed.
 
     Args:
-        owned: what gives the folder back at its end.
-        restarted: a launcher has started the processes once more, after one was lost.
+        settings: of the run.
+        dataset: the training data.
+        run: locked by this process.
+        restarted: a launcher has restarted the processes after one was lost.
 
     Raises:
-        UserError: another process has the folder, or it holds another run.
+        UserError: the folder holds another run.
     """
-    chosen, run_dir = settings.train, settings.run_dir
-    run_dir.mkdir(parents=True, exist_ok=True)
-    owned.enter_context(locked(run_dir, "train", waits=restarted))
-    identity = identity_of(settings, dataset.fingerprint)
-    # First: the search compares the hashes of a checkpoint, which may take seconds.
-    print_line(_described(dataset, settings))
-    checkpoint = find_checkpoint(run_dir, identity, "auto" if restarted else chosen.resume)
-    if checkpoint and checkpoint.step >= chosen.max_steps and not checkpoint.state["left"]:
-        print_line(f"{run_dir} is finished: {checkpoint.step} steps are done")
+    cfg, identity = settings.train, run_identity(settings, dataset.fingerprint)
+    # Printed first, because comparing the hashes of a checkpoint may take seconds.
+    print_line(_describe(dataset, settings))
+    checkpoint = run.resume_from(identity, "auto" if restarted else cfg.resume)
+    if checkpoint and checkpoint.step >= cfg.max_steps and not checkpoint.state.pending:
+        print_line(f"{run.path} is finished: {checkpoint.step} steps are done")
         return None
-    print_line(f"{run_dir}: " + (f"continues at step {checkpoint.step}" if checkpoint else "new"))
+    print_line(f"{run.path}: " + (f"continues at step {checkpoint.step}" if checkpoint else "new"))
     return Start(identity, checkpoint)
 
 
-def _described(dataset: Dataset, settings: Settings) -> str:
-    chosen, length = settings.train, settings.model.context_length
-    epoch = length * training_windows(dataset, length)
-    tokens, held_out = (sum(map(len, shards)) for shards in (dataset.train, dataset.val))
-    return (
-        f"{dataset.folder}: {tokens:,} training tokens "
-        f"({chosen.max_steps * chosen.tokens_per_step / epoch:.2f} epochs in "
-        f"{chosen.max_steps} steps), {held_out:,} held out"
+def run_identity(settings: Settings, dataset_fingerprint: str) -> RunIdentity:
+    """Return what must stay the same for a run with these settings to be the same run."""
+    order = {"tokens_per_step", "seed", "shuffle", "optimizer"}
+    return RunIdentity(
+        dataset_fingerprint,
+        settings.model.model_dump() | settings.train.model_dump(include=order),
     )
 
 
-def identity_of(settings: Settings, dataset_fingerprint: str) -> Identity:
-    """Return what makes a run with these settings, on a dataset, this run."""
-    order = {"tokens_per_step", "seed", "shuffle", "optimizer"}
-    return Identity(
-        dataset_fingerprint,
-        settings.model.model_dump() | settings.train.model_dump(include=order),
+def _describe(dataset: Dataset, settings: Settings) -> str:
+    cfg, context_length = settings.train, settings.model.context_length
+    tokens_per_epoch = context_length * dataset.num_sequences(context_length)
+    tokens, held_out = (sum(map(len, shards)) for shards in (dataset.train, dataset.val))
+    return (
+        f"{dataset.folder}: {tokens:,} training tokens "
+        f"({cfg.max_steps * cfg.tokens_per_step / tokens_per_epoch:.2f} epochs in "
+        f"{cfg.max_steps} steps), {held_out:,} held out"
     )

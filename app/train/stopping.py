@@ -1,4 +1,4 @@
-"""Signals: a run that is asked to stop first keeps what it has."""
+"""Signals: a run that is asked to stop saves a checkpoint first."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,17 +9,17 @@ from app.signals import exit_code_of, exit_now, on_stop_signals, print_in_handle
 
 
 class Interrupted(Exception):
-    """Work was left because of a request to stop."""
+    """A request to stop has interrupted evaluation or sampling."""
 
 
 @dataclass
 class StopRequest:
-    """A signal's request to stop, if one has come.
+    """The request to stop, if a signal has come.
 
     Attributes:
-        exit_code: that of the signal; None if none has come.
-        has_progress: until a step is done there is nothing, and a signal ends the process at
-            once: a compiler may run for minutes before.
+        exit_code: that of the signal; None if none has come
+        has_progress: True once a step is complete. Before, a signal ends the process at once: there
+            is nothing to save, and compiling may take minutes
     """
 
     exit_code: ExitCode | None = None
@@ -30,22 +30,22 @@ class StopRequest:
         """Return True if a signal has come."""
         return self.exit_code is not None
 
-    def _ask(self, number: int) -> None:
+    def check(self) -> None:
+        """Raise Interrupted if a signal has come."""
+        if self.requested:
+            raise Interrupted
+
+    def _request(self, number: int) -> None:
         if not self.has_progress:
             print_in_handler("stopped: no new step to save; the same command continues")
             exit_now(number)
         self.exit_code = exit_code_of(number)
         print_in_handler("stopping: saving a checkpoint first; a second signal leaves at once")
 
-    def interrupt(self) -> None:
-        """Raise Interrupted if there is a request: for between the parts of longer work."""
-        if self.requested:
-            raise Interrupted
-
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn SIGINT, SIGTERM and SIGHUP (a lost connection) into a request, within the block."""
-    request = StopRequest()
-    with on_stop_signals(request._ask):
-        yield request
+    """Turn SIGINT, SIGTERM and SIGHUP (a lost connection) into a request within the block."""
+    stop = StopRequest()
+    with on_stop_signals(stop._request):
+        yield stop

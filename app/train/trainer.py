@@ -1,148 +1,347 @@
-"""From settings to a finished run: everything the loop needs is put together here, once."""
+"""The trainer: sets up one rank's part of a run, fits the model, and acts after each step."""
 
-import os
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import replace
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
 
 import torch
 
-from app.data.dataset import Dataset, open_dataset, verify_shards
+from app.data.dataset import Dataset, ShardVerification
 from app.data.sequences import BatchPlan, SequenceOrder
-from app.distributed.world import World, init_world, local_rank
-from app.errors import ExitWithCode, NotFiniteError, Stopped, UserError
-from app.hardware.device import Device, select_device
+from app.data.token_stream import TokenStream
+from app.data.tokenizer import Tokenizer
+from app.distributed.data_parallel import DataParallel
+from app.distributed.world import World
+from app.errors import ExitCode, NotFiniteError, Stopped
+from app.hardware.device import Device
+from app.inference.loss import HeldOutText
+from app.inference.text import Sampling, generate_texts
 from app.model.gpt import GPT, GPTConfig
-from app.runs.provenance import dataset_facts, write_run_settings
-from app.runs.run import Identity, RunLogger
+from app.runs.checkpoint_state import CheckpointState, PendingWork
+from app.runs.folder import RunFolder
+from app.runs.metrics import PauseTimer, StepRecord
+from app.runs.provenance import run_metadata, versions
+from app.runs.run_logger import RunLogger
 from app.settings.settings import Settings
-from app.train.compile import is_compiled, set_compile_cache_dir
-from app.train.micro_batch import choose_micro_batch_size
+from app.train.checkpointer import Checkpointer
+from app.train.compile import compile_cache_summary, compile_note, compiled_loss, is_compiled
+from app.train.console import Console, introduction, summary
+from app.train.dataloader import BatchLoader
+from app.train.diagnosis import out_of_memory, write_diagnosis
+from app.train.loop import StepResult, check_finite, train_steps
+from app.train.lr_schedule import LRSchedule
 from app.train.optimizer import build_optimizers
-from app.train.session import Session
-from app.train.start import Start, open_training_data, plan_start, training_windows
-from app.train.stopping import StopRequest, stop_on_signals
+from app.train.start import Start
+from app.train.stopping import Interrupted, StopRequest
+
+# A stopped run waits this long for the hashes of its shards: the scheduler kills it before long.
+_MAX_VERIFICATION_SECONDS = 60
 
 
-def train(settings: Settings, start: Start | None = None) -> None:
-    """Train a run from where it is to its last step, as one of the processes that do.
+class Trainer:
+    """One rank's part of a run.
 
-    Args:
-        start: where the run begins, if that is decided already.
-
-    Raises:
-        UserError: data, run folder or settings do not fit.
-        NotFiniteError: the loss or the gradient norm is not a number.
-        ExhaustedError: the GPU's memory is too small for the micro-batch.
-        OSError: the last checkpoint could not be saved; those before are as they were.
-        RankLostError: another process has died or hangs.
-        Stopped: by SIGINT or SIGTERM, after a checkpoint.
-        ExitWithCode: one of these, and the first rank says which.
+    The collectives of a step, in this order on all ranks: in the loop, at the last micro-batch (or
+    earlier, if a signal has come) the vote to stop, the exchange of gradients, the sum of losses;
+    after it, the vote and the sum of an evaluation, the broadcast whether it is time to save, and
+    the broadcast and gather of a save.
     """
-    chosen = settings.train
-    set_compile_cache_dir(settings.general.data_dir / "cache")
-    device = select_device(chosen.device, chosen.precision, chosen.deterministic, local_rank())
-    with (
-        init_world(device.torch_device, chosen.rank_timeout_seconds) as ranks,
-        stop_on_signals() as stop,
-        ExitStack() as owned,
-    ):
-        decided = None
-        # On CPUs each rank has measured for itself what is faster.
-        device = replace(device, precision=ranks.broadcast(device.precision))
-        if ranks.is_rank_zero:
-            # The first rank finds what is wrong with data, settings or run before the others look.
-            if start is None:
-                dataset = open_training_data(settings)
-                start = plan_start(settings, dataset, owned, restarted=ranks.restarted)
-            if start is not None:
-                before = start.checkpoint.state["micro_batch_size"] if start.checkpoint else None
-                config = GPTConfig(**settings.model.model_dump())
-                sizes = ranks.size, ranks.local_size
-                decided = start, choose_micro_batch_size(chosen, config, before, device, *sizes)
-        decided = ranks.broadcast(decided)
-        if decided is None:
-            return
-        check = _check_of_shards(settings, owned) if ranks.is_rank_zero else None
-        try:
-            _put_together(settings, device, ranks, stop, *decided, check).work()
-        except (NotFiniteError, Stopped) as ending:
-            if ranks.is_rank_zero:
-                raise
-            raise ExitWithCode(ending.exit_code) from None
 
+    def __init__(
+        self,
+        settings: Settings,
+        start: Start,
+        micro_batch_size: int,
+        dataset: Dataset,
+        run: RunFolder,
+        device: Device,
+        world: World,
+        stop: StopRequest,
+    ) -> None:
+        cfg, config = settings.train, GPTConfig(**settings.model.model_dump())
+        self.settings, self.cfg, self.start = settings, cfg, start
+        self.run, self.device, self.world, self.stop = run, device, world, stop
+        self.plan = BatchPlan(
+            cfg.tokens_per_step // config.context_length, world.size, micro_batch_size
+        )
+        # Shards are hashed while the model is built and the first steps are made.
+        self.verification = ShardVerification(dataset) if world.is_rank_zero else None
+        self.compiled = is_compiled(cfg.compile, device)
+        self.order = SequenceOrder(
+            dataset.num_sequences(config.context_length), cfg.seed, cfg.shuffle
+        )
+        torch.manual_seed(cfg.seed)
+        self.model = GPT(config, bf16_residual=cfg.residual == "bf16").to(device.torch_device)
+        self.optimizers = build_optimizers(self.model, cfg, device.dtype, world)
+        if start.checkpoint:
+            start.checkpoint.load(self.model, self.optimizers)
+        self.first_step = self.steps_completed = start.checkpoint.step if start.checkpoint else 0
+        self.log = None
+        if world.is_rank_zero:
+            metadata = run_metadata(
+                settings.public(),
+                device.facts(),
+                dataset,
+                processes=world.size,
+                parameters=self.model.num_parameters(),
+            )
+            self.log = RunLogger(run, start.checkpoint, metadata, self.print_line)
+        self.console = Console(
+            self.first_step,
+            cfg.max_steps,
+            quiet=not world.is_rank_zero,
+            device_bytes=device.memory_bytes(),
+            price_per_hour=cfg.price_per_hour,
+            earlier_seconds=self.log.earlier_seconds if self.log else 0.0,
+        )
+        self.loader = BatchLoader(
+            TokenStream(dataset.train),
+            self.order,
+            self.plan,
+            rank=world.rank,
+            sequences_consumed=self.first_step * self.plan.sequences_per_step,
+            context_length=config.context_length,
+            device=device.torch_device,
+        )
+        self.held_out = HeldOutText(TokenStream(dataset.val), config.context_length, cfg.val_tokens)
+        self.checkpointer = Checkpointer(
+            run, cfg.keep_checkpoints, world, self.log, self.print_line
+        )
+        self.pauses, self.pending = PauseTimer(), PendingWork()
+        self.val_loss: float | None = None
+        self.checkpoint_due = False
 
-def _check_of_shards(settings: Settings, owned: ExitStack) -> Future[None]:
-    """Compare all hashes beside the first steps: of a large dataset it takes a while."""
+    def fit(self) -> None:
+        """Train to the last step, or to a request to stop, and save everything."""
+        started = time.perf_counter()
+        self.print_line(
+            introduction(
+                self.device,
+                self.plan,
+                self.model.config.context_length,
+                self.model.num_parameters(),
+                compile_note(self.cfg.compile, self.device),
+            )
+        )
+        with closing(self.console), self.checkpointer:
+            try:
+                self.finish_interrupted_step()
+                with self.loader:
+                    for result in self.steps():
+                        self.after_step(result)
+            except NotFiniteError as error:
+                raise self.diagnosed(error) from None
+            except torch.OutOfMemoryError as error:
+                raise out_of_memory(self.device, self.plan) from error
+            incomplete = self.steps_completed < self.cfg.max_steps or bool(self.pending)
+            stopped = self.world.any(incomplete)
+            if stopped:
+                self.save_checkpoint()
+            self.checkpointer.wait()
+            # No rank exits before rank 0 has saved.
+            self.world.barrier()
+        if stopped:
+            raise Stopped(
+                self.stop.exit_code or ExitCode.SIGTERM,
+                f"{self.run.last_saved()}; the same command continues",
+            )
+        tokens = (self.steps_completed - self.first_step) * self.cfg.tokens_per_step
+        self.print_line(summary(time.perf_counter() - started, tokens))
 
-    def check() -> None:
-        threads = min(4, os.cpu_count() or 1)
-        for _ in verify_shards(settings.train_dataset_dir, threads):
-            pass
+    def steps(self) -> Iterator[StepResult]:
+        """Return the training loop."""
+        cfg = self.cfg
+        loss = compiled_loss(self.model, self.device) if self.compiled else self.model
+        return train_steps(
+            self.model,
+            DataParallel(self.model, loss, self.device.torch_device, self.world),
+            self.optimizers,
+            self.loader,
+            LRSchedule.from_settings(cfg),
+            self.device,
+            self.world,
+            first_step=self.first_step,
+            accumulation_steps=self.plan.accumulation_steps,
+            grad_clip=cfg.grad_clip,
+            should_stop=self.should_stop,
+        )
 
-    thread = ThreadPoolExecutor(1, thread_name_prefix="check")
-    owned.callback(thread.shutdown, wait=False)
-    return thread.submit(check)
+    def should_stop(self, is_last: bool) -> bool:
+        """Return True if any rank is to stop. The ranks vote at the last micro-batch of a step.
 
+        A rank that is to stop votes earlier, and waits there for the others.
+        """
+        if self.stop.requested or is_last:
+            return self.world.any(self.stop.requested)
+        return False
 
-def refuse_another_data_dir(settings: Settings, dataset: Dataset, of_first: Identity) -> None:
-    """Raise UserError if this machine's DATA_DIR is not that of the first rank's machine."""
-    if dataset.fingerprint != of_first.dataset_fingerprint:
-        problem = f"{dataset.folder} has other tokens here than on the first machine"
-    elif not settings.run_dir.is_dir():
-        problem = f"{settings.run_dir} is not here, but on the first machine"
-    else:
-        return
-    raise UserError(problem, "mount one folder as DATA_DIR on all machines")
+    def after_step(self, result: StepResult) -> None:
+        """Print and log a step, and do what follows it."""
+        self.steps_completed, self.stop.has_progress = result.step + 1, True
+        record = self.record(result)
+        self.console.step(record)
+        if self.compiled and result.step == self.first_step:
+            self.print_line(compile_cache_summary())
+        self.complete_step(record)
+        self.checkpointer.poll()
+        if self.verification and self.verification.done():
+            self.verification.result()
 
+    def complete_step(self, record: StepRecord | None) -> None:
+        """Evaluate, log, sample and save when their intervals are reached. Collective.
 
-def _put_together(
-    settings: Settings,
-    device: Device,
-    ranks: World,
-    stop: StopRequest,
-    start: Start,
-    micro_batch_size: int,
-    check: Future[None] | None,
-) -> Session:
-    chosen = settings.train
-    dataset = open_dataset(settings.train_dataset_dir)
-    refuse_another_data_dir(settings, dataset, start.identity)
-    config = GPTConfig(**settings.model.model_dump())
-    plan = BatchPlan(chosen.tokens_per_step // config.context_length, ranks.size, micro_batch_size)
-    torch.manual_seed(chosen.seed)
-    model = GPT(config, bf16_residual=chosen.residual == "bf16").to(device.torch_device)
-    optimizers = build_optimizers(model, chosen, device.dtype)
-    if chosen.shard_optimizer and ranks.size > 1:
-        from app.train.sharded_optimizer import ShardedOptimizers
+        Args:
+            record: of the step; None if its line is written already.
 
-        optimizers = ShardedOptimizers(optimizers)
-    if start.checkpoint:
-        start.checkpoint.load_model(model)
-        start.checkpoint.load_optimizers(model, optimizers)
-    # Before settings.json: a damaged log changes nothing.
-    log = RunLogger(settings.run_dir, start.checkpoint) if ranks.is_rank_zero else None
-    if ranks.is_rank_zero:
-        facts = {
-            "device": device.facts(),
-            "dataset": dataset_facts(dataset),
-            "processes": ranks.size,
-            "parameters": model.num_parameters(),
-        }
-        write_run_settings(settings.run_dir, settings.public(), facts)
-    windows = training_windows(dataset, config.context_length)
-    return Session(
-        settings=settings,
-        ranks=ranks,
-        device=device,
-        dataset=dataset,
-        order=SequenceOrder(windows, chosen.seed, chosen.shuffle),
-        plan=plan,
-        model=model,
-        optimizers=optimizers,
-        compiled=is_compiled(chosen.compile, device),
-        stop=stop,
-        start=start,
-        check=check,
-        log=log,
-    )
+        Raises:
+            NotFiniteError: the held-out loss is not finite; nothing is saved.
+        """
+        self.pending = PendingWork()
+        if record is not None:
+            self.val_loss = None
+            try:
+                if self.is_due(self.cfg.val_every):
+                    self.val_loss = self.evaluate()
+            except Interrupted:
+                self.pending = PendingWork(record=record.plus(self.pauses.take()))
+                return
+            if self.log:
+                self.log.add_step(record.plus(self.pauses.take(), val_loss=self.val_loss))
+        if self.log and self.cfg.sample_every and self.is_due(self.cfg.sample_every):
+            try:
+                self.sample(self.log)
+            except Interrupted:
+                self.pending = PendingWork(samples=True)
+        self.checkpoint_due |= self.is_due(self.cfg.checkpoint_every)
+        # Training does not wait for the hashes of the shards, except at its end.
+        is_last = self.steps_completed == self.cfg.max_steps
+        verified = is_last or self.verification is None or self.verification.done()
+        if self.checkpoint_due and self.world.broadcast(verified and not self.pending):
+            self.save_checkpoint()
+
+    def is_due(self, interval: int) -> bool:
+        """Return True at multiples of an interval (0: never), and after the last step."""
+        is_last = self.steps_completed == self.cfg.max_steps
+        return is_last or bool(interval and self.steps_completed % interval == 0)
+
+    def finish_interrupted_step(self) -> None:
+        """Do the work that a stop left pending in the checkpoint, and save the checkpoint again."""
+        state = self.start.checkpoint.state if self.start.checkpoint else None
+        if state and state.pending:
+            self.val_loss = state.val_loss
+            self.complete_step(state.pending.record)
+            self.save_checkpoint(replace=True)
+
+    def evaluate(self) -> float | None:
+        """Return the held-out loss, nats per token; None if there is no held-out text. Collective.
+
+        Raises:
+            Interrupted: a signal has come to any rank.
+            NotFiniteError: the loss is not finite.
+        """
+        if not self.held_out.num_sequences or not self.cfg.val_every:
+            return None
+        total = torch.zeros((), dtype=torch.float64, device=self.device.torch_device)
+        with self.pauses.measuring("val_ms"):
+            with suppress(Interrupted):
+                for losses, _ in self.held_out.losses(
+                    self.model,
+                    self.device,
+                    self.plan.micro_batch_size,
+                    rank=self.world.rank,
+                    world_size=self.world.size,
+                    check_stop=self.stop.check,
+                ):
+                    total += losses.double().sum()
+            if self.world.any(self.stop.requested):
+                raise Interrupted
+            val_loss = self.world.sum(total).item() / self.held_out.num_sequences
+        self.console.evaluated(self.steps_completed, val_loss)
+        check_finite(self.steps_completed, held_out_loss=val_loss)
+        return val_loss
+
+    def sample(self, log: RunLogger) -> None:
+        """Write some texts on rank 0; Interrupted if a signal comes."""
+        with self.pauses.measuring("sample_ms"):
+            sampling = self.settings.sample.model_dump(exclude={"prompt_file", "step"})
+            texts = generate_texts(self.model, Tokenizer(), Sampling(**sampling), self.stop.check)
+        log.add_samples(self.steps_completed, texts)
+        self.print_line(f"after {self.steps_completed} steps it writes: {texts[0]!r:.200}")
+
+    def save_checkpoint(self, *, replace: bool = False) -> None:
+        """Start to save a checkpoint of the steps completed. Collective.
+
+        Args:
+            replace: replace a checkpoint of the same step.
+
+        Raises:
+            UserError: a shard of the dataset is damaged.
+        """
+        self.checkpoint_due = False
+        allowed = self.shards_are_verified()
+        with self.pauses.measuring("save_ms"):
+            state = CheckpointState(
+                step=self.steps_completed,
+                micro_batch_size=self.plan.micro_batch_size,
+                model=self.settings.model.model_dump(),
+                settings=self.settings.public(),
+                identity=self.start.identity.to_json(),
+                versions=versions(),
+                sequences_consumed=self.steps_completed * self.plan.sequences_per_step,
+                val_loss=self.val_loss,
+                pending=self.pending,
+            )
+            self.checkpointer.save(
+                state, self.model, self.optimizers, allowed=allowed, replace=replace
+            )
+
+    def shards_are_verified(self) -> bool:
+        """Wait for the hashes of the shards; return False if a stopped run cannot wait so long.
+
+        Raises:
+            UserError: a shard is damaged.
+        """
+        if self.verification is None:
+            return True
+        stopped_early = self.stop.requested and self.steps_completed < self.cfg.max_steps
+        if stopped_early and not self.verification.wait(_MAX_VERIFICATION_SECONDS):
+            self.print_line("warning: not saved: the shards are still being verified")
+            return False
+        self.verification.result()
+        return True
+
+    def record(self, result: StepResult) -> StepRecord:
+        """Return the record of a step, without what follows it."""
+        tokens_per_second = self.cfg.tokens_per_step / result.seconds
+        flops, peak = self.model.flops_per_token() * tokens_per_second, self.device.peak_flops
+        return StepRecord(
+            step=result.step,
+            tokens=(result.step + 1) * self.cfg.tokens_per_step,
+            train_loss=result.train_loss,
+            lr=result.lr,
+            grad_norm=result.grad_norm,
+            step_ms=1000 * result.seconds,
+            tokens_per_second=tokens_per_second,
+            mfu=flops / (peak * self.world.size) if peak else None,
+            memory_bytes=self.device.peak_memory_bytes(),
+            data_ms=1000 * result.data_seconds,
+        )
+
+    def diagnosed(self, error: NotFiniteError) -> NotFiniteError:
+        """Return the error with the place of its diagnosis, once all ranks are here."""
+        # A running save ends before any rank exits.
+        with suppress(OSError):
+            self.checkpointer.wait()
+        if self.world.is_rank_zero:
+            # Without gradients it was the held-out loss of a step that is completed.
+            has_gradients = any(one.grad is not None for one in self.model.parameters())
+            step = self.steps_completed if has_gradients else self.steps_completed - 1
+            count = self.plan.sequences_per_step
+            sequences = self.order.sequences(step * count, count).tolist()
+            error = write_diagnosis(self.run, error, step, sequences, self.model)
+        self.world.barrier()
+        return error
+
+    def print_line(self, line: str) -> None:
+        """Print a line on rank 0, without breaking the bar."""
+        self.console.print_line(line)

@@ -142,7 +142,7 @@ def test_permutation_spreads_windows_evenly() -> None:
 @pytest.mark.parametrize("ranks", (1, 2, 4))
 @pytest.mark.parametrize("micro_batch_size", (1, 2, 3, 6))
 def test_global_batch_is_the_same_for_every_sharing(ranks: int, micro_batch_size: int) -> None:
-    plan = BatchPlan(sequences_per_step=24, ranks=ranks, micro_batch_size=micro_batch_size)
+    plan = BatchPlan(sequences_per_step=24, world_size=ranks, micro_batch_size=micro_batch_size)
     for first in (0, 24, 100):
         shares = [positions(plan, first, rank, steps=1) for rank in range(ranks)]
         assert all(len(batch) == micro_batch_size for share in shares for batch in share)
@@ -152,7 +152,7 @@ def test_global_batch_is_the_same_for_every_sharing(ranks: int, micro_batch_size
 
 @pytest.mark.parametrize("ranks", (1, 2, 4))
 def test_steps_follow_each_other_without_a_gap(ranks: int) -> None:
-    plan = BatchPlan(sequences_per_step=8, ranks=ranks, micro_batch_size=2)
+    plan = BatchPlan(sequences_per_step=8, world_size=ranks, micro_batch_size=2)
     shares = [positions(plan, 0, rank, steps=5) for rank in range(ranks)]
     taken = sorted(position for share in shares for batch in share for position in batch)
     assert taken == list(range(40))
@@ -160,7 +160,7 @@ def test_steps_follow_each_other_without_a_gap(ranks: int) -> None:
 
 @pytest.mark.parametrize("steps_done", (1, 2, 3))
 def test_resuming_continues_with_the_next_step(steps_done: int) -> None:
-    plan = BatchPlan(sequences_per_step=12, ranks=2, micro_batch_size=3)
+    plan = BatchPlan(sequences_per_step=12, world_size=2, micro_batch_size=3)
     for rank in range(2):
         unbroken = positions(plan, 0, rank, steps=5)
         resumed = positions(plan, steps_done * 12, rank, steps=5 - steps_done)

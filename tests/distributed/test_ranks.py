@@ -47,7 +47,7 @@ def test_after_the_death_of_a_rank_all_continue_as_if_nothing_had_been(
     os.kill(broken.workers()[rank], signal.SIGKILL)
     code, output = broken.end()
     assert code == 0, output
-    assert "a process has died (SIGKILL): all begin again from the last checkpoint" in output
+    assert "a process has died (SIGKILL): restarting all processes from the last" in output
     assert "continues at step 4" in output
     assert "Traceback" not in output
     whole = unbroken(TRAIN_PROCESSES=4, TRAIN_MICRO_BATCH_SIZE=2)
@@ -135,7 +135,7 @@ def run_as_only_rank(program: str) -> subprocess.CompletedProcess[str]:
 def test_what_is_no_lost_connection_is_told() -> None:
     ended = run_as_only_rank(LOSES_THE_OTHERS)
     assert ended.returncode == 0, ended.stderr
-    assert "rank 0: the processes lose each other: NCCL error: unhandled system" in ended.stdout
+    assert "rank 0: the processes have lost each other: NCCL error: unhandled" in ended.stdout
     assert "NCCL_DEBUG=INFO" in ended.stdout
 
 

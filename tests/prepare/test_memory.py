@@ -22,7 +22,7 @@ def private_mib():
 before = private_mib()
 stream = TokenStream([open_shard(Path(sys.argv[1]))])
 order = SequenceOrder(num_sequences(len(stream), 1024), seed=0, shuffle=True)
-plan = BatchPlan(sequences_per_step=512, ranks=1, micro_batch_size=32)
+plan = BatchPlan(sequences_per_step=512, world_size=1, micro_batch_size=32)
 largest = 0
 with BatchLoader(
     stream, order, plan, rank=0, sequences_consumed=0, context_length=1024,

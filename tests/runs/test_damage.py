@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,16 @@ import pytest
 from app.errors import ExitCode, UserError
 from app.prepare.pipeline import prepare
 from app.prepare.sources import TextSource
-from app.runs.checkpoint import Snapshot, open_checkpoint, write_checkpoint
-from app.runs.checkpoints import (
+from app.runs.checkpoint import (
+    Snapshot,
     checkpoint_steps,
+    open_checkpoint,
     prune_checkpoints,
     remove_partial_checkpoints,
+    write_checkpoint,
 )
 from app.settings.settings import Settings
-from app.train.trainer import train
+from app.train.main import train
 from tests.train.conftest import TinySettings
 from tests.train.processes import Start, assert_same_run, run_to_end
 
@@ -126,7 +129,7 @@ def test_the_last_and_the_best_checkpoint_stay(stopped: Settings) -> None:
     state = open_checkpoint(checkpoint(stopped.run_dir, 8)).state
     for step, loss in enumerate((5.0, 3.0, 4.0, None, 6.0, 4.0), start=20):
         write_checkpoint(
-            folder / f"step-{step:06d}", snapshot, state | {"step": step, "val_loss": loss}
+            folder / f"step-{step:06d}", snapshot, replace(state, step=step, val_loss=loss)
         )
         prune_checkpoints(folder, 2)
     assert checkpoint_steps(folder) == [21, 24, 25]

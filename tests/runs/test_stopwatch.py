@@ -1,31 +1,31 @@
 import pytest
 
-from app.runs.stopwatch import PAUSES, PauseTimer, total_seconds
+from app.runs.metrics import PAUSES, PauseTimer, StepRecord, total_seconds
 from app.settings.settings import Settings
-from app.train.trainer import train
+from app.train.main import train
 from tests.train.conftest import TinySettings
 from tests.train.test_trainer import metrics_of
 
 
 def test_what_passes_is_added_up_by_kind_and_told_once() -> None:
-    pauses, record = PauseTimer(), {"val_ms": 1000.0}
+    pauses = PauseTimer()
     for kind in ("val_ms", "val_ms", "save_ms"):
         with pauses.measuring(kind):
             pass
     with pytest.raises(ZeroDivisionError), pauses.measuring("sample_ms"):
         raise ZeroDivisionError
-    pauses.add_to(record)
-    assert record.keys() == set(PAUSES)
-    assert record["val_ms"] > 1000
-    again: dict[str, float] = {}
-    pauses.add_to(again)
-    assert again == {}
+    record = StepRecord(0, 1, 5.0, val_ms=1000.0).plus(pauses.take(), val_loss=4.5)
+    assert all(getattr(record, kind) > 0 for kind in PAUSES)
+    assert record.val_ms is not None
+    assert record.val_ms > 1000
+    assert record.val_loss == 4.5
+    assert pauses.take() == {}
 
 
 def test_seconds_are_those_of_steps_and_of_what_is_between_them() -> None:
-    records: list[dict[str, float | None]] = [
-        {"step_ms": 1500.0, "setup_ms": 500.0, "mfu": 3},
-        {"step_ms": None, "val_ms": 1000},
+    records = [
+        StepRecord(0, 1, 5.0, step_ms=1500.0, setup_ms=500.0, mfu=3),
+        StepRecord(1, 2, 5.0, val_ms=1000),
     ]
     assert total_seconds(records) == 3
     assert total_seconds([]) == 0

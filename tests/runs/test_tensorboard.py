@@ -13,11 +13,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util import tensor_util
 
+from app.runs.metrics import StepRecord, read_metrics, total_seconds
 from app.runs.samples import read_samples
-from app.runs.stopwatch import total_seconds
 from app.runs.tensorboard import EventLog
 from app.settings.settings import Settings
-from app.train.trainer import train
+from app.train.main import train
 from tests.train.conftest import TinySettings
 from tests.train.processes import Process
 from tests.train.test_trainer import metrics_of
@@ -182,7 +182,8 @@ def test_rewritten_steps_lie_as_far_apart_in_time_as_they_took(tiny: TinySetting
     reader = read_events(settings.run_dir)
     times = [event.wall_time for event in reader.Scalars("train_loss")]
     assert abs(times[-1] - time.time()) < 60
-    took = [total_seconds([record]) for record in metrics_of(settings)]
+    records = read_metrics(settings.run_dir / "metrics.jsonl")
+    took = [total_seconds([record]) for record in records]
     assert np.diff(times[:6]) == pytest.approx(took[1:6], abs=1e-4)
     assert reader.FirstEventTimestamp() == pytest.approx(times[0] - took[0], abs=1e-4)
 
@@ -202,7 +203,7 @@ def test_a_full_disk_ends_the_events_and_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     records = [
-        {"step": step, "tokens": step + 1, "train_loss": 1 / (step + 1), "step_ms": 100.0}
+        StepRecord(step, tokens=step + 1, train_loss=1 / (step + 1), step_ms=100.0)
         for step in range(3000)
     ]
     log = EventLog(tmp_path / "tensorboard", records[:1], [], {})

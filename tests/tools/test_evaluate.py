@@ -45,7 +45,7 @@ def stream(pattern: str) -> list[int]:
 def losses_of(step: int, tokens: list[int], windows: int) -> list[float]:
     """The mean loss of each window, in float64, one window at a time."""
     checkpoint = open_checkpoint(RUN / "checkpoints" / f"step-{step:06}")
-    model = GPT(GPTConfig(**checkpoint.state["model"]))
+    model = GPT(GPTConfig(**checkpoint.state.model))
     checkpoint.load_model(model)
     model.double()
     losses = []
@@ -109,7 +109,7 @@ def test_numbers_are_those_of_every_window(
 def test_it_is_the_loss_that_training_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type_in("evaluate", monkeypatch) == ExitCode.DONE
     state = open_checkpoint(RUN / "checkpoints" / "step-000020").state
-    assert evaluations()[0]["loss"] == pytest.approx(state["val_loss"], rel=1e-6)
+    assert evaluations()[0]["loss"] == pytest.approx(state.val_loss, rel=1e-6)
 
 
 def test_each_evaluation_adds_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def newcomer(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def ours(step: int) -> GPT:
     checkpoint = open_checkpoint(RUN / "checkpoints" / f"step-{step:06}")
-    model = GPT(GPTConfig(**checkpoint.state["model"]))
+    model = GPT(GPTConfig(**checkpoint.state.model))
     checkpoint.load_model(model)
     return model
 
@@ -116,9 +116,9 @@ def test_the_card_tells_where_the_weights_come_from(monkeypatch: pytest.MonkeyPa
     assert "stdlib (files " in card
     assert "20,000 tokens" in card
     assert "5,120 tokens in 20 steps" in card
-    assert f"| Held-out loss | {state['val_loss']:.4f} nats per token |" in card
+    assert f"| Held-out loss | {state.val_loss:.4f} nats per token |" in card
     origin = read(EXPORT, "export.json")
-    assert origin["dataset"]["fingerprint"] == state["identity"]["dataset_fingerprint"]
+    assert origin["dataset"]["fingerprint"] == state.identity["dataset_fingerprint"]
 
 
 def test_a_dataset_that_is_gone_is_named_by_its_fingerprint(

@@ -2,12 +2,12 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from app.model.gpt import GPT, GPTConfig
-from app.runs.checkpoint import STATE_KEYS, Snapshot, checkpoint_folder, write_checkpoint
+from app.runs.checkpoint import Snapshot, checkpoint_folder, write_checkpoint
+from app.runs.checkpoint_state import CheckpointState
 from app.settings.train import TrainSettings
 from app.train.optimizer import build_optimizers
 
@@ -31,6 +31,14 @@ def rewrite(run_dir: Path, model: GPT, step: int = 7) -> None:
     optimizers = build_optimizers(model, TrainSettings(optimizer="adamw"))
     snapshot = Snapshot()
     snapshot.take(model, optimizers)
-    state: dict[str, Any] = {name: kind() for name, kind in STATE_KEYS.items()}
-    state |= {"step": step, "model": asdict(model.config), "val_loss": 4.5}
+    state = CheckpointState(
+        step=step,
+        micro_batch_size=1,
+        model=asdict(model.config),
+        settings={},
+        identity={},
+        versions={},
+        sequences_consumed=0,
+        val_loss=4.5,
+    )
     write_checkpoint(checkpoint_folder(run_dir / "checkpoints", step), snapshot, state)

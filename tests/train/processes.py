@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.runs.stopwatch import PAUSES
+from app.runs.metrics import PAUSES
 from tests.process_tree import children
 
 TINY = {

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from app.distributed.data_parallel import LossFunction
 from app.hardware.device import Device, select_device
 from app.model.gpt import GPT, GPTConfig
-from app.train.compile import LossFunction, compiled_loss
+from app.train.compile import compiled_loss
 from tests.model.generation import generate
 
 CONFIG = GPTConfig(context_length=32, vocab_size=50257, num_layers=3, embd_size=32, num_heads=2)

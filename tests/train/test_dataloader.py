@@ -32,7 +32,7 @@ def loader(
     return BatchLoader(
         stream,
         SequenceOrder(WINDOWS, seed=5, shuffle=True),
-        BatchPlan(sequences_per_step=12, ranks=ranks, micro_batch_size=size),
+        BatchPlan(sequences_per_step=12, world_size=ranks, micro_batch_size=size),
         rank=rank,
         sequences_consumed=first,
         context_length=LENGTH,

@@ -203,7 +203,7 @@ def test_a_signal_in_any_phase_keeps_all_and_the_rest_is_done_later(
     continued = run_to_end(start, **settings)
     assert_same_run(continued.run_dir, unbroken.run_dir)
     last = Path("checkpoints/step-000010")
-    losses = [open_checkpoint(run.run_dir / last).val_loss for run in (continued, unbroken)]
+    losses = [open_checkpoint(run.run_dir / last).state.val_loss for run in (continued, unbroken)]
     assert losses[0] == losses[1] is not None
     assert "is finished: 10 steps are done" in start(**settings).end()[1]
 

@@ -5,13 +5,16 @@ import torch
 
 from app.model.gpt import GPT, GPTConfig
 from app.settings.train import TrainSettings
+from app.train.lr_schedule import LRSchedule
 from app.train.muon import Muon
-from app.train.optimizer import LRSchedule, build_optimizers
+from app.train.optimizer import build_optimizers
 
 
-def rates(shape: str, *, warmup: int, steps: int, ratio: float) -> list[float]:
-    schedule = LRSchedule(1.0, shape, warmup, steps, ratio)  # type: ignore[arg-type]
-    return [schedule.rate(step) for step in range(steps)]
+def rates(
+    decay: Literal["constant", "cosine", "linear"], *, warmup: int, steps: int, ratio: float
+) -> list[float]:
+    schedule = LRSchedule(1.0, decay, warmup, steps, ratio)
+    return [schedule.learning_rate(step) for step in range(steps)]
 
 
 def test_warmup_begins_above_zero_and_ends_at_the_peak() -> None:

@@ -4,17 +4,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from app.distributed.launch import processes_to_launch
-from tests.train.conftest import TinySettings
 from tests.train.processes import CHECKOUT
 
 # A package of that name stands for torch, of which compiling takes seconds.
 IMPORT = """
 import sys
 from pathlib import Path
+from typing import Literal
 from app.train.start import keep_bytecode
 keep_bytecode(Path("cache"))
 import torch, subprocess
@@ -49,13 +50,13 @@ def test_bytecode_is_kept_for_the_next_start_where_torch_came_without(
 
 @pytest.mark.parametrize(("given", "expected"), (("auto", 1), (1, 1), (3, 3)))
 def test_a_cpu_trains_in_one_process_unless_more_are_wanted(
-    tiny: TinySettings, given: object, expected: int
+    given: int | Literal["auto"], expected: int
 ) -> None:
-    assert processes_to_launch(tiny(TRAIN_PROCESSES=given).train) == expected
+    assert processes_to_launch(given, "auto") == expected
 
 
 def test_what_a_launcher_has_started_launches_nothing(
-    tiny: TinySettings, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
-    assert processes_to_launch(tiny(TRAIN_PROCESSES=3).train) == 1
+    assert processes_to_launch(3, "auto") == 1

@@ -22,9 +22,9 @@ from app.files import locked
 from app.model.gpt import GPT, GPTConfig
 from app.prepare.pipeline import prepare
 from app.prepare.sources import TextSource
-from app.runs.stopwatch import PAUSES
+from app.runs.metrics import PAUSES
 from app.settings.settings import Settings
-from app.train.trainer import train
+from app.train.main import train
 from tests.train.conftest import TinySettings, rewrite_checkpoint
 from tests.train.processes import TINY
 

@@ -59,7 +59,7 @@ def choose(settings: Settings) -> Examined:
         UserError: there is no such device.
     """
     chosen = settings.train
-    processes = processes_to_launch(chosen)
+    processes = processes_to_launch(chosen.processes, chosen.device)
     device = select_device(chosen.device, chosen.precision, chosen.deterministic)
     with torch.device("meta"):
         model = GPT(

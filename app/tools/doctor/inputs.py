@@ -8,11 +8,11 @@ from app.data.dataset import open_dataset, verify_shards
 from app.data.manifest import Manifest
 from app.data.shards import open_shard
 from app.files import locked
-from app.runs.checkpoints import latest_valid, no_valid_checkpoint
-from app.runs.run import refuse_existing
+from app.runs.checkpoint import latest_valid, no_valid_checkpoint
+from app.runs.folder import RunFolder
 from app.tools.doctor.case import Case
 from app.tools.doctor.finding import Finding, counted, examined, gigabytes
-from app.train.start import identity_of, training_windows
+from app.train.start import run_identity
 
 
 def check_dataset(case: Case) -> Iterator[Finding]:
@@ -34,7 +34,7 @@ def check_dataset(case: Case) -> Iterator[Finding]:
         yield Finding("dataset", "warn", said, "run prepare, or let it end; it continues")
         return
     dataset = open_dataset(folder)
-    windows = training_windows(dataset, settings.model.context_length)
+    windows = dataset.num_sequences(settings.model.context_length)
     case.fingerprint = dataset.fingerprint
     case.val_tokens = sum(shard.size for shard in dataset.val)
     how = "headers and sizes are right; --verify compares every SHA-256"
@@ -66,7 +66,7 @@ def check_run(case: Case) -> Iterator[Finding]:
     if (folder / ".lock").exists():
         with locked(folder, "train"):
             pass
-    refuse_existing(folder, settings.train.resume)
+    RunFolder(folder).check_new(settings.train.resume)
     checkpoint, damages = latest_valid(folder / "checkpoints")
     if checkpoint is None:
         if damages:
@@ -74,8 +74,8 @@ def check_run(case: Case) -> Iterator[Finding]:
         yield Finding("run", "pass", f"{folder}: no checkpoint yet, starts with step 0")
         return
     # Without a dataset yet, the settings at least can be compared.
-    fingerprint = case.fingerprint or checkpoint.state["identity"]["dataset_fingerprint"]
-    identity_of(settings, fingerprint).check_matches(folder, checkpoint.state)
+    fingerprint = case.fingerprint or checkpoint.state.identity["dataset_fingerprint"]
+    run_identity(settings, fingerprint).check_matches(folder, checkpoint.state)
     case.steps_done = min(checkpoint.step, settings.train.max_steps)
     for damaged in damages:
         fix = "nothing: train puts it aside, and continues with the one before it"

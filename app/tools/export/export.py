@@ -11,8 +11,7 @@ from app.data.manifest import Manifest
 from app.data.tokenizer import END_OF_TEXT
 from app.errors import UserError
 from app.files import atomic_folder
-from app.runs.checkpoint import Checkpoint, save_tensors
-from app.runs.checkpoints import latest_checkpoint
+from app.runs.checkpoint import Checkpoint, latest_checkpoint, save_tensors
 from app.settings.settings import Settings
 from app.tools.export.model_card import model_card
 from app.tools.export.tokenizer_files import TOKENIZER_FILES, tokenizer_files
@@ -90,20 +89,20 @@ def _refuse_what_is_not_ours(folder: Path) -> None:
 def _origin(settings: Settings, model: GPT, checkpoint: Checkpoint) -> dict[str, Any]:
     """Where the weights come from: the content of export.json, and the facts of the model card."""
     state, config = checkpoint.state, model.config
-    fingerprint = state["identity"]["dataset_fingerprint"]
+    fingerprint = state.identity["dataset_fingerprint"]
     return {
         "run": settings.run_dir.name,
         "step": checkpoint.step,
         "dtype": settings.export.dtype,
         "parameters": model.num_parameters(),
-        "model": state["model"],
+        "model": state.model,
         "dataset": {
             "fingerprint": fingerprint,
             **_described(settings.train_dataset_dir, fingerprint),
         },
-        "tokens_seen": state["windows_consumed"] * config.context_length,
-        "val_loss": checkpoint.val_loss,
-        "versions": state["versions"],
+        "tokens_seen": state.sequences_consumed * config.context_length,
+        "val_loss": state.val_loss,
+        "versions": state.versions,
     }
 
 

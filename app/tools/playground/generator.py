@@ -11,13 +11,18 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.data.tokenizer import Tokenizer
-from app.errors import AppError, UserError
+from app.errors import AppError
 from app.failures import translate_error
 from app.hardware.device import Device
 from app.inference.text import Sampling, stream_texts, truncation_note
 from app.model.gpt import GPT
-from app.runs.checkpoint import STATE_FILE, checkpoint_folder, open_checkpoint
-from app.runs.checkpoints import checkpoint_steps, latest_checkpoint
+from app.runs.checkpoint import (
+    checkpoint_folder,
+    checkpoint_steps,
+    latest_checkpoint,
+    val_loss_of,
+)
+from app.runs.checkpoint_state import STATE_FILE
 from app.runs.load import load_gpt
 from app.settings.types import RunName
 
@@ -147,9 +152,5 @@ def _next_piece(texts: Iterator[list[str | None]]) -> str | None:
 
 
 def _described(folder: Path, step: int) -> dict[str, Any]:
-    """A checkpoint's step and held-out loss; a damaged one says so when it is used."""
-    try:
-        val_loss = open_checkpoint(checkpoint_folder(folder, step)).val_loss
-    except UserError:
-        val_loss = None
-    return {"step": step, "val_loss": val_loss}
+    """Return a checkpoint's step and held-out loss; damage is reported when it is used."""
+    return {"step": step, "val_loss": val_loss_of(folder, step)}

@@ -8,15 +8,9 @@ import numpy as np
 
 from app.errors import UserError
 from app.files import read_json
-from app.runs.metrics import read_metrics
+from app.runs.metrics import COLUMNS, PAUSES, read_metrics
 from app.runs.samples import read_samples
-from app.runs.stopwatch import PAUSES
 from app.tools.report.curves import Floats, finite
-
-COLUMNS = (
-    *("step", "tokens", "train_loss", "val_loss", "lr", "grad_norm"),
-    *("step_ms", "data_ms", *PAUSES, "tokens_per_second", "mfu", "memory_bytes"),
-)
 
 
 @dataclass(frozen=True)
@@ -104,7 +98,7 @@ def read_run(folder: Path) -> Run:
     if not records:
         raise UserError(f"{path} holds no step", "let the run finish one, then draw it again")
     metrics = {
-        name: np.array([record.get(name) for record in records], dtype=np.float64)
+        name: np.array([getattr(record, name) for record in records], dtype=np.float64)
         for name in COLUMNS
     }
     passed = sum(seconds(metrics[name]) for name in ("step_ms", *PAUSES))

@@ -1,0 +1,57 @@
+"""Data-parallel training: gradients are the mean over all ranks."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from app.distributed.world import World
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+class DataParallel:
+    """A loss whose backward pass averages the gradients over the ranks.
+
+    Args:
+        model: its weights are broadcast from rank 0.
+        loss: (inputs, targets), int64 [B, T] each, to the mean loss of `model`.
+        device: of the model.
+        world: with one rank the loss stays as it is.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: LossFunction, device: torch.device, world: World
+    ) -> None:
+        self._loss, self._ddp = loss, None
+        if world.size > 1:
+            # Otherwise Dynamo cuts compiled code at DDP's buckets in every pass, to overlap the
+            # exchange of gradients in the last one with it.
+            torch._dynamo.config.optimize_ddp = False
+            self._loss = self._ddp = DistributedDataParallel(
+                _LossModule(model, loss),
+                device_ids=[device] if device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+                # Otherwise DDP regroups the gradients after the first step, and a resumed run would
+                # add them up in another order.
+                find_unused_parameters=True,
+            )
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of a micro-batch, int64 [B, T] each."""
+        return self._loss(inputs, targets)
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Return a context for backward passes whose gradients are exchanged by a later one."""
+        return self._ddp.no_sync() if self._ddp else nullcontext()
+
+
+class _LossModule(nn.Module):
+    def __init__(self, model: nn.Module, loss: LossFunction) -> None:
+        super().__init__()
+        self.model, self._loss = model, loss
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        return self._loss(inputs, targets)

@@ -1,0 +1,135 @@
+"""state.json: everything of a checkpoint but its tensors."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import TypeAdapter, ValidationError
+
+from app.errors import UserError
+from app.files import read_json
+from app.runs.metrics import StepRecord
+
+STATE_VERSION = 2
+STATE_FILE = "state.json"
+_OWN_HASH = "sha256_of_the_rest"
+# Names of fields in state.json where they differ.
+_KEYS = {"sequences_consumed": "windows_consumed", "pending": "left"}
+
+
+class CorruptCheckpoint(UserError):
+    """A checkpoint that is incomplete or has other bytes than were written."""
+
+
+def advice(folder: Path) -> str:
+    """Return what to do about a damaged checkpoint."""
+    return f"delete {folder} to continue from the checkpoint before it"
+
+
+@dataclass(frozen=True)
+class PendingWork:
+    """Work of the last step that a stop left to the next start; false if there is none.
+
+    Attributes:
+        record: the step's record, which still lacks its held-out loss
+        samples: True if the record is written, and the samples are not
+    """
+
+    record: StepRecord | None = None
+    samples: bool = False
+
+    def __bool__(self) -> bool:
+        return self.record is not None or self.samples
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what state.json has under `left`."""
+        if self.record is not None:
+            return {"record": self.record.to_json()}
+        return {"samples": True} if self.samples else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointState:
+    """The content of state.json.
+
+    Attributes:
+        step: steps completed
+        micro_batch_size: sequences of one forward pass of a rank
+        model: the shape of the model
+        settings: all settings, without secrets
+        identity: what must not change for the run to remain the same
+        versions: of Python and packages
+        sequences_consumed: training sequences so far
+        val_loss: held-out loss of these weights; None if it was not measured
+        pending: what a stop left undone
+        metrics_lines, samples_bytes: lengths of metrics.jsonl and samples.txt
+        sha256: hash of each tensor file
+    """
+
+    step: int
+    micro_batch_size: int
+    model: dict[str, Any]
+    settings: dict[str, Any]
+    identity: dict[str, Any]
+    versions: dict[str, str]
+    sequences_consumed: int
+    val_loss: float | None = None
+    pending: PendingWork = field(default_factory=PendingWork)
+    metrics_lines: int = 0
+    samples_bytes: int = 0
+    sha256: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields under their names in state.json."""
+        content = {_KEYS.get(name, name): value for name, value in asdict(self).items()}
+        return content | {"left": self.pending.to_json()}
+
+    def write(self, folder: Path) -> None:
+        """Write state.json, with its version and its own hash."""
+        content = self.to_json()
+        hashes = content.pop("sha256")
+        content |= {"state_version": STATE_VERSION, "sha256": hashes}
+        content[_OWN_HASH] = _hash_of(content)
+        (folder / STATE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read a checkpoint's state.json.
+
+        Raises:
+            CorruptCheckpoint: it is missing or damaged.
+            UserError: it is of another version.
+        """
+        path = folder / STATE_FILE
+        if not path.is_file():
+            raise CorruptCheckpoint(
+                f"{folder} is not a checkpoint: it has no {STATE_FILE}", advice(folder)
+            )
+        try:
+            content = read_json(path, advice(folder))
+        except UserError as error:
+            raise CorruptCheckpoint(error.problem, error.fix) from None
+        is_as_written = content.get(_OWN_HASH) == _hash_of(content)
+        version = content.get("state_version")
+        if version != STATE_VERSION and (is_as_written or _OWN_HASH not in content):
+            raise UserError(
+                f"{folder} has state version {version}, this program reads {STATE_VERSION}",
+                "use the program that wrote it",
+            )
+        fields = content | {name: content[key] for name, key in _KEYS.items() if key in content}
+        try:
+            state = TypeAdapter(cls).validate_python(fields)
+        except ValidationError as error:
+            names = {str(one["loc"][0]): None for one in error.errors()}
+            keys = ", ".join(_KEYS.get(name, name) for name in names)
+            raise CorruptCheckpoint(f"{path} is damaged: it lacks {keys}", advice(folder)) from None
+        if not is_as_written:
+            raise CorruptCheckpoint(f"{path} is damaged: its SHA-256 is another", advice(folder))
+        return state
+
+
+def _hash_of(content: dict[str, Any]) -> str:
+    rest = {name: value for name, value in content.items() if name != _OWN_HASH}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,135 @@
+"""A run's folder: where its files are, which run it is, and where it continues."""
+
+import shutil
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from app.errors import UserError
+from app.files import locked
+from app.formats import differences
+from app.runs.checkpoint import (
+    Checkpoint,
+    checkpoint_folder,
+    checkpoint_steps,
+    latest_valid,
+    no_valid_checkpoint,
+    remove_partial_checkpoints,
+)
+from app.runs.checkpoint_state import CheckpointState
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What must stay the same for a run to be the same run: its data and its model.
+
+    Attributes:
+        dataset_fingerprint: of the tokens
+        settings: name -> value of the model's settings and of those that give the order of the
+            data. Learning rate and number of steps may change.
+    """
+
+    dataset_fingerprint: str
+    settings: dict[str, Any]
+
+    def check_matches(self, run_dir: Path, state: CheckpointState) -> None:
+        """Raise UserError that names every difference from a checkpoint."""
+        changes = differences(state.identity, self.to_json())
+        if "dataset_fingerprint" in changes:
+            changes["dataset_fingerprint"] = "the dataset holds other tokens"
+        if changes:
+            raise UserError(
+                f"{run_dir} is another run: {'; '.join(changes.values())}",
+                "set TRAIN_RUN_NAME to a new name, or set these back to continue",
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what state.json has under `identity`."""
+        return {"dataset_fingerprint": self.dataset_fingerprint, **self.settings}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run and the places in it."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Return the folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """Return the file with a line per step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Return the file of the texts that the model wrote during training."""
+        return self.path / "samples.txt"
+
+    @property
+    def settings(self) -> Path:
+        """Return the file of resolved settings, versions and facts about the machine."""
+        return self.path / "settings.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Return the folder of TensorBoard's events."""
+        return self.path / "tensorboard"
+
+    def lock(self, *, wait: bool) -> AbstractContextManager[None]:
+        """Create the folder, and own it within the block.
+
+        Args:
+            wait: wait for another process that owns it; otherwise that is a UserError.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        return locked(self.path, "train", waits=wait)
+
+    def resume_from(
+        self, identity: RunIdentity, resume: Literal["auto", "never"]
+    ) -> Checkpoint | None:
+        """Return the checkpoint from which the run continues; None for a new run.
+
+        A damaged checkpoint is reported, and renamed. No other process may be saving.
+
+        Args:
+            identity: of the run that is to continue.
+            resume: `never` refuses a run that has been started.
+
+        Raises:
+            UserError: the folder holds another run, or all its checkpoints are damaged.
+        """
+        remove_partial_checkpoints(self.checkpoints)
+        self.check_new(resume)
+        steps = checkpoint_steps(self.checkpoints)
+        checkpoint, corrupt = latest_valid(self.checkpoints)
+        if corrupt and checkpoint is None:
+            raise no_valid_checkpoint(self.path, corrupt)
+        if checkpoint:
+            identity.check_matches(self.path, checkpoint.state)
+        for error, step in zip(corrupt, reversed(steps), strict=False):
+            damaged = checkpoint_folder(self.checkpoints, step)
+            aside = damaged.with_name(f"{damaged.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            damaged.rename(aside)
+            print(f"warning: {error.problem}; it is now {aside.name}", file=sys.stderr, flush=True)
+        return checkpoint
+
+    def check_new(self, resume: Literal["auto", "never"]) -> None:
+        """Raise UserError if the folder has a run and none is to be continued."""
+        steps = checkpoint_steps(self.checkpoints)
+        if resume == "never" and (steps or self.settings.exists()):
+            raise UserError(
+                f"{self.path} exists, with {f'{steps[-1]} steps' if steps else 'no checkpoint'}",
+                "set TRAIN_RUN_NAME to a new name, or TRAIN_RESUME=auto to continue it",
+            )
+
+    def last_saved(self) -> str:
+        """Return where the run would continue: the last checkpoint, or its beginning."""
+        steps = checkpoint_steps(self.checkpoints)
+        return str(checkpoint_folder(self.checkpoints, steps[-1])) if steps else "its beginning"

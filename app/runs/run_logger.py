@@ -1,0 +1,92 @@
+"""The logger of a run: its settings, metrics, samples and TensorBoard events."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from app.files import AppendOnlyFile, write_json
+from app.runs.checkpoint import Checkpoint
+from app.runs.folder import RunFolder
+from app.runs.metrics import MetricsLog, StepRecord, total_seconds
+from app.runs.samples import format_samples, read_samples
+from app.runs.tensorboard import EventLog
+
+
+class RunLogger:
+    """Writes a run's settings, metrics, samples and events. Rank 0 owns it.
+
+    If the disk refuses a line or a sample, it is kept and written with the next one.
+
+    Args:
+        run: the folder.
+        checkpoint: where the run continues; metrics and samples after it are cut off.
+        metadata: the content of settings.json.
+        print_line: prints a warning.
+
+    Attributes:
+        earlier_seconds: what earlier starts spent on the steps that the run keeps
+
+    Raises:
+        UserError: lines of metrics.jsonl are missing or damaged; nothing has changed then.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        checkpoint: Checkpoint | None,
+        metadata: dict[str, Any],
+        print_line: Callable[[str], None],
+    ) -> None:
+        self._run, self._metadata, self._print_line = run, metadata, print_line
+        if checkpoint is None and run.metrics.exists() and run.metrics.stat().st_size:
+            # There is nothing to continue from, but the file may be all that is left of a long run.
+            earlier = len(list(run.path.glob("metrics.before-*.jsonl")))
+            run.metrics.rename(run.path / f"metrics.before-{earlier + 1}.jsonl")
+        steps, samples_bytes = 0, 0
+        if checkpoint:
+            steps, samples_bytes = checkpoint.state.metrics_lines, checkpoint.state.samples_bytes
+        self._metrics = MetricsLog(run.metrics, steps)
+        self._samples = AppendOnlyFile(run.samples, samples_bytes)
+        self._records = self._metrics.records
+        self._events: EventLog | None = None
+        self.earlier_seconds = total_seconds(self._records)
+        write_json(run.settings, metadata)
+
+    def add_step(self, record: StepRecord) -> None:
+        """Append a step's line to metrics.jsonl, and its points to TensorBoard's events."""
+        # Events are replaced once a step is done: a start that fails changes nothing.
+        if self._events is None:
+            with suppress(OSError):
+                samples = read_samples(self._run.samples)
+                self._events = EventLog(
+                    self._run.tensorboard, self._records, samples, self._metadata
+                )
+        if self._events is None:
+            self._records.append(record)
+        else:
+            self._records = []
+            self._events.append(record)
+        try:
+            self._metrics.append(record)
+        except OSError as error:
+            self._warn(error)
+
+    def add_samples(self, step: int, texts: list[str]) -> None:
+        """Append the texts that the model wrote after `step` steps to samples.txt."""
+        if self._events is not None:
+            self._events.append_samples(step, texts)
+        try:
+            self._samples.append(format_samples(step, texts))
+        except OSError as error:
+            self._warn(error)
+
+    def fsync(self) -> tuple[int, int]:
+        """Make metrics and samples durable; return their lines and bytes for a checkpoint.
+
+        Raises:
+            OSError: the disk is full or fails.
+        """
+        return self._metrics.sync(), self._samples.sync()
+
+    def _warn(self, error: OSError) -> None:
+        self._print_line(f"warning: {error}; it is kept, and written when the disk takes it")

@@ -1,0 +1,43 @@
+"""The learning rate over the steps of a run."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from app.settings.train import TrainSettings
+
+
+@dataclass(frozen=True)
+class LRSchedule:
+    """A linear warm-up, then a constant learning rate or a decay.
+
+    Attributes:
+        peak: highest learning rate
+        decay: none (constant), or cosine or linear to `min_ratio` of the peak at the last step
+        warmup_steps: the first of them has peak / warmup_steps, not 0
+        max_steps: number of steps of the run
+        min_ratio: last learning rate as a fraction of the peak
+    """
+
+    peak: float
+    decay: Literal["constant", "cosine", "linear"]
+    warmup_steps: int
+    max_steps: int
+    min_ratio: float
+
+    @classmethod
+    def from_settings(cls, cfg: TrainSettings) -> Self:
+        """Return the schedule of a run; TRAIN_WARMUP_STEPS=auto is 1 % of its steps."""
+        one_percent = round(0.01 * cfg.max_steps)
+        warmup = one_percent if cfg.warmup_steps == "auto" else cfg.warmup_steps
+        return cls(cfg.learning_rate, cfg.lr_schedule, warmup, cfg.max_steps, cfg.min_lr_ratio)
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of step 0 … max_steps-1."""
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        if self.decay == "constant":
+            return self.peak
+        progress = (step + 1 - self.warmup_steps) / (self.max_steps - self.warmup_steps)
+        ratio = (1 + math.cos(math.pi * progress)) / 2 if self.decay == "cosine" else 1 - progress
+        return self.peak * (self.min_ratio + (1 - self.min_ratio) * ratio)

@@ -1,0 +1,75 @@
+"""One rank of a run, from its settings to its exit."""
+
+from contextlib import ExitStack
+from dataclasses import replace
+
+from app.data.dataset import Dataset
+from app.distributed.world import init_world, local_rank
+from app.errors import ExitWithCode, NotFiniteError, Stopped
+from app.hardware.device import select_device
+from app.model.gpt import GPTConfig
+from app.runs.folder import RunFolder
+from app.settings.settings import Settings
+from app.train.compile import set_compile_cache_dir
+from app.train.micro_batch import choose_micro_batch_size
+from app.train.start import Start, open_same_data, open_training_data, plan_start
+from app.train.stopping import stop_on_signals
+from app.train.trainer import Trainer
+
+
+def train(settings: Settings, dataset: Dataset | None = None, start: Start | None = None) -> None:
+    """Train a run from where it is to its last step, as one of its ranks.
+
+    Args:
+        settings: of the run.
+        dataset: the training data, if it is open already.
+        start: where the run continues, if that is decided already; the run is locked then.
+
+    Raises:
+        UserError: data, run folder or settings do not fit.
+        NotFiniteError: the loss or the gradient norm is not a number.
+        ExhaustedError: the micro-batch does not fit into the GPU's memory.
+        OSError: the last checkpoint could not be saved; those before are unchanged.
+        RankLostError: another rank has died or hangs.
+        Stopped: by SIGINT or SIGTERM, after a checkpoint.
+        ExitWithCode: one of these, which rank 0 reports.
+    """
+    cfg, run = settings.train, RunFolder(settings.run_dir)
+    set_compile_cache_dir(settings.general.data_dir / "cache")
+    device = select_device(cfg.device, cfg.precision, cfg.deterministic, local_rank())
+    with (
+        init_world(device.torch_device, cfg.rank_timeout_seconds) as world,
+        stop_on_signals() as stop,
+        ExitStack() as stack,
+    ):
+        # On CPUs each rank has measured by itself which precision is faster.
+        device = replace(device, precision=world.broadcast(device.precision))
+        plan = None
+        if world.is_rank_zero:
+            # A wrong setting is reported once: the other ranks have not opened anything yet.
+            if start is None:
+                dataset = open_training_data(settings)
+                stack.enter_context(run.lock(wait=world.restarted))
+                start = plan_start(settings, dataset, run, restarted=world.restarted)
+            if start is not None:
+                plan = (
+                    start,
+                    choose_micro_batch_size(
+                        cfg,
+                        GPTConfig(**settings.model.model_dump()),
+                        start.checkpoint.state.micro_batch_size if start.checkpoint else None,
+                        device,
+                        world.size,
+                        world.local_size,
+                    ),
+                )
+        if (plan := world.broadcast(plan)) is None:
+            return
+        start, micro_batch_size = plan
+        dataset = dataset or open_same_data(settings, start.identity)
+        try:
+            Trainer(settings, start, micro_batch_size, dataset, run, device, world, stop).fit()
+        except (NotFiniteError, Stopped) as error:
+            if world.is_rank_zero:
+                raise
+            raise ExitWithCode(error.exit_code) from None
