@@ -62,7 +62,7 @@ def compare_shards(original: Path, work: Path) -> dict[str, Any]:
     """Prepare the same hub-like folder with both, and compare every shard byte for byte."""
     texts = [
         text
-        for piece in open_documents(TextSource("stdlib")).pieces(Position(0, 0))
+        for piece in open_documents(TextSource("stdlib")).chunks(Position(0, 0))
         for text in piece.texts().to_pylist()
         if text
     ]

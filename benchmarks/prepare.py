@@ -362,16 +362,16 @@ def encode_from_memory(result: str, folder: str, workers: str) -> None:
     """Time the encoder, one for each thread, on batches that are in memory."""
     from gigatoken.gigatoken_rs import load_hf_json
 
-    from app.data.tokenizer import vocabulary_files
-    from app.prepare.documents import Position, batches, text_bytes
-    from app.prepare.encoder import tokenizer_json
+    from app.data.tokenizer import tokenizer_json, vocabulary_files
+    from app.prepare.documents import Position, batches
     from app.prepare.sources import TextSource, open_documents
+    from app.prepare.texts import text_bytes
 
     vocabulary = tokenizer_json(vocabulary_files() or ())
     encoders = [load_hf_json(vocabulary) for _ in range(int(workers))]
     strings = []
     for batch in batches(
-        open_documents(TextSource(folder, shuffle_files=False)).pieces(Position(0, 0))
+        open_documents(TextSource(folder, shuffle_files=False)).chunks(Position(0, 0))
     ):
         ends, data = text_bytes(batch.texts())
         characters = ak.contents.NumpyArray(data, parameters={"__array__": "char"})

@@ -207,13 +207,13 @@ def parts(result: str, source: str) -> None:
             self.encode_batch = clocked("encoder", inner.encode_batch)
 
     # One stage after the other, so that a stage has all of the process's CPU time.
-    text_files.ahead = lambda work, items, **_: map(clocked("unpack", work), items)
+    text_files.prefetch = lambda work, items, **_: map(clocked("unpack", work), items)
     load = clocked("load an encoder", encoder.load_hf_json)
     encoder.load_hf_json = lambda vocabulary: ClockedEncoder(load(vocabulary))
     pyarrow.json.read_json = clocked("parser", pyarrow.json.read_json)
     documents = open_documents(TextSource(source))
     encode = clocked("around the encoder", encoder.DocumentEncoder().encode)
-    found = iter(batches(documents.pieces(Position(0, 0))))
+    found = iter(batches(documents.chunks(Position(0, 0))))
     read = clocked("read and cut", lambda: next(found, None))
     sha256 = hashlib.sha256()
     hash_ = clocked("hash and write", sha256.update)
@@ -262,15 +262,15 @@ def decompressing(lines: Path, work: Path) -> dict[str, float]:
     with lines.open("rb") as file:
         content = file.read(COMPRESSED_BYTES) + file.readline()
 
-    def pieces(path: Path) -> Iterator[Any]:
-        return open_documents(TextSource(str(path))).pieces(Position(0, 0))
+    def chunks(path: Path) -> Iterator[Any]:
+        return open_documents(TextSource(str(path))).chunks(Position(0, 0))
 
     each = {}
     for suffix, compress in {"": bytes, **COMPRESS}.items():
         path = work / f"text.jsonl{suffix}"
         path.write_bytes(compress(content))
         started = time.thread_time()
-        for _piece in pieces(path):
+        for _chunk in chunks(path):
             pass
         each[suffix or "none"] = round((time.thread_time() - started) * 1e9 / len(content), 2)
         path.unlink()

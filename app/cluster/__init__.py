@@ -1,1 +1,1 @@
-"""`prepare` on many machines, with datatrove's executors: tasks, their parts, one dataset."""
+"""`prepare` on many machines, by datatrove's executors: tasks, their parts, one dataset."""

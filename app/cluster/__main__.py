@@ -40,32 +40,21 @@ def _prepare(arguments: Sequence[str]) -> None:
     from app.cluster.prepare import prepare
     from app.prepare.sources import STDLIB, is_hub_id
     from app.settings.sources import load_settings
-    from app.tools.prepare import text_source
+    from app.tools.prepare import dataset_spec
 
     flags, options = _parser().parse(arguments)
     settings = load_settings(flags, "prepare")
-    chosen = settings.prepare
-    is_path = chosen.dataset != STDLIB and not is_hub_id(chosen.dataset)
-    source = text_source(chosen)
-    if is_path:
+    cfg, spec = settings.prepare, dataset_spec(settings.prepare)
+    if cfg.dataset != STDLIB and not is_hub_id(cfg.dataset):
         # Another machine, or process, may start in another folder.
-        place = Path(chosen.dataset).expanduser().absolute()
-        source = replace(source, dataset=str(place))
+        path = Path(cfg.dataset).expanduser().absolute()
+        spec = replace(spec, source=replace(spec.source, dataset=str(path)))
     if settings.general.hf_token:
         os.environ["HF_TOKEN"] = settings.general.hf_token.get_secret_value()
-    workers = None if chosen.workers == "auto" else chosen.workers
+    workers = None if cfg.workers == "auto" else cfg.workers
     with engine(options["executor"], workers, dict(options["sbatch"])) as (run, count):
-        prepare(
-            source,
-            settings.prepare_dir.absolute(),
-            run,
-            name=chosen.dataset_name,
-            total_tokens=None if chosen.total_tokens == "all" else chosen.total_tokens,
-            val_tokens=chosen.val_tokens,
-            shard_size=chosen.shard_size,
-            workers=count,
-            task_bytes=options["task_bytes"],
-        )
+        folder = settings.prepare_dir.absolute()
+        prepare(spec, folder, run, workers=count, task_bytes=options["task_bytes"])
 
 
 def _parser() -> Parser:

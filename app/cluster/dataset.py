@@ -1,7 +1,7 @@
-"""The parts of all tasks become one dataset.
+"""Makes one dataset of the parts of all tasks.
 
-Their tokens, one part after the other, are the stream of the single-machine run. Shards are moved,
-not copied, but for the first ones, which hold text that is held out, and one that is cut off.
+The tokens of the parts, one after the other, are those of the single-machine run. Shards are moved,
+not copied, except the first ones, which hold held-out text, and one that is cut off.
 """
 
 from collections import Counter
@@ -16,11 +16,12 @@ from app.data.shards import ShardFile, Split, open_shard, shard_name
 from app.data.tokenizer import END_OF_TEXT
 from app.errors import UserError
 from app.files import fsync_folder
+from app.prepare.sources import DatasetSpec
 
 
 @dataclass(frozen=True)
 class _Stretch:
-    """Tokens [begin, end) of the stream, or those of them that are wanted, in one shard."""
+    """Tokens [begin, end) of the stream, in the shard that begins at token `at` of it."""
 
     path: Path
     shard: ShardInfo
@@ -29,20 +30,20 @@ class _Stretch:
     end: int
 
     def cut(self, begin: int, end: int) -> "_Stretch":
-        """Return the part of it in [begin, end); empty if its end is not after its begin."""
+        """Return its intersection with [begin, end); false if that is empty."""
         return replace(self, begin=max(begin, self.begin), end=min(end, self.end))
 
     def __bool__(self) -> bool:
         return self.begin < self.end
 
     def documents(self) -> int:
-        """Return how many documents begin in it."""
+        """Return how many documents begin in the stretch."""
         if self.end - self.begin == self.shard.tokens:
             return self.shard.documents
         return int(np.count_nonzero(self.tokens() == END_OF_TEXT))
 
     def tokens(self) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:
-        """uint16 [end - begin]."""
+        """Read the tokens, uint16 [end - begin]."""
         return open_shard(self.path)[self.begin - self.at : self.end - self.at]
 
 
@@ -51,19 +52,19 @@ class Stream:
 
     Args:
         parts: their folders, in the order of their tasks.
-        wanted: the settings of the dataset's manifest.
+        spec: the dataset to make.
 
     Attributes:
-        held_out: tokens of the held-out split, with the last target
-        start, end: the training tokens that are wanted, as far as there are any
         tokens: of all parts
-        full: whether these are all that were asked for
+        start, end: the training tokens, as far as the parts have them
+        between: tokens left out between the held-out and the training tokens
+        full: True if the parts have all requested tokens
 
     Raises:
         UserError: a part is damaged.
     """
 
-    def __init__(self, parts: Sequence[Path], wanted: dict[str, int | str]) -> None:
+    def __init__(self, parts: Sequence[Path], spec: DatasetSpec) -> None:
         self._stretches: list[_Stretch] = []
         self._counts = Counter[str]()
         self.tokens = 0
@@ -72,35 +73,41 @@ class Stream:
             if manifest is None:
                 raise UserError(
                     f"{folder} is damaged: it has no manifest",
-                    "delete it, and give the same command again",
+                    "delete it, and run the same command again",
                 )
             self._counts.update(manifest.counts)
             for shard in manifest.shards:
                 at, self.tokens = self.tokens, self.tokens + shard.tokens
                 self._stretches.append(_Stretch(folder / shard.file, shard, at, at, self.tokens))
-        self._shard_size = int(wanted["shard_size"])
-        self.held_out = int(wanted["val_tokens"]) + 1 if wanted["val_tokens"] else 0
-        total = wanted["total_tokens"]
-        self.start = self._next_document(self.held_out) if self.held_out else 0
-        self.end = self.tokens if total == "all" else min(self.start + int(total), self.tokens)
-        self.full = total != "all" and self.end - self.start == int(total)
+        self._spec = spec
+        held_out, total = spec.held_out_tokens, spec.total_tokens
+        self.start = self._next_document(held_out) if held_out else 0
+        self.end = min(self.start + total, self.tokens) if total else self.tokens
+        self.between = self.start - held_out
+        self.full = self.end - self.start == total
 
     def write(self, folder: Path, name: str, manifest: Manifest) -> Manifest:
-        """Make the dataset, and its manifest complete; does what is left if it was stopped before.
+        """Write the dataset; a run that was stopped on the way can be repeated.
 
         Args:
-            manifest: the incomplete one, with the dataset's settings.
+            folder: the dataset's.
+            name: the beginning of the shards' names.
+            manifest: without shards, and with the dataset's settings.
+
+        Returns:
+            the complete manifest, which is saved
         """
         shards: list[ShardInfo] = []
-        for at in range(0, self.held_out, self._shard_size):
-            shard_end = min(at + self._shard_size, self.held_out)
+        held_out, size = self._spec.held_out_tokens, self._spec.shard_size
+        for at in range(0, held_out, size):
+            shard_end = min(at + size, held_out)
             target = folder / shard_name(name, "val", len(shards))
             shards.append(_written(target, "val", filter(None, self._cut(at, shard_end))))
         for number, stretch in enumerate(filter(None, self._cut(self.start, self.end))):
             target = folder / shard_name(name, "train", number)
-            # The one that training begins in is looked for in its part, another time as well.
-            is_rank_zero = self.held_out and stretch.begin == self.start
-            if stretch.end - stretch.begin < stretch.shard.tokens or is_rank_zero:
+            # The first one stays in its part: a repeated run searches it for its first document.
+            is_searched = held_out and stretch.begin == self.start
+            if stretch.end - stretch.begin < stretch.shard.tokens or is_searched:
                 shards.append(_written(target, "train", [stretch]))
                 continue
             if stretch.path.exists():
@@ -109,8 +116,8 @@ class Stream:
         fsync_folder(folder)
         remove_leftovers(folder, name, shards)
         counts = {**self._counts, "documents": sum(shard.documents for shard in shards)}
-        if self.start > self.held_out:
-            counts["between"] = self.start - self.held_out
+        if self.between > 0:
+            counts["between"] = self.between
         complete = replace(manifest, shards=tuple(shards), counts=counts, complete=True)
         complete.save(folder)
         return complete
@@ -123,14 +130,14 @@ class Stream:
         return max(at, self.tokens)
 
     def _cut(self, begin: int, end: int) -> list[_Stretch]:
-        return [one.cut(begin, end) for one in self._stretches]
+        return [stretch.cut(begin, end) for stretch in self._stretches]
 
 
 def _written(path: Path, split: Split, stretches: Iterable[_Stretch]) -> ShardInfo:
-    found = list(stretches)
-    with ShardFile(path, sum(one.end - one.begin for one in found)) as shard:
-        for one in found:
-            shard.write(one.tokens())
+    parts = list(stretches)
+    with ShardFile(path, sum(part.end - part.begin for part in parts)) as shard:
+        for part in parts:
+            shard.write(part.tokens())
         sha256 = shard.commit()
-    documents = sum(one.documents() for one in found)
+    documents = sum(part.documents() for part in parts)
     return ShardInfo(path.name, split, shard.tokens, documents, sha256)

@@ -1,7 +1,7 @@
-"""Executors of the tasks: local processes, Ray, Slurm; all on datatrove's.
+"""Executors of the tasks: local processes, Ray, Slurm; all derived from datatrove's.
 
-Of these come tasks, logs and statistics. But whoever starts datatrove's own pools waits for ever
-for a process that was killed, here and in each of its Ray actors: the tasks are given out here.
+Tasks, logs and statistics are datatrove's. But its own pools, here and in its Ray actors, wait for
+ever for a process that was killed, so this module distributes the tasks.
 """
 
 import io
@@ -21,50 +21,34 @@ from multiprocess.connection import wait
 
 from app.cluster.slurm import SlurmExecutor
 from app.cluster.step import ByParts, WritePart
-from app.errors import (
-    AppError,
-    ExhaustedError,
-    ExitCode,
-    ExitWithCode,
-    NetworkError,
-    UserError,
-)
+from app.errors import AppError, ExhaustedError, ExitCode, ExitWithCode, NetworkError, UserError
 from app.failures import translate_error
 
-_MOST_DEATHS = 5
+_MAX_DEATHS = 5
 _CANCEL_SECONDS = 30.0
 
-# Takes what does a task, their number and a folder for logs; yields the tasks that are done.
+# Takes the step, the number of tasks and a folder for logs; yields the tasks that are done.
 Run = Callable[[WritePart, int, Path], Iterator[int]]
-# The class, problem and fix: an AppError itself does not travel between processes.
-Failure = tuple[type[AppError], str, str]
 
 
-def do_task(executor: Any, task: int) -> Failure | None:
-    """Do a task of an executor; returns what is wrong with text, disk or network, if anything."""
+def do_task(executor: Any, task: int) -> AppError | None:
+    """Do a task of an executor; returns the failure of text, disk or network, if there is one."""
     try:
-        # The task's log has it as well.
+        # The task's log has the same lines.
         with redirect_stderr(io.StringIO()):
             executor._run_for_rank(task, local_rank=1)
     except AppError as error:
-        return type(error), error.problem, error.fix
+        return error
     except (OSError, MemoryError, RuntimeError) as error:
-        expected = translate_error(error)
-        if expected is None:
+        if (failure := translate_error(error)) is None:
             raise
-        return type(expected), expected.problem, expected.fix
+        return failure
     return None
-
-
-def _raise(failure: Failure | None) -> None:
-    if failure is not None:
-        kind, problem, fix = failure
-        raise kind(problem, fix)
 
 
 def _died(task: int) -> ExhaustedError:
     return ExhaustedError(
-        f"whoever did task {task} was killed, again and again, perhaps for want of memory",
+        f"the process of task {task} was killed again and again, perhaps for lack of memory",
         "lower PREPARE_WORKERS; the same command does what is missing",
     )
 
@@ -73,11 +57,11 @@ class LocalExecutor(ByParts, LocalPipelineExecutor):
     """Tasks in processes of this machine."""
 
     def run(self) -> Iterator[int]:
-        """Do what is missing; yields each task when it is done.
+        """Do the tasks that are missing; yields each when it is done.
 
         Raises:
-            AppError: of a task, or one that has killed its process too often.
-            ExitWithCode: a bug, whose trace its process has shown.
+            AppError: a task has failed, or its process was killed too often.
+            ExitWithCode: a bug, whose traceback the process has printed.
         """
         waiting = deque(self.get_incomplete_ranks())
         deaths = Counter[int]()
@@ -97,19 +81,21 @@ class LocalExecutor(ByParts, LocalPipelineExecutor):
                 for connection in wait(list(busy)):
                     worker, task = busy.pop(connection)
                     try:
-                        _raise(connection.recv())
+                        failure = connection.recv()
                     except (EOFError, OSError):
                         worker.process.join()
                         workers.remove(worker)
                         if worker.process.exitcode > 0:
                             raise ExitWithCode(ExitCode.BUG) from None
                         deaths[task] += 1
-                        if deaths[task] == _MOST_DEATHS:
+                        if deaths[task] == _MAX_DEATHS:
                             raise _died(task) from None
                         waiting.appendleft(task)
-                    else:
-                        idle.append(worker)
-                        yield task
+                        continue
+                    if failure:
+                        raise failure
+                    idle.append(worker)
+                    yield task
         finally:
             for worker in workers:
                 worker.process.kill()
@@ -117,19 +103,19 @@ class LocalExecutor(ByParts, LocalPipelineExecutor):
 
 
 class _Worker:
-    """A process that does one task after the other."""
+    """A process that does one task after the other, and the connection to it."""
 
     def __init__(self, executor: LocalExecutor) -> None:
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(executor, theirs), daemon=True)
         self.process.start()
-        # Only the process itself holds it, so that its death is heard of.
+        # Only the process itself may hold this end, so that its death closes the connection.
         theirs.close()
 
 
 def _work(executor: LocalExecutor, connection: Any) -> None:
-    # Ctrl-C in a terminal is meant for who gives the tasks out.
+    # Ctrl-C in a terminal is meant for the process that distributes the tasks.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
         try:
@@ -144,19 +130,19 @@ def _work(executor: LocalExecutor, connection: Any) -> None:
 class RayExecutor(ByParts, LocalPipelineExecutor):
     """Tasks on a Ray cluster, or on one that is started on this machine.
 
-    datatrove's own for Ray writes logs where other datasets have theirs.
+    datatrove's Ray executor would mix the logs of several datasets.
     """
 
     def run(self) -> Iterator[int]:
-        """Do what is missing; yields each task when it is done.
+        """Do the tasks that are missing; yields each when it is done.
 
         Raises:
-            AppError: of a task, or one that has killed its process too often.
+            AppError: a task has failed, or its process was killed too often.
         """
         import ray
 
         executor = ray.put(self)
-        run = ray.remote(num_cpus=1, max_retries=_MOST_DEATHS - 1)(do_task)
+        run = ray.remote(num_cpus=1, max_retries=_MAX_DEATHS - 1)(do_task)
         waiting = deque(self.get_incomplete_ranks())
         running: dict[Any, int] = {}
         try:
@@ -167,12 +153,14 @@ class RayExecutor(ByParts, LocalPipelineExecutor):
                 for reference in ray.wait(list(running))[0]:
                     task = running.pop(reference)
                     try:
-                        _raise(ray.get(reference))
+                        failure = ray.get(reference)
                     except ray.exceptions.RayError as error:
-                        # A task's own exception, which only a bug leaves, is the cause of one.
+                        # The task's own exception, a bug, is the error's cause.
                         if not isinstance(getattr(error, "cause", error), ray.exceptions.RayError):
                             raise
                         raise _died(task) from None
+                    if failure:
+                        raise failure
                     yield task
         finally:
             for reference in running:
@@ -183,19 +171,20 @@ class RayExecutor(ByParts, LocalPipelineExecutor):
 
 @contextmanager
 def engine(kind: str, workers: int | None, options: dict[str, str]) -> Iterator[tuple[Run, int]]:
-    """Provide the executor of the tasks, and the number that it does at the same time.
+    """Provide the executor of the tasks, and how many it does at the same time.
 
     Args:
         kind: local, ray or slurm.
-        workers: None for as many as there are cores.
+        workers: None for one per core.
         options: of sbatch.
 
     Raises:
-        UserError: there is no such cluster, or Slurm has got no partition.
+        UserError: Slurm's partition is missing.
+        NetworkError: there is no Ray cluster.
     """
     if kind == "slurm" and "partition" not in options:
         raise UserError("Slurm needs a partition", "name yours: --sbatch partition=NAME")
-    # Its words on a task are in the task's log.
+    # Its messages are in the tasks' logs.
     logger.disable("datatrove")
     with ExitStack() as ending:
         if kind == "slurm":
@@ -207,31 +196,31 @@ def engine(kind: str, workers: int | None, options: dict[str, str]) -> Iterator[
             count = workers or os.cpu_count() or 1
 
         def run(step: WritePart, tasks: int, logs: Path) -> Iterator[int]:
-            of_all: dict[str, Any] = {"tasks": tasks, "workers": count, "logging_dir": str(logs)}
+            shared: dict[str, Any] = {"tasks": tasks, "workers": count, "logging_dir": str(logs)}
             if kind == "slurm":
-                return SlurmExecutor([step], options=options, **of_all).run()
-            return (RayExecutor if kind == "ray" else LocalExecutor)([step], **of_all).run()
+                return SlurmExecutor([step], options=options, **shared).run()
+            return (RayExecutor if kind == "ray" else LocalExecutor)([step], **shared).run()
 
         yield run, max(count, 1)
 
 
 @contextmanager
 def _ray() -> Iterator[int]:
-    """A Ray cluster: the one that RAY_ADDRESS or this machine has, or else a new one; its cores.
+    """Connect to the Ray cluster of RAY_ADDRESS or this machine, or start one; yields its cores.
 
     Raises:
         NetworkError: it does not answer, or does not start within Ray's half a minute.
     """
-    # It would tell its makers.
+    # Ray would report its usage to its makers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Tasks that Ray kills for want of memory, it would begin again for ever.
-    os.environ.setdefault("RAY_task_oom_retries", str(_MOST_DEATHS - 1))
+    # Ray would restart tasks that it kills for lack of memory for ever.
+    os.environ.setdefault("RAY_task_oom_retries", str(_MAX_DEATHS - 1))
     import ray
 
     try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
-        # A node that starts too slowly is told by the bare class.
+        # A node that starts too slowly raises a bare Exception.
         if type(error) is not Exception and not isinstance(error, ConnectionError):
             raise
         ray.shutdown()

@@ -1,142 +1,112 @@
-"""Plans the tasks, has them done, and makes one dataset of what they have written."""
+"""Plans the tasks, runs them, and makes one dataset of their parts."""
 
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from app.cluster.dataset import Stream
 from app.cluster.executors import Run
 from app.cluster.slurm import NotSubmittedError
 from app.cluster.step import WritePart
-from app.cluster.tasks import Plan, end_of, open_here, plan
+from app.cluster.tasks import Plan, end_of, hub_token, plan
 from app.data.manifest import MANIFEST, Manifest
 from app.errors import UserError
-from app.files import locked
 from app.prepare.documents import Documents
 from app.prepare.pipeline import (
     TooLittleText,
     already_complete,
-    check_matches,
+    check_enough_text,
     new_manifest,
-    refuse_foreign_shards,
-    refuse_too_little,
-    settings_of_bytes,
-    stoppable,
+    preparing,
+    resume,
     summary,
 )
-from app.prepare.sources import TextSource
+from app.prepare.sources import DatasetSpec
 from app.progress import TokenProgress
 
-# On English web text GPT-2's have 4.5; the rest is planned when the text's own is known.
+# English web text has 4.5; when the text's own number is known, the rest is planned with it.
 _BYTES_PER_TOKEN = 4.0
-_LEAST_TASK_BYTES = 8 << 20
+_MIN_TASK_BYTES = 8 << 20
 _TASKS_PER_WORKER = 4
 
 
 def prepare(
-    source: TextSource,
-    out_dir: Path,
-    run: Run,
-    *,
-    name: str,
-    total_tokens: int | None,
-    val_tokens: int,
-    shard_size: int,
-    workers: int,
-    task_bytes: int | None = None,
+    spec: DatasetSpec, folder: Path, run: Run, *, workers: int, task_bytes: int | None = None
 ) -> Manifest | None:
-    """Write the dataset that app.data.prepare.prepare writes, but for where its shards end.
+    """Write the dataset that app.prepare.pipeline.prepare writes, with other ends of shards.
 
     Args:
-        source: opened on every machine.
-        out_dir: on a disk that all machines share.
+        spec: the dataset; its source is opened on every machine.
+        folder: to write to, on a disk that all machines share.
         run: see app.cluster.executors.engine.
-        name, total_tokens, val_tokens, shard_size: see app.data.prepare.prepare.
         workers: tasks at the same time.
-        task_bytes: text that a task has at least; None for what suits workers and shards.
+        task_bytes: smallest size of a task's text; None for what suits workers and shards.
 
     Returns:
-        None if others have the tasks, and the same command is to be given when they are done.
+        None if tasks are still running elsewhere: run it again when they have ended.
 
     Raises:
-        AppError: as app.data.prepare.prepare; the same command goes on.
+        AppError: as app.prepare.pipeline.prepare; the same command continues.
     """
-    out_dir.mkdir(parents=True, exist_ok=True)
-    asked = settings_of_bytes(source, total_tokens, val_tokens, shard_size)
-    # `app prepare` would begin anew in this folder: it is refused until the dataset is complete.
-    unfinished = asked | {"prepared_by": "app.cluster"}
-    parts = out_dir / "parts"
-    with locked(out_dir, "prepare"), stoppable(out_dir):
-        previous = Manifest.load(out_dir)
-        if previous is None:
-            refuse_foreign_shards(out_dir)
+    parts, settings = folder / "parts", spec.settings
+    with preparing(folder):
+        # `app prepare` would begin anew: the added setting makes it refuse an incomplete folder.
+        manifest, documents = resume(spec, folder, hub_token(), {"prepared_by": "app.cluster"})
+        if documents is None or not (folder / MANIFEST).exists():
             shutil.rmtree(parts, ignore_errors=True)
-        else:
-            now = asked if previous.complete else unfinished
-            check_matches(out_dir, previous.settings, now)
-            source = replace(source, revision=previous.source.get("revision", source.revision))
-        documents = open_here(source)
-        source = replace(source, revision=documents.source.get("revision", source.revision))
-        if previous is not None:
-            check_matches(out_dir, previous.source, documents.source)
-            if previous.complete:
-                shutil.rmtree(parts, ignore_errors=True)
-                return already_complete(out_dir, previous)
-        new_manifest(documents, unfinished).save(out_dir)
+        if documents is None:
+            return already_complete(folder, manifest)
+        revision = documents.source.get("revision", spec.source.revision)
+        spec = replace(spec, source=replace(spec.source, revision=revision))
+        manifest.save(folder)
         parts.mkdir(exist_ok=True)
-        job = _Job(source, documents, parts, asked, name, workers, task_bytes)
+        job = _Job(spec, documents, parts, workers, task_bytes)
         try:
             stream = job.encode(run)
             if stream is None:
                 return None
-            refuse_too_little(
-                min(stream.tokens, stream.held_out),
-                stream.end - stream.start,
-                stream.start - stream.held_out,
-                held_out=stream.held_out,
-            )
+            held_out, train = min(stream.tokens, spec.held_out_tokens), stream.end - stream.start
+            check_enough_text(spec, held_out, train, stream.between)
         except NotSubmittedError:
             raise
         except UserError as error:
             if isinstance(error, TooLittleText) or not any(parts.glob(f"*/*/{MANIFEST}")):
-                # The fix makes it another dataset, which would be refused.
-                (out_dir / MANIFEST).unlink()
+                # The remedy changes the dataset, and this folder would refuse to hold another one.
+                (folder / MANIFEST).unlink()
                 shutil.rmtree(parts, ignore_errors=True)
             raise
-        manifest = stream.write(out_dir, job.plan.name, new_manifest(documents, asked))
-        # One who was given up, and is not dead, may still write there.
+        complete = stream.write(folder, job.plan.name, new_manifest(documents, settings))
+        # A worker that was given up, but is alive, may still write there.
         shutil.rmtree(parts, ignore_errors=True)
-        print(summary(out_dir, manifest), flush=True)
-        return manifest
+        print(summary(folder, complete), flush=True)
+        return complete
 
 
 class _Job:
-    """The tasks of a dataset; those that were planned once stay as they are."""
+    """The tasks of a dataset. A task that is planned does not change any more."""
 
     def __init__(
         self,
-        source: TextSource,
+        spec: DatasetSpec,
         documents: Documents,
         folder: Path,
-        wanted: dict[str, Any],
-        name: str,
         workers: int,
         task_bytes: int | None,
     ) -> None:
-        self._source, self._documents, self._folder = source, documents, folder
-        self._wanted, self._workers, self._task_bytes = wanted, workers, task_bytes
-        # A folder of local files may have another name than when it was planned.
-        self.plan = Plan.load(folder) or Plan(uuid4().hex, name)
+        self._spec, self._documents, self._folder = spec, documents, folder
+        self._workers, self._task_bytes = workers, task_bytes
+        # A folder of local files may have been renamed since it was planned.
+        self.plan = Plan.load(folder) or Plan(uuid4().hex, spec.name)
 
     def encode(self, run: Run) -> Stream | None:
-        """Have all tasks done that it takes; None if they are not yet."""
+        """Run the tasks until their tokens are enough; None if some are not done yet."""
         parts = self._folder / self.plan.key
         parts.mkdir(exist_ok=True)
-        step = WritePart(self._source, self._documents.source, parts, self._wanted["shard_size"])
+        everything = replace(self._spec, total_tokens=None, val_tokens=0)
+        step = WritePart(everything, self._documents.source, parts)
         logs = self._folder / "datatrove"
         while True:
             tasks = self.plan.tasks
@@ -146,39 +116,38 @@ class _Job:
             missing = len(tasks) - len(step.done(len(tasks)))
             if missing:
                 print(
-                    f"{missing} of {len(tasks)} tasks are under way, or have failed ({logs} says "
-                    "why): give the same command when they have ended",
+                    f"{missing} of {len(tasks)} tasks are running or have failed (see {logs}): run "
+                    "the same command again when they have ended",
                     flush=True,
                 )
                 return None
-            stream = Stream([step.part(task) for task in range(len(tasks))], self._wanted)
+            stream = Stream([step.part(task) for task in range(len(tasks))], self._spec)
             if stream.full or self.plan.end == end_of(self._documents):
                 return stream
             self._plan_more(stream)
 
     @contextmanager
     def _progress(self, step: WritePart) -> Iterator[Callable[[int], None]]:
-        """Show how far the tasks are, with each one that is done."""
-        of_task = {
-            task: _tokens(step.part(task)) for task in sorted(step.done(len(self.plan.tasks)))
-        }
-        with TokenProgress(None, done=sum(of_task.values())) as progress:
+        """Provide a function that shows the progress when a task is done."""
+        tasks = len(self.plan.tasks)
+        tokens = {task: _tokens(step.part(task)) for task in step.done(tasks)}
+        with TokenProgress(None, done=sum(tokens.values())) as progress:
 
             def show(task: int) -> None:
-                of_task[task] = _tokens(step.part(task))
-                progress.show(sum(of_task.values()), len(of_task) / len(self.plan.tasks))
+                tokens[task] = _tokens(step.part(task))
+                progress.show(sum(tokens.values()), len(tokens) / tasks)
 
             yield show
 
     def _plan_more(self, stream: Stream) -> None:
-        # Reading the footers of many files on a hub takes minutes.
+        # Reading the footers of many files on the hub takes minutes.
         print("planning the tasks", flush=True)
         text_bytes = float("inf")
-        if self._wanted["total_tokens"] != "all":
+        if self._spec.total_tokens:
             planned = sum(task.text_bytes for task in self.plan.tasks)
-            rate = planned / stream.tokens if stream.tokens else _BYTES_PER_TOKEN
-            missing = self._wanted["total_tokens"] - (stream.end - stream.start)
-            text_bytes = missing * rate
+            bytes_per_token = planned / stream.tokens if stream.tokens else _BYTES_PER_TOKEN
+            missing = self._spec.total_tokens - (stream.end - stream.start)
+            text_bytes = missing * bytes_per_token
         tasks = plan(
             self._documents,
             self.plan.end,
@@ -189,11 +158,11 @@ class _Job:
         self.plan.save(self._folder)
 
     def _usual_task_bytes(self, text_bytes: float) -> float:
-        """So much that a task fills a shard, or less where not all workers would have several."""
+        """Return a shard's text, or less to give each worker several tasks."""
         files = getattr(self._documents, "files", ())
         text_bytes = min(text_bytes, sum(file.bytes for file in files) or text_bytes)
         each = text_bytes / (_TASKS_PER_WORKER * self._workers)
-        return min(max(each, _LEAST_TASK_BYTES), self._wanted["shard_size"] * _BYTES_PER_TOKEN)
+        return min(max(each, _MIN_TASK_BYTES), self._spec.shard_size * _BYTES_PER_TOKEN)
 
 
 def _tokens(part: Path) -> int:

@@ -16,11 +16,11 @@ _ROOT = Path(__file__).parents[2]
 
 
 class NotSubmittedError(UserError):
-    """Slurm has not got the jobs; what they would do is ready."""
+    """Slurm has not accepted the jobs; their tasks are planned."""
 
 
 class SlurmExecutor(ByParts, SlurmPipelineExecutor):
-    """Tasks as arrays of Slurm's jobs, in this environment and checkout on all machines.
+    """Runs tasks as arrays of Slurm jobs, in this environment and checkout on all machines.
 
     Args:
         pipeline, tasks, logging_dir: see datatrove.
@@ -48,21 +48,21 @@ class SlurmExecutor(ByParts, SlurmPipelineExecutor):
             partition=options["partition"],
             qos="",
             sbatch_args=options,
-            # One array after the other has no more jobs at a time than one.
+            # With a limit, the arrays run one after the other: the limit is each array's own.
             max_array_launch_parallel=workers == -1,
             env_command=f"export {here} PYTHONPATH={shlex.quote(str(_ROOT))}",
         )
 
     def run(self) -> Iterator[int]:
-        """Within a job, do its task; else submit what is missing. Yields none."""
+        """Do the task of the job that calls it, or submit all missing tasks. Yields none."""
         super().run()
         return iter(())
 
     def launch_job(self) -> None:
-        """Submit the tasks that are missing.
+        """Submit the missing tasks.
 
         Raises:
-            NotSubmittedError: there is no sbatch, or it refuses.
+            NotSubmittedError: there is no sbatch, or it fails.
         """
         # sbatch stores the environment with the jobs.
         os.environ.pop("HF_TOKEN", None)
@@ -76,10 +76,10 @@ class SlurmExecutor(ByParts, SlurmPipelineExecutor):
             ) from None
         except subprocess.CalledProcessError as error:
             raise NotSubmittedError(
-                f"sbatch refuses jobs (exit code {error.returncode}), if not all",
-                "correct what --sbatch gives; when none is left in the queue, the same command "
-                "submits what is missing",
+                f"sbatch has refused some or all jobs (exit code {error.returncode})",
+                "correct --sbatch; when no job is left in the queue, the same command submits the "
+                "missing tasks",
             ) from None
 
     def launch_merge_stats(self) -> None:
-        """Nobody reads them; the job would wait for ever for a task that has failed."""
+        """Do nothing: the statistics are not used, and their job waits for failed tasks."""

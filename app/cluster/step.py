@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,25 +10,22 @@ from uuid import uuid4
 
 from datatrove.pipeline.base import PipelineStep
 
-from app.cluster.tasks import Plan, Task, open_here
-from app.data.manifest import Manifest
+from app.cluster.tasks import Plan, hub_token
 from app.errors import UserError
 from app.files import PARTIAL, fsync_folder
-from app.prefetch import prefetch
-from app.prepare.documents import Batch, Documents, batches
 from app.prepare.encoder import DocumentEncoder
-from app.prepare.pipeline import check_matches, new_manifest
-from app.prepare.shard_writer import EncodedBatch, ShardWriter
-from app.prepare.sources import TextSource
+from app.prepare.pipeline import check_matches, new_manifest, write_documents
+from app.prepare.shard_writer import ShardWriter
+from app.prepare.sources import DatasetSpec, open_documents
 
 # A process does many tasks.
 _encoder = cache(DocumentEncoder)
-_open = cache(open_here)
+_open = cache(open_documents)
 
 
 @cache
 def _plan(parts: Path, num_tasks: int) -> Plan:
-    """The plan that `parts` belongs to, when it had so many tasks."""
+    """Return the plan that `parts` belongs to; UserError if it is not the one of `num_tasks`."""
     plan = Plan.load(parts.parent)
     if plan is None or plan.key != parts.name or len(plan.tasks) < num_tasks:
         raise UserError("the tasks were planned anew", "give the same command again")
@@ -38,37 +35,33 @@ def _plan(parts: Path, num_tasks: int) -> Plan:
 class WritePart(PipelineStep):
     """Encodes the task of its rank, and writes its shards and their manifest.
 
-    A part has its name when it is complete. Whoever writes it a second time, since a task was given
-    to two machines, changes nothing.
+    A part gets its name when it is complete. If a task is done twice, since it was given to two
+    machines, the second part is thrown away.
 
     Args:
-        source: opened on the machine that works.
-        listing: what the source was when the tasks were planned.
+        spec: of the parts: all tokens of each, none held out.
+        listing: the source as it was when the tasks were planned.
         parts: folder of the plan's parts, on a disk that all machines share.
-        shard_size: tokens of each shard but a part's last.
     """
 
     type = "gpt-compose"
     name = "text to token shards"
 
-    def __init__(
-        self, source: TextSource, listing: Mapping[str, Any], parts: Path, shard_size: int
-    ) -> None:
+    def __init__(self, spec: DatasetSpec, listing: Mapping[str, Any], parts: Path) -> None:
         super().__init__()
-        self.source, self.listing = source, listing
-        self.parts, self.shard_size = parts, shard_size
+        self.spec, self.listing, self.parts = spec, listing, parts
 
     def part(self, task: int) -> Path:
-        """Return where a task's shards are, once all of them are there."""
+        """Return the folder of a task's shards, which exists when all of them are there."""
         return self.parts / f"{task:05d}"
 
     def done(self, num_tasks: int) -> set[int]:
-        """The tasks whose parts are there."""
+        """Return the tasks whose parts are there."""
         names = {path.name for path in self.parts.iterdir()}
         return {task for task in range(num_tasks) if self.part(task).name in names}
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Sequence[Any]:
-        """Write the part of a rank; gives no documents on.
+        """Write the part of a rank; passes no documents on.
 
         Raises:
             UserError: the text cannot be read, or is not what was planned.
@@ -78,12 +71,15 @@ class WritePart(PipelineStep):
         if part.exists():
             return ()
         plan = _plan(self.parts, world_size)
-        documents = _open(self.source)
+        spec = replace(self.spec, name=plan.name)
+        documents = _open(spec.source, hub_token())
         check_matches(self.parts.parents[1], self.listing, documents.source)
         attempt = part.with_name(f"{part.name}.{uuid4().hex}{PARTIAL}")
         attempt.mkdir()
         try:
-            manifest = self._write(documents, plan.tasks[rank], plan.name, attempt)
+            with ShardWriter(attempt, spec, new_manifest(documents, spec.settings)) as writer:
+                write_documents(plan.tasks[rank].chunks(documents), _encoder(), writer, workers=1)
+                manifest = writer.finish()
             fsync_folder(attempt)
             try:
                 attempt.rename(part)
@@ -97,27 +93,11 @@ class WritePart(PipelineStep):
         self.stat_update("tokens", value=manifest.tokens("train"))
         return ()
 
-    def _write(self, documents: Documents, task: Task, name: str, folder: Path) -> Manifest:
-        encoder = _encoder()
-
-        def encode(batch: Batch) -> EncodedBatch:
-            return EncodedBatch(batch, *encoder.encode(batch.texts()))
-
-        everything = {"total_tokens": "all", "val_tokens": 0, "shard_size": self.shard_size}
-        with (
-            ShardWriter(folder, name, new_manifest(documents, everything)) as writer,
-            closing(task.pieces(documents)) as pieces,
-            closing(prefetch(encode, batches(pieces), threads=1, max_pending=2)) as encoded,
-        ):
-            for batch in encoded:
-                writer.write(batch)
-            return writer.finish()
-
 
 class ByParts:
-    """An executor's view of the tasks: one is done when its part is there.
+    """Makes an executor consider a task done when its part is there.
 
-    datatrove's own mark would be a second truth.
+    datatrove's own marks could contradict that.
     """
 
     pipeline: list[WritePart]
@@ -128,8 +108,8 @@ class ByParts:
         return self.pipeline[0].part(rank).exists()
 
     def get_incomplete_ranks(self) -> list[int]:
-        """The tasks that are to be done."""
+        """Return the tasks that are not done."""
         return sorted({*range(self.world_size)} - self.pipeline[0].done(self.world_size))
 
     def mark_rank_as_completed(self, rank: int) -> None:
-        """The part has been renamed."""
+        """Do nothing: the part has got its name."""

@@ -1,6 +1,6 @@
 """Tasks: ranges of the source, in the order of the single-machine run.
 
-Ranges end between two files, or between two row groups of a parquet file.
+A range ends between two files, or between two row groups of a parquet file.
 """
 
 import os
@@ -13,52 +13,50 @@ from typing import TYPE_CHECKING, NamedTuple
 from app.files import read_json, write_json
 from app.prefetch import prefetch
 from app.prepare.documents import Documents, Position, RowChunk
-from app.prepare.local_files import FileDocuments, damage_named, kind_of
-from app.prepare.sources import TextSource, open_documents
+from app.prepare.local_files import FileDocuments, file_errors, kind_of
 
 if TYPE_CHECKING:
     from app.prepare.hub import StreamedDocuments
 
 _FOOTERS_AHEAD = 8
-# Their sizes are not known.
+# The sizes of streamed files are not known.
 _STREAMED_FILE_BYTES = 256 << 20
 BEGIN = Position(0, 0)
 PLAN = "plan.json"
 
 
-def open_here(source: TextSource) -> Documents:
-    """Find the documents of a source on this machine.
+def hub_token() -> str | None:
+    """Return this machine's token for the hub; None leaves it to huggingface_hub's file.
 
-    The hub's token is not in a source, which may be stored: each machine has one in HF_TOKEN, or in
-    huggingface_hub's file.
+    A token is not part of a source, which is stored with the jobs.
     """
-    return open_documents(source, os.environ.get("HF_TOKEN"))
+    return os.environ.get("HF_TOKEN")
 
 
 class Task(NamedTuple):
-    """The rows from `start` on, up to `end`; (file, 0) is also the end of the file before.
+    """The rows from `start` up to `end`; (file, 0) is also the end of the file before.
 
-    `text_bytes` says about how much text they have.
+    `text_bytes` is the rough size of their text.
     """
 
     start: Position
     end: Position
     text_bytes: int
 
-    def pieces(self, documents: Documents) -> Generator[RowChunk]:
-        """Its rows, in order; see app.prepare.documents.Documents."""
+    def chunks(self, documents: Documents) -> Generator[RowChunk]:
+        """Yield the task's rows; see app.prepare.documents.Documents."""
         if not isinstance(documents, FileDocuments):
             rows = _streamed(documents).rows
             for file in range(self.start.file, self.end.file):
-                one = rows.shard(rows.num_shards, file)
-                yield from replace(_streamed(documents), rows=one).pieces(BEGIN)
+                shard = rows.shard(rows.num_shards, file)
+                yield from replace(_streamed(documents), rows=shard).chunks(BEGIN)
             return
-        # Nothing after its last file is read ahead.
+        # Files after the task's last one are not read ahead.
         files = documents.files[: self.end.file + bool(self.end.row)]
-        with closing(replace(documents, files=files).pieces(self.start)) as found:
-            for piece in found:
-                yield piece
-                if piece.end >= self.end:
+        with closing(replace(documents, files=files).chunks(self.start)) as chunks:
+            for chunk in chunks:
+                yield chunk
+                if chunk.end >= self.end:
                     return
 
 
@@ -67,9 +65,9 @@ class Plan:
     """The tasks of a dataset, stored beside their parts; more may be added at the end.
 
     Attributes:
-        key: of this plan alone, so that what was begun for another one is never taken for its part
-        name: what the shards' names begin with
-        tasks: the first one begins with the source
+        key: identifies the plan, so that a part of another plan is never mistaken for its own
+        name: the beginning of the shards' names
+        tasks: the first begins where the source does
     """
 
     key: str
@@ -78,12 +76,12 @@ class Plan:
 
     @property
     def end(self) -> Position:
-        """Return how far into the source the tasks go."""
+        """Return the position in the source where the tasks end."""
         return self.tasks[-1].end if self.tasks else BEGIN
 
     @classmethod
     def load(cls, folder: Path) -> "Plan | None":
-        """The plan in `folder`; None if there is none."""
+        """Read the plan in `folder`; None if there is none."""
         if not (folder / PLAN).exists():
             return None
         stored = read_json(folder / PLAN, "delete the dataset's folder, and prepare it again")
@@ -91,12 +89,12 @@ class Plan:
         return cls(stored["key"], stored["name"], tuple(tasks))
 
     def save(self, folder: Path) -> None:
-        """Store it, at once or not at all."""
+        """Write the plan to `folder` atomically."""
         write_json(folder / PLAN, {"key": self.key, "name": self.name, "tasks": self.tasks})
 
 
 def end_of(documents: Documents) -> Position:
-    """The position after all rows."""
+    """Return the position after all rows."""
     if isinstance(documents, FileDocuments):
         return Position(len(documents.files), 0)
     return Position(_streamed(documents).rows.num_shards, 0)
@@ -105,11 +103,13 @@ def end_of(documents: Documents) -> Position:
 def plan(
     documents: Documents, start: Position, *, text_bytes: float, task_bytes: float
 ) -> Iterator[Task]:
-    """Cut the source, from `start` on, into tasks.
+    """Cut the source into tasks.
 
     Args:
-        text_bytes: stop after so much text.
-        task_bytes: of text that a task has at least, but for the last one.
+        documents: of the source.
+        start: of the first task.
+        text_bytes: rough size of the text to cut.
+        task_bytes: smallest size of the text of a task but the last.
     """
     planned, size, end = 0, 0, start
     for end, unit_bytes in _units(documents, start):
@@ -131,11 +131,11 @@ def _units(documents: Documents, after: Position) -> Iterator[tuple[Position, in
         return
 
     def row_groups(file: int) -> list[tuple[Position, int]]:
-        one = documents.files[file]
-        if kind_of(one.name) != ".parquet":
-            return [(Position(file + 1, 0), one.bytes)]
-        with damage_named(one):
-            metadata = documents.read_metadata(one)
+        source_file = documents.files[file]
+        if kind_of(source_file.name) != ".parquet":
+            return [(Position(file + 1, 0), source_file.bytes)]
+        with file_errors(source_file):
+            metadata = documents.read_metadata(source_file)
         groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
         row, units = 0, []
         for group in groups:
@@ -150,7 +150,7 @@ def _units(documents: Documents, after: Position) -> Iterator[tuple[Position, in
 
 
 def _streamed(documents: Documents) -> "StreamedDocuments":
-    # The hub's libraries take a second to import; local text does not need them.
+    # The hub's libraries take a second to import, and local text does not need them.
     from app.prepare.hub import StreamedDocuments
 
     assert isinstance(documents, StreamedDocuments)

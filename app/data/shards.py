@@ -1,6 +1,6 @@
 """Token shards: the .bin format.
 
-A shard is llm.c's format for GPT-2 tokens (Karpathy, llm.c, dev/data/data_common.py): 256
+The format is llm.c's for GPT-2 tokens (Karpathy, llm.c, dev/data/data_common.py): 256
 little-endian int32, of which the first three are magic, version and token count, then that many
 little-endian uint16 tokens.
 """
@@ -25,27 +25,26 @@ Tokens = npt.NDArray[np.uint16]
 
 
 def shard_name(name: str, split: Split, index: int) -> str:
-    """File name of a shard: fineweb_000000.bin, fineweb_val_000000.bin."""
+    """Return a shard's file name: fineweb_000000.bin, fineweb_val_000000.bin."""
     return f"{name}_{'val_' if split == 'val' else ''}{index:06d}.bin"
 
 
 class ShardFile:
-    """A shard that is written piece by piece, and takes its name when it is committed.
+    """A shard that is written step by step, and takes its name when it is committed.
 
-    As a context manager it leaves nothing behind that was not.
+    As a context manager it deletes a shard that was not committed.
 
     Args:
-        expected: tokens that will come. With another number the shard is as right, but is read
-            again for its hash.
+        path: of the shard once it is committed.
+        expected: tokens that will be written; with another number the shard is just as correct,
+            but commit() has to read it again for its hash.
 
     Attributes:
-        path: the name that it takes
         tokens: written so far
     """
 
     def __init__(self, path: Path, expected: int) -> None:
-        self.path = path
-        self.tokens = 0
+        self.path, self.tokens = path, 0
         self._expected = expected
         self._ending = ExitStack()
         self._file = self._ending.enter_context(atomic_file(path))
@@ -58,7 +57,7 @@ class ShardFile:
         self.tokens += tokens.size
 
     def commit(self) -> str:
-        """Complete the shard; returns its SHA-256."""
+        """Complete the shard, and return its SHA-256."""
         with self._ending:
             if self.tokens != self._expected:
                 self._file.seek(0)
@@ -81,7 +80,7 @@ class ShardFile:
 
 
 class _Discarded(Exception):
-    """The block that writes a file is left before its end."""
+    """The shard was not committed."""
 
 
 def _header(tokens: int) -> bytes:
@@ -94,7 +93,7 @@ def open_shard(path: Path) -> Tokens:
     """Memory-map a shard's tokens, uint16 [count].
 
     Raises:
-        UserError: the file is missing, not a shard, or not of the size its header says.
+        UserError: the file is missing, is not a shard, or its size is not the header's.
     """
     fix = "prepare the dataset again, or copy the file again"
     try:

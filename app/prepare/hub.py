@@ -1,17 +1,17 @@
 """Text from the Hugging Face hub, or from a folder that is laid out as a repository of it.
 
 `datasets` resolves the configuration to files. Parquet files are then read directly, a row group
-at a time: only the text column travels, and the stream ends cleanly wherever it is left. Anything
-else goes through `datasets`' own streaming.
+at a time: only the text column is transferred, and the stream can end anywhere. All other files
+are streamed by `datasets`.
 """
 
 import os
-import re
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -26,39 +26,47 @@ from datasets import (
 )
 from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi, HfFileSystem
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import httpx
 
-from app.errors import AppError, NetworkError, UserError
+from app.errors import UserError
 from app.prepare.documents import Documents, Position, RowChunk
-from app.prepare.hub_client import checked_token, gated, giving_up, refusals_named, use_hub_client
-from app.prepare.local_files import FileDocuments, SourceFile, listing
+from app.prepare.hub_client import (
+    checked_token,
+    gated,
+    giving_up,
+    hub_errors,
+    short,
+    use_hub_client,
+)
+from app.prepare.local_files import FileDocuments, SourceFile, listing, missing_column
+from app.prepare.sources import TextSource
 from app.prepare.texts import as_texts
 
-if TYPE_CHECKING:
-    from app.prepare.sources import TextSource
-
-_NETWORK_ERRORS = (httpx.RequestError, HfHubHTTPError, ConnectionError, TimeoutError)
 _ROW_GROUPS_AHEAD = 8
 _TIMEOUT_SECONDS = 20.0
 
+# Enters hub_errors() for the dataset.
+Errors = Callable[[], AbstractContextManager[None]]
 
+
+@dataclass
 class HubFileDocuments(FileDocuments):
     """Documents in parquet files of a hub dataset."""
 
+    errors: Errors = nullcontext
+
     def read_metadata(self, file: SourceFile) -> pq.FileMetaData:
-        """The footer of a parquet file."""
-        with _network():
+        """Read the footer of a parquet file."""
+        with self.errors():
             return super().read_metadata(file)
 
-    def pieces(self, start: Position) -> Generator[RowChunk]:
-        """All rows from `start` on, in order; see app.prepare.documents.Documents."""
+    def chunks(self, start: Position) -> Generator[RowChunk]:
+        """Yield all rows from `start` on; see app.prepare.documents.Documents."""
         giving_up.clear()
         try:
-            with _network():
-                yield from super().pieces(start)
+            with self.errors():
+                yield from super().chunks(start)
         finally:
-            # A thread that has read ahead in vain does not try again.
+            # Threads that still read ahead do not retry.
             giving_up.set()
 
 
@@ -69,36 +77,34 @@ class StreamedDocuments:
     rows: IterableDataset
     text_column: str
     source: Mapping[str, Any]
+    errors: Errors = nullcontext
 
-    def pieces(self, start: Position) -> Generator[RowChunk]:
-        """All rows from `start` on, in order; see app.prepare.documents.Documents."""
-        with _network():
+    def chunks(self, start: Position) -> Generator[RowChunk]:
+        """Yield all rows from `start` on; see app.prepare.documents.Documents."""
+        with self.errors():
             row = start.row
             for texts in self._texts(row):
-                yield RowChunk.parsed(Position(0, row), texts, None)
+                yield RowChunk.parsed(Position(0, row), texts)
                 row += len(texts)
 
     def _texts(self, first_row: int) -> Iterator[pa.LargeStringArray]:
         rows = self.rows.skip(first_row) if first_row else self.rows
-        row = first_row
+        row, dataset = first_row, self.source["dataset"]
         try:
             for values in rows.iter(batch_size=256):
                 if self.text_column not in values:
-                    raise UserError(
-                        f"{self.source['dataset']} has no column {self.text_column!r}",
-                        f"set PREPARE_TEXT_COLUMN to one of: {', '.join(values)}",
-                    )
+                    raise missing_column(dataset, self.text_column, values)
                 texts = as_texts(values[self.text_column], "row", row)
                 yield texts
                 row += len(texts)
         except (DatasetsError, ValueError) as error:
             raise UserError(
-                f"{self.source['dataset']} cannot be read: {_short(error)}",
+                f"{dataset} cannot be read: {short(error)}",
                 "correct its files, or set PREPARE_DATASET to another dataset",
             ) from error
 
 
-def hub_documents(place: str | Path, source: "TextSource", hf_token: str | None) -> Documents:
+def hub_documents(place: str | Path, source: TextSource, hf_token: str | None) -> Documents:
     """Find the documents of a hub dataset; see app.prepare.sources.open_documents.
 
     Args:
@@ -118,40 +124,35 @@ def hub_documents(place: str | Path, source: "TextSource", hf_token: str | None)
             SourceFile(path, os.path.relpath(path, root), Path(path).stat().st_size)
             for path in paths
         ]
-        found = {"dataset": Path(root).name, "config": builder.config.name, "split": source.split}
-        found["listing"] = listing(files)
+        identity = {"dataset": Path(root).name, "config": builder.config.name}
+        identity |= {"split": source.split, "listing": listing(files)}
         if _is_parquet(paths):
-            return FileDocuments(files, column, found)
-        return StreamedDocuments(_stream(builder, source.split), column, found)
+            return FileDocuments(files, column, identity)
+        return StreamedDocuments(_stream(builder, source.split), column, identity)
 
-    checked_token(hf_token)
+    token = checked_token(hf_token)
     use_hub_client(source.retry_seconds)
     giving_up.clear()
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    with _network():
-        commit = _commit(place, source.revision, hf_token)
-        builder = _builder(place, source.config, commit, hf_token)
+    errors = partial(hub_errors, place, source.revision, token)
+    with errors():
+        # This request comes first: its answer shows that the hub is reachable.
+        hub = HfApi(token=token)
+        info = hub.dataset_info(place, revision=source.revision, timeout=_TIMEOUT_SECONDS)
+        commit = str(info.sha)
+        builder = _builder(place, source.config, commit, token)
         paths = _paths_of_split(builder, place, source.split)
-        found = {"dataset": place, "config": builder.config.name, "split": source.split}
-        found["revision"] = commit
+        identity = {"dataset": place, "config": builder.config.name}
+        identity |= {"split": source.split, "revision": commit}
         if not _is_parquet(paths):
-            return StreamedDocuments(_stream(builder, source.split), column, found)
-        hub = HfFileSystem(token=hf_token)
-        files = [SourceFile(path, path, int(hub.info(path)["size"])) for path in paths]
-        return HubFileDocuments(files, column, found, hub, _ROW_GROUPS_AHEAD)
+            return StreamedDocuments(_stream(builder, source.split), column, identity, errors)
+        system = HfFileSystem(token=token)
+        files = [SourceFile(path, path, int(system.info(path)["size"])) for path in paths]
+        return HubFileDocuments(files, column, identity, system, _ROW_GROUPS_AHEAD, errors)
 
 
 def _is_parquet(paths: list[str]) -> bool:
     return all(path.endswith(".parquet") for path in paths)
-
-
-def _commit(dataset: str, revision: str, token: str | None) -> str:
-    """The commit that a revision names. Asked for first: the answer shows that the hub is there."""
-    with refusals_named(dataset, revision, token):
-        found = HfApi(token=token).dataset_info(
-            dataset, revision=revision, timeout=_TIMEOUT_SECONDS
-        )
-    return str(found.sha)
 
 
 def _builder(
@@ -164,7 +165,7 @@ def _builder(
         names = get_dataset_config_names(place, revision=commit, download_config=download)
         if config in names:
             raise UserError(
-                f"{place} cannot be read: {_short(error)}",
+                f"{place} cannot be read: {short(error)}",
                 "set PREPARE_DATASET to another dataset",
             ) from error
         raise UserError(
@@ -174,12 +175,12 @@ def _builder(
             f"set PREPARE_DATASET_CONFIG to one of: {', '.join(names)}",
         ) from error
     except (DatasetsError, FileNotFoundError, RuntimeError, yaml.YAMLError) as error:
-        # RuntimeError: a dataset that is a program, which `datasets` does not run any more.
+        # RuntimeError: a dataset that is a program, which `datasets` no longer runs.
         if "gated dataset" in str(error):
             raise gated(place, token) from error
         raise UserError(
-            f"{place} cannot be read: {_short(error)}",
-            "correct PREPARE_DATASET, or take another dataset; a gated one needs HF_TOKEN",
+            f"{place} cannot be read: {short(error)}",
+            "correct PREPARE_DATASET, or choose another dataset; a gated one needs HF_TOKEN",
         ) from error
 
 
@@ -194,34 +195,6 @@ def _paths_of_split(builder: DatasetBuilder, place: str, split: str) -> list[str
 
 
 def _stream(builder: DatasetBuilder, split: str) -> IterableDataset:
-    # Only for a base class that nobody here needs, `datasets` would import torch.
+    # `datasets` would import torch, only for a base class that is not needed here.
     datasets.config.TORCH_AVAILABLE = False
     return builder.as_streaming_dataset(split)
-
-
-@contextmanager
-def _network() -> Iterator[None]:
-    try:
-        yield
-    except _NETWORK_ERRORS as error:
-        raise _failure(error) from error
-
-
-def _failure(error: Exception) -> AppError:
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    if status in (400, 401, 403, 404):
-        return UserError(
-            f"the hub refuses: {_short(error)}",
-            "correct PREPARE_DATASET or HF_TOKEN; a gated or private dataset needs one",
-        )
-    return NetworkError(
-        f"the hub does not answer: {_short(error)}",
-        "try again later, or point PREPARE_DATASET to local files",
-    )
-
-
-def _short(error: Exception) -> str:
-    said = str(error).partition("For more information")[0]
-    # Whoever has a signed address may read.
-    said = re.sub(r"(https?://[^\s?]+)\?[^\s'\")]*", r"\1", said)
-    return " ".join(said.split())[:200] or type(error).__name__

@@ -1,7 +1,7 @@
-"""The HTTP client of the hub's libraries: time limits, and retries that are told.
+"""The HTTP client of the hub's libraries, with time limits and visible retries; the hub's errors.
 
-By themselves they wait for some answers without a limit, try others again for a minute in
-silence, and close each other's connections when one fails.
+By themselves the libraries wait for some answers without a limit, retry others silently for a
+minute, and close each other's connections when one fails.
 """
 
 import json
@@ -20,22 +20,22 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx
 
-from app.errors import NetworkError, UserError
+from app.errors import AppError, NetworkError, UserError
 
-_LONGEST_WAIT_SECONDS = 120.0
-_WORTH_A_RETRY = (408, 429, *range(500, 600))
-# Anything else is telemetry, which may fail.
+_MAX_WAIT_SECONDS = 120.0
+_RETRIED_STATUSES = (408, 429, *range(500, 600))
+# All other requests are telemetry, which may fail.
 _NEEDED = (f"{constants.ENDPOINT}/api/datasets/", f"{constants.ENDPOINT}/datasets/")
 
-# Once it is set, a request that fails is given up: nobody waits for it any more.
+# When it is set, a request that fails is not tried again: nothing waits for its answer any more.
 giving_up = threading.Event()
 
 
 def checked_token(token: str | None) -> str | None:
-    """The token given, or else the one that huggingface_hub finds; None without any.
+    """Return `token`, or else the one that huggingface_hub finds; None without any.
 
     Raises:
-        UserError: it cannot be sent: errors of the libraries would show it.
+        UserError: it cannot be sent, and the libraries' error would show it.
     """
     token = token or get_token()
     if token and not re.fullmatch(r"[!-~]+", token):
@@ -47,12 +47,12 @@ def checked_token(token: str | None) -> str | None:
 
 
 class HubClient(httpx.Client):
-    """Gives whole answers only, and asks again a few times while the network or the hub fails.
+    """Returns complete answers only, and retries while the network or the hub fails.
 
-    It raises NetworkError in the end, which no library takes for an error that it could retry.
+    After the last try it raises NetworkError, which no library mistakes for an error to retry.
 
     Args:
-        retry_seconds: waits before each new try.
+        retry_seconds: waits between tries.
         options: of httpx.Client.
     """
 
@@ -68,25 +68,25 @@ class HubClient(httpx.Client):
         request.extensions["timeout"] = limit.as_dict()
         if not str(request.url).startswith(_NEEDED):
             return super().send(request, stream=stream, **options)
-        # Without what a signed address ends in, which nobody else may see.
+        # A signed address ends in a secret.
         place = request.url.copy_with(query=None)
         for wait in (*self._retry_seconds, None):
-            asked_seconds = 0.0
+            requested_seconds = 0.0
             try:
                 response = super().send(request, **options)
             except httpx.TransportError as error:
                 problem = str(error) or type(error).__name__
             else:
-                if (found := _problem(response)) is None:
+                if (fault := _problem(response)) is None:
                     return response
-                problem = found
-                asked_seconds = _asked_to_wait(response)
+                problem = fault
+                requested_seconds = _retry_after(response)
             if wait is None or giving_up.is_set():
                 raise NetworkError(
                     f"the hub does not answer: {problem} ({place})",
                     "run the same command again later; it continues",
                 )
-            seconds = max(wait, asked_seconds)
+            seconds = max(wait, requested_seconds)
             print(
                 f"the hub does not answer: {problem} ({place}); trying again in {seconds:g} s",
                 flush=True,
@@ -105,68 +105,86 @@ def use_hub_client(retry_seconds: Sequence[float]) -> None:
 
 
 @contextmanager
-def refusals_named(dataset: str, revision: str, token: str | None) -> Iterator[None]:
-    """Turn the ways in which the hub refuses a dataset into errors that say what to do.
+def hub_errors(dataset: str, revision: str, token: str | None) -> Iterator[None]:
+    """Turn the ways in which the hub fails or refuses a dataset into errors with advice.
 
     Raises:
-        UserError: the hub does not know the dataset or the token, or keeps them apart.
-        NetworkError: what answers is not the hub.
+        UserError: the hub does not know the dataset or the token, or denies access.
+        NetworkError: the hub does not answer, or something else answers in its place.
     """
     try:
         yield
     except json.JSONDecodeError as error:
         raise NetworkError(
-            f"what answers at {constants.ENDPOINT} is not the hub, but a log-in page, say",
+            f"what answers at {constants.ENDPOINT} is not the hub, but perhaps a log-in page",
             "connect this machine to the hub, or point PREPARE_DATASET to local files",
         ) from error
-    except GatedRepoError as error:
-        raise gated(dataset, token) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
+    except (httpx.RequestError, HfHubHTTPError, ConnectionError, TimeoutError) as error:
+        raise _explained(error, dataset, revision, token) from error
+
+
+def _explained(error: Exception, dataset: str, revision: str, token: str | None) -> AppError:
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+    if isinstance(error, GatedRepoError):
+        return gated(dataset, token)
+    if isinstance(error, RepositoryNotFoundError):
+        return UserError(
             f"there is no dataset {dataset} on the hub, and no such file or folder here",
             "correct PREPARE_DATASET; a private dataset needs HF_TOKEN",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise UserError(
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return UserError(
             f"{dataset} has no revision {revision!r}",
             "correct PREPARE_DATASET_REVISION; a folder that was begun with a commit which the hub "
-            "has no more cannot be continued: set PREPARE_OUT_DIR to another",
-        ) from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status == 401:
-            raise UserError(
-                "the hub does not know this token (401): it is mistyped, expired or revoked",
-                "set HF_TOKEN to a new one from the hub's settings; public datasets need none",
-            ) from error
-        raise UserError(
-            f"the hub refuses {dataset} with status {status}",
-            "correct PREPARE_DATASET or HF_TOKEN, or try again later",
-        ) from error
+            "no longer has cannot be continued: set PREPARE_OUT_DIR to another",
+        )
+    if status == 401 and token:
+        return UserError(
+            "the hub does not know this token (401): it is mistyped, expired or revoked",
+            "set HF_TOKEN to a new one from the hub's settings; public datasets need none",
+        )
+    if 400 <= status < 500:
+        return UserError(
+            f"the hub refuses {dataset} with status {status}: {short(error)}",
+            "correct PREPARE_DATASET or HF_TOKEN (a gated or private dataset needs one), or try "
+            "again later",
+        )
+    return NetworkError(
+        f"the hub does not answer: {short(error)}",
+        "try again later, or point PREPARE_DATASET to local files",
+    )
 
 
 def gated(dataset: str, token: str | None) -> UserError:
-    """The error for a dataset that the hub gives to those who have accepted its terms."""
-    why = "this token may not read it" if token else "it is not given without a token"
+    """Return the error for a dataset whose terms the token's account has not accepted."""
+    reason = "this token may not read it" if token else "it cannot be read without a token"
     return UserError(
-        f"{dataset} is gated, and {why}",
+        f"{dataset} is gated, and {reason}",
         "accept its terms on its page, and set HF_TOKEN (for containers HF_TOKEN_FILE) to a token "
         "of that account which may read gated repositories",
     )
 
 
+def short(error: Exception) -> str:
+    """Return a library's message as one short line, without the signatures of addresses."""
+    message = str(error).partition("For more information")[0]
+    # Anyone who has a signed address can read the file.
+    message = re.sub(r"(https?://[^\s?]+)\?[^\s'\")]*", r"\1", message)
+    return " ".join(message.split())[:200] or type(error).__name__
+
+
 def _problem(response: httpx.Response) -> str | None:
-    if response.status_code in _WORTH_A_RETRY:
+    if response.status_code in _RETRIED_STATUSES:
         return f"{response.status_code} {response.reason_phrase}"
     if response.status_code == 206:
         first, _, last = response.request.headers["Range"].removeprefix("bytes=").partition("-")
-        wanted = int(last) + 1 - int(first) if last else None
-        if wanted is not None and len(response.content) != wanted:
-            return f"{len(response.content):,} of {wanted:,} bytes came"
+        expected = int(last) + 1 - int(first) if last else None
+        if expected is not None and len(response.content) != expected:
+            return f"{len(response.content):,} of {expected:,} bytes arrived"
     return None
 
 
-def _asked_to_wait(response: httpx.Response) -> float:
-    """Seconds of the answer's Retry-After, within reason."""
-    said = response.headers.get("Retry-After", "")
-    return min(float(said), _LONGEST_WAIT_SECONDS) if said.isdigit() else 0.0
+def _retry_after(response: httpx.Response) -> float:
+    """Return the seconds of the answer's Retry-After, up to a limit."""
+    value = response.headers.get("Retry-After", "")
+    return min(float(value), _MAX_WAIT_SECONDS) if value.isdigit() else 0.0

@@ -1,7 +1,7 @@
 """JSON lines: one thread cuts the file into blocks of whole lines, many threads parse them.
 
-Python's `json` defines what a line means and which lines are refused, but it holds the
-interpreter's lock. Arrow's parser does not: it parses every block that it is known to read alike.
+Python's `json` defines the meaning of a line and which lines are refused, but it holds the
+interpreter's lock. Arrow's parser does not: it parses each block that it is known to read alike.
 """
 
 import io
@@ -21,25 +21,25 @@ from app.prepare.texts import arrow_texts, as_texts
 _BLOCK_BYTES = 4 << 20
 _NEWLINE, _QUOTE, _BACKSLASH = b'\n"\\'
 _BLANKS = b" \t\r"
-# Arrow accepts more than Python here: Inf, integers of any length, two values in a line.
+# Here Arrow accepts more than Python: Inf, integers of any length, two values in a line.
 _NOT_FOR_ARROW = re.compile(rb"[NI]|[0-9]{600}|\}[^,\]}\n]")
-# Counting its backslashes would take long.
-_LONG_RUN = b"\\" * 100
+# Counting the backslashes of a long run takes long.
+_MANY_BACKSLASHES = b"\\" * 100
 # Python refuses about a thousand nested levels.
-_DEEPEST = 500
+_MAX_DEPTH = 500
 _LEVELS = np.zeros(256, np.int8)
 _LEVELS[list(b"[{")] = 1
 _LEVELS[list(b"]}")] = -1
 
 
 def blocks(lines: BinaryIO) -> Iterator[bytes]:
-    """Yield whole lines, about four megabytes at a time, or a longer one alone."""
+    """Yield blocks of whole lines, of about four megabytes or one longer line."""
     while block := lines.read(_BLOCK_BYTES):
         yield block if block.endswith(b"\n") else block + lines.readline()
 
 
 def count_lines(block: bytes) -> int:
-    """Return how many lines a block has; the last may lack its end."""
+    """Return the number of lines; the last may lack its line end."""
     ends = np.count_nonzero(_bytes(block) == _NEWLINE)
     return int(ends) + (not block.endswith(b"\n"))
 
@@ -48,11 +48,12 @@ def objects(block: bytes, place: str, first: int) -> Iterator[dict[str, Any]]:
     """Yield the object of each line; an empty one for a blank line.
 
     Args:
+        block: whole lines.
         place: the file.
         first: number of the first line.
 
     Raises:
-        UserError: a line is no JSON object; it names `place` and the line's number.
+        UserError: a line is not a JSON object; names `place` and the line's number.
     """
     for number, line in enumerate(io.BytesIO(block), first):
         yield _object(line, f"{place}, line {number}") if line.strip() else {}
@@ -62,18 +63,18 @@ def texts_of_lines(block: bytes, column: str, place: str, first: int) -> pa.Larg
     """Return the texts of lines, large_string [lines]; empty where a line has none.
 
     Args:
-        column: that holds the text.
-        place, first: as of `objects`.
+        block, place, first: see objects().
+        column: the text's name.
 
     Raises:
-        UserError: a line is no JSON object, or its text is none.
+        UserError: a line is not a JSON object, or its value is not text.
     """
     if _is_plain(block):
         try:
             return arrow_texts(_parsed(block, column), place)
         except (ValueError, OverflowError):
-            pass  # what Arrow refuses, or is too large for it
-    values = [one.get(column) for one in objects(block, place, first)]
+            pass  # Arrow refuses it, or it is too large for Arrow.
+    values = [row.get(column) for row in objects(block, place, first)]
     return as_texts(values, f"{place}, line", first)
 
 
@@ -104,17 +105,17 @@ def _parsed(block: bytes, column: str) -> pa.ChunkedArray:
 
 
 def _is_plain(block: bytes) -> bool:
-    """Return True if Arrow, where it accepts this block, reads it as `json` would.
+    """Return True if Arrow either refuses this block or reads it as `json` would.
 
-    Arrow itself refuses invalid JSON, half a surrogate pair, and an object with the column twice.
+    It refuses invalid JSON, half a surrogate pair, and an object that has the column twice.
     """
-    if _LONG_RUN in block or not _is_utf8(block):
+    if _MANY_BACKSLASHES in block or not _is_utf8(block):
         return False
     outside = _outside_strings(_bytes(block))
-    if np.cumsum(_LEVELS[outside], dtype=np.int32).max(initial=0) > _DEEPEST:
+    if np.cumsum(_LEVELS[outside], dtype=np.int32).max(initial=0) > _MAX_DEPTH:
         return False
     skeleton = outside.tobytes().removesuffix(b"\n").translate(None, _BLANKS)
-    # For Arrow the end of a line is a blank like any other, so each line must hold a whole object.
+    # To Arrow a line end is a blank like any other, so each line must hold a whole object.
     return (
         skeleton.startswith(b"{")
         and skeleton.count(b"}\n{") == skeleton.count(b"\n")
@@ -135,9 +136,9 @@ def _is_utf8(block: bytes) -> bool:
 
 
 def _outside_strings(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return the bytes of a block of JSON outside strings, with the quote that ends each string."""
+    """Return a block's bytes outside strings, and the quote that ends each string."""
     quotes = np.flatnonzero(data == _QUOTE)
-    # A quote is escaped if an odd number of backslashes stands before it.
+    # A quote is escaped if an odd number of backslashes precedes it.
     before = quotes - 1
     is_escaped = np.zeros(quotes.size, np.bool_)
     while (follows := data[before] == _BACKSLASH).any():

@@ -1,7 +1,6 @@
-"""Documents in files, here or on the hub: plain text, JSON lines, parquet.
+"""Documents in files, local or on the hub: plain text, JSON lines, parquet.
 
-Parquet is read a row group at a time through a file system, which reads only the text column and
-nothing twice.
+Parquet is read a row group at a time: only the text column, and nothing twice.
 """
 
 import bz2
@@ -32,10 +31,10 @@ from app.prepare.texts import arrow_texts, as_texts
 
 KINDS = (".txt", ".md", ".py", ".jsonl", ".parquet")
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-_PIECE_BYTES = 4 << 20
-_PIECE_ROWS = 1024
+_CHUNK_BYTES = 4 << 20
+_CHUNK_ROWS = 1024
 _AHEAD_BYTES = 64 << 20
-_COLUMN_BYTES = 1 << 20
+_SEARCHED_BYTES = 1 << 20
 _DAMAGE = (
     EOFError,
     gzip.BadGzipFile,
@@ -48,7 +47,7 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of text: `path` opens it, `name` says its place in the source."""
+    """A file of text: `path` opens it, `name` is its path within the source."""
 
     path: str
     name: str
@@ -57,7 +56,15 @@ class SourceFile:
 
 @dataclass
 class FileDocuments:
-    """Documents in files of one file system, local or remote."""
+    """Documents in files of one file system, local or remote.
+
+    Attributes:
+        files: in the order in which they are read
+        text_column: the text's name in .jsonl and .parquet files
+        source: see app.prepare.documents.Documents
+        filesystem: of the files
+        row_groups_ahead: of a parquet file, read in advance
+    """
 
     files: list[SourceFile]
     text_column: str
@@ -65,16 +72,16 @@ class FileDocuments:
     filesystem: AbstractFileSystem = field(default_factory=LocalFileSystem)
     row_groups_ahead: int = 4
 
-    def pieces(self, start: Position) -> Generator[RowChunk]:
-        """All rows from `start` on, in order; see app.prepare.documents.Documents."""
+    def chunks(self, start: Position) -> Generator[RowChunk]:
+        """Yield all rows from `start` on; see app.prepare.documents.Documents."""
         total_bytes = sum(file.bytes for file in self.files) or 1
         done_bytes = sum(file.bytes for file in self.files[: start.file])
         for index, file in enumerate(self.files[start.file :], start.file):
             first_row = start.row if index == start.file else 0
-            with damage_named(file):
-                for piece in self._read(file, Position(index, first_row)):
-                    done = (done_bytes + (piece.fraction or 0.0) * file.bytes) / total_bytes
-                    yield replace(piece, fraction=done)
+            with file_errors(file):
+                for chunk in self._read(file, Position(index, first_row)):
+                    done = (done_bytes + (chunk.fraction or 0.0) * file.bytes) / total_bytes
+                    yield replace(chunk, fraction=done)
             done_bytes += file.bytes
 
     def _read(self, file: SourceFile, start: Position) -> Iterator[RowChunk]:
@@ -112,33 +119,33 @@ class FileDocuments:
             yield RowChunk(position, row - first, len(rest), texts, fraction)
 
     def _has_column(self, file: SourceFile, block: bytes, row: int) -> bool:
-        """Return True if a block's first megabyte has the column; False if its lines are blank."""
-        filled = None
-        end = block.find(b"\n", _COLUMN_BYTES) + 1 or len(block)
-        for one in objects(block[:end], file.path, row + 1):
-            if self.text_column in one:
+        """Return False if a block's first megabyte is blank lines; UserError without the column."""
+        columns: dict[str, None] = {}
+        end = block.find(b"\n", _SEARCHED_BYTES) + 1 or len(block)
+        for values in objects(block[:end], file.path, row + 1):
+            if self.text_column in values:
                 return True
-            filled = filled or one
-        if filled:
-            raise _no_column(file, self.text_column, filled)
+            columns = columns or dict.fromkeys(values)
+        if columns:
+            raise missing_column(file.path, self.text_column, columns)
         return False
 
     def _row_groups(self, file: SourceFile, start: Position) -> Iterator[RowChunk]:
         metadata = self.read_metadata(file)
         columns = metadata.schema.to_arrow_schema().names
         if self.text_column not in columns:
-            raise _no_column(file, self.text_column, columns)
+            raise missing_column(file.path, self.text_column, columns)
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         firsts = list(itertools.accumulate(sizes, initial=0))
-        wanted = [group for group, size in enumerate(sizes) if firsts[group] + size > start.row]
+        groups = [group for group, size in enumerate(sizes) if firsts[group] + size > start.row]
         read = partial(self.read_row_group, file, metadata)
-        largest = max((metadata.row_group(group).total_byte_size for group in wanted), default=0)
-        count = min(self.row_groups_ahead, max(1, _AHEAD_BYTES // max(1, largest)))
-        tables = prefetch(read, wanted, threads=count, max_pending=count)
-        for group, table in zip(wanted, tables, strict=True):
+        largest = max((metadata.row_group(group).total_byte_size for group in groups), default=0)
+        ahead = min(self.row_groups_ahead, max(1, _AHEAD_BYTES // max(1, largest)))
+        tables = prefetch(read, groups, threads=ahead, max_pending=ahead)
+        for group, table in zip(groups, tables, strict=True):
             column = table.column(0)
             mean_bytes = column.nbytes // max(1, len(column))
-            step = max(1, min(_PIECE_ROWS, _PIECE_BYTES // max(1, mean_bytes)))
+            step = max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // max(1, mean_bytes)))
             for at in range(max(start.row - firsts[group], 0), len(column), step):
                 rows = column[at : at + step]
                 first = firsts[group] + at
@@ -147,20 +154,20 @@ class FileDocuments:
                 yield RowChunk(Position(start.file, first), len(rows), rows.nbytes, texts, fraction)
 
     def read_metadata(self, file: SourceFile) -> pq.FileMetaData:
-        """The footer of a parquet file."""
+        """Read the footer of a parquet file."""
         with self.open(file) as raw:
             return pq.ParquetFile(raw).metadata
 
     def read_row_group(self, file: SourceFile, metadata: pq.FileMetaData, group: int) -> pa.Table:
-        """The text column of one row group."""
+        """Read the text column of one row group."""
         with self.open(file) as raw:
             parquet = pq.ParquetFile(raw, metadata=metadata, pre_buffer=True)
             return parquet.read_row_group(group, columns=[self.text_column])
 
 
 @contextmanager
-def damage_named(file: SourceFile) -> Iterator[None]:
-    """Turn what a damaged file raises into an error that names it."""
+def file_errors(file: SourceFile) -> Iterator[None]:
+    """Turn the exceptions that a damaged or missing file raises into errors that name it."""
     try:
         yield
     except _DAMAGE as error:
@@ -170,7 +177,7 @@ def damage_named(file: SourceFile) -> Iterator[None]:
             f"{file.path} cannot be read: {error}", "write it in another way, or leave it out"
         ) from error
     except OSError as error:
-        # bz2 and Arrow raise the bare class for bad data; the system's errors have numbers.
+        # bz2 and Arrow raise a bare OSError for bad data; errors of the system have a number.
         if type(error) is OSError and error.errno is None:
             raise _damaged(file, error) from error
         if error.errno in (errno.ENOENT, errno.EIO, errno.ESTALE):
@@ -181,12 +188,12 @@ def damage_named(file: SourceFile) -> Iterator[None]:
 
 
 def _column_texts(file: SourceFile, column: pa.ChunkedArray) -> pa.LargeStringArray:
-    with damage_named(file):
+    with file_errors(file):
         return arrow_texts(column, file.path)
 
 
 def _decoded(content: bytes) -> tuple[str, bool]:
-    """The text, and whether bytes had to be replaced."""
+    """Return the text, and True if bytes had to be replaced."""
     try:
         return content.decode("utf-8-sig"), False
     except UnicodeDecodeError:
@@ -202,15 +209,16 @@ def _decompressed(raw: BinaryIO, name: str) -> BinaryIO:
         case ".xz":
             return cast(BinaryIO, lzma.open(raw))
         case ".zst":
-            # Unlike zstandard's reader, Arrow's says so when the end is missing.
+            # Unlike zstandard's reader, Arrow's raises an error when the end is missing.
             return io.BufferedReader(pa.CompressedInputStream(raw, "zstd"))
         case _:
             return raw
 
 
-def _no_column(file: SourceFile, column: str, columns: Iterable[str]) -> UserError:
+def missing_column(place: str, column: str, columns: Iterable[str]) -> UserError:
+    """Return the error for a file or dataset that has `columns`, but not the text column."""
     return UserError(
-        f"{file.path} has no column {column!r}",
+        f"{place} has no column {column!r}",
         f"set PREPARE_TEXT_COLUMN to one of: {', '.join(columns)}",
     )
 
@@ -220,19 +228,19 @@ def _damaged(file: SourceFile, error: Exception) -> UserError:
 
 
 def kind_of(name: str) -> str | None:
-    """The kind of text file that `name` says: .txt, .jsonl, …; None if it is no text file."""
+    """Return the kind of text file from its name: .txt, .jsonl, …; None for any other file."""
     path = PurePosixPath(name.lower())
     if path.suffix in COMPRESSIONS and path.stem.endswith(".parquet"):
-        return None  # compressed inside, and unreadable by row groups from outside
+        return None  # Parquet compresses by itself; with more around it, no row group can be read.
     suffix = path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
     return suffix if suffix in KINDS else None
 
 
 def listing(files: Iterable[SourceFile]) -> str:
-    """SHA-256 of names and sizes, in order: it changes when files come, go or grow."""
+    """Return the SHA-256 of names and sizes, in order: it changes with any of them."""
     return digest("".join(f"{file.name}\t{file.bytes}\n" for file in files))
 
 
 def digest(text: str) -> str:
-    """SHA-256 of a text, which may be any file's name."""
+    """Return the SHA-256 of a text, which may be any file's name."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

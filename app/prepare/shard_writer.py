@@ -1,38 +1,39 @@
 """Cuts a stream of encoded documents into shards: the held-out tokens first.
 
-With each shard the manifest is committed, and in it the place in the source where the next one goes
-on. A run that was killed begins there.
+The manifest is committed with each shard. It holds the place in the source where the next shard
+begins, so that a run that was killed continues there.
 """
 
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from types import TracebackType
+from threading import Lock
 from typing import Any, Self
 
 import numpy as np
 
 from app.data.manifest import Manifest, ShardInfo
 from app.data.shards import ShardFile, Split, Tokens, shard_name
-from app.errors import AppError, UserError
+from app.errors import UserError
 from app.prepare.documents import Batch, Position
 from app.prepare.encoder import Lengths
+from app.prepare.sources import DatasetSpec
 
-_BATCHES_BEHIND = 8
+Task = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """The place where the next shard begins.
+    """The place in the source where the next shard begins.
 
     Attributes:
         file, row: position of its first document
         token: tokens of that document that earlier shards hold
         skipped: rows without text before it
         not_utf8: rows with replaced bytes before it
-        between: tokens of the document that the held-out ones end in, after them
+        between: tokens left out between the held-out and the training split: the rest of the
+            document in which the held-out tokens end
     """
 
     file: int = 0
@@ -44,7 +45,7 @@ class Cursor:
 
     @property
     def position(self) -> Position:
-        """Return the position to read on from."""
+        """Return the position to continue reading from."""
         return Position(self.file, self.row)
 
 
@@ -52,109 +53,115 @@ class EncodedBatch:
     """A batch and its tokens.
 
     Args:
+        batch: rows of the source
         tokens: uint16 [total]
         lengths: int64 [rows], tokens of each row
     """
 
     def __init__(self, batch: Batch, tokens: Tokens, lengths: Lengths) -> None:
         self.tokens = tokens
-        self.fraction = batch.pieces[-1].fraction
+        self.fraction = batch.chunks[-1].fraction
         self._batch = batch
         self._starts = np.cumsum(lengths) - lengths
         self._is_empty = lengths == 0
         self._document_starts = self._starts[~self._is_empty]
 
     def next_document(self, at: int) -> int:
-        """The token that the first document from token `at` on begins with."""
+        """Return the first token of the first document that begins at token `at` or later."""
         following = np.searchsorted(self._document_starts, at)
         if following == self._document_starts.size:
             return self.tokens.size
         return int(self._document_starts[following])
 
     def documents(self, begin: int, end: int) -> int:
-        """Return how many documents begin with one of these tokens."""
+        """Return how many documents begin with one of the tokens [begin, end)."""
         return int(np.diff(np.searchsorted(self._document_starts, (begin, end)))[0])
 
-    def cursor(self, at: int, before: Cursor) -> Cursor:
-        """The cursor at token `at`, counting on from `before`, where the batch begins."""
+    def cursor_at(self, at: int, before: Cursor) -> Cursor:
+        """Return the cursor at token `at`; `before` is the cursor where the batch begins."""
         row = int(np.searchsorted(self._starts, at))
-        token = 0
         is_start = row < self._starts.size and self._starts[row] == at
-        if not is_start and at < self.tokens.size:
-            row -= 1
-            token = at - int(self._starts[row])
-        return self._counted(row, token, row, before)
+        if is_start or at == self.tokens.size:
+            return self._cursor(row, 0, before)
+        return self._cursor(row - 1, at - int(self._starts[row - 1]), before)
 
-    def end(self, before: Cursor) -> Cursor:
-        """The cursor after all rows."""
-        return self._counted(self._starts.size, 0, self._starts.size, before)
+    def cursor_after(self, at: int, before: Cursor, *, is_last: bool) -> Cursor:
+        """Return the cursor after all rows, or if this batch is the last, after those begun.
 
-    def counted(self, at: int, before: Cursor) -> Cursor:
-        """The cursor at token `at`, its document counted, although it goes on."""
-        cursor = self.cursor(at, before)
-        row = int(np.searchsorted(self._starts, at))
-        return self._counted(row, cursor.token, row, before) if cursor.token else cursor
+        Args:
+            at: tokens that are taken.
+            before: the cursor where the batch begins.
+            is_last: True if no more tokens are needed; rows that begin at `at` do not count then.
+        """
+        row = int(np.searchsorted(self._starts, at)) if is_last else self._starts.size
+        return self._cursor(row, 0, before)
 
-    def _counted(self, row: int, token: int, rows: int, before: Cursor) -> Cursor:
-        position = self._batch.position(row)
+    def _cursor(self, row: int, token: int, before: Cursor) -> Cursor:
         return Cursor(
-            *position,
+            *self._batch.position(row),
             token,
-            before.skipped + int(np.count_nonzero(self._is_empty[:rows])),
-            before.not_utf8 + self._batch.not_utf8(rows),
+            before.skipped + int(np.count_nonzero(self._is_empty[:row])),
+            before.not_utf8 + self._batch.not_utf8(row),
             before.between,
         )
 
 
 class ShardWriter:
-    """Writes shards in a thread of its own, a few batches behind what it is given.
+    """Cuts batches into tasks, and runs the tasks, which write and commit shards.
+
+    Batches are cut in one thread, and tasks run in another, in order. Leaving the block waits for
+    the task that is running; nothing is written after it.
 
     Args:
-        folder: of the dataset.
-        name: what the shards' names begin with.
-        manifest: what is written so far; it says how large shards are and how many tokens to take.
+        folder: the dataset's.
+        spec: the tokens to take and the size of shards.
+        manifest: the shards that are written already.
+
+    Attributes:
+        manifest: of the shards that are committed; complete after finish()
+        cursor: the place in the source after the batches that are cut
+        taken: tokens of each split in these batches
     """
 
-    def __init__(self, folder: Path, name: str, manifest: Manifest) -> None:
-        wanted = manifest.settings
-        # One more than the held-out windows' inputs, so that the last of them has its last target.
-        self.held_out = wanted["val_tokens"] + 1 if wanted["val_tokens"] else 0
-        self.total = None if wanted["total_tokens"] == "all" else int(wanted["total_tokens"])
+    def __init__(self, folder: Path, spec: DatasetSpec, manifest: Manifest) -> None:
         self.manifest = manifest
         self.cursor = Cursor(**(manifest.position or {}))
         self.taken: dict[Split, int] = {
             "val": manifest.tokens("val"),
             "train": manifest.tokens("train"),
         }
-        self._folder, self._name = folder, name
+        self._folder, self._spec = folder, spec
         self._skip = self.cursor.token
         self._size = self._filled = self._documents = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
-        self._tasks = deque[Future[None]]()
-        # The thread's, while there are tasks, and so is the manifest.
+        self._lock = Lock()
+        self._is_writable = True
         self._file: ShardFile | None = None
 
     @property
     def full(self) -> bool:
-        """Return True if all tokens that were asked for are taken."""
+        """Return True if all requested tokens are taken."""
         return self._room() == 0
 
-    def write(self, encoded: EncodedBatch) -> None:
-        """Take the batch's tokens, as many as are wanted; `cursor` is then at its end."""
+    def cut(self, encoded: EncodedBatch) -> Iterator[Task]:
+        """Take as many of the batch's tokens as are needed; yields the tasks that write them.
+
+        Raises:
+            UserError: the source has changed since earlier shards were written.
+        """
         at, self._skip = self._skip, 0
         if at and at >= encoded.next_document(1):
             raise UserError(
-                "the document that the last shard ends in is shorter than it was: "
+                "the document that the last shard ends in is shorter than before: "
                 "the files have changed",
                 "set PREPARE_OUT_DIR to another folder, or delete this one to prepare it anew",
             )
         while at < encoded.tokens.size and not self.full:
             split = self._split()
             if not self._filled:
-                size, room = int(self.manifest.settings["shard_size"]), self._room()
+                size, room = self._spec.shard_size, self._room()
                 self._size = size if room is None else min(size, room)
             end = min(at + self._size - self._filled, encoded.tokens.size)
-            self._do(self._append, split, self._size, encoded.tokens[at:end])
+            yield partial(self._append, split, self._size, encoded.tokens[at:end])
             self._documents += encoded.documents(at, end)
             self._filled += end - at
             self.taken[split] += end - at
@@ -163,15 +170,25 @@ class ShardWriter:
                 if self._split() != split:
                     held_out_end, at = at, encoded.next_document(at)
                     self.cursor = replace(self.cursor, between=at - held_out_end)
-                self._flush(split, encoded.cursor(at, self.cursor))
-        self.cursor = encoded.counted(at, self.cursor) if self.full else encoded.end(self.cursor)
+                yield self._end_shard(split, encoded.cursor_at(at, self.cursor))
+        self.cursor = encoded.cursor_after(at, self.cursor, is_last=self.full)
+
+    def run(self, task: Task) -> None:
+        """Run a task; after one that fails, nothing more is written.
+
+        Raises:
+            OSError: the disk is full or fails.
+        """
+        with self._lock:
+            if self._is_writable:
+                self._is_writable = False
+                task()
+                self._is_writable = True
 
     def finish(self) -> Manifest:
-        """Write what is left and the complete manifest."""
+        """Commit the last shard, and the manifest as complete."""
         if self._filled:
-            self._flush(self._split(), self.cursor)
-        if self._tasks:
-            self._tasks[-1].result()
+            self.run(self._end_shard(self._split(), self.cursor))
         counts = {
             "documents": sum(shard.documents for shard in self.manifest.shards),
             "skipped": self.cursor.skipped,
@@ -184,28 +201,23 @@ class ShardWriter:
         return self.manifest
 
     def _split(self) -> Split:
-        return "val" if self.taken["val"] < self.held_out else "train"
+        return "val" if self.taken["val"] < self._spec.held_out_tokens else "train"
 
     def _room(self) -> int | None:
-        """Return how many tokens the split still takes; None for all there are."""
+        """Return how many more tokens the current split takes; None for no limit."""
         split = self._split()
-        limit = self.held_out if split == "val" else self.total
+        limit = self._spec.held_out_tokens if split == "val" else self._spec.total_tokens
         return None if limit is None else limit - self.taken[split]
 
-    def _flush(self, split: Split, cursor: Cursor) -> None:
-        self._do(self._commit, split, self._documents, cursor)
+    def _end_shard(self, split: Split, cursor: Cursor) -> Task:
+        commit = partial(self._commit, split, self._documents, cursor)
         self._filled = self._documents = 0
-
-    def _do(self, task: Callable[..., None], *arguments: Any) -> None:
-        before = self._tasks[-1] if self._tasks else None
-        self._tasks.append(self._thread.submit(_after, before, task, *arguments))
-        while self._tasks and (self._tasks[0].done() or len(self._tasks) > _BATCHES_BEHIND):
-            self._tasks.popleft().result()
+        return commit
 
     def _append(self, split: Split, size: int, tokens: Tokens) -> None:
         if self._file is None:
             number = sum(shard.split == split for shard in self.manifest.shards)
-            self._file = ShardFile(self._folder / shard_name(self._name, split, number), size)
+            self._file = ShardFile(self._folder / shard_name(self._spec.name, split, number), size)
         self._file.write(tokens)
 
     def _commit(self, split: Split, documents: int, cursor: Cursor) -> None:
@@ -213,34 +225,23 @@ class ShardWriter:
         sha256 = self._file.commit()
         shard = ShardInfo(self._file.path.name, split, self._file.tokens, documents, sha256)
         self._file = None
-        self.manifest = replace(
-            self.manifest, shards=(*self.manifest.shards, shard), position=asdict(cursor)
-        )
+        shards = (*self.manifest.shards, shard)
+        self.manifest = replace(self.manifest, shards=shards, position=asdict(cursor))
         self.manifest.save(self._folder)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        # Complete shards are committed, also when the run is stopped, even while it waits here.
+    def __exit__(self, *error: Any) -> None:
+        # A signal may interrupt the wait for the running task: wait again.
         try:
-            self._thread.shutdown(wait=True)
+            self._close(*error)
         finally:
-            self._thread.shutdown(wait=True)
-            if self._file is not None:
-                self._file.__exit__(kind, error, trace)
-        if isinstance(error, AppError) and self._tasks:
-            # A disk that was full before matters more.
-            self._tasks[-1].result()
+            self._close(*error)
 
-
-def _after(before: Future[None] | None, task: Callable[..., None], *arguments: Any) -> None:
-    """Do a task unless the one before has failed: nothing is to follow a torn write."""
-    if before is not None:
-        before.result()
-    task(*arguments)
+    def _close(self, *error: Any) -> None:
+        with self._lock:
+            self._is_writable = False
+            if self._file:
+                self._file.__exit__(*error)
+                self._file = None

@@ -1,4 +1,4 @@
-"""Sources of text: files here, a hub dataset, Python's own library."""
+"""Sources of text: local files, a hub dataset, Python's own library; the dataset to make of one."""
 
 import itertools
 import os
@@ -23,7 +23,7 @@ from app.prepare.local_files import (
 )
 
 STDLIB = "stdlib"
-_NOT_THE_LIBRARY = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages"})
+_EXCLUDED_FROM_STDLIB = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages"})
 _HUB_ID = re.compile(r"[A-Za-z0-9_-][\w.-]*(/[\w.-]+)?", re.ASCII)
 
 
@@ -32,13 +32,13 @@ class TextSource:
     """A source of text.
 
     Attributes:
-        dataset: `stdlib`, a local file, folder or glob, or a hub id; a folder that is laid out as a
-            hub repository is read as one
-        config, revision, split: of a hub dataset
-        text_column: of .jsonl, .parquet and hub datasets
-        shuffle_files: local files in an order fixed by the hash of their names, since folders are
-            sorted by topic; otherwise by name
-        retry_seconds: waits before each new try when the hub does not answer
+        dataset: `stdlib`, a local file, folder or glob, or a hub id; a folder laid out as a hub
+            repository is read as one
+        config, revision, split: which part of a hub dataset
+        text_column: the text's name in .jsonl, .parquet and hub datasets
+        shuffle_files: read local files in the order of their names' hashes, since folders are
+            sorted by topic; otherwise in the order of their names
+        retry_seconds: waits between tries when the hub does not answer
     """
 
     dataset: str
@@ -51,22 +51,53 @@ class TextSource:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return what of it determines a dataset's bytes, for its manifest."""
-        settings: dict[str, Any] = {
-            "text_column": self.text_column,
-            "shuffle_files": self.shuffle_files,
-        }
+        """Return the fields that determine a dataset's bytes, for its manifest."""
+        names = ["text_column", "shuffle_files"]
         if is_hub_id(self.dataset):
-            settings |= {"dataset": self.dataset, "config": self.config}
-            settings |= {"revision": self.revision, "split": self.split}
-        return settings
+            names += ["dataset", "config", "revision", "split"]
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A dataset to prepare.
+
+    Attributes:
+        source: its text
+        name: the beginning of the shards' names
+        total_tokens: training tokens; None for all
+        val_tokens: held-out tokens, which come before the training tokens
+        shard_size: tokens of each shard but a split's last
+    """
+
+    source: TextSource
+    name: str
+    total_tokens: int | None = None
+    val_tokens: int = 0
+    shard_size: int = 100_000_000
+
+    @property
+    def held_out_tokens(self) -> int:
+        """Return the size of the held-out split, with one more token as the last target."""
+        return self.val_tokens + 1 if self.val_tokens else 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that determine the dataset's bytes, for its manifest."""
+        return {
+            **self.source.settings,
+            "total_tokens": self.total_tokens or "all",
+            "val_tokens": self.val_tokens,
+            "shard_size": self.shard_size,
+        }
 
 
 def open_documents(source: TextSource, hf_token: str | None = None) -> Documents:
     """Find the documents of a source without reading them.
 
     Args:
-        hf_token: for gated hub datasets.
+        source: what to find.
+        hf_token: for private and gated hub datasets.
 
     Raises:
         UserError: there is no such dataset, configuration, split or file.
@@ -76,11 +107,10 @@ def open_documents(source: TextSource, hf_token: str | None = None) -> Documents
     path = _expanded(dataset)
     is_hub_folder = dataset != STDLIB and path.is_dir() and _is_hub_layout(path)
     if is_hub_folder or is_hub_id(dataset):
-        # The hub's libraries take a second to import; local text does not need them.
+        # The hub's libraries take a second to import, and local text does not need them.
         from app.prepare.hub import hub_documents
 
-        place = path if is_hub_folder else dataset
-        return hub_documents(place, source, hf_token)
+        return hub_documents(path if is_hub_folder else dataset, source, hf_token)
 
     paths, root = _find(dataset)
     files = [
@@ -91,12 +121,12 @@ def open_documents(source: TextSource, hf_token: str | None = None) -> Documents
     if not files:
         raise UserError(
             f"no text in {path}: none of {len(paths)} files ends in {' '.join(KINDS)}",
-            f"name other files; compressed ones may also end in {' '.join(COMPRESSIONS)}",
+            f"choose other files; compressed ones may also end in {' '.join(COMPRESSIONS)}",
         )
     files.sort(key=lambda file: (digest(file.name) if source.shuffle_files else "", file.name))
     kind = STDLIB if dataset == STDLIB else "files"
-    found = {"dataset": kind, "files": len(files), "listing": listing(files)}
-    return FileDocuments(files, source.text_column, found)
+    identity = {"dataset": kind, "files": len(files), "listing": listing(files)}
+    return FileDocuments(files, source.text_column, identity)
 
 
 def is_hub_id(dataset: str) -> bool:
@@ -106,11 +136,11 @@ def is_hub_id(dataset: str) -> bool:
 
 
 def _find(dataset: str) -> tuple[list[Path], Path]:
-    """Files that may hold text, and the folder that their names are relative to."""
+    """Return files that may hold text, and the folder that their names are relative to."""
     path = _expanded(dataset)
     if dataset == STDLIB:
         root = Path(sysconfig.get_paths()["stdlib"])
-        return [path for path in _below(root, _NOT_THE_LIBRARY) if path.suffix == ".py"], root
+        return [path for path in _below(root, _EXCLUDED_FROM_STDLIB) if path.suffix == ".py"], root
     if path.is_file():
         return [path], path.parent
     if path.is_dir():
@@ -136,9 +166,9 @@ def _is_pattern(text: str) -> bool:
     return any(character in text for character in "*?[")
 
 
-def _below(folder: Path, left_out: frozenset[str] = frozenset()) -> Iterator[Path]:
+def _below(folder: Path, excluded: frozenset[str] = frozenset()) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder, onerror=_raise):
-        folders[:] = [name for name in folders if name not in left_out and name[0] != "."]
+        folders[:] = [name for name in folders if name not in excluded and name[0] != "."]
         yield from (Path(parent, name) for name in names if name[0] != ".")
 
 

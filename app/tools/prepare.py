@@ -4,7 +4,7 @@ import gc
 import os
 
 from app.prepare.pipeline import prepare as run_pipeline
-from app.prepare.sources import TextSource
+from app.prepare.sources import DatasetSpec, TextSource
 from app.settings.prepare import PrepareSettings
 from app.settings.settings import Settings
 
@@ -15,20 +15,16 @@ def prepare(settings: Settings) -> None:
     gc.set_threshold(100_000)
     cfg, token = settings.prepare, settings.general.hf_token
     run_pipeline(
-        text_source(cfg),
+        dataset_spec(cfg),
         settings.prepare_dir,
-        name=cfg.dataset_name,
-        total_tokens=None if cfg.total_tokens == "all" else cfg.total_tokens,
-        val_tokens=cfg.val_tokens,
-        shard_size=cfg.shard_size,
         workers=(os.cpu_count() or 1) if cfg.workers == "auto" else cfg.workers,
         hf_token=token.get_secret_value() if token else None,
     )
 
 
-def text_source(cfg: PrepareSettings) -> TextSource:
-    """Return the source of text that the settings name."""
-    return TextSource(
+def dataset_spec(cfg: PrepareSettings) -> DatasetSpec:
+    """Return the dataset that the settings describe."""
+    source = TextSource(
         cfg.dataset,
         cfg.config,
         cfg.dataset_revision,
@@ -37,3 +33,5 @@ def text_source(cfg: PrepareSettings) -> TextSource:
         cfg.shuffle_files,
         cfg.retry_seconds,
     )
+    total_tokens = None if cfg.total_tokens == "all" else cfg.total_tokens
+    return DatasetSpec(source, cfg.dataset_name, total_tokens, cfg.val_tokens, cfg.shard_size)

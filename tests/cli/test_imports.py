@@ -14,7 +14,7 @@ import pytest
 
 from app.cli.commands import COMMANDS
 from app.prepare.pipeline import prepare
-from app.prepare.sources import TextSource
+from app.prepare.sources import DatasetSpec, TextSource
 from tests.newcomer import REPOSITORY, settle
 
 # What every command needs for its settings; and those that look at shards or metrics.
@@ -94,12 +94,10 @@ def test_what_is_wrong_is_told_before_anything_heavy_is_imported(
 
 def test_train_says_what_it_begins_with_before_torch_is_imported() -> None:
     prepare(
-        TextSource("stdlib"),
+        DatasetSpec(
+            TextSource("stdlib"), "stdlib", total_tokens=2000, val_tokens=0, shard_size=2000
+        ),
         Path("data/text"),
-        name="stdlib",
-        total_tokens=2000,
-        val_tokens=0,
-        shard_size=2000,
     )
     process = start("train", "--dataset-dir", "text")
     assert process.stdout is not None

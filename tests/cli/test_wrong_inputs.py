@@ -324,13 +324,13 @@ WRONG = (
     Wrong(
         "prepared before with other settings",
         "prepare --shard-size 500",
-        "data/words was prepared otherwise: shard_size was 100000000 and is now 500",
+        "data/words was prepared differently: shard_size was 100000000 and is now 500",
         "set PREPARE_OUT_DIR to another folder, or delete this one to prepare it anew",
     ),
     Wrong(
         "prepared before from other text",
         "prepare",
-        "data/words was prepared otherwise",
+        "data/words was prepared differently",
         "set PREPARE_OUT_DIR to another folder, or delete this one to prepare it anew",
         first=file("texts/new.txt", "One more."),
     ),

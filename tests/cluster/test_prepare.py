@@ -190,7 +190,7 @@ def test_unfinished_folder_is_refused_to_other_settings_and_to_one_machine(tmp_p
     assert run.stderr == f"stopped: {cluster.out} is incomplete; the same command continues\n"
     alone = Preparation(tmp_path, settings).run()
     assert alone.code == ExitCode.USER
-    assert "was prepared otherwise: prepared_by was 'app.cluster' and is now None" in alone.error
+    assert "was prepared differently: prepared_by was 'app.cluster' and is now None" in alone.error
     other = Cluster(tmp_path, settings | {"PREPARE_SHARD_SIZE": "500"}).run()
     assert other.returncode == ExitCode.USER
     assert "shard_size was 8000 and is now 500" in other.stderr

@@ -24,7 +24,7 @@ START = Position(0, 0)
 
 def read(documents: Documents) -> list[str]:
     """All texts."""
-    return [text for piece in documents.pieces(START) for text in piece.texts().to_pylist() if text]
+    return [text for piece in documents.chunks(START) for text in piece.texts().to_pylist() if text]
 
 
 def write_shard(path: Path, *pieces: Tokens, expected: int | None = None) -> str:

@@ -31,7 +31,7 @@ def encoder() -> DocumentEncoder:
 
 @pytest.fixture(scope="module")
 def reference() -> DocumentEncoder:
-    return DocumentEncoder(exact=True)
+    return DocumentEncoder(use_reference=True)
 
 
 def assert_reference(encoder: DocumentEncoder, gpt2: tiktoken.Encoding, texts: list[str]) -> None:
@@ -90,7 +90,7 @@ def test_real_code_in_slices_and_threads(
     encoder: DocumentEncoder, gpt2: tiktoken.Encoding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A new encoder now and then, while other threads use the one before.
-    monkeypatch.setattr(module, "_BYTES_OF_ONE_ENCODER", 100_000)
+    monkeypatch.setattr(module, "_MAX_BYTES_PER_ENCODER", 100_000)
     paths = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     texts = [path.read_text("utf-8", "replace") for path in paths]
     column = pa.array(texts, pa.large_string())

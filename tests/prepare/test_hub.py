@@ -12,7 +12,7 @@ from app.data.manifest import Manifest
 from app.errors import UserError
 from app.prepare.documents import Position
 from app.prepare.pipeline import prepare
-from app.prepare.sources import TextSource, open_documents
+from app.prepare.sources import DatasetSpec, TextSource, open_documents
 from tests.prepare.conftest import Start
 from tests.prepare.hub_folders import write_fineweb, write_parquet
 from tests.prepare.loopback_hub import Hub
@@ -39,7 +39,7 @@ def repository_of(folder: Path, **files: str) -> Path:
 
 
 def texts_of(dataset: Path, config: str | None = None, **options: Any) -> list[str]:
-    pieces = open_documents(TextSource(str(dataset), config=config, **options)).pieces(
+    pieces = open_documents(TextSource(str(dataset), config=config, **options)).chunks(
         Position(0, 0)
     )
     return [text for piece in pieces for text in piece.texts().to_pylist()]
@@ -166,18 +166,18 @@ def test_repository_that_datasets_does_not_read_is_refused(
     output, error = (process := start("-m", "app", "prepare", **hub.variables, **own)).communicate()
     assert process.returncode == 2, error
     assert error.startswith("error: own/r cannot be read: ")
-    assert "fix: correct PREPARE_DATASET, or take another dataset" in error
+    assert "fix: correct PREPARE_DATASET, or choose another dataset" in error
     assert output == ""
 
 
 LEAVE_EARLY = """
 import sys
 from pathlib import Path
-from app.prepare.sources import TextSource
+from app.prepare.sources import DatasetSpec, TextSource
 from app.prepare.pipeline import prepare
 for kind in ("parquet", "jsonl"):
     text, out = (Path(folder) / kind for folder in sys.argv[1:])
-    prepare(TextSource(str(text)), out, name=kind, total_tokens=1000)
+    prepare(DatasetSpec(TextSource(str(text)), kind, total_tokens=1000), out)
 """
 
 
@@ -232,7 +232,9 @@ def test_default_settings_prepare_fineweb_through_the_hub(
     }
     settings: dict[str, Any] = {"total_tokens": 20_000_000, "val_tokens": 1_048_576}
     folder = tmp_path / "folder"
-    local = prepare(TextSource(str(library), "sample-10BT"), folder, name="fineweb", **settings)
+    local = prepare(
+        DatasetSpec(TextSource(str(library), "sample-10BT"), "fineweb", **settings), folder
+    )
     assert manifest.shards == local.shards
 
 
@@ -263,7 +265,8 @@ def test_other_files_are_streamed_from_the_hub(
     manifest = Manifest.load(tmp_path / "out")
     assert manifest is not None
     local = prepare(
-        TextSource(str(folder)), tmp_path / "x", name=kind, total_tokens=10_000, val_tokens=1000
+        DatasetSpec(TextSource(str(folder)), kind, total_tokens=10_000, val_tokens=1000),
+        tmp_path / "x",
     )
     assert manifest.shards == local.shards
 

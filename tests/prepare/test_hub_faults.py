@@ -14,7 +14,7 @@ import pytest
 
 from app.data.manifest import Manifest
 from app.prepare.pipeline import prepare
-from app.prepare.sources import TextSource
+from app.prepare.sources import DatasetSpec, TextSource
 from tests.prepare.conftest import Start
 from tests.prepare.hub_folders import write_fineweb
 from tests.prepare.hub_preparer import Preparer
@@ -55,7 +55,7 @@ def row_group(fineweb: Path, file: int, group: int) -> str:
 def clean(fineweb: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """What prepare makes of the folder itself."""
     out = tmp_path_factory.mktemp("clean")
-    return prepare(TextSource(str(fineweb), "sample-10BT"), out, name="fineweb", **SETTINGS)
+    return prepare(DatasetSpec(TextSource(str(fineweb), "sample-10BT"), "fineweb", **SETTINGS), out)
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_fault_of_a_stream_costs_nothing_that_is_committed(
 
     preparer.hub.faults = [Fault(reading, body="stall", times=1)]
     preparer.run(PREPARE_DATASET="own/lines").assert_done(retries=1)
-    local = prepare(TextSource(str(folder)), tmp_path / "local", name="lines", **SETTINGS)
+    local = prepare(DatasetSpec(TextSource(str(folder)), "lines", **SETTINGS), tmp_path / "local")
     assert preparer.manifest.shards == local.shards
     assert preparer.committed().items() >= kept.items()
 
@@ -284,5 +284,5 @@ def test_wrong_token_and_what_is_no_hub_are_told(new_preparer: NewPreparer) -> N
     strange.hub.faults = [Fault(asked, status=522)]
     runs = [one.begin(HF_TOKEN="hf_wrong") for one in (refused, log_in, strange)]
     runs[0].end().assert_refused(2, "the hub does not know this token", "HF_TOKEN")
-    runs[1].end().assert_refused(5, "is not the hub, but a log-in page")
+    runs[1].end().assert_refused(5, "is not the hub, but perhaps a log-in page")
     runs[2].end().assert_given_up()

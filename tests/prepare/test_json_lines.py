@@ -15,7 +15,7 @@ from app.prepare import json_lines
 from app.prepare.documents import Position
 from app.prepare.json_lines import blocks, count_lines, texts_of_lines
 from app.prepare.pipeline import prepare
-from app.prepare.sources import TextSource, open_documents
+from app.prepare.sources import DatasetSpec, TextSource, open_documents
 from tests.prepare.conftest import shards_in
 
 ORDINARY = [
@@ -180,7 +180,9 @@ def odd_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def prepared(
     source: Path, out: Path, *, shard_size: int = 100, workers: int = 1
 ) -> dict[str, bytes]:
-    prepare(TextSource(str(source)), out, name="text", shard_size=shard_size, workers=workers)
+    prepare(
+        DatasetSpec(TextSource(str(source)), "text", shard_size=shard_size), out, workers=workers
+    )
     return shards_in(out)
 
 
@@ -203,7 +205,7 @@ def test_reading_from_any_row_of_any_block_gives_the_rest(odd_lines: Path) -> No
     assert isinstance(rows, list)
     documents = open_documents(TextSource(str(odd_lines)))
     for row in range(len(rows) + 1):
-        pieces = list(documents.pieces(Position(0, row)))
+        pieces = list(documents.chunks(Position(0, row)))
         assert [text for piece in pieces for text in piece.texts().to_pylist()] == rows[row:]
         assert sum(piece.rows for piece in pieces) == len(rows) - row
         assert not pieces or (pieces[0].first, pieces[-1].end) == ((0, row), (0, len(rows)))
@@ -235,7 +237,7 @@ def test_of_several_faults_the_first_is_told(tmp_path: Path, workers: int) -> No
     (tmp_path / "2.jsonl.gz").write_bytes(b"no archive")
     source = TextSource(str(tmp_path), shuffle_files=False)
     with pytest.raises(UserError, match=rf"1\.jsonl, line {500 * len(ORDINARY) + 1} is not JSON"):
-        prepare(source, tmp_path / "out", name="text", workers=workers)
+        prepare(DatasetSpec(source, "text"), tmp_path / "out", workers=workers)
 
 
 def test_a_column_that_comes_after_the_first_block_is_missing(

@@ -14,7 +14,7 @@ from app.data.dataset import open_dataset
 from app.data.manifest import Manifest
 from app.errors import UserError
 from app.prepare.pipeline import prepare
-from app.prepare.sources import TextSource
+from app.prepare.sources import DatasetSpec, TextSource
 from app.progress import TokenProgress, progress_line
 from tests.prepare.conftest import Start, shards_in, write_shard
 
@@ -33,11 +33,17 @@ def write_texts(path: Path, texts: Iterable[str] = TEXTS) -> Path:
     return path
 
 
-def prepared(source: Path | str, folder: Path, **settings: Any) -> Manifest:
-    of_source = {
-        name: settings.pop(name) for name in ("text_column", "shuffle_files") if name in settings
-    }
-    return prepare(TextSource(str(source), **of_source), folder, name="text", **settings)
+def prepared(
+    source: Path | str,
+    folder: Path,
+    *,
+    workers: int = 1,
+    text_column: str = "text",
+    shuffle_files: bool = True,
+    **sizes: Any,
+) -> Manifest:
+    text = TextSource(str(source), text_column=text_column, shuffle_files=shuffle_files)
+    return prepare(DatasetSpec(text, "text", **sizes), folder, workers=workers)
 
 
 def shard(tokens: list[int]) -> bytes:
@@ -296,10 +302,10 @@ def test_complete_dataset_with_a_damaged_shard_is_refused(source: Path, tmp_path
 def test_other_settings_are_refused_with_the_difference(
     source: Path, tmp_path: Path, change: dict[str, Any], difference: str
 ) -> None:
-    settings = {"total_tokens": 500, "val_tokens": 40, "shard_size": 100}
+    settings: dict[str, Any] = {"total_tokens": 500, "val_tokens": 40, "shard_size": 100}
     prepared(source, tmp_path / "out", **settings)
     before = shards_in(tmp_path / "out")
-    with pytest.raises(UserError, match="was prepared otherwise") as raised:
+    with pytest.raises(UserError, match="was prepared differently") as raised:
         prepared(source, tmp_path / "out", **{**settings, **change})
     assert difference in raised.value.problem
     assert shards_in(tmp_path / "out") == before
@@ -308,7 +314,7 @@ def test_other_settings_are_refused_with_the_difference(
 def test_changed_files_are_refused(source: Path, tmp_path: Path) -> None:
     prepared(source, tmp_path / "out", total_tokens=500)
     write_texts(source, [*TEXTS, "more"])
-    with pytest.raises(UserError, match="prepared otherwise: the files have changed"):
+    with pytest.raises(UserError, match="prepared differently: the files have changed"):
         prepared(source, tmp_path / "out", total_tokens=500)
 
 
@@ -340,7 +346,7 @@ def big_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def unbroken(big_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken") / "out"
     settings: dict[str, Any] = {"total_tokens": 500_000, "val_tokens": 20_000, "shard_size": 30_000}
-    prepare(TextSource(str(big_source)), folder, name="big", **settings)
+    prepare(DatasetSpec(TextSource(str(big_source)), "big", **settings), folder)
     return folder
 
 

@@ -29,7 +29,7 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 
 
 def pieces_of(dataset: Path | str, start: Position = START, **options: Any) -> list[RowChunk]:
-    return list(open_documents(TextSource(str(dataset), **options)).pieces(start))
+    return list(open_documents(TextSource(str(dataset), **options)).chunks(start))
 
 
 def texts_of(dataset: Path | str, **options: Any) -> list[str]:
@@ -171,7 +171,7 @@ def test_bytes_that_are_not_utf8_are_replaced_and_counted(tmp_path: Path) -> Non
     (tmp_path / "a.txt").write_bytes("naïve".encode("latin-1"))
     (tmp_path / "b.txt").write_text("fine")
     documents = open_documents(TextSource(str(tmp_path), shuffle_files=False))
-    pieces = list(documents.pieces(START))
+    pieces = list(documents.chunks(START))
     assert [piece.texts().to_pylist() for piece in pieces] == [["na\ufffdve"], ["fine"]]
     assert [piece.not_utf8 for piece in pieces] == [True, False]
 
@@ -188,7 +188,7 @@ def test_empty_and_missing_text_is_left_out_and_counted(tmp_path: Path, name: st
         for file, content in {"1": b"", "2": b"one", "3": b"\xef\xbb\xbf", "4": b""}.items():
             (path / f"{file}.txt").write_bytes(content)
     documents = open_documents(TextSource(str(path), shuffle_files=False))
-    texts = [text for piece in documents.pieces(START) for text in piece.texts().to_pylist()]
+    texts = [text for piece in documents.chunks(START) for text in piece.texts().to_pylist()]
     assert sorted(texts) == ["", "", "", "one"]
 
 
@@ -400,8 +400,8 @@ def test_reading_from_any_position_gives_the_rest(tmp_path: Path, name: str) -> 
     documents = open_documents(TextSource(str(tmp_path), shuffle_files=False))
     rows = [(Position(file, row), texts[row] or "") for file in (0, 1) for row in range(23)]
     for number in range(len(rows)):
-        assert rows_of(documents.pieces(rows[number][0])) == rows[number:]
-    assert rows_of(documents.pieces(Position(1, 23))) == []
+        assert rows_of(documents.chunks(rows[number][0])) == rows[number:]
+    assert rows_of(documents.chunks(Position(1, 23))) == []
 
 
 def rows_of(pieces: Iterable[RowChunk]) -> list[tuple[Position, str]]:

@@ -13,7 +13,7 @@ import pytest
 
 from app.errors import ExitCode, UserError
 from app.prepare.pipeline import prepare
-from app.prepare.sources import TextSource
+from app.prepare.sources import DatasetSpec, TextSource
 from app.runs.checkpoint import (
     Snapshot,
     checkpoint_steps,
@@ -141,12 +141,10 @@ def test_shards_with_other_bytes_are_never_trained_on(
 ) -> None:
     folder = data_dir / "own"
     prepare(
-        TextSource("stdlib"),
+        DatasetSpec(
+            TextSource("stdlib"), "own", total_tokens=6000, val_tokens=1000, shard_size=2000
+        ),
         folder,
-        name="own",
-        total_tokens=6000,
-        val_tokens=1000,
-        shard_size=2000,
     )
     unbroken = run_to_end(start, TRAIN_DATASET_DIR="own", TRAIN_RUN_NAME="unbroken")
     one, two = folder / "own_000000.bin", folder / "own_000001.bin"

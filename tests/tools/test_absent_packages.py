@@ -12,7 +12,7 @@ import pytest
 
 from app.errors import ExitCode
 from app.prepare.pipeline import prepare
-from app.prepare.sources import TextSource
+from app.prepare.sources import DatasetSpec, TextSource
 from tests.train.processes import CHECKOUT, TINY
 
 pytestmark = pytest.mark.processes
@@ -64,12 +64,10 @@ def data_dir(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DATA_DIR with the dataset `text`, and the run `run` that was trained there on it."""
     folder = tmp_path_factory.mktemp("data")
     prepare(
-        TextSource("stdlib"),
+        DatasetSpec(
+            TextSource("stdlib"), "stdlib", total_tokens=6000, val_tokens=1000, shard_size=2500
+        ),
         folder / "text",
-        name="stdlib",
-        total_tokens=6000,
-        val_tokens=1000,
-        shard_size=2500,
     )
     ended = run(python, folder, "train")
     assert ended.returncode == ExitCode.DONE, ended.stderr

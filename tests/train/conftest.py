@@ -9,7 +9,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from app.prepare.pipeline import prepare
-from app.prepare.sources import TextSource
+from app.prepare.sources import DatasetSpec, TextSource
 from app.runs.checkpoint import Snapshot, open_checkpoint, write_checkpoint
 from app.settings.settings import Settings
 from app.settings.sources import load_settings
@@ -23,12 +23,10 @@ def text_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared dataset of real text: the standard library, in several shards."""
     folder = tmp_path_factory.mktemp("prepared") / "text"
     prepare(
-        TextSource("stdlib"),
+        DatasetSpec(
+            TextSource("stdlib"), "stdlib", total_tokens=6000, val_tokens=1000, shard_size=2500
+        ),
         folder,
-        name="stdlib",
-        total_tokens=6000,
-        val_tokens=1000,
-        shard_size=2500,
     )
     return folder
 

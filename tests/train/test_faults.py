@@ -15,7 +15,7 @@ import pytest
 
 from app.errors import ExitCode
 from app.prepare.pipeline import prepare
-from app.prepare.sources import TextSource
+from app.prepare.sources import DatasetSpec, TextSource
 from app.runs.checkpoint import open_checkpoint
 from tests.conftest import Say
 from tests.faults import Fault, Faults, Point
@@ -170,7 +170,8 @@ def test_a_full_disk_keeps_the_run_going_and_the_checkpoint_before(
 def much_to_measure(data_dir: Path) -> dict[str, object]:
     """Settings of runs that measure and sample for seconds."""
     prepare(
-        TextSource("stdlib"), data_dir / "long", name="long", total_tokens=9000, val_tokens=20_000
+        DatasetSpec(TextSource("stdlib"), "long", total_tokens=9000, val_tokens=20_000),
+        data_dir / "long",
     )
     return {
         "TRAIN_DATASET_DIR": "long",

@@ -21,7 +21,7 @@ from app.errors import NotFiniteError, UserError
 from app.files import locked
 from app.model.gpt import GPT, GPTConfig
 from app.prepare.pipeline import prepare
-from app.prepare.sources import TextSource
+from app.prepare.sources import DatasetSpec, TextSource
 from app.runs.metrics import PAUSES
 from app.settings.settings import Settings
 from app.train.main import train
@@ -285,7 +285,8 @@ def test_a_held_out_split_shorter_than_a_window_is_not_measured(
     tiny: TinySettings, data_dir: Path
 ) -> None:
     prepare(
-        TextSource("stdlib"), data_dir / "short", name="short", total_tokens=2000, val_tokens=10
+        DatasetSpec(TextSource("stdlib"), "short", total_tokens=2000, val_tokens=10),
+        data_dir / "short",
     )
     settings = tiny(TRAIN_MAX_STEPS=3, TRAIN_DATASET_DIR="short")
     train(settings)

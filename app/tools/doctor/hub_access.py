@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from huggingface_hub import HfApi
 
 from app.errors import NetworkError
-from app.prepare.hub_client import checked_token, refusals_named, use_hub_client
+from app.prepare.hub_client import checked_token, hub_errors, use_hub_client
 from app.tools.doctor.finding import Finding
 
 _CONNECT = (
@@ -30,7 +30,7 @@ def check_hub(dataset: str, revision: str, token: str | None) -> Iterator[Findin
     use_hub_client(())
     hub = HfApi(token=token or False)
     try:
-        with refusals_named(dataset, revision, token):
+        with hub_errors(dataset, revision, token):
             is_gated = hub.dataset_info(dataset, revision=revision, expand=["gated"]).gated
             if is_gated:
                 hub.auth_check(dataset, repo_type="dataset")

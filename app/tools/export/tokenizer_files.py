@@ -5,7 +5,7 @@ from typing import Any
 
 from tiktoken_ext.openai_public import ENDOFTEXT
 
-from app.data.tokenizer import END_OF_TEXT, vocabulary_files
+from app.data.tokenizer import END_OF_TEXT, tokenizer_json, vocabulary_files
 from app.errors import UserError
 
 TOKENIZER_FILES = (
@@ -57,41 +57,9 @@ def tokenizer_files(context_length: int) -> dict[str, bytes]:
     return {
         "vocab.json": vocabulary,
         "merges.txt": merges,
-        "tokenizer.json": _json(_fast_tokenizer(vocabulary, merges)),
+        "tokenizer.json": _json(json.loads(tokenizer_json(found, [{"id": END_OF_TEXT, **_ADDED}]))),
         "tokenizer_config.json": _json(config),
         "special_tokens_map.json": _json(_SPECIAL),
-    }
-
-
-def _fast_tokenizer(vocabulary: bytes, merges: bytes) -> dict[str, Any]:
-    # The first line names the format's version.
-    pairs = merges.decode().splitlines()[1:]
-    byte_level = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": True,
-    }
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": END_OF_TEXT, **_ADDED}],
-        "normalizer": None,
-        "pre_tokenizer": byte_level,
-        "post_processor": byte_level | {"trim_offsets": False},
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": "",
-            "end_of_word_suffix": "",
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "vocab": json.loads(vocabulary),
-            "merges": pairs,
-        },
     }
 
 

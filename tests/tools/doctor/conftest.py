@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from app.prepare.pipeline import prepare
-from app.prepare.sources import TextSource
+from app.prepare.sources import DatasetSpec, TextSource
 from app.settings.sources import load_settings
 from app.tools.doctor.case import Case
 from tests.train.processes import TINY, Process
@@ -17,12 +17,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared dataset of real text, in several shards."""
     folder = tmp_path_factory.mktemp("doctor") / "text"
     prepare(
-        TextSource("stdlib"),
+        DatasetSpec(
+            TextSource("stdlib"), "stdlib", total_tokens=6000, val_tokens=1000, shard_size=2500
+        ),
         folder,
-        name="stdlib",
-        total_tokens=6000,
-        val_tokens=1000,
-        shard_size=2500,
     )
     return folder
 

@@ -82,7 +82,7 @@ def test_a_gated_dataset_opens_for_its_token_only(hub: Hub, tmp_path: Path) -> N
     assert found.found.endswith("which is gated; the token is accepted")
     (found,) = ask(hub, tmp_path, GATED)
     assert found.status == "fail"
-    assert "is gated, and it is not given without a token" in found.found
+    assert "is gated, and it cannot be read without a token" in found.found
     assert "set HF_TOKEN" in found.fix
     (found,) = ask(hub, tmp_path, GATED, f"hf_{secrets.token_hex(16)}")
     assert found.status == "fail"
@@ -144,7 +144,7 @@ def test_what_is_not_there_is_told(hub: Hub, tmp_path: Path) -> None:
         ),
         (Fault("GET api/datasets", body="stall"), "the hub does not answer"),
         (Fault("GET api/datasets", body="reset"), "the hub does not answer"),
-        (Fault("GET api/datasets", status=200), "is not the hub, but a log-in page"),
+        (Fault("GET api/datasets", status=200), "is not the hub, but perhaps a log-in page"),
         (Fault("GET api/datasets", down=True), "the hub does not answer"),
     ),
 )
