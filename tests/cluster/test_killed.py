@@ -144,7 +144,7 @@ def test_a_task_whose_worker_is_always_killed_ends_the_job(
     assert not until(process, kill)
     run = ended(process)
     assert run.returncode == ExitCode.EXHAUSTED, run
-    assert "was killed, again and again" in run.stderr
+    assert "was killed again and again" in run.stderr
     assert "Traceback" not in run.stderr
 
 

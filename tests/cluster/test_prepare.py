@@ -220,7 +220,7 @@ def test_slurm_gets_a_script_that_does_the_tasks(tmp_path: Path) -> None:
     run = submitting.run("--executor", "slurm")
     assert run.returncode == ExitCode.USER
     jobs = slurm.run_jobs(script)
-    assert f"{jobs} of {jobs} tasks are under way" in under_way.stdout
+    assert f"{jobs} of {jobs} tasks are running or have failed" in under_way.stdout
     assert len(cluster.completions()) == jobs
     assert submitting.run(*arguments).returncode == 0
     cluster.equals(single)

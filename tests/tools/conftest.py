@@ -2,7 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.prepare.conftest import gpt2
 from tests.tools.small_run import train_small_run
+
+__all__ = ["gpt2"]
 
 
 @pytest.fixture(scope="session")
