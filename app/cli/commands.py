@@ -75,7 +75,7 @@ COMMANDS = {
         usage="PATH ",
     ),
     "doctor": Command(
-        "app.tools.doctor.examination:doctor",
+        "app.tools.doctor.doctor:doctor",
         "Check the machine and estimate the run before it costs money.",
         ("train", "model", "general"),
         {

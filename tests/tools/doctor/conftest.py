@@ -6,10 +6,10 @@ import pytest
 from app.prepare.pipeline import prepare
 from app.prepare.sources import DatasetSpec, TextSource
 from app.settings.sources import load_settings
-from app.tools.doctor.case import Case
+from app.tools.doctor.checks import Context
 from tests.train.processes import TINY, Process
 
-NewCase = Callable[..., Case]
+NewContext = Callable[..., Context]
 
 
 @pytest.fixture(scope="session")
@@ -52,13 +52,13 @@ def data_dir(trained: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def new_case(data_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> NewCase:
-    """An examination of the run in `data_dir`: new_case(TRAIN_MAX_STEPS=3)."""
+def new_context(data_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> NewContext:
+    """The context of the run in `data_dir`: new_context(TRAIN_MAX_STEPS=3)."""
     monkeypatch.chdir(tmp_path)
 
-    def case(*, verify: bool = False, **changes: object) -> Case:
+    def context(*, verify: bool = False, **changes: object) -> Context:
         own = {"DATA_DIR": str(data_dir), "PREPARE_DATASET": "stdlib", "PREPARE_OUT_DIR": "text"}
         flags = TINY | own | {name: str(value) for name, value in changes.items()}
-        return Case(load_settings(flags, "doctor"), verify)
+        return Context(load_settings(flags, "doctor"), verify)
 
-    return case
+    return context

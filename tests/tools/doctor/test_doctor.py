@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from app.tools.doctor.finding import Finding
+from app.tools.doctor.checks import Finding
 from tests.mounts import Mounted, small_tmpfs
 from tests.tools.doctor.conftest import copy_tree
 from tests.tools.doctor.doctor_process import doctor, environment, start_doctor, table

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import ExitCode
-from app.tools.doctor.finding import Finding
+from app.tools.doctor.checks import Finding
 from tests.prepare.hub_folders import write_fineweb
 from tests.prepare.loopback_hub import Fault, Hub
 from tests.tools.doctor.doctor_process import doctor, environment
@@ -23,10 +23,10 @@ ASK = """
 import json, sys
 from dataclasses import asdict
 from app.errors import ExitCode
-from app.tools.doctor.finding import examined
-from app.tools.doctor.hub_access import check_hub
+from app.tools.doctor.checks import run_check
+from app.tools.doctor.inputs import check_hub
 dataset, revision, token = sys.argv[1:]
-rows = examined("hub", lambda: check_hub(dataset, revision, token or None))
+rows = run_check("hub", lambda: check_hub(dataset, revision, token or None))
 print(json.dumps([asdict(row) for row in rows]))
 """
 

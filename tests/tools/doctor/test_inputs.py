@@ -6,20 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from app.data.manifest import MANIFEST, Manifest
-from app.tools.doctor.case import Case
-from app.tools.doctor.finding import Finding, examined
+from app.tools.doctor.checks import Context, Finding, run_check
 from app.tools.doctor.inputs import check_dataset, check_run, check_text
-from tests.tools.doctor.conftest import NewCase
+from tests.tools.doctor.conftest import NewContext
 
-Check = Callable[[Case], Iterator[Finding]]
-
-
-def found(check: Check, case: Case) -> list[Finding]:
-    return list(examined("it", lambda: check(case)))
+Check = Callable[[Context], Iterator[Finding]]
 
 
-def only(check: Check, case: Case, status: str, said: str, fix: str = "") -> None:
-    (row,) = found(check, case)
+def found(check: Check, context: Context) -> list[Finding]:
+    return list(run_check("it", lambda: check(context)))
+
+
+def only(check: Check, context: Context, status: str, said: str, fix: str = "") -> None:
+    (row,) = found(check, context)
     assert row.status == status, row
     assert said in row.found
     assert fix in row.fix
@@ -31,50 +30,52 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_a_dataset_is_seen_in_its_states(new_case: NewCase, data_dir: Path) -> None:
+def test_a_dataset_is_seen_in_its_states(new_context: NewContext, data_dir: Path) -> None:
     text = data_dir / "text"
-    only(check_dataset, new_case(), "pass", "6,000 training tokens")
+    only(check_dataset, new_context(), "pass", "6,000 training tokens")
     # Only a hash shows it.
     shard = text / "stdlib_000001.bin"
     flip(shard)
-    only(check_dataset, new_case(), "pass", "headers and sizes are right")
-    only(check_dataset, new_case(verify=True), "fail", f"shard {shard} is damaged")
+    only(check_dataset, new_context(), "pass", "headers and sizes are right")
+    only(check_dataset, new_context(verify=True), "fail", f"shard {shard} is damaged")
     only(
         check_dataset,
-        new_case(MODEL_CONTEXT_LENGTH=7000, TRAIN_TOKENS_PER_STEP=7000),
+        new_context(MODEL_CONTEXT_LENGTH=7000, TRAIN_TOKENS_PER_STEP=7000),
         "fail",
-        "less than one window",
+        "less than one sequence",
     )
     manifest = Manifest.load(text)
     assert manifest is not None
     replace(manifest, complete=False).save(text)
-    only(check_dataset, new_case(), "warn", "is not complete: 7,001 tokens so far", "run prepare")
+    only(
+        check_dataset, new_context(), "warn", "is not complete: 7,001 tokens so far", "run prepare"
+    )
     shard.unlink()
-    only(check_dataset, new_case(), "fail", f"shard {shard} cannot be read")
+    only(check_dataset, new_context(), "fail", f"shard {shard} cannot be read")
     (text / MANIFEST).write_text("{")
-    only(check_dataset, new_case(), "fail", "is not valid JSON")
+    only(check_dataset, new_context(), "fail", "is not valid JSON")
     shutil.rmtree(text)
-    only(check_dataset, new_case(), "warn", "is not prepared yet", "run prepare")
-    only(check_dataset, new_case(TRAIN_DATASET_DIR="other"), "fail", "no dataset in")
+    only(check_dataset, new_context(), "warn", "is not prepared yet", "run prepare")
+    only(check_dataset, new_context(TRAIN_DATASET_DIR="other"), "fail", "no dataset in")
 
 
-def test_a_run_is_seen_in_its_states(new_case: NewCase, data_dir: Path) -> None:
-    def looked_at(**changes: object) -> Case:
-        case = new_case(**changes)
-        assert [row.status for row in found(check_dataset, case)] == ["pass"]
-        return case
+def test_a_run_is_seen_in_its_states(new_context: NewContext, data_dir: Path) -> None:
+    def looked_at(**changes: object) -> Context:
+        context = new_context(**changes)
+        assert [row.status for row in found(check_dataset, context)] == ["pass"]
+        return context
 
-    case = looked_at()
-    only(check_run, case, "pass", "continues at step 4 of 10")
-    assert (case.steps_done, case.steps_left) == (4, 6)
-    case = looked_at(TRAIN_MAX_STEPS=4)
-    only(check_run, case, "pass", "finished after 4 steps")
-    assert case.steps_left == 0
+    context = looked_at()
+    only(check_run, context, "pass", "continues at step 4 of 10")
+    assert (context.steps_completed, context.remaining_steps) == (4, 6)
+    context = looked_at(TRAIN_MAX_STEPS=4)
+    only(check_run, context, "pass", "finished after 4 steps")
+    assert context.remaining_steps == 0
     only(check_run, looked_at(TRAIN_RUN_NAME="other"), "pass", "runs/other: new")
     only(check_run, looked_at(TRAIN_RESUME="never"), "fail", "exists, with 4 steps")
     only(check_run, looked_at(MODEL_NUM_HEADS=1), "fail", "is another run: num_heads was 2")
     # Also before there is a dataset to compare.
-    only(check_run, new_case(TRAIN_SEED=1), "fail", "is another run: seed was 0")
+    only(check_run, new_context(TRAIN_SEED=1), "fail", "is another run: seed was 0")
     checkpoint = data_dir / "runs" / "run" / "checkpoints" / "step-000004"
     flip(checkpoint / "model.safetensors")
     only(check_run, looked_at(), "fail", "has no good checkpoint")
@@ -82,8 +83,8 @@ def test_a_run_is_seen_in_its_states(new_case: NewCase, data_dir: Path) -> None:
     only(check_run, looked_at(), "pass", "no checkpoint yet")
 
 
-def test_text_is_looked_for(new_case: NewCase, tmp_path: Path) -> None:
+def test_text_is_looked_for(new_context: NewContext, tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "one.txt").write_text("a text")
-    only(check_text, new_case(PREPARE_DATASET="texts"), "pass", "texts: 1 file, 0.006 KB")
-    only(check_text, new_case(PREPARE_DATASET="./missing"), "fail", "there is no ./missing")
+    only(check_text, new_context(PREPARE_DATASET="texts"), "pass", "texts: 1 file, 0.006 KB")
+    only(check_text, new_context(PREPARE_DATASET="./missing"), "fail", "there is no ./missing")

@@ -4,18 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from app.tools.doctor.case import Case
-from app.tools.doctor.finding import Finding
-from app.tools.doctor.supervised import LIMITS, DeviceProcess
-from app.tools.doctor.trial import CHECKS
-from tests.tools.doctor.conftest import NewCase
+from app.tools.doctor.checks import Context, Finding
+from app.tools.doctor.child import LIMITS, device_findings
+from app.tools.doctor.device import DeviceChecks
+from tests.tools.doctor.conftest import NewContext
 
 pytestmark = pytest.mark.processes
 
 
-def examine(case: Case, **limits: float) -> list[Finding]:
-    with DeviceProcess(case, LIMITS | limits) as device:
-        return list(device.findings())
+def check(context: Context, **limits: float) -> list[Finding]:
+    return list(device_findings(context, LIMITS | limits))
 
 
 def compiler(folder: Path, does: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,28 +38,29 @@ def test_a_compiler_that_hangs_crashes_or_fails(
     does: str,
     found: str,
     fix: str,
-    new_case: NewCase,
+    new_context: NewContext,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compiler(tmp_path, does, monkeypatch)
-    case = new_case(TRAIN_COMPILE="true")
-    rows = examine(case, compile=30)
+    context = new_context(TRAIN_COMPILE="true")
+    rows = check(context, compile=30)
     assert {row.check for row in rows if row.status == "fail"} == {"compile"}, rows
     assert found in rows[-1].found
     assert fix in rows[-1].fix
     # What was learnt before is not lost.
-    assert case.trial is not None
-    assert case.trial.matmul_flops > 0
+    assert context.report is not None
+    assert context.report.matmul_flops > 0
 
 
 def test_every_check_has_a_limit() -> None:
-    assert list(CHECKS) == list(LIMITS)
+    checks = [name for name in vars(DeviceChecks) if name.startswith("check_")]
+    assert checks == [f"check_{name.replace(' ', '_')}" for name in LIMITS]
 
 
-def test_what_follows_a_check_that_hangs_is_not_tried(new_case: NewCase) -> None:
+def test_what_follows_a_check_that_hangs_is_not_tried(new_context: NewContext) -> None:
     # Nobody imports torch so fast.
-    first, *others = examine(new_case(), device=0.01)
+    first, *others = check(new_context(), device=0.01)
     assert (first.check, first.status) == ("device", "fail")
     assert "has not ended after 0.01 s" in first.found
     assert [(row.check, row.status) for row in others] == [
@@ -69,10 +68,12 @@ def test_what_follows_a_check_that_hangs_is_not_tried(new_case: NewCase) -> None
     ]
 
 
-def test_a_device_that_is_not_there(new_case: NewCase, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_not_there(
+    new_context: NewContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    case = new_case(TRAIN_DEVICE="cuda")
-    (row,) = examine(case)
+    context = new_context(TRAIN_DEVICE="cuda")
+    (row,) = check(context)
     assert (row.check, row.status) == ("device", "fail")
     assert row.found.startswith("TRAIN_DEVICE=cuda, but no GPU can be used here")
-    assert case.trial is None
+    assert context.report is None

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from app.errors import UserError
-from app.tools.doctor.nvidia_smi import check_driver, driver_findings
+from app.settings.sources import load_settings
+from app.tools.doctor.checks import Context
+from app.tools.doctor.machine import check_driver, driver_findings
 
 
 def log(dtd: str, driver: str, cuda: str, *gpus: str) -> str:
@@ -208,7 +210,7 @@ def test_the_driver_must_know_the_cuda_of_torch(
         ({"failure": "Yes"}, "fail", "no spare memory for what is broken"),
         ({"slowed": "Active"}, "warn", "the hardware halves its clocks, it is too hot"),
         ({"processes": PROCESS, "used": 70000}, "warn", "4242 python3 70000 MiB"),
-        ({"used": 70000}, "warn", "somebody outside of this container"),
+        ({"used": 70000}, "warn", "a program outside of this container"),
     ),
 )
 def test_a_gpu_in_trouble_is_named(changes: dict[str, object], status: str, said: str) -> None:
@@ -234,8 +236,8 @@ def test_what_newer_drivers_say(changes: dict[str, str], said: str) -> None:
 
 
 @pytest.mark.parametrize("text", ("", "No devices were found\n", "<nvidia_smi_log><gpu>"))
-def test_what_is_no_xml_is_told(text: str) -> None:
-    with pytest.raises(UserError, match="nvidia-smi says what nobody understands"):
+def test_output_other_than_xml_is_reported(text: str) -> None:
+    with pytest.raises(UserError, match="nvidia-smi does not print XML"):
         list(driver_findings(text, None))
 
 
@@ -247,15 +249,22 @@ def test_a_driver_that_does_not_answer_is_told(
     program.write_text(f'#!/bin/sh\necho "{said}"\nexit 9\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.chdir(tmp_path)
+    on_gpu, on_cpu = (
+        Context(load_settings({"TRAIN_DEVICE": device}, "doctor")) for device in ("auto", "cpu")
+    )
     with pytest.raises(UserError, match="^" + re.escape(f"nvidia-smi ends with 9: {said}")):
-        list(check_driver("13.0", wanted=True))
+        list(check_driver(on_gpu))
     (tmp_path / "answer.xml").write_text(v12())
     program.write_text(f'#!/bin/sh\n[ "$*" = "-q -x" ] && exec cat {tmp_path}/answer.xml\n')
-    assert [row.status for row in check_driver("12.6", wanted=True)] == ["pass"] * 3
-    assert [row.status for row in check_driver("12.6", wanted=False)] == ["skip"]
+    driver, *gpus = check_driver(on_gpu)
+    assert "torch is built for" in driver.found
+    assert [row.status for row in gpus] == ["pass", "pass"]
+    assert [row.status for row in check_driver(on_cpu)] == ["skip"]
 
 
 def test_no_tool_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    (row,) = check_driver(None, wanted=True)
+    monkeypatch.chdir(tmp_path)
+    (row,) = check_driver(Context(load_settings({}, "doctor")))
     assert row.status == "skip"

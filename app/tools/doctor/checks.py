@@ -1,0 +1,135 @@
+"""What the checks of `doctor` share: their context, and their findings."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Literal
+
+from app.errors import AppError, ExitWithCode, Stopped
+from app.failures import translate_error
+from app.settings.settings import Settings
+
+Status = Literal["pass", "warn", "fail", "skip"]
+
+# A weight and at most two moments of it, in float32.
+CHECKPOINT_BYTES_PER_PARAMETER = 12
+ANOTHER_MACHINE = "restart the machine; if that does not help, take another"
+WITHOUT_COMPILER = "set TRAIN_COMPILE=false, which trains without the compiler, slower"
+REPORT_IT = "this is a bug of doctor: please report it"
+
+
+@dataclass
+class DeviceReport:
+    """The measurements of a device.
+
+    Attributes:
+        device_type: cpu or cuda
+        processes: that train together on this machine, each on such a device
+        matmul_flops: of a large matrix product, FLOP/s
+        model_flops_per_token: of the configured model, forward and backward
+        micro_batch_tokens: in one forward and backward pass; 0 if there was none
+        micro_batch_seconds: of such a pass
+        optimizer_seconds: of an update
+        compile_seconds: until the first pass had ended; 0 uncompiled
+    """
+
+    device_type: str
+    processes: int
+    matmul_flops: float = 0.0
+    model_flops_per_token: float = 0.0
+    micro_batch_tokens: int = 0
+    micro_batch_seconds: float = 0.0
+    optimizer_seconds: float = 0.0
+    compile_seconds: float = 0.0
+
+
+@dataclass
+class Context:
+    """The run to check, and what its checks have learned so far.
+
+    Attributes:
+        settings: of the run
+        verify: compare every hash of the dataset
+        disk_bytes: that the run still needs; None if unknown
+        steps_completed: by the run so far
+        fingerprint: of the dataset; None unless it is complete and undamaged
+        val_tokens: held out in the dataset; None unless it is complete
+        report: measurements of the device; None before there are any
+    """
+
+    settings: Settings
+    verify: bool = False
+    disk_bytes: int | None = None
+    steps_completed: int = 0
+    fingerprint: str | None = None
+    val_tokens: int | None = None
+    report: DeviceReport | None = None
+
+    @property
+    def remaining_steps(self) -> int:
+        """Return the steps that the run still has to do."""
+        return max(0, self.settings.train.max_steps - self.steps_completed)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A row of the table: `found` is how things are, `fix` is what to do about it."""
+
+    check: str
+    status: Status
+    found: str
+    fix: str = ""
+
+
+def graded(check: str, found: str, *grades: tuple[Status, object, str]) -> Finding:
+    """Return a finding with the first grade (status, condition, fix) that applies, or a pass."""
+    status, fix = next(((status, fix) for status, applies, fix in grades if applies), ("pass", ""))
+    return Finding(check, status, found, fix)
+
+
+def failure(check: str, error: Exception, fix: str = REPORT_IT) -> Finding:
+    """Return the finding of a check that raised an error; `fix` is for errors without their own."""
+    expected = error if isinstance(error, AppError) else translate_error(error)
+    if expected is not None:
+        return Finding(check, "fail", expected.problem, expected.fix)
+    message = " ".join(str(error).split())[:300]
+    return Finding(check, "fail", f"{type(error).__name__}: {message}", fix)
+
+
+def run_check(
+    check: str, find: Callable[[], Iterable[Finding]], fix: str = REPORT_IT
+) -> Iterator[Finding]:
+    """Yield the findings of a check; an error in it becomes its last finding, see `failure`."""
+    try:
+        yield from find()
+    except Exception as error:
+        if isinstance(error, Stopped | ExitWithCode):
+            raise
+        yield failure(check, error, fix)
+
+
+def run_check_within(
+    seconds: float | None, check: str, find: Callable[[], Iterable[Finding]]
+) -> list[Finding]:
+    """Return the findings of a check; one that hangs (a disk, a network) is left in its thread.
+
+    Args:
+        seconds: that the check may take; None for no limit.
+        check: its name.
+        find: the check itself.
+    """
+    findings: list[Finding] = []
+    thread = Thread(target=findings.extend, args=(run_check(check, find),), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not thread.is_alive():
+        return findings
+    fix = "see which disk, network or driver does not answer; if it stays, take another machine"
+    return [*findings, Finding(check, "fail", f"this has not ended after {seconds:g} s", fix)]
+
+
+def existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists, where it would be created."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
