@@ -55,7 +55,7 @@ class Device:
             return torch.cuda.get_device_properties(self.torch_device).total_memory
         return None
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Return the description that settings.json keeps of the device."""
         cuda = torch.version.cuda if self.torch_device.type == "cuda" else None
         return {

@@ -80,7 +80,7 @@ class Trainer:
         if world.is_rank_zero:
             metadata = run_metadata(
                 settings.public(),
-                device.facts(),
+                device.metadata(),
                 dataset,
                 processes=world.size,
                 parameters=self.model.num_parameters(),

@@ -93,19 +93,17 @@ class DeviceChecks:
 
     def check_precision(self) -> Iterator[Finding]:
         """Check that matrix products are in bf16."""
-        found = self._device.precision
-        is_slow = found == "float32" and self._cfg.precision != "float32" and self._on_gpu
-        explanation = ""
-        if found == "fp8":
-            found, explanation = "bf16", ", the output layer in 8-bit floats"
-        elif is_slow:
-            explanation = ": this GPU has no units for bf16, several times as fast on others"
-        elif found == "float32" and self._cfg.precision == "float32":
-            explanation = ", as TRAIN_PRECISION says"
-        elif found == "float32":
-            explanation = ": this CPU is no faster in bf16"
-        fix = "use a GPU of the Ampere generation or newer"
-        yield graded("precision", f"{found}{explanation}", ("warn", is_slow, fix))
+        if self._device.precision == "bf16":
+            yield Finding("precision", "pass", "bf16")
+        elif self._device.precision == "fp8":
+            yield Finding("precision", "pass", "bf16, the output layer in 8-bit floats")
+        elif self._cfg.precision == "float32":
+            yield Finding("precision", "pass", "float32, as TRAIN_PRECISION says")
+        elif not self._on_gpu:
+            yield Finding("precision", "pass", "float32: this CPU is no faster in bf16")
+        else:
+            found = "float32: this GPU has no units for bf16, several times as fast on others"
+            yield Finding("precision", "warn", found, "use a GPU of the Ampere generation or newer")
 
     def check_memory(self) -> Iterator[Finding]:
         """Check that a micro-batch fits into the device, and a save's copies into main memory."""
@@ -113,11 +111,8 @@ class DeviceChecks:
         run = self._cfg, self._config
         size = choose_micro_batch_size(*run, None, device, processes, processes)
         self._micro_batch_size = size
-        estimate, free = (
-            estimate_memory(*run, device, processes),
-            available_bytes(self._here, processes),
-        )
-        needed = estimate.bytes_for(size)
+        estimate = estimate_memory(*run, device, processes)
+        needed, free = estimate.bytes_for(size), available_bytes(self._here, processes)
         # The estimate is an upper bound.
         status: Status = "warn" if needed < 2 * free else "fail"
         is_too_large = estimate.fixed_bytes > free
@@ -133,24 +128,20 @@ class DeviceChecks:
             # which torch takes powers of two.
             copy = 2 * CHECKPOINT_BYTES_PER_PARAMETER * self._num_parameters
             needed, free = processes * _HOST_BYTES + copy, available_bytes(torch.device("cpu"))
-            yield graded(
-                "host memory",
-                f"{format_bytes(free)} of main memory free; {format_bytes(needed)} are needed",
-                ("warn", free < needed, "use a machine with more memory"),
-            )
+            found = f"{format_bytes(free)} of main memory free; {format_bytes(needed)} are needed"
+            fix = "use a machine with more memory"
+            yield graded("host memory", found, ("warn", free < needed, fix))
 
     def check_shared_memory(self) -> Iterator[Finding]:
         """Check /dev/shm, through which NCCL connects the GPUs of a machine."""
         if self.report.processes == 1 or not self._on_gpu:
-            found = "not needed: only several GPUs communicate through it"
-            yield Finding("shared memory", "skip", found)
+            yield Finding("shared memory", "skip", "not needed: only several GPUs use it")
             return
         shm, needed = os.statvfs("/dev/shm"), self.report.processes * _SHARED_MEMORY_BYTES
         free = shm.f_bavail * shm.f_frsize
         found = f"{format_bytes(free)} free in /dev/shm; NCCL may take {format_bytes(needed)}"
-        yield graded(
-            "shared memory", found, ("warn", free < needed, "raise shm_size in compose.yaml")
-        )
+        fix = "raise shm_size in compose.yaml"
+        yield graded("shared memory", found, ("warn", free < needed, fix))
 
     def check_attention(self) -> Iterator[Finding]:
         """Check that the attention kernel that torch selects works, and is a fast one."""
@@ -205,8 +196,7 @@ class DeviceChecks:
         if not self._cfg.compile:
             yield Finding("compile", "skip", "not needed: TRAIN_COMPILE=false")
         elif not self._can_cache:
-            found = "not tried: no file can be written in the folder cache of DATA_DIR"
-            yield Finding("compile", "skip", found)
+            yield Finding("compile", "skip", "not tried: DATA_DIR's cache cannot be written")
         elif missing:
             found = f"torch.compile does not find {missing}: training would be slower"
             yield Finding("compile", "fail", found, "install it, or set TRAIN_COMPILE=false")
@@ -262,8 +252,9 @@ class DeviceChecks:
 def _compared(check: str, found: str, rate: float, peak: float | None, share: float) -> Finding:
     """Return the finding of a rate, which should be at least this share of the data sheet's."""
     if peak is None:
-        found += "; not compared: the data sheet of this device is not known"
-        return Finding(check, "pass", found)
+        return Finding(
+            check, "pass", f"{found}; not compared: no data sheet of this device is known"
+        )
     is_slow = rate < share * peak
     found += f", {rate / peak:.0%} of its data sheet's rate"
     found += f"; {share:.0%} and more are usual" if is_slow else ""

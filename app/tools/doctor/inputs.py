@@ -115,10 +115,7 @@ def check_text(context: Context) -> Iterator[Finding]:
 def check_hub(dataset: str, revision: str, token: str | None) -> Iterator[Finding]:
     """Ask the hub once for the dataset, and once more if it is gated. The token is not shown.
 
-    Args:
-        dataset: its id.
-        revision: branch, tag or commit.
-        token: None for the one that huggingface_hub finds in files.
+    Without a token, the one that huggingface_hub finds in files is used.
 
     Raises:
         UserError: the hub does not know the dataset or the token, or refuses this user the dataset.
