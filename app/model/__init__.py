@@ -1,1 +1,1 @@
-"""The GPT and how it writes."""
+"""The network alone: GPT, its kernels, its cache, its weights in other programs' names."""

@@ -17,19 +17,19 @@ VOCAB_MULTIPLE = 64
 def output_loss(hidden: Tensor, weight: Tensor, targets: Tensor, *, fp8: bool = False) -> Tensor:
     """Return the mean cross-entropy of the logits `hidden @ weight.T`.
 
-    In code that is compiled for a GPU the logits exist once, and become their own gradient.
-    Elsewhere torch's cross-entropy does the work, on a float32 copy of them.
+    Code compiled for a GPU keeps the logits once, and overwrites them with their gradient.
+    Otherwise torch's cross-entropy computes the loss from a float32 copy of them.
 
     Args:
         hidden: [..., C], in autocast's dtype or float32.
         weight: float32 [vocabulary, C].
-        targets: int64 [...], each below the vocabulary's size, which nothing checks on a GPU.
-        fp8: multiply in 8-bit floats, where the code is compiled for a GPU.
+        targets: int64 [...], each below the vocabulary's size (not checked on a GPU).
+        fp8: multiply in 8-bit floats if the code is compiled for a GPU.
 
     Returns:
         float32 scalar, nats per target.
     """
-    # Inductor writes Triton for a GPU: what is compiled for one can launch a Triton kernel.
+    # Inductor emits Triton for GPUs, so compiled code there can launch a Triton kernel.
     if hidden.is_cuda and torch.compiler.is_compiling():
         return fused_output_loss(hidden, weight, targets, fp8=fp8)
     logits = F.linear(hidden, weight).flatten(0, -2)
@@ -39,7 +39,7 @@ def output_loss(hidden: Tensor, weight: Tensor, targets: Tensor, *, fp8: bool = 
 def fused_output_loss(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, fp8: bool = False
 ) -> Tensor:
-    """Compute output_loss with the Triton kernel, whatever the device."""
+    """Compute output_loss with linear_cross_entropy, on any device."""
     device = hidden.device.type
     is_autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if is_autocast else hidden.dtype
@@ -54,11 +54,11 @@ def fused_output_loss(
 def linear_cross_entropy(
     x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, fp8: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean cross-entropy of `x @ weight.T`, and each row's gradient over its logits.
+    """Return the mean cross-entropy of `x @ weight.T`, and the gradient of each row's logits.
 
     Args:
         x: [N, C].
-        weight: [padded vocabulary, C], of x's dtype; rows from `vocab_size` on do not count.
+        weight: [padded vocabulary, C], of x's dtype; rows from `vocab_size` on are ignored.
         targets: int64 [N].
         vocab_size: size of the vocabulary without padding.
         fp8: multiply in 8-bit floats.
@@ -66,9 +66,9 @@ def linear_cross_entropy(
     Returns:
         loss: float32 scalar, softmax and sum in float32.
         gradient: softmax minus one-hot [N, padded vocabulary], of x's dtype, in the logits' memory;
-            that of the mean is a factor N smaller.
+            the gradient of the mean is smaller by a factor of N.
     """
-    # Imported at the first call: Triton comes with torch's builds for CUDA only.
+    # Imported here, because Triton comes only with torch's CUDA builds.
     from app.model.cross_entropy_kernel import softmax_gradient_
 
     logits = matmul_fp8(x, weight.t()) if fp8 else x @ weight.t()
@@ -85,7 +85,7 @@ def _(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, weight, _, _, ctx.fp8 = inputs
     ctx.save_for_backward(x, weight, output[1])
-    # Nothing follows from the second output, and zeros for it would be as large as the logits.
+    # The second output needs no gradient, and zeros for it would be as large as the logits.
     ctx.set_materialize_grads(False)
 
 
@@ -97,7 +97,7 @@ def _backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ..
         grad_weight = matmul_fp8(gradient.t(), x, a_is_gradient=True)
     else:
         grad_x, grad_weight = gradient @ weight, gradient.t() @ x
-    # In float32: bf16 would round a factor that is no power of two.
+    # In float32, because bf16 would round a factor that is not a power of two.
     grad_x, grad_weight = grad_x.float() * scale, grad_weight.float() * scale
     return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None, None, None
 

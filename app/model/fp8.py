@@ -9,12 +9,12 @@ _GRADIENTS = torch.float8_e5m2
 
 
 def matmul_fp8(a: Tensor, b: Tensor, *, a_is_gradient: bool = False) -> Tensor:
-    """Return `a @ b`, computed in 8-bit floats with one scale for each matrix.
+    """Return `a @ b`, computed in 8-bit floats with one scale per matrix.
 
     Args:
         a: bfloat16 [M, K].
         b: bfloat16 [K, N].
-        a_is_gradient: a is softmax minus one-hot, all of it in [-1, 1].
+        a_is_gradient: `a` is softmax minus one-hot, so all its values are in [-1, 1].
 
     Returns:
         bfloat16 [M, N].
@@ -27,7 +27,7 @@ def matmul_fp8(a: Tensor, b: Tensor, *, a_is_gradient: bool = False) -> Tensor:
         scale_a,
         scale_b,
         out_dtype=torch.bfloat16,
-        # Sums in fewer bits, and faster: good enough for logits, not for gradients.
+        # Faster sums in fewer bits, which suffice for logits, but not for gradients.
         use_fast_accum=not a_is_gradient,
     )
 
@@ -35,7 +35,7 @@ def matmul_fp8(a: Tensor, b: Tensor, *, a_is_gradient: bool = False) -> Tensor:
 def _quantized(
     x: Tensor, dtype: torch.dtype, largest: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return x as 8-bit floats over their whole range, and the float32 scale that restores it."""
+    """Return x / scale as 8-bit floats that use their whole range, and the float32 scale."""
     if largest is None:
         scale = x.abs().amax().float().clamp(min=1e-12) / torch.finfo(dtype).max
     else:

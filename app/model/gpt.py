@@ -32,7 +32,7 @@ class GPTConfig:
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention of each token to itself and those before it."""
+    """Multi-head attention of each token to itself and to the tokens before it."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -45,14 +45,14 @@ class CausalSelfAttention(nn.Module):
         """Map x [B, T, C] to [B, T, C], scaled by depth.
 
         Args:
-            cache: of the tokens before, which x attends to as well: then T is 1, or there are none.
+            cache: holds the earlier tokens, which x attends to as well. T is 1 unless it is empty.
         """
         B, T, C = x.shape
         heads = (B, T, self.num_heads, C // self.num_heads)
         q, k, v = (part.view(heads).transpose(1, 2) for part in self.c_attn(x).split(C, dim=2))
         if cache is not None:
             k, v = cache.append(k, v)
-        # A single token is the last of all: nothing comes after it.
+        # A single new token attends to all others, which come before it.
         y = F.scaled_dot_product_attention(q, k, v, is_causal=k.shape[2] == T)
         # In training, scaling the projection's weights costs less than scaling its output.
         weight, bias = (self.output_scale * part for part in self.c_proj.parameters())
@@ -60,7 +60,7 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers, four times as wide between."""
+    """Two linear layers with a GELU between them, four times as wide as the residual stream."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then the MLP, each on a normed copy and added to the residual stream."""
+    """Attention, then the MLP; each adds to the residual stream, whose normalized copy it reads."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embeddings, blocks and the last norm: `transformer` in the names of GPT-2's weights."""
+    """Embeddings, blocks and final norm; `transformer` in the names of GPT-2's weights."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -100,11 +100,11 @@ class Transformer(nn.Module):
 
 
 class GPT(nn.Module):
-    """A GPT language model. Weights are drawn from N(0, 0.02), biases are zero.
+    """A GPT language model. Weights are initialized from N(0, 0.02), biases to zero.
 
     Args:
-        config: its shape.
-        bf16_residual: under autocast the residual stream has autocast's dtype, too, not float32.
+        config: the model's shape.
+        bf16_residual: under autocast, keep the residual stream in autocast's dtype, not float32.
     """
 
     def __init__(self, config: GPTConfig, *, bf16_residual: bool = False) -> None:
@@ -115,15 +115,15 @@ class GPT(nn.Module):
         self.apply(_init_weights)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Score the next token at each position.
+        """Return the logits of the token after each position, or their loss.
 
         Args:
-            idx: int [B, T], T at most the context length.
+            idx: token ids, int [B, T], T at most the context length.
             targets: int64 [B, T], the token that follows each position.
 
         Returns:
-            Without targets logits [B, T, vocab]; with them the mean loss, a float32 scalar in
-            nats per token.
+            logits [B, T, vocab] without targets; with them the mean loss, a float32 scalar in nats
+            per token.
         """
         x = self.embed(idx)
         for block in self.transformer.h:
@@ -133,14 +133,11 @@ class GPT(nn.Module):
         return F.linear(self.transformer.ln_f(x), self.transformer.wte.weight)
 
     def next_logits(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
-        """Score the token after the last one.
+        """Return the logits of the token after the last one, [B, vocab].
 
         Args:
-            idx: int [B, T], the tokens after those of the cache, which then has them as well. T is
-                1 unless the cache is empty.
-
-        Returns:
-            logits [B, vocab]
+            idx: the tokens after those in the cache, int [B, T]; T is 1 unless it is empty.
+            cache: `idx` is appended to it.
         """
         x = self.embed(idx, cache.length)
         for block, layer in zip(self.transformer.h, cache.layers, strict=True):
@@ -148,7 +145,7 @@ class GPT(nn.Module):
         return F.linear(self.transformer.ln_f(x[:, -1]), self.transformer.wte.weight)
 
     def embed(self, idx: Tensor, first: int = 0) -> Tensor:
-        """Map token ids int [B, T], at positions from `first`, to [B, T, C] for the first block."""
+        """Map token ids int [B, T], from position `first` on, to the residual stream [B, T, C]."""
         end = first + idx.shape[1]
         assert end <= self.config.context_length, "longer than the context"
         positions = torch.arange(first, end, device=idx.device)
@@ -158,10 +155,10 @@ class GPT(nn.Module):
         return cast(Tensor, x)
 
     def loss(self, x: Tensor, targets: Tensor, *, fp8: bool = False) -> Tensor:
-        """Return the mean loss, a float32 scalar, of what leaves the last block.
+        """Return the mean loss, a float32 scalar in nats per token.
 
         Args:
-            x: [B, T, C].
+            x: output of the last block, [B, T, C].
             targets: int64 [B, T].
             fp8: see app.model.cross_entropy.output_loss.
         """
@@ -169,13 +166,13 @@ class GPT(nn.Module):
         return output_loss(self.transformer.ln_f(x), weight, targets, fp8=fp8)
 
     def num_parameters(self) -> int:
-        """Number of trained values; the tied embedding counts once."""
+        """Return the number of trained values; the tied embedding counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def flops_per_token(self) -> int:
-        """Floating-point operations of a forward and backward pass, per token.
+        """Return the floating-point operations of a forward and backward pass, per token.
 
-        6 for each weight that multiplies, and for causal attention 6·L·T·C: half of the full
+        6 for each weight of a matrix product, and 6·L·T·C for causal attention: half of the full
         square's 12·L·T·C (PaLM, Chowdhery et al. 2022, appendix B).
         """
         config = self.config

@@ -1,6 +1,6 @@
-"""A GPT as transformers' GPT2LMHeadModel has it: other shapes and settings, the same logits.
+"""A GPT in the form of transformers' GPT2LMHeadModel, with the same logits.
 
-GPT-2 does not scale the attention's output by depth, and stores matrices as [in, out].
+GPT2LMHeadModel does not scale the attention's output by depth, and stores matrices as [in, out].
 """
 
 from typing import Any, cast
@@ -14,9 +14,9 @@ _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "m
 
 
 def gpt2_weights(model: GPT, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights by GPT2LMHeadModel's names, on the CPU, without the head, which is tied.
+    """Return the weights by GPT2LMHeadModel's names, on the CPU; the tied head is left out.
 
-    The factor of the attention's output goes into its projection, weight and bias: it scales both.
+    The scale of the attention's output is multiplied into its projection, weight and bias.
     """
     attn_scale = cast(Block, model.transformer.h[0]).attn.output_scale
     weights = {}
@@ -28,11 +28,12 @@ def gpt2_weights(model: GPT, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def gpt2_config(model: GPT, dtype: torch.dtype, end_of_text: int) -> dict[str, Any]:
-    """The content of config.json.
+    """Return the content of config.json.
 
     Args:
-        dtype: of the weights that are stored.
-        end_of_text: the token between documents.
+        model: whose weights the configuration describes.
+        dtype: dtype of the stored weights.
+        end_of_text: token id that begins and ends documents.
     """
     config = model.config
     return {
@@ -45,7 +46,7 @@ def gpt2_config(model: GPT, dtype: torch.dtype, end_of_text: int) -> dict[str, A
         "n_layer": config.num_layers,
         "n_head": config.num_heads,
         "n_inner": None,
-        # The exact one; GPT-2's own, gelu_new, is an approximation with tanh.
+        # Exact; GPT-2's own gelu_new approximates it with tanh.
         "activation_function": "gelu",
         "layer_norm_epsilon": model.transformer.ln_f.eps,
         "initializer_range": 0.02,

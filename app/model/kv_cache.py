@@ -1,4 +1,4 @@
-"""Keys and values of the tokens so far, so that a new token costs its own column only."""
+"""Keys and values of the tokens so far, so that only a new token's column is computed."""
 
 from torch import Tensor
 
@@ -7,45 +7,45 @@ class LayerCache:
     """One layer's keys and values.
 
     Args:
-        capacity: tokens it has room for; the memory is taken at the first append.
+        capacity: largest number of tokens; the memory is allocated at the first append.
     """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._kept: Tensor | None = None
+        self._buffer: Tensor | None = None
         self.length = 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep keys and values of new tokens.
+        """Append the keys and values of new tokens.
 
         Args:
             k, v: [B, heads, T, C / heads]; T is 1 unless the cache is empty.
 
         Returns:
-            those of all tokens so far: views of what is kept, [B, heads, length, C / heads] each.
+            keys and values of all tokens so far, [B, heads, length, C / heads] each: views.
         """
         first, self.length = self.length, self.length + k.shape[2]
-        assert first == 0 or k.shape[2] == 1, "attention masks nothing among several new tokens"
+        assert first == 0 or k.shape[2] == 1, "several new tokens would need a mask"
         assert self.length <= self._capacity, "the cache is full"
-        if self._kept is None:
+        if self._buffer is None:
             B, heads, _, width = k.shape
-            self._kept = k.new_empty((2, B, heads, self._capacity, width))
-        keys, values = self._kept
+            self._buffer = k.new_empty((2, B, heads, self._capacity, width))
+        keys, values = self._buffer
         keys[:, :, first : self.length] = k
         values[:, :, first : self.length] = v
         return keys[:, :, : self.length], values[:, :, : self.length]
 
     def clear(self) -> None:
-        """Forget all tokens; the memory stays."""
+        """Remove all tokens; the memory stays allocated."""
         self.length = 0
 
 
 class KeyValueCache:
-    """A GPT's keys and values: 2·C numbers a token and layer.
+    """The keys and values of all layers: 2·C numbers per token and layer.
 
     Args:
-        num_layers: of the GPT.
-        capacity: tokens it has room for, at most the context length.
+        num_layers: layers of the model.
+        capacity: largest number of tokens, at most the context length.
     """
 
     def __init__(self, num_layers: int, capacity: int) -> None:
@@ -53,10 +53,10 @@ class KeyValueCache:
 
     @property
     def length(self) -> int:
-        """Tokens so far."""
+        """Return the number of tokens so far."""
         return self.layers[0].length
 
     def clear(self) -> None:
-        """Forget all tokens; the memory stays."""
+        """Remove all tokens; the memory stays allocated."""
         for layer in self.layers:
             layer.clear()

@@ -1,4 +1,4 @@
-"""Models from the checkpoints of a run."""
+"""Loading of the model in a checkpoint."""
 
 from app.errors import UserError
 from app.hardware.device import Device
@@ -7,7 +7,7 @@ from app.runs.checkpoint import Checkpoint
 
 
 def load_gpt(checkpoint: Checkpoint, device: Device) -> GPT:
-    """Return the model of a checkpoint, on the device.
+    """Return the checkpoint's model on the device, in evaluation mode.
 
     Raises:
         UserError: the checkpoint is damaged.
@@ -18,8 +18,8 @@ def load_gpt(checkpoint: Checkpoint, device: Device) -> GPT:
         raise UserError(
             f"{checkpoint.folder}/state.json is damaged: {error}", "use another checkpoint"
         ) from None
-    # As it was trained, so that evaluation gives training's held-out loss.
-    trained = checkpoint.state.settings.get("train", {})
-    model = GPT(config, bf16_residual=trained.get("residual") == "bf16")
+    # The residual stream's dtype in training, so that the held-out loss is training's.
+    residual = checkpoint.state.settings.get("train", {}).get("residual")
+    model = GPT(config, bf16_residual=residual == "bf16")
     checkpoint.load_model(model)
     return model.to(device.torch_device).eval()

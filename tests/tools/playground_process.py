@@ -1,4 +1,4 @@
-"""A real `python -m app playground`, and a client on a real socket."""
+"""A playground process and its client."""
 
 import json
 import os
@@ -18,7 +18,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 class Playground:
-    """A playground that has started, on a port of its own choice."""
+    """A running playground process, on a free port."""
 
     def __init__(self, data_dir: Path, run: str) -> None:
         settings = {
@@ -41,36 +41,36 @@ class Playground:
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        found = re.match(r"(http://localhost:(\d+)) tries the models of ", line)
-        assert found, line + self.wait()[1]
-        self.url, self.port = found[1], int(found[2])
+        match = re.match(r"(http://localhost:(\d+)) serves the models in ", line)
+        assert match, line + self.wait()[1]
+        self.url, self.port = match[1], int(match[2])
 
-    def said_matching(self, pattern: str) -> re.Match[str]:
-        """The next line it prints that is of this form."""
+    def next_line_matching(self, pattern: str) -> re.Match[str]:
+        """Return the match of the next printed line that has this form."""
         assert self.process.stdout is not None
-        return next(found for line in self.process.stdout if (found := re.fullmatch(pattern, line)))
+        return next(match for line in self.process.stdout if (match := re.fullmatch(pattern, line)))
 
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] = JSON
     ) -> tuple[int, bytes]:
-        """Status and body of the answer."""
+        """Return the status and the body of the response."""
         connection = HTTPConnection("localhost", self.port, timeout=300)
         connection.request(method, path, body, dict(headers))
         response = connection.getresponse()
         return response.status, response.read()
 
-    def refusal(self, wanted: dict[str, Any]) -> tuple[int, str]:
-        """Status and message of the answer to what it should not accept."""
-        body = json.dumps(wanted).encode()
-        status, answer = self.request("POST", "/api/generate", body)
-        return status, json.loads(answer)["error"]
+    def refusal(self, request: dict[str, Any]) -> tuple[int, str]:
+        """Return the status and the error message for an invalid request."""
+        body = json.dumps(request).encode()
+        status, response = self.request("POST", "/api/generate", body)
+        return status, json.loads(response)["error"]
 
     @contextmanager
-    def generating(self, **wanted: Any) -> Iterator[Iterator[dict[str, Any]]]:
-        """The messages of a text as they arrive; leaving the block hangs up."""
+    def generating(self, **options: Any) -> Iterator[Iterator[dict[str, Any]]]:
+        """Give the messages of a text as they arrive; leaving the block disconnects."""
         connection = HTTPConnection("localhost", self.port, timeout=300)
-        wanted = {"run": "small", "step": 7} | wanted
-        connection.request("POST", "/api/generate", json.dumps(wanted), JSON)
+        request = {"run": "small", "step": 7} | options
+        connection.request("POST", "/api/generate", json.dumps(request), JSON)
         response = connection.getresponse()
         assert response.status == 200
         try:
@@ -79,13 +79,13 @@ class Playground:
             response.close()
             connection.close()
 
-    def generate(self, **wanted: Any) -> list[dict[str, Any]]:
-        """All messages of a text."""
-        with self.generating(**wanted) as messages:
+    def generate(self, **options: Any) -> list[dict[str, Any]]:
+        """Return all messages of a text."""
+        with self.generating(**options) as messages:
             return list(messages)
 
     def wait(self) -> tuple[int, str]:
-        """Exit code, and what it has written to standard error."""
+        """Return the exit code and the standard error."""
         _, errors = self.process.communicate(timeout=300)
         return self.process.returncode, errors
 

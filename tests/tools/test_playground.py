@@ -1,4 +1,4 @@
-"""The playground: a real server, asked over real sockets."""
+"""The playground process, over sockets."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(data_dir: Path) -> Iterator[Playground]:
-    """One for all tests that leave it as it was."""
+    """One process for all tests that do not change it."""
     with playground(data_dir) as started:
         yield started
 
@@ -47,7 +47,7 @@ def until_text(messages: Iterator[dict[str, Any]]) -> dict[str, Any]:
     return next(message for message in messages if "text" in message)
 
 
-def test_the_page_is_whole_and_names_no_other_machine(shared: Playground) -> None:
+def test_page_loads_everything_from_the_server(shared: Playground) -> None:
     status, page = shared.request("GET", "/")
     assert status == 200
     places = re.findall(r'(?:src|href)="(/[^"]*)"', page.decode())
@@ -59,7 +59,7 @@ def test_the_page_is_whole_and_names_no_other_machine(shared: Playground) -> Non
     assert set(re.findall(rb"https?://[a-z.0-9]+", page)) == {b"http://www.w3.org"}
 
 
-def test_the_checkpoints_of_all_runs_are_listed_and_the_settings_are_the_defaults(
+def test_state_lists_all_checkpoints_and_the_settings_as_defaults(
     shared: Playground,
 ) -> None:
     state = json.loads(shared.request("GET", "/api/state")[1])
@@ -75,7 +75,7 @@ def test_the_checkpoints_of_all_runs_are_listed_and_the_settings_are_the_default
 
 
 @pytest.mark.parametrize("temperature", (0, 0.7, 1.5))
-def test_it_writes_what_sample_writes_from_the_same_seed(
+def test_text_is_that_of_sample_with_the_same_seed(
     shared: Playground, tmp_path: Path, temperature: float
 ) -> None:
     prompt = "Ça va, 世界?"
@@ -89,22 +89,22 @@ def test_it_writes_what_sample_writes_from_the_same_seed(
     assert [sampling.prompt + text_of(messages)] == generate_texts(model, Tokenizer(), sampling)
 
 
-def test_each_checkpoint_writes_its_own_text(shared: Playground) -> None:
+def test_each_checkpoint_generates_its_own_text(shared: Playground) -> None:
     texts = {
         text_of(shared.generate(run=run, step=step)) for run, step in (("small", 7), ("other", 3))
     }
     assert len(texts) == 2
 
 
-def test_text_arrives_while_it_is_drawn_and_who_leaves_ends_it(shared: Playground) -> None:
+def test_text_arrives_while_it_is_generated_and_disconnecting_stops_it(shared: Playground) -> None:
     with shared.generating(**LONG) as messages:
         assert until_text(messages)["tokens"] == 1
-    said = shared.said_matching(r"small: (\d+) tokens in .* s, stopped\n")
-    assert int(said[1]) < LONG["max_tokens"]
+    line = shared.next_line_matching(r"small: (\d+) tokens in .* s, stopped\n")
+    assert int(line[1]) < LONG["max_tokens"]
     assert shared.generate(max_tokens=3)[-1]["why"] == "max_tokens"
 
 
-def test_a_second_reader_is_told_to_wait_and_gets_their_turn(shared: Playground) -> None:
+def test_second_request_waits_for_its_turn(shared: Playground) -> None:
     with ExitStack() as first:
         until_text(first.enter_context(shared.generating(**LONG)))
         with shared.generating(max_tokens=6) as gives_up:
@@ -116,7 +116,7 @@ def test_a_second_reader_is_told_to_wait_and_gets_their_turn(shared: Playground)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     (
         ({"temperature": -0.1}, "temperature: must be greater than or equal to 0"),
         ({"temperature": "hot"}, "temperature: must be a valid number"),
@@ -134,18 +134,18 @@ def test_a_second_reader_is_told_to_wait_and_gets_their_turn(shared: Playground)
         ({"sede": 3}, "sede: Extra inputs are not permitted"),
     ),
 )
-def test_a_bad_value_is_refused_by_name(
-    shared: Playground, changes: dict[str, Any], said: str
+def test_invalid_value_is_refused_by_name(
+    shared: Playground, changes: dict[str, Any], message: str
 ) -> None:
-    status, told = shared.refusal(GOOD | changes)
+    status, error = shared.refusal(GOOD | changes)
     assert status == 422
-    assert told.startswith(said)
+    assert error.startswith(message)
 
 
-def test_all_bad_values_are_told_together(shared: Playground) -> None:
-    _, told = shared.refusal({"run": "small", "step": "x", "seed": -1})
-    assert "step: " in told
-    assert "seed: " in told
+def test_all_invalid_values_are_reported_together(shared: Playground) -> None:
+    _, error = shared.refusal({"run": "small", "step": "x", "seed": -1})
+    assert "step: " in error
+    assert "seed: " in error
 
 
 @pytest.mark.parametrize(
@@ -158,24 +158,24 @@ def test_all_bad_values_are_told_together(shared: Playground) -> None:
         (json.dumps(GOOD).encode(), {"Content-Type": "text/plain"}, 415),
     ),
 )
-def test_a_bad_body_is_refused(
+def test_invalid_body_is_refused(
     shared: Playground, body: bytes, headers: dict[str, str], status: int
 ) -> None:
-    found, answer = shared.request("POST", "/api/generate", body, headers)
-    assert found == status
-    assert json.loads(answer)["error"]
+    actual, response = shared.request("POST", "/api/generate", body, headers)
+    assert actual == status
+    assert json.loads(response)["error"]
 
 
 @pytest.mark.parametrize(("method", "path", "status"), (("GET", "/x", 404), ("PUT", "/", 405)))
 def test_other_requests_are_refused_in_json(
     shared: Playground, method: str, path: str, status: int
 ) -> None:
-    found, answer = shared.request(method, path)
-    assert (found, set(json.loads(answer))) == (status, {"error"})
+    actual, response = shared.request(method, path)
+    assert (actual, set(json.loads(response))) == (status, {"error"})
 
 
 @pytest.mark.parametrize("host", ("localhost", "127.0.0.1", "[::1]", "LOCALHOST"))
-def test_its_own_names_are_served(shared: Playground, host: str) -> None:
+def test_requests_for_its_own_names_are_served(shared: Playground, host: str) -> None:
     own = {"Host": f"{host}:{shared.port}", "Origin": f"http://{host}:{shared.port}"}
     assert shared.request("GET", "/api/state", headers=own)[0] == 200
 
@@ -193,16 +193,14 @@ def test_its_own_names_are_served(shared: Playground, host: str) -> None:
         {"Origin": "null"},
     ),
 )
-def test_what_other_sites_let_a_browser_send_is_refused(
-    shared: Playground, headers: dict[str, str]
-) -> None:
+def test_cross_origin_requests_are_refused(shared: Playground, headers: dict[str, str]) -> None:
     for method, path in (("GET", "/"), ("GET", "/api/state"), ("POST", "/api/generate")):
-        status, answer = shared.request(method, path, json.dumps(GOOD).encode(), JSON | headers)
+        status, response = shared.request(method, path, json.dumps(GOOD).encode(), JSON | headers)
         assert status in (400, 403)
-        assert b"small" not in answer
+        assert b"small" not in response
 
 
-def test_a_missing_and_a_damaged_checkpoint_are_told_and_the_next_text_comes(
+def test_server_goes_on_after_a_missing_and_a_damaged_checkpoint(
     shared: Playground,
 ) -> None:
     missing, broken = shared.generate(step=8)[-1], shared.generate(run="broken", step=1)[-1]
@@ -213,7 +211,7 @@ def test_a_missing_and_a_damaged_checkpoint_are_told_and_the_next_text_comes(
     assert shared.generate(max_tokens=2)[-1]["why"] == "max_tokens"
 
 
-def test_a_run_trained_again_under_its_name_is_loaded_again(
+def test_run_trained_again_under_the_same_name_is_loaded_again(
     shared: Playground, data_dir: Path
 ) -> None:
     run_dir = data_dir / "runs" / "again"
@@ -225,7 +223,7 @@ def test_a_run_trained_again_under_its_name_is_loaded_again(
     shutil.rmtree(run_dir)
 
 
-def test_a_prompt_longer_than_the_context_is_told(shared: Playground) -> None:
+def test_prompt_longer_than_the_context_is_noted(shared: Playground) -> None:
     messages = shared.generate(prompt="one two " * 50, max_tokens=2)
     notes = [message["note"] for message in messages if "note" in message]
     assert notes == ["the prompt has 102 tokens; the model sees the last 64 of them"]
@@ -234,7 +232,7 @@ def test_a_prompt_longer_than_the_context_is_told(shared: Playground) -> None:
 @pytest.mark.parametrize(
     ("number", "code"), ((signal.SIGTERM, 143), (signal.SIGINT, 130)), ids=("SIGTERM", "SIGINT")
 )
-def test_a_signal_ends_it_and_the_text_under_way(
+def test_signal_ends_the_server_and_the_current_text(
     data_dir: Path, number: signal.Signals, code: int
 ) -> None:
     with playground(data_dir) as server:
@@ -242,13 +240,13 @@ def test_a_signal_ends_it_and_the_text_under_way(
             until_text(messages)
             server.process.send_signal(number)
             assert list(messages)[-1] == {"state": "ended", "why": "closing"}
-        found, errors = server.wait()
-        assert found == code, errors
+        exit_code, errors = server.wait()
+        assert exit_code == code, errors
         assert errors.startswith("stopped")
         assert errors.count("\n") == 1
 
 
-def test_without_any_run_the_page_is_there_and_a_signal_ends_it(tmp_path: Path) -> None:
+def test_page_is_served_without_any_run(tmp_path: Path) -> None:
     with playground(tmp_path) as server:
         assert server.request("GET", "/")[0] == 200
         assert json.loads(server.request("GET", "/api/state")[1])["checkpoints"] == []
@@ -256,14 +254,14 @@ def test_without_any_run_the_page_is_there_and_a_signal_ends_it(tmp_path: Path) 
         assert server.wait() == (143, "stopped: by SIGTERM\n")
 
 
-def test_a_place_where_it_cannot_listen_is_told(
+def test_unusable_address_is_refused(
     shared: Playground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settle(tmp_path, monkeypatch)
     for words, problem, fix in (
-        (f"--port {shared.port}", f"cannot listen at 127.0.0.1, port {shared.port}: ", "PORT"),
-        ("--host 192.0.2.1", "cannot listen at 192.0.2.1, port 8000: ", "HOST"),
-        ("--host no..name", "cannot listen at no..name, port 8000: ", "HOST"),
+        (f"--port {shared.port}", f"cannot listen on 127.0.0.1, port {shared.port}: ", "PORT"),
+        ("--host 192.0.2.1", "cannot listen on 192.0.2.1, port 8000: ", "HOST"),
+        ("--host no..name", "cannot listen on no..name, port 8000: ", "HOST"),
     ):
         ended = run_really(f"playground --device cpu {words}")
         assert ended.returncode == 2
@@ -272,6 +270,6 @@ def test_a_place_where_it_cannot_listen_is_told(
         assert ended.stderr.count("\n") == 2
 
 
-def test_the_wheel_and_the_image_have_the_page() -> None:
+def test_package_has_the_page() -> None:
     folder = REPOSITORY / "app" / "tools" / "playground"
     assert {path.name for path in folder.glob("page.*")} == {"page.html", "page.css", "page.js"}

@@ -28,52 +28,52 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playground]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture
 def page(browser: Browser, server: Playground) -> Iterator[Page]:
-    """The page, which may complain about nothing."""
-    complaints: list[str] = []
+    """The open page; the test fails if its console shows a warning or an error."""
+    messages: list[str] = []
 
-    def note(message: ConsoleMessage) -> None:
+    def collect(message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
-            complaints.append(message.text)
+            messages.append(message.text)
 
     with opened(browser, "about:blank") as tab:
-        tab.on("console", note)
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("console", collect)
+        tab.on("pageerror", lambda error: messages.append(str(error)))
         tab.goto(server.url)
         expect(tab.locator("#step option")).to_have_count(2)
         yield tab
-    assert complaints == []
+    assert messages == []
 
 
-def drawn(page: Page) -> str:
-    return page.locator("#drawn").text_content() or ""
+def generated_text(page: Page) -> str:
+    return page.locator("#generated").text_content() or ""
 
 
-def is_done(page: Page, words: str) -> None:
+def expect_done(page: Page, status: str) -> None:
     expect(page.locator("#status")).to_have_attribute("data-state", "done", timeout=60_000)
-    expect(page.locator("#said")).to_have_text(words)
+    expect(page.locator("#status-text")).to_have_text(status)
 
 
 def test_text_grows_and_stop_ends_it_on_the_server(page: Page, server: Playground) -> None:
     page.fill("#prompt", "Once upon")
     page.fill("#max_tokens", "4096")
     page.click("#generate")
-    expect(page.locator("#begun")).to_have_text("Once upon")
+    expect(page.locator("#prompt-text")).to_have_text("Once upon")
     expect(page.locator("#figures")).to_contain_text("tokens/s")
-    before = drawn(page)
+    before = generated_text(page)
     page.wait_for_function(
-        "n => document.getElementById('drawn').textContent.length > n", arg=len(before)
+        "n => document.getElementById('generated').textContent.length > n", arg=len(before)
     )
-    assert drawn(page).startswith(before)
+    assert generated_text(page).startswith(before)
     page.click("#stop")
-    is_done(page, "Stopped")
-    said = server.said_matching(r"small: (\d+) tokens in .* s, stopped\n")
-    assert int(said[1]) < 4096
+    expect_done(page, "Stopped")
+    line = server.next_line_matching(r"small: (\d+) tokens in .* s, stopped\n")
+    assert int(line[1]) < 4096
     expect(page.locator("#generate")).to_be_enabled()
     expect(page.locator("#stop")).to_be_hidden()
 
@@ -83,10 +83,10 @@ def test_keys_generate_and_stop(page: Page) -> None:
     page.press("#prompt", "Control+Enter")
     expect(page.locator("#figures")).to_contain_text("tokens/s")
     page.press("#prompt", "Escape")
-    is_done(page, "Stopped")
+    expect_done(page, "Stopped")
 
 
-def test_a_slider_and_its_number_move_each_other(page: Page) -> None:
+def test_slider_and_number_follow_each_other(page: Page) -> None:
     slider = page.locator("[data-for=temperature]")
     slider.focus()
     slider.press("ArrowRight")
@@ -95,7 +95,7 @@ def test_a_slider_and_its_number_move_each_other(page: Page) -> None:
     expect(slider).to_have_value("1.5")
 
 
-def test_who_comes_back_finds_what_they_have_typed(page: Page) -> None:
+def test_input_is_kept_when_the_window_gets_the_focus_again(page: Page) -> None:
     page.fill("#prompt", "while")
     page.fill("#max_tokens", "")
     with page.expect_response("**/api/state"):
@@ -105,64 +105,64 @@ def test_who_comes_back_finds_what_they_have_typed(page: Page) -> None:
     expect(page.locator("#max_tokens")).to_have_value("")
 
 
-def test_the_seed_and_the_checkpoint_decide_the_text(page: Page) -> None:
+def test_seed_and_checkpoint_determine_the_text(page: Page) -> None:
     texts = []
     page.fill("#max_tokens", "20")
     for seed, step in (("3", "12"), ("3", "12"), ("4", "12"), ("3", "7")):
         page.fill("#seed", seed)
         page.select_option("#step", step)
         page.click("#generate")
-        is_done(page, "All tokens are drawn")
+        expect_done(page, "Reached the token limit")
         expect(page.locator("#figures")).to_contain_text("20 tokens · ")
-        texts.append(drawn(page))
+        texts.append(generated_text(page))
     assert texts[0] == texts[1]
     assert len(set(texts)) == 3
 
 
-def test_another_run_brings_its_own_steps(page: Page) -> None:
+def test_selecting_a_run_shows_its_steps(page: Page) -> None:
     page.select_option("#run", "other")
     expect(page.locator("#step")).to_have_text("3 · held-out 4.500")
 
 
-def test_continue_takes_the_text_as_the_prompt(page: Page) -> None:
+def test_continue_uses_the_text_as_the_prompt(page: Page) -> None:
     page.fill("#prompt", "Once")
     page.fill("#max_tokens", "5")
     page.click("#generate")
-    is_done(page, "All tokens are drawn")
-    text = f"Once{drawn(page)}"
+    expect_done(page, "Reached the token limit")
+    text = f"Once{generated_text(page)}"
     page.click("#continue")
-    expect(page.locator("#begun")).to_have_text(text, use_inner_text=False)
-    is_done(page, "All tokens are drawn")
+    expect(page.locator("#prompt-text")).to_have_text(text, use_inner_text=False)
+    expect_done(page, "Reached the token limit")
 
 
-def test_what_the_model_writes_is_text_and_never_markup(page: Page) -> None:
+def test_generated_markup_is_shown_as_text(page: Page) -> None:
     page.fill("#prompt", "<img src=x onerror=alert(1)><b>bold</b>")
     page.fill("#max_tokens", "3")
     page.click("#generate")
-    is_done(page, "All tokens are drawn")
+    expect_done(page, "Reached the token limit")
     assert page.locator("#text img, #text b").count() == 0
 
 
-def test_a_bad_number_is_told_on_the_page(browser: Browser, server: Playground) -> None:
+def test_invalid_number_is_explained_on_the_page(browser: Browser, server: Playground) -> None:
     with opened(browser, server.url) as page:
         expect(page.locator("#step option")).to_have_count(2)
-        for number, said in (
+        for number, message in (
             ("-1", "temperature: must be greater"),
             ("", "temperature: must be a"),
         ):
             page.fill("#temperature", number)
             page.click("#generate")
-            expect(page.locator("#said")).to_contain_text(said)
+            expect(page.locator("#status-text")).to_contain_text(message)
             expect(page.locator("#status")).to_have_attribute("data-state", "wrong")
         page.fill("#temperature", "1")
         page.fill("#max_tokens", "3")
         page.click("#generate")
-        is_done(page, "All tokens are drawn")
+        expect_done(page, "Reached the token limit")
 
 
-def test_a_server_that_is_gone_is_told_on_the_page(browser: Browser, tmp_path: Path) -> None:
+def test_lost_server_is_reported_on_the_page(browser: Browser, tmp_path: Path) -> None:
     with playground(tmp_path) as server, opened(browser, server.url) as page:
-        expect(page.locator("#said")).to_have_text("There is no checkpoint yet: train first")
+        expect(page.locator("#status-text")).to_have_text("No checkpoint yet: train a model first")
         expect(page.locator("#generate")).to_be_disabled()
         write_run(tmp_path / "runs" / "small")
         page.evaluate("window.dispatchEvent(new Event('focus'))")
@@ -173,10 +173,10 @@ def test_a_server_that_is_gone_is_told_on_the_page(browser: Browser, tmp_path: P
         server.process.kill()
         expect(page.locator("#status")).to_have_attribute("data-state", "wrong")
         page.click("#generate")
-        expect(page.locator("#said")).to_contain_text("does not answer")
+        expect(page.locator("#status-text")).to_contain_text("does not respond")
 
 
-def test_it_follows_the_readers_light_or_dark(browser: Browser, server: Playground) -> None:
+def test_colors_follow_the_system_theme(browser: Browser, server: Playground) -> None:
     brightness = {}
     for theme in ("light", "dark"):
         with opened(browser, server.url, theme=theme) as page:
@@ -187,9 +187,7 @@ def test_it_follows_the_readers_light_or_dark(browser: Browser, server: Playgrou
 
 
 @pytest.mark.parametrize("size", (DESK, PHONE, (320, 568)), ids=("desk", "phone", "small"))
-def test_nothing_is_cut_off_at_the_side(
-    browser: Browser, server: Playground, size: tuple[int, int]
-) -> None:
+def test_page_fits_the_width(browser: Browser, server: Playground, size: tuple[int, int]) -> None:
     with opened(browser, server.url, size=size) as page:
         expect(page.locator("#step option")).to_have_count(2)
         assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
@@ -200,7 +198,7 @@ def test_nothing_is_cut_off_at_the_side(
             assert box["x"] + box["width"] <= size[0]
 
 
-def test_a_picture_can_be_taken(browser: Browser, server: Playground, tmp_path: Path) -> None:
+def test_screenshot_can_be_taken(browser: Browser, server: Playground, tmp_path: Path) -> None:
     path = tmp_path / "playground.png"
     photograph_playground(browser, server.url, path, prompt="Once", max_tokens=5)
     assert Image.open(path).size == (2 * DESK[0], 2 * DESK[1])

@@ -1,1 +1,1 @@
-"""A page on which to try a model: a small server on this machine, and what it serves."""
+"""A page on which to try trained models."""

@@ -1,4 +1,4 @@
-"""The one model that writes, for one reader at a time."""
+"""The one model of the playground, which generates for one page at a time."""
 
 import asyncio
 import time
@@ -29,8 +29,8 @@ from app.settings.types import RunName
 Result = TypeVar("Result")
 
 
-class Wanted(BaseModel):
-    """A reader's request; its bounds are the command line's, or what a page can show."""
+class GenerateRequest(BaseModel):
+    """What a page requests; the bounds are the command line's, or what a page can show."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -42,74 +42,78 @@ class Wanted(BaseModel):
     top_k: int = Field(50, ge=0, le=50_257)
     seed: int = Field(0, ge=0, lt=2**32)
 
-    def sampling(self) -> Sampling:
-        """Return the sampling of one text, as `sample` would do it."""
-        return Sampling(**self.model_dump(exclude={"run", "step"}), num_samples=1)
 
-
-class Writer:
-    """Writes with the models of a folder of runs, in a thread of its own.
+class Generator:
+    """Generates text with the models of all runs, in one thread of its own.
 
     Args:
-        runs: the folder of all runs.
+        runs_dir: folder of the runs.
         device: where the models are computed.
 
     Attributes:
-        is_closing: texts under way end with their next token.
+        is_closing: set it to end the current text with its next token
     """
 
-    def __init__(self, runs: Path, device: Device) -> None:
-        self.runs = runs
+    def __init__(self, runs_dir: Path, device: Device) -> None:
+        self.runs_dir = runs_dir
         self.device = device
         self.is_closing = False
         self._turn = asyncio.Lock()
-        # torch keeps threads for each thread that it is called from.
+        # torch keeps a thread pool for each thread that calls it.
         self._thread = ThreadPoolExecutor(1)
         self._loaded: tuple[tuple[Path, int], GPT] | None = None
 
     def checkpoints(self) -> list[dict[str, Any]]:
-        """Runs with checkpoints, the one trained last first, and each one's steps, likewise."""
-        found = []
-        for folder in self.runs.glob("*/checkpoints"):
+        """Return the runs that have checkpoints, and the checkpoints, the latest of each first."""
+        runs = []
+        for folder in self.runs_dir.glob("*/checkpoints"):
             if steps := checkpoint_steps(folder):
-                # A checkpoint may be pruned, or its run deleted, while it is looked at.
+                # The checkpoint may be pruned, or the run deleted, at this moment.
                 with suppress(OSError):
                     modified = checkpoint_folder(folder, steps[-1]).stat().st_mtime
-                    found.append((modified, folder, steps))
-        found.sort(reverse=True)
+                    runs.append((modified, folder, steps))
+        runs.sort(reverse=True)
         return [
-            {"run": folder.parent.name, "steps": [_described(folder, step) for step in steps[::-1]]}
-            for _, folder, steps in found
+            {
+                "run": folder.parent.name,
+                "steps": [
+                    {"step": step, "val_loss": val_loss_of(folder, step)} for step in steps[::-1]
+                ],
+            }
+            for _, folder, steps in runs
         ]
 
-    async def write(self, wanted: Wanted) -> AsyncGenerator[dict[str, Any]]:
-        """Wait for one's turn, then write; closing the iterator ends it.
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[dict[str, Any]]:
+        """Wait for the current text to end, then generate; closing the iterator stops it.
 
         Yields:
             messages: {state: waiting, loading or writing}; {note}; {text, tokens, seconds}, the
-            latter two since the beginning; and in the end {state: ended, why} or {error, fix}.
+            last two since the start; and at the end {state: ended, why} or {error, fix}.
         """
         if self._turn.locked():
             yield {"state": "waiting"}
         async with self._turn:
             try:
                 yield {"state": "loading"}
-                model = await self._in_thread(self._model, wanted)
-                async with aclosing(self._write(model, wanted)) as messages:
+                model = await self._in_thread(self._load, request)
+                async with aclosing(self._generate(model, request)) as messages:
                     async for message in messages:
                         yield message
             except (AppError, OSError, MemoryError, RuntimeError) as error:
-                told = error if isinstance(error, AppError) else translate_error(error)
-                if told is None:
+                explained = error if isinstance(error, AppError) else translate_error(error)
+                if explained is None:
                     raise
-                yield {"error": told.problem, "fix": told.fix}
+                yield {"error": explained.problem, "fix": explained.fix}
 
-    async def _write(self, model: GPT, wanted: Wanted) -> AsyncGenerator[dict[str, Any]]:
+    async def _generate(
+        self, model: GPT, request: GenerateRequest
+    ) -> AsyncGenerator[dict[str, Any]]:
         tokenizer = Tokenizer()
-        if note := truncation_note(model, tokenizer, wanted.prompt):
+        if note := truncation_note(model, tokenizer, request.prompt):
             yield {"note": note}
         yield {"state": "writing"}
-        texts = stream_texts(model, tokenizer, wanted.sampling())
+        sampling = Sampling(**request.model_dump(exclude={"run", "step"}), num_samples=1)
+        texts = stream_texts(model, tokenizer, sampling)
         tokens, seconds, started = 0, 0.0, time.perf_counter()
         why = "stopped"
         try:
@@ -121,23 +125,23 @@ class Writer:
             if self.is_closing:
                 why = "closing"
             else:
-                why = "max_tokens" if tokens == wanted.max_tokens else "end_of_text"
+                why = "max_tokens" if tokens == request.max_tokens else "end_of_text"
             yield {"state": "ended", "why": why}
         finally:
-            # It may still be at a token, and is closed by the thread that works on it.
+            # The thread may still be computing a token, so it is the one that closes the stream.
             self._thread.submit(texts.close)
-            print(f"{wanted.run}: {tokens} tokens in {seconds:.1f} s, {why}", flush=True)
+            print(f"{request.run}: {tokens} tokens in {seconds:.1f} s, {why}", flush=True)
 
-    def _model(self, wanted: Wanted) -> GPT:
-        """The model that is asked for; the one before is let go."""
-        run_dir = self.runs / wanted.run
-        state = checkpoint_folder(run_dir / "checkpoints", wanted.step) / STATE_FILE
-        # A run may be trained again under its name.
+    def _load(self, request: GenerateRequest) -> GPT:
+        """Return the requested model; only the latest one stays in memory."""
+        run_dir = self.runs_dir / request.run
+        state = checkpoint_folder(run_dir / "checkpoints", request.step) / STATE_FILE
+        # Another run may have been trained under the same name.
         version = state, state.stat().st_mtime_ns if state.exists() else 0
         if self._loaded is None or self._loaded[0] != version:
-            # There may be no memory for both.
+            # Freed first: there may not be enough memory for two models.
             self._loaded = None
-            checkpoint = latest_checkpoint(run_dir, wanted.step)
+            checkpoint = latest_checkpoint(run_dir, request.step)
             self._loaded = version, load_gpt(checkpoint, self.device)
         return self._loaded[1]
 
@@ -146,11 +150,6 @@ class Writer:
 
 
 def _next_piece(texts: Iterator[list[str | None]]) -> str | None:
-    """Return what the next token adds to the only text; None at its end."""
+    """Return the text that the next token adds; None at the end."""
     pieces = next(texts, None)
     return pieces[0] if pieces else None
-
-
-def _described(folder: Path, step: int) -> dict[str, Any]:
-    """Return a checkpoint's step and held-out loss; damage is reported when it is used."""
-    return {"step": step, "val_loss": val_loss_of(folder, step)}

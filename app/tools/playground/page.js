@@ -1,79 +1,79 @@
 "use strict";
 
-const part = (id) => document.getElementById(id);
+const element = (id) => document.getElementById(id);
 const NUMBERS = ["temperature", "top_k", "max_tokens", "seed"];
 const ENDS = {
   end_of_text: "The model ended the document",
-  max_tokens: "All tokens are drawn",
+  max_tokens: "Reached the token limit",
   closing: "The playground is closing",
 };
 
 let checkpoints = [];
 let loaded = false;
-let running = null; // the AbortController of the request under way
+let running = null; // AbortController of the current request
 
-function say(state, words) {
-  part("status").dataset.state = state;
-  part("said").textContent = words;
+function showStatus(state, text) {
+  element("status").dataset.state = state;
+  element("status-text").textContent = text;
 }
 
-function options(select, pairs, chosen) {
-  select.replaceChildren(...pairs.map(([value, words]) => new Option(words, value)));
-  if (pairs.some(([value]) => String(value) === String(chosen))) select.value = chosen;
+function setOptions(select, pairs, selected) {
+  select.replaceChildren(...pairs.map(([value, text]) => new Option(text, value)));
+  if (pairs.some(([value]) => String(value) === String(selected))) select.value = selected;
 }
 
-function showSteps(chosen) {
-  const found = checkpoints.find(({ run }) => run === part("run").value);
-  const pairs = (found ? found.steps : []).map(({ step, val_loss }) => [
+function showSteps(selected) {
+  const checkpoint = checkpoints.find(({ run }) => run === element("run").value);
+  const pairs = (checkpoint ? checkpoint.steps : []).map(({ step, val_loss }) => [
     step,
     val_loss === null ? `${step}` : `${step} · held-out ${val_loss.toFixed(3)}`,
   ]);
-  options(part("step"), pairs, chosen);
+  setOptions(element("step"), pairs, selected);
 }
 
 async function load() {
-  const latest = part("step").selectedIndex <= 0;
+  const isLatest = element("step").selectedIndex <= 0;
   let state;
   try {
     state = await (await fetch("/api/state")).json();
   } catch {
-    say("wrong", "The playground does not answer; is it still running?");
+    showStatus("wrong", "The playground does not respond; is it still running?");
     return;
   }
   checkpoints = state.checkpoints;
-  const run = loaded ? part("run").value : state.run;
-  options(part("run"), checkpoints.map((one) => [one.run, one.run]), run);
-  // Who looks at the latest checkpoint of a run in training goes on with the latest.
-  showSteps(latest ? null : part("step").value);
-  part("device").textContent = state.device;
+  const selectedRun = loaded ? element("run").value : state.run;
+  setOptions(element("run"), checkpoints.map(({ run }) => [run, run]), selectedRun);
+  // While a run trains, its latest checkpoint stays selected.
+  showSteps(isLatest ? null : element("step").value);
+  element("device").textContent = state.device;
   if (!loaded) {
-    part("prompt").value = state.defaults.prompt;
+    element("prompt").value = state.defaults.prompt;
     for (const name of NUMBERS) setNumber(name, state.defaults[name]);
     loaded = true;
   }
-  if (!running) part("generate").disabled = !checkpoints.length;
-  if (!checkpoints.length) say("wrong", "There is no checkpoint yet: train first");
+  if (!running) element("generate").disabled = !checkpoints.length;
+  if (!checkpoints.length) showStatus("wrong", "No checkpoint yet: train a model first");
 }
 
 function setNumber(name, value) {
-  part(name).value = value;
+  element(name).value = value;
   moveSlider(name);
 }
 
 function moveSlider(name) {
   const slider = document.querySelector(`[data-for=${name}]`);
-  slider.value = part(name).value;
+  slider.value = element(name).value;
   const filled = (slider.value - slider.min) / (slider.max - slider.min);
   slider.style.setProperty("--filled", `${100 * filled}%`);
 }
 
-function wanted() {
-  // What is no number goes as null, and the server says what is wrong.
-  const numbers = NUMBERS.map((name) => [name, part(name).valueAsNumber]);
+function readRequest() {
+  // An invalid number is sent as null, and the server explains what is wrong.
+  const numbers = NUMBERS.map((name) => [name, element(name).valueAsNumber]);
   return {
-    run: part("run").value,
-    step: Number(part("step").value),
-    prompt: part("prompt").value,
+    run: element("run").value,
+    step: Number(element("step").value),
+    prompt: element("prompt").value,
     ...Object.fromEntries(numbers),
   };
 }
@@ -90,48 +90,48 @@ async function* messages(response) {
   }
 }
 
-function show(message, drawn) {
+function show(message, generated) {
   if (message.text !== undefined) {
-    const page = part("page");
-    const follows = page.scrollHeight - page.scrollTop - page.clientHeight < 40;
-    drawn.appendData(message.text);
-    if (follows) page.scrollTop = page.scrollHeight;
+    const page = element("page");
+    const isAtEnd = page.scrollHeight - page.scrollTop - page.clientHeight < 40;
+    generated.appendData(message.text);
+    if (isAtEnd) page.scrollTop = page.scrollHeight;
     const rate = message.tokens / message.seconds;
-    part("figures").textContent =
+    element("figures").textContent =
       `${message.tokens} tokens · ${rate.toFixed(rate < 100 ? 1 : 0)} tokens/s`;
   } else if (message.error !== undefined) {
-    say("wrong", message.fix ? `${message.error}: ${message.fix}` : message.error);
+    showStatus("wrong", message.fix ? `${message.error}: ${message.fix}` : message.error);
   } else if (message.note !== undefined) {
-    part("figures").textContent = message.note;
+    element("figures").textContent = message.note;
   } else if (message.state === "ended") {
-    say("done", ENDS[message.why]);
+    showStatus("done", ENDS[message.why]);
   } else {
-    const words = { waiting: "Waiting for another text to end", loading: "Loading the model", writing: "Writing" };
-    say("busy", words[message.state]);
+    const texts = { waiting: "Waiting for another text to finish", loading: "Loading the model", writing: "Generating" };
+    showStatus("busy", texts[message.state]);
   }
 }
 
-function busy(isBusy) {
-  part("generate").disabled = isBusy;
-  part("stop").hidden = !isBusy;
+function setBusy(isBusy) {
+  element("generate").disabled = isBusy;
+  element("stop").hidden = !isBusy;
   document.body.classList.toggle("writing", isBusy);
-  part("page").setAttribute("aria-busy", isBusy);
-  const hasText = part("drawn").textContent !== "";
-  for (const id of ["copy", "continue"]) part(id).disabled = isBusy || !hasText;
+  element("page").setAttribute("aria-busy", isBusy);
+  const hasText = element("generated").textContent !== "";
+  for (const id of ["copy", "continue"]) element(id).disabled = isBusy || !hasText;
 }
 
 async function generate() {
-  if (running || part("generate").disabled) return;
-  const request = wanted();
-  const drawn = document.createTextNode("");
+  if (running || element("generate").disabled) return;
+  const request = readRequest();
+  const generated = document.createTextNode("");
   running = new AbortController();
-  part("empty").hidden = true;
-  part("text").hidden = false;
-  part("begun").textContent = request.prompt;
-  part("drawn").replaceChildren(drawn);
-  part("figures").textContent = "";
-  say("busy", "Asking");
-  busy(true);
+  element("empty").hidden = true;
+  element("text").hidden = false;
+  element("prompt-text").textContent = request.prompt;
+  element("generated").replaceChildren(generated);
+  element("figures").textContent = "";
+  showStatus("busy", "Connecting");
+  setBusy(true);
   try {
     const response = await fetch("/api/generate", {
       method: "POST",
@@ -140,23 +140,23 @@ async function generate() {
       signal: running.signal,
     });
     if (!response.ok) {
-      show(await response.json(), drawn);
+      show(await response.json(), generated);
       return;
     }
     let last = {};
     for await (const message of messages(response)) {
-      show(message, drawn);
+      show(message, generated);
       last = message;
     }
     if (last.why === undefined && last.error === undefined) {
-      say("wrong", "The playground has gone in the middle of the text");
+      showStatus("wrong", "The connection was lost before the end of the text");
     }
   } catch (error) {
-    if (error.name === "AbortError") say("done", "Stopped");
-    else say("wrong", "The playground does not answer; is it still running?");
+    if (error.name === "AbortError") showStatus("done", "Stopped");
+    else showStatus("wrong", "The playground does not respond; is it still running?");
   } finally {
     running = null;
-    busy(false);
+    setBusy(false);
   }
 }
 
@@ -164,25 +164,25 @@ function stop() {
   if (running) running.abort();
 }
 
-part("form").addEventListener("submit", (event) => {
+element("form").addEventListener("submit", (event) => {
   event.preventDefault();
   generate();
 });
-part("stop").addEventListener("click", stop);
-part("run").addEventListener("change", () => showSteps(null));
+element("stop").addEventListener("click", stop);
+element("run").addEventListener("change", () => showSteps(null));
 
 for (const slider of document.querySelectorAll("[data-for]")) {
   const name = slider.dataset.for;
   slider.addEventListener("input", () => setNumber(name, slider.value));
-  part(name).addEventListener("input", () => moveSlider(name));
+  element(name).addEventListener("input", () => moveSlider(name));
 }
 
-part("copy").addEventListener("click", async () => {
-  await navigator.clipboard.writeText(part("text").textContent);
-  say("done", "Copied");
+element("copy").addEventListener("click", async () => {
+  await navigator.clipboard.writeText(element("text").textContent);
+  showStatus("done", "Copied");
 });
-part("continue").addEventListener("click", () => {
-  part("prompt").value = part("text").textContent;
+element("continue").addEventListener("click", () => {
+  element("prompt").value = element("text").textContent;
   generate();
 });
 
@@ -195,6 +195,6 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-// A training may have written a new checkpoint meanwhile.
+// Training may have written a new checkpoint in the meantime.
 window.addEventListener("focus", () => { if (!running) load(); });
 load();

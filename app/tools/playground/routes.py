@@ -1,4 +1,4 @@
-"""The playground's requests: the page, the checkpoints, a text."""
+"""The playground's routes: the page, the list of checkpoints, generated text."""
 
 import json
 from collections.abc import AsyncGenerator
@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.settings.settings import Settings
-from app.tools.playground.generator import Wanted, Writer
+from app.tools.playground.generator import GenerateRequest, Generator
 
 _PAGE = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
 _MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
@@ -31,15 +31,15 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-# The longest prompt fits, whatever its characters.
+# Enough for the longest prompt of any characters.
 _MAX_BODY_BYTES = 1 << 20
 
 
-class OwnPageOnly:
-    """Refuses what other web sites let the browser send here.
+class SameOriginOnly:
+    """Refuses requests that other web sites make the browser send.
 
-    A name of theirs that leads to this machine (DNS rebinding) stands in Host, their own address in
-    Origin.
+    Host would be a name of theirs that resolves to this machine (DNS rebinding); Origin would be
+    their own address.
     """
 
     def __init__(self, app: ASGIApp, names: frozenset[str]) -> None:
@@ -47,21 +47,21 @@ class OwnPageOnly:
         self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
+        """Pass the request on, or refuse it with status 403."""
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
         if _hostname(host) not in self._names:
-            refused = f"this page is for {' and '.join(sorted(self._names))}, not for {host!r}"
+            problem = f"this page is served as {' and '.join(sorted(self._names))}, not as {host!r}"
         elif origin is not None and origin != f"http://{host}":
-            refused = f"a page of {origin!r} may not use this one"
+            problem = f"pages of {origin!r} may not use this server"
         else:
             await self._app(scope, receive, send)
             return
-        await JSONResponse({"error": refused}, status_code=403)(scope, receive, send)
+        await JSONResponse({"error": problem}, status_code=403)(scope, receive, send)
 
 
-class Lines(StreamingResponse):
-    """Messages as lines of JSON, each sent at once; a reader who leaves closes their source."""
+class JSONLinesResponse(StreamingResponse):
+    """Streams messages as lines of JSON; closes their source when the client disconnects."""
 
     media_type = "application/x-ndjson"
 
@@ -74,48 +74,48 @@ class Lines(StreamingResponse):
             yield json.dumps(message) + "\n"
 
     async def stream_response(self, send: Send) -> None:
-        """Send all lines."""
+        """Send all lines, then close the source of the messages."""
         async with aclosing(self._messages):
             await super().stream_response(send)
 
 
-def build_app(writer: Writer, settings: Settings) -> ASGIApp:
-    """The playground as an ASGI application."""
+def build_app(generator: Generator, settings: Settings) -> ASGIApp:
+    """Return the playground as an ASGI application."""
     names = frozenset(("localhost", "127.0.0.1", "::1", settings.playground.host.lower()))
     defaults = settings.sample.model_dump(
         include={"prompt", "max_tokens", "temperature", "top_k", "seed"}
     )
 
     def state(_request: Request) -> Response:
-        found = {
-            "checkpoints": writer.checkpoints(),
+        content = {
+            "checkpoints": generator.checkpoints(),
             "run": settings.run_dir.name,
             "defaults": defaults,
-            "device": writer.device.name,
+            "device": generator.device.name,
         }
-        return JSONResponse(found, headers=_HEADERS)
+        return JSONResponse(content, headers=_HEADERS)
 
-    async def generate(request: Request) -> Response:
-        if request.headers.get("content-type") != "application/json":
+    async def generate(http_request: Request) -> Response:
+        if http_request.headers.get("content-type") != "application/json":
             raise HTTPException(415, "the request must be application/json")
         try:
-            wanted = Wanted.model_validate_json(await _body(request))
+            request = GenerateRequest.model_validate_json(await _read_body(http_request))
         except ValidationError as error:
-            return JSONResponse({"error": _told(error)}, status_code=422)
-        return Lines(writer.write(wanted))
+            return JSONResponse({"error": _explain(error)}, status_code=422)
+        return JSONLinesResponse(generator.generate(request))
 
     return Starlette(
         routes=[
-            *(Route(path, partial(_file, name)) for path, name in _PAGE.items()),
+            *(Route(path, partial(_serve_file, name)) for path, name in _PAGE.items()),
             Route("/api/state", state),
             Route("/api/generate", generate, methods=["POST"]),
         ],
-        middleware=[Middleware(OwnPageOnly, names=names)],
+        middleware=[Middleware(SameOriginOnly, names=names)],
         exception_handlers={HTTPException: _refuse},
     )
 
 
-def _file(name: str, _request: Request) -> Response:
+def _serve_file(name: str, _request: Request) -> Response:
     path = Path(__file__).with_name(name)
     return Response(path.read_bytes(), media_type=_MEDIA_TYPES[path.suffix], headers=_HEADERS)
 
@@ -125,8 +125,8 @@ def _refuse(_request: Request, error: Exception) -> Response:
     return JSONResponse({"error": error.detail}, status_code=error.status_code)
 
 
-async def _body(request: Request) -> bytes:
-    """The request's body; HTTPException if it is too large."""
+async def _read_body(request: Request) -> bytes:
+    """Return the request's body; raise HTTPException if it is too large."""
     body = bytearray()
     async for piece in request.stream():
         body += piece
@@ -135,17 +135,17 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _told(error: ValidationError) -> str:
-    """All faults of a request, as `temperature: …`."""
+def _explain(error: ValidationError) -> str:
+    """Return all faults of a request, each as `temperature: …`."""
     faults = (
-        (".".join(map(str, detail["loc"])), detail["msg"].replace("Input should be", "must be"))
-        for detail in error.errors(include_url=False)
+        (".".join(map(str, fault["loc"])), fault["msg"].replace("Input should be", "must be"))
+        for fault in error.errors(include_url=False)
     )
-    return "; ".join(f"{place}: {fault}" if place else fault for place, fault in faults)
+    return "; ".join(f"{field}: {message}" if field else message for field, message in faults)
 
 
 def _hostname(host: str) -> str | None:
-    """The name in a Host header, without the port; None if it is none."""
+    """Return the name in a Host header, without the port; None if it is malformed."""
     try:
         return urlsplit(f"//{host}").hostname
     except ValueError:
