@@ -1,4 +1,4 @@
-"""Folders of runs that train has not written, of any length and with any damage."""
+"""Made-up folders of runs, of any length and with any content."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ SETTINGS: dict[str, Any] = {
 def rows(
     steps: int, val_every: int = 0, tokens_per_step: int = 524288, lowest: float = 3.0
 ) -> list[dict[str, Any]]:
-    """Metrics of a run whose loss falls from 11, with the compilation in step 0."""
+    """Return the metrics of a run whose loss falls from 11, with the compilation in step 0."""
     noise = np.random.default_rng(0).standard_normal(steps)
     result: list[dict[str, Any]] = []
     for step in range(steps):

@@ -45,10 +45,10 @@ class Page(HTMLParser):
             self.text += f"{data} "
 
     @property
-    def drawn(self) -> dict[str, Any]:
-        """What the charts are drawn from."""
-        drawn: dict[str, Any] = json.loads(self.scripts[0])
-        return drawn
+    def data(self) -> dict[str, Any]:
+        """The data of the charts."""
+        data: dict[str, Any] = json.loads(self.scripts[0])
+        return data
 
 
 def report(*folders: Path) -> Page:
@@ -59,7 +59,7 @@ def report(*folders: Path) -> Page:
 def count_pixels(path: Path, color: tuple[int, int, int]) -> int:
     with Image.open(path) as image:
         counts = image.convert("RGB").getcolors(maxcolors=1 << 24) or []
-    return sum(count for count, found in counts if found == color)
+    return sum(count for count, pixel in counts if pixel == color)
 
 
 def test_page_and_pictures_are_written_to_the_first_run(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_page_and_pictures_are_written_to_the_first_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("steps", "val_every"), ((1, 0), (1, 1), (2, 0), (38, 19), (20000, 1000)))
-def test_a_run_of_any_length_has_a_page_and_pictures(
+def test_run_of_any_length_has_a_page_and_pictures(
     tmp_path: Path, steps: int, val_every: int
 ) -> None:
     html, *pictures = write_report([make_run(tmp_path / "run", rows(steps, val_every))])
@@ -89,16 +89,16 @@ def test_a_run_of_any_length_has_a_page_and_pictures(
     assert html.stat().st_size < 1_600_000
 
 
-def test_nothing_is_fetched(tmp_path: Path) -> None:
-    told = report(make_run(tmp_path / "run", rows(38), samples={38: ["text"]}))
-    assert [value for name, value in told.attributes if name in ("src", "href")] == ["data:,"]
-    assert not {"iframe", "img", "object"} & set(told.tags)
+def test_page_fetches_nothing(tmp_path: Path) -> None:
+    document = report(make_run(tmp_path / "run", rows(38), samples={38: ["text"]}))
+    assert [value for name, value in document.attributes if name in ("src", "href")] == ["data:,"]
+    assert not {"iframe", "img", "object"} & set(document.tags)
 
 
 def test_curves_are_the_metrics(tmp_path: Path) -> None:
     metrics = rows(38, 19)
-    told = report(make_run(tmp_path / "run", metrics))
-    drawn = told.drawn["charts"]["loss"]["spec"]["data"]["values"]
+    document = report(make_run(tmp_path / "run", metrics))
+    drawn = document.data["charts"]["loss"]["spec"]["data"]["values"]
     curve = [row for row in drawn if "raw" in row]
     assert [row["step"] for row in curve] == list(range(1, 39))
     assert [row["tokens"] for row in curve] == [row["tokens"] for row in metrics]
@@ -110,7 +110,7 @@ def test_curves_are_the_metrics(tmp_path: Path) -> None:
     assert held_out == pytest.approx(expected, rel=1e-4)
 
 
-def test_time_is_that_of_steps_and_of_what_is_between_them(tmp_path: Path) -> None:
+def test_time_is_that_of_steps_and_pauses(tmp_path: Path) -> None:
     metrics = rows(4, 2)
     metrics[2] |= {"sample_ms": 500.0, "save_ms": 250.0}
     run = read_run(make_run(tmp_path / "run", metrics))
@@ -129,7 +129,7 @@ def test_time_is_that_of_steps_and_of_what_is_between_them(tmp_path: Path) -> No
     assert times["waiting for data"] == pytest.approx(0.004)
 
 
-def test_metrics_without_times_between_steps_have_those_of_steps(tmp_path: Path) -> None:
+def test_metrics_without_pauses_have_the_time_of_steps(tmp_path: Path) -> None:
     metrics = [
         {name: value for name, value in row.items() if name not in ("setup_ms", "data_ms")}
         for row in rows(3)
@@ -138,7 +138,7 @@ def test_metrics_without_times_between_steps_have_those_of_steps(tmp_path: Path)
     assert sum(run.times().values()) == pytest.approx(sum(row["step_ms"] for row in metrics) / 1e3)
 
 
-def test_cost_is_price_by_time(tmp_path: Path) -> None:
+def test_cost_is_price_times_time(tmp_path: Path) -> None:
     settings = json.loads(json.dumps(SETTINGS))
     assert read_run(make_run(tmp_path / "run", rows(3), settings)).cost is None
     settings["settings"]["train"]["price_per_hour"] = 3.6
@@ -149,54 +149,54 @@ def test_cost_is_price_by_time(tmp_path: Path) -> None:
 
 def test_compilation_in_step_0_does_not_change_throughput(tmp_path: Path) -> None:
     metrics = rows(38)
-    plain = report(make_run(tmp_path / "run", metrics)).drawn["charts"]["throughput"]["spec"]
+    plain = report(make_run(tmp_path / "run", metrics)).data["charts"]["throughput"]["spec"]
     metrics[0]["tokens_per_second"] /= 1000
-    slow = report(make_run(tmp_path / "run", metrics)).drawn["charts"]["throughput"]["spec"]
+    slow = report(make_run(tmp_path / "run", metrics)).data["charts"]["throughput"]["spec"]
     assert plain["encoding"]["y"] == slow["encoding"]["y"]
 
 
-def test_spikes_and_values_that_are_not_finite_are_drawn_around(tmp_path: Path) -> None:
+def test_axis_leaves_out_spikes_and_values_that_are_not_finite(tmp_path: Path) -> None:
     metrics = rows(2000, 100)
     metrics[700] |= {"train_loss": 300.0, "grad_norm": 1e6}
     for row in metrics[1900:]:
         row |= {"train_loss": float("nan"), "grad_norm": float("inf"), "step_ms": float("inf")}
-    told = report(make_run(tmp_path / "run", metrics))
-    chart = told.drawn["charts"]["loss"]
+    document = report(make_run(tmp_path / "run", metrics))
+    chart = document.data["charts"]["loss"]
     low, high = chart["spec"]["encoding"]["y"]["scale"]["domain"]
     assert 2 < low < 3.5 < high < 12
     assert chart["fullY"][1] > 300
     assert 300 in [row.get("raw") for row in chart["spec"]["data"]["values"]]
-    assert "NaN" not in told.scripts[0]
-    assert "Infinity" not in told.scripts[0]
+    assert "NaN" not in document.scripts[0]
+    assert "Infinity" not in document.scripts[0]
 
 
-def test_settings_dataset_and_hardware_are_told(tmp_path: Path) -> None:
-    told = report(make_run(tmp_path / "run", rows(3)))
+def test_settings_dataset_and_hardware_are_in_the_tables(tmp_path: Path) -> None:
+    document = report(make_run(tmp_path / "run", rows(3)))
     for words in (
         *("TRAIN_LEARNING_RATE", "0.0036", "0.9, 0.95", "true", "HuggingFaceFW/fineweb"),
         *("20,000,000", "NVIDIA H200", "140.0 GiB", "bf16", "2.13.0", "124M parameters"),
     ):
-        assert words in told.text
+        assert words in document.text
 
 
-def test_several_runs_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+def test_several_runs_are_compared(tmp_path: Path) -> None:
     other = json.loads(json.dumps(SETTINGS))
     other["settings"]["train"] |= {"learning_rate": 0.0005, "seed": 7}
     runs = [
         make_run(tmp_path / "muon", rows(38, 19)),
         make_run(tmp_path / "adamw", rows(20, 10, lowest=3.5), other),
     ]
-    told = report(*runs)
-    tables = re.split("What differs in their settings|Held-out loss", told.text)
-    numbers, differing = (tables[0], tables[1])
+    document = report(*runs)
+    tables = re.split("Settings that differ|Held-out loss", document.text)
+    comparison, differing = (tables[0], tables[1])
     assert "TRAIN_LEARNING_RATE 0.0036 0.0005" in " ".join(differing.split())
     assert "TRAIN_SEED 7" in " ".join(differing.split())
     assert "TRAIN_MAX_STEPS" not in differing
     for run in runs:
         held_out = [row["val_loss"] for row in rows_of(run) if "val_loss" in row]
-        assert f"{held_out[-1]:.4f}" in numbers
-        assert f"{min(held_out):.4f}" in numbers
-    drawn = told.drawn["charts"]
+        assert f"{held_out[-1]:.4f}" in comparison
+        assert f"{min(held_out):.4f}" in comparison
+    drawn = document.data["charts"]
     for chart in drawn.values():
         assert {row["run"] for row in chart["spec"]["data"]["values"]} == {"muon", "adamw"}
     assert list(drawn)[:2] == ["held_out_loss", "loss"]
@@ -206,13 +206,13 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_named_twice_is_one(tmp_path: Path) -> None:
+def test_run_named_twice_is_shown_once(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", rows(3))
     (path, *_) = write_report([run, run])
-    assert Page(path.read_text()).drawn["runs"] == 1
+    assert Page(path.read_text()).data["runs"] == 1
 
 
-def test_what_a_run_says_is_text_and_no_html(tmp_path: Path) -> None:
+def test_text_of_a_run_is_escaped(tmp_path: Path) -> None:
     settings = json.loads(json.dumps(SETTINGS))
     settings["settings"]["train"][HOSTILE] = HOSTILE
     settings["device"]["name"] = settings["dataset"]["folder"] = HOSTILE
@@ -221,30 +221,30 @@ def test_what_a_run_says_is_text_and_no_html(tmp_path: Path) -> None:
     hostile = make_run(tmp_path / name, rows(3), settings, samples)
     plain = make_run(tmp_path / "plain", rows(3), samples={2: ["a"], 3: ["a", "b"]})
     for runs in ((hostile,), (hostile, plain)):
-        found = report(*runs)
-        assert found.tags.count("script") == 3
-        assert "img" not in found.tags
-        assert "onerror" not in dict(found.attributes)
-        assert found.text.count(HOSTILE) >= 4
-        assert name in found.text
-        assert "東京 שלום مرحبا 🙂" in found.text
+        document = report(*runs)
+        assert document.tags.count("script") == 3
+        assert "img" not in document.tags
+        assert "onerror" not in dict(document.attributes)
+        assert document.text.count(HOSTILE) >= 4
+        assert name in document.text
+        assert "東京 שלום مرحبا 🙂" in document.text
 
 
-def test_samples_stand_with_the_loss_of_their_step(tmp_path: Path) -> None:
+def test_samples_are_shown_with_the_loss_at_their_step(tmp_path: Path) -> None:
     metrics = rows(40, 20)
     samples = {step: [f"text {step}"] for step in (10, 20, 40)}
-    told = report(make_run(tmp_path / "run", metrics, samples=samples))
-    words = " ".join(told.text.split())
+    document = report(make_run(tmp_path / "run", metrics, samples=samples))
+    words = " ".join(document.text.split())
     assert f"after 10 steps training loss {metrics[9]['train_loss']:.3f} text 10" in words
     assert f"after 20 steps held-out loss {metrics[19]['val_loss']:.3f} text 20" in words
     assert words.index("text 10") < words.index("text 20") < words.index("text 40")
 
 
-def test_of_many_samples_first_and_last_stay(tmp_path: Path) -> None:
+def test_first_and_last_of_many_samples_are_shown(tmp_path: Path) -> None:
     samples = {step: [f"<{step}>"] for step in range(1, 401)}
-    told = report(make_run(tmp_path / "run", rows(400), samples=samples))
-    kept = [int(found) for found in re.findall(r"<(\d+)>", told.text)]
-    assert len(kept) == told.tags.count("article") == 100
+    document = report(make_run(tmp_path / "run", rows(400), samples=samples))
+    kept = [int(step) for step in re.findall(r"<(\d+)>", document.text)]
+    assert len(kept) == document.tags.count("article") == 100
     assert (kept[0], kept[-1]) == (1, 400)
     assert kept == sorted(kept)
 
@@ -261,12 +261,12 @@ def test_of_many_samples_first_and_last_stay(tmp_path: Path) -> None:
     ),
     ids=lambda value: json.dumps(value)[:40],
 )
-def test_odd_settings_cost_only_themselves(tmp_path: Path, settings: Any) -> None:
-    told = report(make_run(tmp_path / "run", rows(3), settings))
-    assert len(told.drawn["charts"]) == 6
+def test_malformed_settings_do_not_affect_the_rest(tmp_path: Path, settings: Any) -> None:
+    document = report(make_run(tmp_path / "run", rows(3), settings))
+    assert len(document.data["charts"]) == 6
 
 
-def test_settings_that_cannot_be_read_are_a_note(tmp_path: Path) -> None:
+def test_unreadable_settings_are_noted(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", rows(3))
     (run / "settings.json").write_text("{")
     assert "settings.json is not valid JSON" in report(run).text
@@ -277,7 +277,7 @@ def test_settings_that_cannot_be_read_are_a_note(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", (b"", b"\xff\xfe\0 no heading", b"----- after 3 steps -----\n\xff")
 )
-def test_odd_samples_cost_only_themselves(tmp_path: Path, content: bytes) -> None:
+def test_malformed_samples_do_not_affect_the_rest(tmp_path: Path, content: bytes) -> None:
     run = make_run(tmp_path / "run", rows(3))
     (run / "samples.txt").write_bytes(content)
     assert ("after 3 steps" in report(run).text) == content.startswith(b"-----")
@@ -285,14 +285,14 @@ def test_odd_samples_cost_only_themselves(tmp_path: Path, content: bytes) -> Non
 
 def test_only_required_columns_are_needed(tmp_path: Path) -> None:
     metrics = [{"step": 0, "tokens": 8, "train_loss": 10.9, "lr": None}]
-    drawn = report(make_run(tmp_path / "run", metrics)).drawn["charts"]
+    drawn = report(make_run(tmp_path / "run", metrics)).data["charts"]
     assert list(drawn) == ["loss", "time"]
 
 
-def test_a_run_without_any_finite_loss_has_a_report(tmp_path: Path) -> None:
+def test_run_without_a_finite_loss_has_a_report(tmp_path: Path) -> None:
     metrics = [{"step": 0, "tokens": 8, "train_loss": float("nan")}]
     run = make_run(tmp_path / "run", metrics)
-    assert list(report(run).drawn["charts"]) == ["time"]
+    assert list(report(run).data["charts"]) == ["time"]
 
 
 def test_report_is_replaced_in_one_step(tmp_path: Path) -> None:
@@ -311,16 +311,16 @@ def test_same_metrics_give_the_same_report(tmp_path: Path) -> None:
     assert first == [path.read_bytes() for path in write_report([run])]
 
 
-def test_missing_run_is_the_users_error(tmp_path: Path) -> None:
+def test_missing_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run in .*nothing"):
         write_report([tmp_path / "nothing"])
 
 
 @pytest.mark.parametrize("text", (None, "", '{"step": 0, "tok'))
-def test_run_without_a_step_is_the_users_error(tmp_path: Path, text: str | None) -> None:
+def test_run_without_a_step_is_refused(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "metrics.jsonl").write_text(text)
-    with pytest.raises(UserError, match=r"metrics\.jsonl holds no step"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl has no steps"):
         write_report([tmp_path])
 
 
@@ -338,10 +338,9 @@ def test_run_without_a_step_is_the_users_error(tmp_path: Path, text: str | None)
         '{"step": 1, "tokens": 2, "train_loss": {}}',
         '{"step": null, "tokens": 2, "train_loss": 3}',
         '{"step": 1e999, "tokens": 2, "train_loss": 3}',
-        f'{{"step": 1, "tokens": 2, "train_loss": 1{"0" * 400}}}',
         "\0\0\0",
     ),
-    ids=range(13),
+    ids=range(12),
 )
 def test_unusable_line_is_named(tmp_path: Path, line: str) -> None:
     good = json.dumps(rows(1)[0])

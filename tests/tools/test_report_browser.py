@@ -210,7 +210,7 @@ def test_a_phone_needs_no_scrolling_sideways(
 def test_a_long_run_is_soon_drawn(opened: Open, tmp_path: Path, complaints: list[str]) -> None:
     long = make_run(tmp_path / "long", rows(40_000, 250))
     shown = opened(long)
-    values = "JSON.parse(document.getElementById('drawn').textContent).charts.loss.spec.data.values"
+    values = "JSON.parse(document.getElementById('data').textContent).charts.loss.spec.data.values"
     assert shown.evaluate(f"{values}.length") < 1200
     assert count_colors(shown, "loss") > 10
     assert complaints == []

@@ -1,1 +1,1 @@
-"""A page and pictures of how runs have learned."""
+"""A page and pictures of how runs learned."""

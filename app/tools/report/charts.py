@@ -16,7 +16,7 @@ from app.tools.report.layers import (
     dots,
     held_out_rows,
     layered,
-    short,
+    rounded,
     time_unit,
 )
 from app.tools.report.run_data import Run
@@ -27,12 +27,13 @@ _SERIES = "isValid(datum.smooth) ? 'training' : 'held-out'"
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart, its place in the page and the name of its picture.
+    """A chart.
 
     Attributes:
-        spec: Vega-Lite without width, height and title
-        full_y: the range of everything, spikes and first steps as well; None for no choice
-        is_large: as wide as the page
+        key: names its picture, and its element in the page
+        spec: Vega-Lite, without width, height and title
+        full_y: range of all values, spikes and first steps included; None if there is no choice
+        is_large: True if it is as wide as the page
     """
 
     key: str
@@ -45,7 +46,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class _Curve:
-    """A column as a chart shows it."""
+    """A column of the metrics, and how its chart shows it."""
 
     key: str
     title: str
@@ -58,7 +59,7 @@ class _Curve:
 
 
 def _around_the_median(values: Floats) -> Floats:
-    # Room for a tenth to both sides keeps ordinary jitter from looking like trouble.
+    # 10 % on each side, so that ordinary jitter does not look like trouble.
     return np.array([0.9, 1.1]) * np.median(values)
 
 
@@ -69,23 +70,23 @@ _CURVES = (
         *("throughput", "Throughput", "tokens/s", "tokens_per_second", SHORT),
         beside=_around_the_median,
     ),
-    _Curve("mfu", "MFU", "of the data sheet's bf16 FLOP/s", "mfu", "format(datum.value, '.0%')"),
+    _Curve("mfu", "MFU", "of the data sheet's FLOP/s", "mfu", "format(datum.value, '.0%')"),
     _Curve(
-        *("memory", "Memory", "most in use so far, GiB", "memory_bytes", PLAIN, 1 / 2**30),
+        *("memory", "Memory", "peak so far, GiB", "memory_bytes", PLAIN, 1 / 2**30),
         is_smoothed=False,
     ),
 )
 
 
 def charts(runs: Sequence[Run]) -> list[Chart]:
-    """Every chart for which something was measured."""
+    """Return every chart for which something was measured."""
     losses = [_loss(runs[0])] if len(runs) == 1 else _losses(runs)
     curves = [_curve(runs, curve) for curve in _CURVES]
     return [*filter(None, losses), *filter(None, curves), _times(runs)]
 
 
 def _loss(run: Run) -> Chart | None:
-    """Training and held-out loss of one run in one chart."""
+    """Return the chart of one run's training and held-out loss."""
     train, held_out = run.metrics["train_loss"], run.metrics["val_loss"]
     if not finite(train).size:
         return None
@@ -101,14 +102,14 @@ def _loss(run: Run) -> Chart | None:
 
 
 def _losses(runs: Sequence[Run]) -> list[Chart | None]:
-    """Held-out and training loss of several runs."""
+    """Return the charts of several runs' held-out and training losses."""
     train = _curve(runs, _Curve("loss", "Training loss", "nats per token", "train_loss", PLAIN))
     rows = [row for run in runs for row in held_out_rows(run)]
     if not rows:
         return [train]
     losses = np.array([row["held_out"] for row in rows])
     last = np.array([finite(run.metrics["val_loss"])[-1:].max(initial=-np.inf) for run in runs])
-    # A first value far above the others would leave no room for them.
+    # Without the highest tenth: a first value far above the others would squeeze them.
     shown = with_margin(np.append(np.sort(losses)[: -(len(losses) // 10) or None], finite(last)))
     marks = dots(colored_by_run(runs), are_many=len(rows) > 40 * len(runs), line=True)
     spec = layered(runs, rows, shown, PLAIN, colored_by_run(runs), [marks])
@@ -123,16 +124,20 @@ def _curve(runs: Sequence[Run], curve: _Curve) -> Chart | None:
     rows = curve_rows(runs, curve.column, curve.scale, is_smoothed=curve.is_smoothed)
     if not rows:
         return None
-    # Step 0 contains the compilation: it counts only where it is all there is.
+    # Step 0 includes the compilation: it counts only if there is no other.
     values = [run.metrics[curve.column] * curve.scale for run in runs]
     if curve.key in ("throughput", "mfu"):
-        values = [one[len(one) > 1 :] for one in values]
-    usual = [usual_range(one) for one in values]
+        values = [column[len(column) > 1 :] for column in values]
+    usual = [usual_range(column) for column in values]
     is_loss = curve.column == "train_loss"
-    beside = [] if is_loss else [curve.beside(finite(one)) for one in values if finite(one).size]
+    beside = (
+        []
+        if is_loss
+        else [curve.beside(finite(column)) for column in values if finite(column).size]
+    )
     shown = with_margin(np.concatenate(usual + beside))
     spec = layered(runs, rows, shown, curve.labels, colored_by_run(runs), [])
-    everything = with_margin(np.concatenate([finite(one) for one in values]))
+    everything = with_margin(np.concatenate([finite(column) for column in values]))
     full = everything if is_loss else None
     return Chart(curve.key, curve.title, curve.unit, spec, full, is_large=is_loss)
 
@@ -143,10 +148,10 @@ def _times(runs: Sequence[Run]) -> Chart:
     unit, length = time_unit(max(sum(time.values()) for time in times))
     kinds = [kind for kind in times[0] if any(time[kind] > 0 for time in times)]
     rows = [
-        {"run": run.name, "kind": kind, "spent": short(time[kind] / length), "order": place,
+        {"run": run.name, "kind": kind, "spent": rounded(time[kind] / length), "order": i,
          "part": f"{time[kind] / sum(time.values()):.1%}"}
         for run, time in zip(runs, times, strict=True)
-        for place, kind in enumerate(kinds)
+        for i, kind in enumerate(kinds)
         if time[kind] > 0
     ]  # fmt: skip
     names = [run.name for run in runs]

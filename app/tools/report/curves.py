@@ -1,4 +1,4 @@
-"""Curves of any length as few points that look the same."""
+"""Reduction of long curves to few points that look the same."""
 
 import numpy as np
 import numpy.typing as npt
@@ -8,43 +8,54 @@ Indices = npt.NDArray[np.int64]
 
 
 def finite(values: Floats) -> Floats:
-    """Those that are neither NaN nor infinite."""
+    """Return the values that are neither NaN nor infinite."""
     return values[np.isfinite(values)]
 
 
 def points_to_draw(values: Floats, buckets: int) -> Indices:
-    """Indices of what a picture of the curve needs, in order.
+    """Return the indices of the points that a picture of the curve needs, ascending.
 
-    values: float64 [steps]; all finite ones if they are few, else the first, the last, and the
-    lowest and the highest of each of `buckets` stretches of equal length: no spike is lost.
+    These are the first, the last, and the lowest and highest of `buckets` parts of equal length, so
+    that every spike is shown; or all points if there are few.
+
+    Args:
+        values: float64 [steps]; values that are not finite are left out.
     """
-    (known,) = np.isfinite(values).nonzero()
-    if len(known) <= 2 * buckets:
-        return known
-    stretches = np.array_split(known, buckets)
-    ends = [known[:1], known[-1:]]
+    (indices,) = np.isfinite(values).nonzero()
+    if len(indices) <= 2 * buckets:
+        return indices
     extremes = [
-        stretch[[values[stretch].argmin(), values[stretch].argmax()]] for stretch in stretches
+        part[[values[part].argmin(), values[part].argmax()]]
+        for part in np.array_split(indices, buckets)
     ]
-    return np.unique(np.concatenate(ends + extremes))
+    return np.unique(np.concatenate([indices[:1], indices[-1:], *extremes]))
 
 
-def smooth(values: Floats, centres: Indices, reach: int) -> Floats:
-    """Interquartile mean, blind to spikes, over `reach` steps to both sides of each centre.
+def smooth(values: Floats, centers: Indices, radius: int) -> Floats:
+    """Return the interquartile mean, which ignores spikes, around each center.
 
-    values: float64 [steps], of which only the finite count; centres: int64 [points], indices of
-    steps; returns float64 [points]. Windows narrow towards the start: its steep descent stays put.
+    Windows narrow towards the start, where a steep descent would be shifted otherwise.
+
+    Args:
+        values: float64 [steps]; values that are not finite are left out.
+        centers: int64 [points], steps.
+        radius: steps on each side of a center.
+
+    Returns:
+        float64 [points]
     """
-    windows = [np.sort(finite(values[i - min(i, reach) : i + min(i, reach) + 1])) for i in centres]
+    windows = [
+        np.sort(finite(values[i - min(i, radius) : i + min(i, radius) + 1])) for i in centers
+    ]
     middles = [window[len(window) // 4 : len(window) - len(window) // 4] for window in windows]
     return np.array([middle.mean() if middle.size else np.nan for middle in middles])
 
 
 def usual_range(values: Floats) -> Floats:
-    """Return the range that a picture should show, or an empty one if nothing is finite.
+    """Return the range that a picture should show, float64 [2]; [0] if no value is finite.
 
-    Left out are spikes, two in a thousand to both sides, and what only the first fiftieth of a
-    run reaches, whose descent is steep and known.
+    It leaves out spikes (0.2 % of the values on each side) and the steep descent in the first 2 %
+    of the run.
     """
     usual = np.sort(finite(values[len(values) // 50 :]))
     outer = len(usual) // 500
@@ -52,10 +63,10 @@ def usual_range(values: Floats) -> Floats:
 
 
 def with_margin(values: Floats, *, from_zero: bool = False) -> tuple[float, float]:
-    """An axis that holds all values, with some room."""
-    known = finite(values)
-    low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
+    """Return the limits of an axis that shows all values, with a margin."""
+    values = finite(values)
+    low, high = (values.min(), values.max()) if values.size else (0.0, 1.0)
     if from_zero:
         low = min(low, 0.0)
-    room = 0.07 * ((high - low) or abs(high) or 1.0)
-    return float(low - (room if low else 0.0)), float(high + room)
+    margin = 0.07 * ((high - low) or abs(high) or 1.0)
+    return float(low - (margin if low else 0.0)), float(high + margin)

@@ -1,6 +1,6 @@
-"""The words and tables of a report."""
+"""The key figures and tables of a report."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,12 @@ from app.runs.metrics import perplexity
 from app.tools.report.curves import finite
 from app.tools.report.run_data import Run
 
+_MACHINE = ("device", "processes", "machine", "versions", "git_revision", "parameters")
+
 
 @dataclass(frozen=True)
 class Figure:
-    """A key figure; `note` says more of it."""
+    """A key figure, with a note that explains it."""
 
     name: str
     value: str
@@ -23,7 +25,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: a value for each run, empty where a run has none."""
+    """A row of a table: a value per run, empty if the run has none."""
 
     name: str
     values: list[str]
@@ -35,25 +37,24 @@ class Row:
 
 
 def describe(run: Run) -> str:
-    """A run in a line: size of the model, data, device."""
-    parameters, data = run.number("parameters"), run.fact("dataset", "folder")
-    processes = run.number("processes") or 1
-    device = run.fact("device", "name")
+    """Return a line with the size of the model, the data and the device."""
+    parameters, dataset = run.number("parameters"), run.get("dataset", "folder")
+    processes, device = run.number("processes") or 1, run.get("device", "name")
     parts = (
         f"{format_count(parameters)} parameters" if parameters else "",
-        f"{format_count(run.metrics['tokens'][-1])} tokens{f' of {data}' if data else ''}",
+        f"{format_count(run.metrics['tokens'][-1])} tokens{f' of {dataset}' if dataset else ''}",
         f"{f'{processes:g} x ' if processes > 1 else ''}{device}" if device else "",
     )
     return "  ·  ".join(filter(None, parts))
 
 
 def figures(run: Run) -> list[Figure]:
-    """The key figures of a run, as far as they are known."""
-    return [*_losses(run), *_progress(run)]
+    """Return the key figures of a run that are known."""
+    return [*_loss_figures(run), *_progress_figures(run)]
 
 
-def _losses(run: Run) -> Iterable[Figure]:
-    held_out = run.metrics["val_loss"]
+def _loss_figures(run: Run) -> Iterator[Figure]:
+    held_out, train = run.metrics["val_loss"], finite(run.metrics["train_loss"])
     (measured,) = np.isfinite(held_out).nonzero()
     if measured.size:
         last, best = held_out[measured[-1]], measured[held_out[measured].argmin()]
@@ -61,101 +62,99 @@ def _losses(run: Run) -> Iterable[Figure]:
         note = "nats per token" if best == measured[-1] else lowest
         yield Figure("held-out loss", f"{last:.4f}", note)
         yield Figure("perplexity", f"{perplexity(last):.4g}", "held-out")
-    trained = finite(run.metrics["train_loss"])
-    if trained.size:
-        yield Figure("training loss", f"{trained[-1]:.4f}", "of the last step")
+    if train.size:
+        yield Figure("training loss", f"{train[-1]:.4f}", "of the last step")
 
 
-def _progress(run: Run) -> Iterable[Figure]:
-    tokens, time = run.metrics["tokens"][-1], sum(run.times().values())
-    state = "all done" if run.steps == run.planned_steps else f"of {run.planned_steps:,}"
-    yield Figure("steps", f"{run.steps:,}", state)
+def _progress_figures(run: Run) -> Iterator[Figure]:
+    tokens, seconds = run.metrics["tokens"][-1], run.total_seconds
+    of_steps = "all done" if run.steps == run.planned_steps else f"of {run.planned_steps:,}"
+    yield Figure("steps", f"{run.steps:,}", of_steps)
     yield Figure("tokens", format_count(tokens), f"{tokens:,.0f}")
-    trained = np.nansum(run.metrics["step_ms"]) / 1000
-    yield Figure("time", format_duration(time), f"{trained / time:.0%} in steps" if time else "")
+    in_steps = np.nansum(run.metrics["step_ms"]) / 1000
+    note = f"{in_steps / seconds:.0%} in steps" if seconds else ""
+    yield Figure("time", format_duration(seconds), note)
     for name, column, form in (
         ("tokens/s", "tokens_per_second", format_count),
         ("MFU", "mfu", "{:.1%}".format),
     ):
-        if run.known(column).size:
-            yield Figure(name, form(float(np.median(run.known(column)))), "median")
-    memory, whole = finite(run.metrics["memory_bytes"]), run.number("device", "memory_bytes")
+        if (values := run.after_first_step(column)).size:
+            yield Figure(name, form(float(np.median(values))), "median")
+    memory, total = finite(run.metrics["memory_bytes"]), run.number("device", "memory_bytes")
     if memory.size:
-        part = f"{memory.max() / whole:.0%} of {format_gib(whole)}" if whole else "at most"
-        yield Figure("memory", format_gib(memory.max()), part)
+        note = f"{memory.max() / total:.0%} of {format_gib(total)}" if total else "at most"
+        yield Figure("memory", format_gib(memory.max()), note)
     if run.cost is not None:
         price = run.number("settings", "train", "price_per_hour")
-        yield Figure("cost", f"{run.cost:,.2f}", f"{price:g} an hour")
+        yield Figure("cost", f"{run.cost:,.2f}", f"{price:g} per hour")
 
 
-def numbers(runs: Sequence[Run]) -> list[Row]:
-    """The key figures of several runs beside each other, and their best held-out losses."""
-    tables = [{one.name: one.value for one in figures(run)} for run in runs]
-    for run, table in zip(runs, tables, strict=True):
-        if "held-out loss" in table:
-            table["lowest held-out loss"] = f"{finite(run.metrics['val_loss']).min():.4f}"
-    names = dict.fromkeys(name for table in tables for name in table)
-    return [Row(name, [table.get(name, "") for table in tables]) for name in names]
-
-
-def settings(runs: Sequence[Run]) -> list[Row]:
-    """Every setting, by the name of its variable."""
-
-    def name(path: tuple[str, ...]) -> str:
-        return "_".join(path[1:] if path[0] == "general" else path).upper()
-
-    return _rows([flatten(run.fact("settings") or {}) for run in runs], name)
-
-
-def dataset(runs: Sequence[Run]) -> list[Row]:
-    """Return the facts about the datasets of the runs."""
-    return _rows([flatten(run.fact("dataset") or {}) for run in runs], _words)
-
-
-def machine(runs: Sequence[Run]) -> list[Row]:
-    """Hardware and versions."""
-    kept = ("device", "processes", "machine", "versions", "git_revision", "parameters")
-    return _rows(
-        [flatten({name: run.fact(name) for name in kept if run.fact(name)}) for run in runs], _words
-    )
+def comparison(runs: Sequence[Run]) -> list[Row]:
+    """Return the key figures of several runs side by side, and their lowest held-out losses."""
+    columns = [{figure.name: figure.value for figure in figures(run)} for run in runs]
+    for run, column in zip(runs, columns, strict=True):
+        if "held-out loss" in column:
+            column["lowest held-out loss"] = f"{finite(run.metrics['val_loss']).min():.4f}"
+    return _rows(columns)
 
 
 def times(runs: Sequence[Run]) -> list[Row]:
-    """Return the table of where the time went."""
-    spent = [run.times() for run in runs]
+    """Return where the time went: duration and share of each kind of work."""
+    columns = [run.times() for run in runs]
+    kinds = [kind for kind in columns[0] if any(column[kind] > 0 for column in columns)]
     return [
         Row(
             kind,
             [
-                f"{format_duration(t[kind])}  ({t[kind] / (sum(t.values()) or 1):.1%})"
-                for t in spent
+                f"{format_duration(column[kind])}  ({column[kind] / (run.total_seconds or 1):.1%})"
+                for run, column in zip(runs, columns, strict=True)
             ],
         )
-        for kind in spent[0]
-        if any(t[kind] > 0 for t in spent)
+        for kind in kinds
     ]
+
+
+def tables(runs: Sequence[Run]) -> dict[str, list[Row]]:
+    """Return the tables of what settings.json records, by title."""
+    machine = [{key: run.get(key) for key in _MACHINE} for run in runs]
+    return {
+        "Settings": _metadata_rows([run.get("settings") for run in runs], _variable),
+        "Dataset": _metadata_rows([run.get("dataset") for run in runs], _words),
+        "Hardware and versions": _metadata_rows(machine, _words),
+    }
+
+
+def _metadata_rows(objects: Sequence[Any], name: Callable[[tuple[str, ...]], str]) -> list[Row]:
+    return _rows(
+        [
+            {name(path): _text(path[-1], value) for path, value in flatten(each) if path}
+            for each in objects
+        ]
+    )
+
+
+def _rows(columns: Sequence[Mapping[str, str]]) -> list[Row]:
+    """Return the rows of a table whose columns are the runs', without empty rows."""
+    names = dict.fromkeys(name for column in columns for name in column)
+    rows = [Row(name, [column.get(name, "") for column in columns]) for name in names]
+    return [row for row in rows if any(row.values)]
+
+
+def _variable(path: tuple[str, ...]) -> str:
+    """Return the name of a setting's environment variable."""
+    return "_".join(path[1:] if path[0] == "general" else path).upper()
 
 
 def _words(path: tuple[str, ...]) -> str:
     return " ".join(path).replace("_", " ").removesuffix(" bytes")
 
 
-def _rows(
-    tables: Sequence[Iterable[tuple[tuple[str, ...], Any]]],
-    name: Callable[[tuple[str, ...]], str],
-) -> list[Row]:
-    read = [{name(path): _value(path, value) for path, value in table if path} for table in tables]
-    names = dict.fromkeys(name for table in read for name in table)
-    rows = [Row(name, [table.get(name, "") for table in read]) for name in names]
-    return [row for row in rows if any(row.values)]
-
-
-def _value(path: tuple[str, ...], value: Any) -> str:
+def _text(key: str, value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    if path[-1].endswith("_bytes") and isinstance(value, int | float):
+    if key.endswith("_bytes") and isinstance(value, int | float):
         return format_gib(value)
     if isinstance(value, int):
         return f"{value:,}"

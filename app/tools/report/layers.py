@@ -1,4 +1,4 @@
-"""Curves over a choice of x in Vega-Lite: rows of data and the marks that show them."""
+"""Curves in Vega-Lite, over steps, tokens or time: rows of data, and layers of marks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,18 +8,18 @@ from app.tools.report.run_data import Run
 
 Spec = dict[str, Any]
 
-# Formats of the numbers beside an axis: expressions of Vega.
+# Labels of an axis, as Vega expressions.
 SHORT = "replace(format(datum.value, '.3~s'), 'G', 'B')"
 PLAIN = "format(datum.value, '.6~g')"
 
-# A picture has not many more pixels from left to right.
+# About the width of a chart in pixels.
 _BUCKETS = {"large": 400, "small": 160}
 _HELD_OUT_POINTS = 200
 _IS_CURVE = [{"filter": "isValid(datum.smooth)"}]
 
 
 def time_unit(seconds: float) -> tuple[str, float]:
-    """The unit for an axis of so many seconds, and its length in seconds."""
+    """Return the unit for an axis of this length, and the seconds in the unit."""
     units = (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0))
     return next((unit for unit in units if seconds >= 2 * unit[1]), ("seconds", 1.0))
 
@@ -33,14 +33,14 @@ def _time_unit(runs: Sequence[Run]) -> tuple[str, float]:
 
 
 def x_axes(runs: Sequence[Run]) -> dict[str, Spec]:
-    """Encodings of x to choose from."""
+    """Return the encodings of x, by the name of the choice."""
     unit, length = _time_unit(runs)
 
     def axis(field: str, title: str, last: float, labels: str) -> Spec:
-        # The last point gets some room.
+        # The margin keeps the last point from being cut off.
         scale = {"domain": [0, 1.01 * last], "nice": False}
-        words = {"field": field, "title": title, "axis": {"labelExpr": labels}}
-        return words | {"type": "quantitative", "scale": scale}
+        encoding = {"field": field, "title": title, "axis": {"labelExpr": labels}}
+        return encoding | {"type": "quantitative", "scale": scale}
 
     last = {name: _last(runs, name) for name in ("tokens", "seconds")}
     return {
@@ -53,51 +53,51 @@ def x_axes(runs: Sequence[Run]) -> dict[str, Spec]:
 def curve_rows(
     runs: Sequence[Run], column: str, scale: float = 1.0, *, is_smoothed: bool = True
 ) -> list[Spec]:
-    """Return a column as measured, and smoothed over a fiftieth of each run."""
-    rows = []
+    """Return a column as measured and, unless switched off, smoothed over 2 % of the run."""
+    rows: list[Spec] = []
     for run in runs:
         values = run.metrics[column] * scale
-        places = points_to_draw(values, _BUCKETS["large" if column == "train_loss" else "small"])
-        reach = max(len(values) // 100, min(2, len(values) // 10))
-        smoothed = smooth(values, places, reach if is_smoothed else 0)
-        for place, mean in zip(places, smoothed, strict=True):
-            rows.append(
-                _row(run, int(place)) | {"raw": short(values[place]), "smooth": short(mean)}
-            )
+        indices = points_to_draw(values, _BUCKETS["large" if column == "train_loss" else "small"])
+        radius = max(len(values) // 100, min(2, len(values) // 10))
+        smoothed = smooth(values, indices, radius if is_smoothed else 0)
+        rows += [
+            _row(run, int(i)) | {"raw": rounded(values[i]), "smooth": rounded(mean)}
+            for i, mean in zip(indices, smoothed, strict=True)
+        ]
     return rows
 
 
 def held_out_rows(run: Run) -> list[Spec]:
-    """The held-out losses."""
+    """Return the held-out losses of a run."""
     held_out = run.metrics["val_loss"]
-    places = points_to_draw(held_out, _HELD_OUT_POINTS)
-    return [_row(run, int(place)) | {"held_out": short(held_out[place])} for place in places]
+    indices = points_to_draw(held_out, _HELD_OUT_POINTS)
+    return [_row(run, int(i)) | {"held_out": rounded(held_out[i])} for i in indices]
 
 
-def _row(run: Run, place: int) -> Spec:
+def _row(run: Run, index: int) -> Spec:
     metrics = run.metrics
     return {
         "run": run.name,
-        "step": int(metrics["step"][place]) + 1,
-        "tokens": int(metrics["tokens"][place]),
-        "seconds": round(float(metrics["seconds"][place]), 1),
+        "step": int(metrics["step"][index]) + 1,
+        "tokens": int(metrics["tokens"][index]),
+        "seconds": round(float(metrics["seconds"][index]), 1),
     }
 
 
-def short(value: float) -> float:
-    """With as many digits as a picture shows."""
+def rounded(value: float) -> float:
+    """Return a number rounded to the digits that a picture can show."""
     return float(f"{value:.5g}")
 
 
 def colored(names: Sequence[str]) -> Spec:
-    """A colour of the theme for each name, told in a legend."""
+    """Return the encoding of a color per name, with a legend if there are several."""
     legend = {"title": None} if len(names) > 1 else None
     scale = {"domain": list(names)}
     return {"color": {"field": "run", "type": "nominal", "scale": scale, "legend": legend}}
 
 
 def colored_by_run(runs: Sequence[Run]) -> Spec:
-    """A colour for each run."""
+    """Return the encoding of a color per run."""
     return colored([run.name for run in runs])
 
 
@@ -109,9 +109,9 @@ def layered(
     color: Spec,
     more: list[Spec],
 ) -> Spec:
-    """Curves thin and smoothed, what else there is, and the point next to the mouse."""
+    """Return a chart: the curves of `rows`, the layers `more`, and the point nearest the mouse."""
     name, seconds = _time_unit(runs)
-    told = (
+    fields = (
         *(("step", "steps", ","), ("tokens", "tokens", ","), ("time", name, ".3~f")),
         *(("raw", "measured", ".4~g"), ("smooth", "smoothed", ".4~g")),
         ("held_out", "held-out", ".5~g"),
@@ -119,7 +119,7 @@ def layered(
     tooltip: list[Spec] = [{"field": "run"}] if len(runs) > 1 else []
     tooltip += [
         {"field": field, "title": title, "type": "quantitative", "format": form}
-        for field, title, form in told
+        for field, title, form in fields
         if any(field in row for row in rows) or field == "time"
     ]
     few = all(len(run.metrics["step"]) <= 50 for run in runs)
@@ -128,14 +128,14 @@ def layered(
     thick = curve | {"strokeWidth": 2, "point": few and {"filled": True, "size": 25}}
     hover = {
         "transform": [
-            {"calculate": "isValid(datum.smooth) ? datum.smooth : datum.held_out", "as": "at"},
+            {"calculate": "isValid(datum.smooth) ? datum.smooth : datum.held_out", "as": "shown"},
         ],
         "mark": {"type": "point", "filled": True, "size": 90, "clip": True},
         "params": [{"name": "near", "select": {
             "type": "point", "nearest": True, "on": "pointermove", "clear": "pointerout",
         }}],
         "encoding": {
-            "y": {"field": "at", "type": "quantitative"},
+            "y": {"field": "shown", "type": "quantitative"},
             "opacity": {"condition": {"param": "near", "empty": False, "value": 1}, "value": 0},
             "tooltip": tooltip,
             **color,
@@ -146,10 +146,10 @@ def layered(
         "title": None,
         "scale": {"domain": list(shown), "nice": False},
     }
-    # The measured values of several runs would hide each other.
+    # Without the measured values of several runs, which would hide each other.
     curves = {"raw": thin, "smooth": thick} if len(runs) == 1 else {"smooth": thick}
-    are_there = any("smooth" in row for row in rows)
-    layers = [_curve(field, mark, color) for field, mark in curves.items() if are_there]
+    has_curves = any("smooth" in row for row in rows)
+    layers = [_curve(field, mark, color) for field, mark in curves.items() if has_curves]
     return {
         "data": {"values": rows},
         "transform": [{"calculate": f"datum.seconds / {seconds}", "as": "time"}],
@@ -167,7 +167,7 @@ def _curve(field: str, mark: Spec, color: Spec) -> Spec:
 
 
 def dots(color: Spec, *, are_many: bool, line: bool = False) -> Spec:
-    """The marks of held-out losses."""
+    """Return the layer of the held-out losses, as points or as a line with points."""
     dot = {"filled": True, "size": 20 if are_many else 55, "opacity": 1, "clip": True}
     mark = {"type": "line", "clip": True, "point": dot} if line else {"type": "point", **dot}
     return {

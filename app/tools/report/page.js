@@ -1,14 +1,14 @@
 "use strict";
 (() => {
-  const drawn = JSON.parse(document.getElementById("drawn").textContent);
-  const chosen = { x: "tokens", y: "usual", theme: "auto" };
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const selected = { x: "tokens", y: "usual", theme: "auto" };
   const hidden = new Set();
   const views = new Map();
   const systemIsDark = matchMedia("(prefers-color-scheme: dark)");
 
-  const theme = () => (chosen.theme === "auto" ? (systemIsDark.matches ? "dark" : "light") : chosen.theme);
+  const theme = () => (selected.theme === "auto" ? (systemIsDark.matches ? "dark" : "light") : selected.theme);
 
-  // As close as the page shows it: without the mouse's wheel, which scrolls the page.
+  // The wheel alone scrolls the page; with Ctrl it zooms the chart.
   const zoom = {
     name: "zoom",
     select: {
@@ -21,21 +21,21 @@
   };
 
   function specOf(key) {
-    const { spec, fullY } = drawn.charts[key];
-    const here = structuredClone(spec);
-    if (here.layer) {
-      here.encoding.x = structuredClone(drawn.axes[chosen.x]);
-      here.layer[0].params = [...(here.layer[0].params ?? []), zoom];
+    const { spec, fullY } = data.charts[key];
+    const shown = structuredClone(spec);
+    if (shown.layer) {
+      shown.encoding.x = structuredClone(data.axes[selected.x]);
+      shown.layer[0].params = [...(shown.layer[0].params ?? []), zoom];
     }
-    if (fullY && chosen.y !== "usual") {
-      const isLog = chosen.y === "log" && fullY[0] > 0;
-      here.encoding.y.scale = { domain: fullY, nice: false, type: isLog ? "log" : "linear" };
+    if (fullY && selected.y !== "usual") {
+      const isLog = selected.y === "log" && fullY[0] > 0;
+      shown.encoding.y.scale = { domain: fullY, nice: false, type: isLog ? "log" : "linear" };
     }
-    const shown = { filter: { not: { field: "run", oneOf: [...hidden] } } };
-    here.transform = [...(here.transform ?? []), ...(hidden.size ? [shown] : [])];
-    here.width = "container";
-    here.height = key === "time" ? 34 * (drawn.runs - hidden.size) : key.endsWith("loss") ? 340 : 170;
-    return here;
+    const isVisible = { filter: { not: { field: "run", oneOf: [...hidden] } } };
+    shown.transform = [...(shown.transform ?? []), ...(hidden.size ? [isVisible] : [])];
+    shown.width = "container";
+    shown.height = key === "time" ? 34 * (data.runs - hidden.size) : key.endsWith("loss") ? 340 : 170;
+    return shown;
   }
 
   const tip = document.body.appendChild(document.createElement("div"));
@@ -54,21 +54,21 @@
   async function drawAll() {
     const name = theme();
     document.documentElement.dataset.theme = name;
-    const config = drawn.themes[name];
+    const config = data.themes[name];
     const colors = config.range.category;
     document.querySelectorAll(".dot").forEach((dot, at) => {
       dot.style.background = colors[at % colors.length];
     });
     const options = { actions: false, config, defaultStyle: false, renderer: "canvas", tooltip: showTip };
-    for (const key of Object.keys(drawn.charts)) {
+    for (const key of Object.keys(data.charts)) {
       const embedded = await vegaEmbed(`#chart-${key}`, specOf(key), options);
       views.get(key)?.finalize();
       views.set(key, embedded);
     }
-    document.body.dataset.drawn = JSON.stringify({ ...chosen, hidden: [...hidden] });
+    document.body.dataset.drawn = JSON.stringify({ ...selected, hidden: [...hidden] });
   }
 
-  // One drawing after the other: a quick second choice waits for the first.
+  // Drawings run one after the other, however quickly the view changes.
   let drawing = Promise.resolve();
   const draw = () => { drawing = drawing.then(drawAll); };
 
@@ -76,7 +76,7 @@
     group.addEventListener("click", (event) => {
       const button = event.target.closest("button");
       if (!button) return;
-      chosen[group.dataset.choice] = button.value;
+      selected[group.dataset.choice] = button.value;
       for (const one of group.querySelectorAll("button")) one.setAttribute("aria-pressed", one === button);
       draw();
     });

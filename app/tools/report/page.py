@@ -1,4 +1,4 @@
-"""The page: one file with everything in it, which no network is needed for."""
+"""The page: one HTML file that needs no network."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +16,11 @@ from app.tools.report.pictures import THEMES, javascript
 from app.tools.report.run_data import Run
 
 _FOLDER = Path(__file__).parent
-_SAMPLES = 100
+_MAX_SAMPLES = 100
 
 
 def page(runs: Sequence[Run], charts: Sequence[Chart]) -> str:
-    """The report as HTML.
-
-    What comes from runs is escaped: names, settings and samples may hold any text.
-    """
+    """Return the report as HTML. All text of the runs, which may be anything, is escaped."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -36,15 +33,11 @@ def page(runs: Sequence[Run], charts: Sequence[Chart]) -> str:
         sizes=_sizes(charts),
         describe=facts.describe,
         figures=facts.figures(runs[0]) if len(runs) == 1 else [],
-        numbers=facts.numbers(runs) if len(runs) > 1 else [],
+        comparison=facts.comparison(runs) if len(runs) > 1 else [],
         times=facts.times(runs),
-        tables={
-            "Settings": facts.settings(runs),
-            "Dataset": facts.dataset(runs),
-            "Hardware and versions": facts.machine(runs),
-        },
+        tables=facts.tables(runs),
         samples={run.name: _samples(run) for run in runs if run.samples},
-        drawn={
+        data={
             "charts": {chart.key: {"spec": chart.spec, "fullY": chart.full_y} for chart in charts},
             "axes": x_axes(runs),
             "runs": len(runs),
@@ -57,7 +50,7 @@ def page(runs: Sequence[Run], charts: Sequence[Chart]) -> str:
 
 
 def _sizes(charts: Sequence[Chart]) -> dict[str, str]:
-    """Return the width of each chart, so that every line of the page is full."""
+    """Return the width of each chart, such that every row of the page is full."""
     small = [chart.key for chart in charts if not chart.is_large]
     halves = {0: 0, 1: 4, 2: 2}[len(small) % 3]
     sizes = {chart.key: "large" for chart in charts}
@@ -67,9 +60,9 @@ def _sizes(charts: Sequence[Chart]) -> dict[str, str]:
 
 
 def _samples(run: Run) -> list[dict[str, Any]]:
-    """The first, the last and others evenly between them, with the loss of that time."""
+    """Return the first, the last and evenly spaced samples between, with the loss at each step."""
     count = len(run.samples)
-    places = np.unique(np.linspace(0, count - 1, min(count, _SAMPLES)).round().astype(int))
+    places = np.unique(np.linspace(0, count - 1, min(count, _MAX_SAMPLES)).round().astype(int))
     return [
         {"step": step, "texts": texts, "loss": _loss_after(run, step)}
         for step, texts in (run.samples[place] for place in places)
@@ -77,7 +70,7 @@ def _samples(run: Run) -> list[dict[str, Any]]:
 
 
 def _loss_after(run: Run, step: int) -> str:
-    """The held-out loss after so many steps, or the training loss."""
+    """Return the held-out loss after `step` steps; if it was not measured, the training loss."""
     for column, name in (("val_loss", "held-out loss"), ("train_loss", "training loss")):
         measured = finite(run.metrics[column][run.metrics["step"] == step - 1])
         if measured.size:

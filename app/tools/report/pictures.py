@@ -1,4 +1,4 @@
-"""The charts as PNGs, without a browser."""
+"""PNGs of the charts, without a browser."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -15,19 +15,19 @@ VEGA_LITE = "6.4"
 _SCALE = 1.5
 _WIDTH = 1080
 _GAP = 24
-# The labels of an axis, and a gap.
-_AROUND = 40 + _GAP
+# Labels of an axis, and a gap.
+_PADDING = 40 + _GAP
 
-# Okabe and Ito's colours (https://jfly.uni-koeln.de/color/) suit all colour vision.
+# Okabe and Ito's colors suit every kind of color vision (https://jfly.uni-koeln.de/color/).
 THEMES: dict[str, dict[str, Any]] = {
     name: {
         "background": paper,
         "font": "system-ui, 'Liberation Sans', Arial, sans-serif",
         "view": {"stroke": None},
         "axis": {
-            "domainColor": rule, "grid": True, "gridColor": grid, "labelColor": grey,
+            "domainColor": rule, "grid": True, "gridColor": grid, "labelColor": gray,
             "labelFontSize": 11, "labelPadding": 6, "tickColor": rule, "tickSize": 0,
-            "titleColor": grey, "titleFontSize": 11, "titleFontWeight": "normal",
+            "titleColor": gray, "titleFontSize": 11, "titleFontWeight": "normal",
             "titleAnchor": "end", "labelOverlap": True,
         },
         "axisX": {"grid": False, "tickCount": 6},
@@ -37,14 +37,14 @@ THEMES: dict[str, dict[str, Any]] = {
             "symbolStrokeWidth": 3, "symbolOpacity": 1, "labelLimit": 400, "offset": 4,
         },
         "range": {"category": colors},
-        "rule": {"color": grey},
+        "rule": {"color": gray},
         "text": {"color": ink},
         "title": {
-            "anchor": "start", "color": ink, "fontSize": 14, "subtitleColor": grey,
+            "anchor": "start", "color": ink, "fontSize": 14, "subtitleColor": gray,
             "subtitleFontSize": 12, "offset": 10,
         },
     }
-    for name, paper, ink, grey, rule, grid, colors in (
+    for name, paper, ink, gray, rule, grid, colors in (
         ("light", "#ffffff", "#1b2430", "#6b7480", "#b4bcc6", "#e9ecf0",
          ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5539", "#1b2430"]),
         ("dark", "#161b22", "#e6edf3", "#94a0ad", "#48525e", "#252c35",
@@ -54,22 +54,22 @@ THEMES: dict[str, dict[str, Any]] = {
 
 
 def picture(chart: Chart) -> bytes:
-    """A chart as a PNG of its own."""
+    """Return a chart as a PNG."""
     title = {"text": chart.title, "subtitle": chart.unit}
     return _png(_sized(chart, _WIDTH, 90 if chart.key == "time" else 420) | {"title": title})
 
 
 def overview(runs: Sequence[Run], figures: Sequence[Figure], charts: Sequence[Chart]) -> bytes:
-    """One picture of the most important: key figures, losses, and what explains them."""
+    """Return a PNG of the key figures, the losses, and the charts that explain them."""
     by_key = {chart.key: chart for chart in charts}
     large = [by_key[key] for key in ("held_out_loss", "loss") if key in by_key]
     small = [by_key[key] for key in ("learning_rate", "grad_norm", "throughput") if key in by_key]
     rows: list[Spec] = [_figures(figures)] if len(runs) == 1 else []
-    width = _WIDTH / max(1, len(large)) - _AROUND
+    width = _WIDTH / max(1, len(large)) - _PADDING
     rows += [_side_by_side([_titled(chart, width, 340) for chart in large])]
-    width = _WIDTH / max(1, len(small)) - _AROUND
+    width = _WIDTH / max(1, len(small)) - _PADDING
     rows += [_side_by_side([_titled(chart, width, 130) for chart in small])]
-    rows += [_titled(by_key["time"], _WIDTH - _AROUND, 26 * len(runs))]
+    rows += [_titled(by_key["time"], _WIDTH - _PADDING, 26 * len(runs))]
     name = " · ".join(run.name for run in runs)
     return _png({
         "title": {
@@ -84,18 +84,21 @@ def overview(runs: Sequence[Run], figures: Sequence[Figure], charts: Sequence[Ch
 
 
 def _side_by_side(parts: list[Spec]) -> Spec:
-    apart = {"scale": {"color": "independent"}}
-    return {"hconcat": parts, "spacing": _GAP, "resolve": apart}
+    return {
+        "hconcat": parts,
+        "spacing": _GAP,
+        "resolve": {"scale": {"color": "independent"}},
+    }
 
 
 def _figures(figures: Sequence[Figure]) -> Spec:
-    """The key figures side by side."""
-    rows = [{"at": at, "value": one.value, "name": one.name} for at, one in enumerate(figures)]
+    """Return a row of the key figures."""
+    rows = [{"x": i, "value": one.value, "name": one.name} for i, one in enumerate(figures)]
     text = {"type": "text", "align": "left", "baseline": "bottom"}
-    at = {"field": "at", "type": "ordinal", "axis": None}
+    x = {"field": "x", "type": "ordinal", "axis": None}
     return {
-        "data": {"values": rows}, "width": _WIDTH - _AROUND, "height": 44,
-        "encoding": {"x": at | {"scale": {"align": 0, "paddingInner": 0, "paddingOuter": 0}}},
+        "data": {"values": rows}, "width": _WIDTH - _PADDING, "height": 44,
+        "encoding": {"x": x | {"scale": {"align": 0, "paddingInner": 0, "paddingOuter": 0}}},
         "layer": [
             {"mark": text | {"fontSize": 17, "fontWeight": "bold", "y": 22, "dx": -40},
              "encoding": {"text": {"field": "value"}}},
@@ -106,16 +109,16 @@ def _figures(figures: Sequence[Figure]) -> Spec:
 
 
 def _titled(chart: Chart, width: float, height: int) -> Spec:
-    # Without a subtitle the charts of a row would differ in height.
-    words = {"text": chart.title, "subtitle": chart.unit or " ", "offset": 6}
-    return _sized(chart, width, height) | {"title": words}
+    # An empty subtitle keeps the charts of a row equally high.
+    title = {"text": chart.title, "subtitle": chart.unit or " ", "offset": 6}
+    return _sized(chart, width, height) | {"title": title}
 
 
 def _sized(chart: Chart, width: float, height: int) -> Spec:
-    # A picture has no mouse, and names of parameters must not repeat in it.
+    # A picture needs no interaction, and names of parameters must be unique in it.
     layers = [layer for layer in chart.spec.get("layer", []) if "params" not in layer]
-    still = chart.spec | ({"layer": layers} if layers else {})
-    return still | {"width": width, "height": height}
+    static = chart.spec | ({"layer": layers} if layers else {})
+    return static | {"width": width, "height": height}
 
 
 def _png(spec: Spec) -> bytes:
@@ -125,5 +128,5 @@ def _png(spec: Spec) -> bytes:
 
 @cache
 def javascript() -> str:
-    """Vega, Vega-Lite and Vega-Embed for a page that needs no network: `vegaEmbed`."""
+    """Return the source of Vega, Vega-Lite and Vega-Embed, which defines `vegaEmbed`."""
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)

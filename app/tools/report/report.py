@@ -1,4 +1,4 @@
-"""A page and pictures of how runs have learned."""
+"""Entry point of the report."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,33 +9,36 @@ from app.tools.report.run_data import read_run
 
 
 def report(settings: Settings, *, runs: Sequence[str]) -> None:
-    """Write the report of the named runs, by default of the settings' run, and print its files."""
+    """Write a report on the named runs, by default on TRAIN_RUN_NAME, and print its main files."""
     folder = settings.general.data_dir / "runs"
     page, picture, *_ = write_report([folder / name for name in runs] or [settings.run_dir])
     print(page, picture, sep="\n")
 
 
 def write_report(run_dirs: Sequence[Path]) -> list[Path]:
-    """Write report.html, report.png and a PNG of each chart to report/ of the first run.
+    """Write report.html, report.png and a PNG per chart to the first run's folder report/.
 
-    Returns their paths, the page first; each file is replaced atomically.
+    Each file is replaced atomically.
+
+    Returns:
+        the files' paths, the page first.
 
     Raises:
-        UserError: there is no such run, or its metrics cannot be used.
+        UserError: there is no such run, or its metrics are missing or damaged.
     """
     runs = [read_run(folder) for folder in dict.fromkeys(run_dirs)]
 
-    # The modules that draw are slow to import: faults of the runs are told before.
+    # Imported after the runs are read, because the modules that draw are slow to import.
     from app.tools.report.charts import charts
     from app.tools.report.facts import figures
     from app.tools.report.page import page
     from app.tools.report.pictures import overview, picture
 
-    drawn = charts(runs)
+    all_charts = charts(runs)
     files = {
-        "report.html": page(runs, drawn).encode("utf-8", "replace"),
-        "report.png": overview(runs, figures(runs[0]), drawn),
-        **{f"{chart.key}.png": picture(chart) for chart in drawn},
+        "report.html": page(runs, all_charts).encode("utf-8", "replace"),
+        "report.png": overview(runs, figures(runs[0]), all_charts),
+        **{f"{chart.key}.png": picture(chart) for chart in all_charts},
     }
     folder = run_dirs[0] / "report"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """The data of a run, read from its folder."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,69 +16,74 @@ from app.tools.report.curves import Floats, finite
 
 @dataclass(frozen=True)
 class Run:
-    """A run, perhaps one that goes on.
+    """A run, which may still be training.
 
     Attributes:
         metrics: float64 [steps] per column, NaN where not measured; `seconds` is the time from
-            the start to the end of each step, as far as the metrics tell
-        samples: (steps done, texts)
-        facts: what settings.json holds
+            the start of the run to the end of each step, as far as the metrics record it
+        samples: (steps completed, texts)
+        metadata: content of settings.json
         notes: what could not be read
     """
 
     name: str
     metrics: dict[str, Floats]
     samples: list[tuple[int, list[str]]]
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     notes: list[str]
 
-    def fact(self, *path: str) -> Any:
-        """A value from nested objects of settings.json; None if there is none."""
-        value: Any = self.facts
-        for name in path:
-            value = value.get(name) if isinstance(value, dict) else None
+    def get(self, *path: str) -> Any:
+        """Return a value from the nested objects of settings.json; None if it is missing."""
+        value: Any = self.metadata
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
         return value
 
     def number(self, *path: str) -> float | None:
-        """A fact that is a number; None if it is none."""
-        value = self.fact(*path)
+        """Return a finite number from settings.json; None if the value is not one."""
+        value = self.get(*path)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return float(value) if is_number and np.isfinite(value) else None
 
-    def known(self, column: str) -> Floats:
+    def after_first_step(self, column: str) -> Floats:
         """Return a column's finite values, without the first step, which may compile."""
         values = self.metrics[column]
         return finite(values[len(values) > 1 :])
 
     @property
     def steps(self) -> int:
-        """Return how many steps are done."""
+        """Return the number of completed steps."""
         return int(self.metrics["step"][-1]) + 1
 
     @property
     def planned_steps(self) -> int:
-        """Return how many steps the run is to have."""
+        """Return the number of steps of the complete run."""
         return max(self.steps, int(self.number("settings", "train", "max_steps") or 0))
+
+    @cached_property
+    def total_seconds(self) -> float:
+        """Return the time that the metrics record."""
+        return sum(self.times().values())
 
     @property
     def cost(self) -> float | None:
-        """Return the cost of its known time; None without a price."""
+        """Return the cost of the recorded time; None without a price."""
         price = self.number("settings", "train", "price_per_hour")
-        return None if price is None else price * sum(self.times().values()) / 3600
+        return None if price is None else price * self.total_seconds / 3600
 
     def times(self) -> dict[str, float]:
-        """Return the seconds of each kind of work, as far as the metrics tell."""
-        spent = {name: seconds(self.metrics[name]) for name in ("step_ms", "data_ms", *PAUSES)}
+        """Return the seconds of each kind of work, as far as the metrics record them."""
+        spent = {name: _seconds(self.metrics[name]) for name in ("step_ms", "data_ms", *PAUSES)}
         steps, waited = spent["step_ms"], spent["data_ms"]
-        first = np.isfinite(self.metrics["setup_ms"])
-        first[:1] = True
-        # The first step is longer by compilation, warm-up and empty caches.
-        usual = float(np.median(steps[~first])) if (~first).any() else np.inf
-        compiled = float(np.maximum(0, steps[first] - usual).sum())
+        is_first = np.isfinite(self.metrics["setup_ms"])
+        is_first[:1] = True
+        # The first step after a start also compiles, warms up and fills caches.
+        usual = float(np.median(steps[~is_first])) if (~is_first).any() else np.inf
+        compiling = float(np.maximum(0, steps[is_first] - usual).sum())
         return {
-            "training": float(steps.sum() - waited.sum()) - compiled,
+            "training": float(steps.sum() - waited.sum()) - compiling,
             "waiting for data": float(waited.sum()),
-            "first steps, compiling": compiled,
+            "first steps, compiling": compiling,
             "held-out loss": float(spent["val_ms"].sum()),
             "samples": float(spent["sample_ms"].sum()),
             "checkpoints": float(spent["save_ms"].sum()),
@@ -96,20 +102,21 @@ def read_run(folder: Path) -> Run:
     path = folder / "metrics.jsonl"
     records = read_metrics(path) if path.is_file() else []
     if not records:
-        raise UserError(f"{path} holds no step", "let the run finish one, then draw it again")
+        raise UserError(f"{path} has no steps", "wait until the run has completed one")
     metrics = {
         name: np.array([getattr(record, name) for record in records], dtype=np.float64)
         for name in COLUMNS
     }
-    passed = sum(seconds(metrics[name]) for name in ("step_ms", *PAUSES))
+    spent = sum(_seconds(metrics[name]) for name in ("step_ms", *PAUSES))
     # The held-out loss is measured after its step.
-    metrics["seconds"] = np.cumsum(passed) - seconds(metrics["val_ms"])
-    facts, notes = _facts(folder / "settings.json")
+    metrics["seconds"] = np.cumsum(spent) - _seconds(metrics["val_ms"])
+    metadata, notes = _read_metadata(folder / "settings.json")
     samples = read_samples(folder / "samples.txt")
-    return Run(folder.resolve().name, metrics, samples, facts, notes)
+    return Run(folder.resolve().name, metrics, samples, metadata, notes)
 
 
-def _facts(path: Path) -> tuple[dict[str, Any], list[str]]:
+def _read_metadata(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the content of settings.json, and notes on what is wrong with it."""
     if not path.is_file():
         return {}, ["settings.json is missing: settings, data and hardware are not known"]
     try:
@@ -118,6 +125,6 @@ def _facts(path: Path) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"{error.problem}: settings, data and hardware are not known"]
 
 
-def seconds(milliseconds: Floats) -> Floats:
-    """Return the seconds of a column; an unknown value counts as 0."""
+def _seconds(milliseconds: Floats) -> Floats:
+    """Return a column in seconds; unknown values count as 0."""
     return np.where(np.isfinite(milliseconds), milliseconds, 0.0) / 1000
