@@ -19,9 +19,13 @@ from app.model.gpt import GPT
 def set_compile_cache_dir(cache_dir: Path) -> None:
     """Keep compiled code in `cache_dir`, unless the environment names another folder.
 
-    Call it before torch's compiler is imported.
+    Call it before torch's compiler is imported. If the path holds a space, torch's own folder in
+    /tmp is used.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((cache_dir / "inductor").absolute()))
+    inductor_dir = str((cache_dir / "inductor").absolute())
+    # Inductor splits the compiler's command line at spaces, those in paths included.
+    if len(inductor_dir.split()) == 1:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", inductor_dir)
     os.environ.setdefault("TRITON_CACHE_DIR", str((cache_dir / "triton").absolute()))
 
 
