@@ -134,7 +134,8 @@ class ShardVerification:
         Raises:
             UserError: a hash is wrong, or a shard cannot be read.
         """
-        for result in concurrent.futures.as_completed(self._results.values()):
+        # In order, so that of several damaged shards the same one is always reported.
+        for result in self._results.values():
             result.result()
 
 

@@ -7,6 +7,7 @@ from typing import Self
 
 from torch import nn
 
+from app.data.dataset import ShardVerification
 from app.distributed.world import World
 from app.failures import translate_error
 from app.runs.checkpoint import Snapshot, checkpoint_folder, prune_checkpoints, write_checkpoint
@@ -19,14 +20,16 @@ from app.train.optimizer import Optimizers
 class Checkpointer:
     """Saves checkpoints in a thread, one at a time, and prunes old ones. Only rank 0 writes.
 
-    A save that fails because of the disk is reported, and training goes on: there may be room
-    again for the next one. Use it as a context manager: leaving it waits for a running save.
+    Nothing is saved before the hashes of the dataset's shards are known to be right. A save that
+    fails because of the disk is reported, and training goes on: there may be room again for the
+    next one. Use it as a context manager: leaving it waits for a running save.
 
     Args:
         run: the run's folder.
         keep: number of latest checkpoints to keep, beside the one with the lowest held-out loss.
         world: the ranks.
         log: of rank 0, flushed to the disk before each save; None on the other ranks.
+        verification: of the shards, on rank 0; None on the other ranks.
         print_line: prints a line.
     """
 
@@ -36,10 +39,11 @@ class Checkpointer:
         keep: int,
         world: World,
         log: RunLogger | None,
+        verification: ShardVerification | None,
         print_line: Callable[[str], None],
     ) -> None:
         self._run, self._keep, self._world = run, keep, world
-        self._log, self._print_line = log, print_line
+        self._log, self._verification, self._print_line = log, verification, print_line
         self._snapshot = Snapshot()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: Future[str] | None = None
@@ -51,17 +55,24 @@ class Checkpointer:
         model: nn.Module,
         optimizers: Optimizers,
         *,
-        allowed: bool = True,
         replace: bool = False,
+        max_verification_seconds: float | None = None,
     ) -> None:
         """Wait for the save before, copy everything, and write it in the thread. Collective.
 
         Args:
             state: of the checkpoint, without the lengths of metrics and samples.
-            allowed: False on rank 0 to save nothing.
+            model, optimizers: what to save.
             replace: replace a checkpoint of the same step; otherwise that one stays.
+            max_verification_seconds: limit on the wait for the shards' hashes, after which nothing
+                is saved.
+
+        Raises:
+            UserError: a shard is damaged.
         """
-        durable = self._begin(state, replace=replace) if self._log and allowed else None
+        durable = None
+        if self._log and self._wait_for_verification(max_verification_seconds):
+            durable = self._begin(state, self._log, replace=replace)
         if not self._world.broadcast(durable is not None):
             return
         if durable is None:
@@ -70,14 +81,29 @@ class Checkpointer:
         self._snapshot.take(model, optimizers)
         self._running = self._thread.submit(self._write, durable)
 
-    def _begin(self, state: CheckpointState, *, replace: bool) -> CheckpointState | None:
+    @property
+    def may_save(self) -> bool:
+        """Return False while the shards are being verified."""
+        return self._verification is None or self._verification.done()
+
+    def _wait_for_verification(self, seconds: float | None) -> bool:
+        if self._verification is None:
+            return True
+        if not self._verification.wait(seconds):
+            self._print_line("warning: not saved: the shards are still being verified")
+            return False
+        self._verification.result()
+        return True
+
+    def _begin(
+        self, state: CheckpointState, log: RunLogger, *, replace: bool
+    ) -> CheckpointState | None:
         """Return the state with the lengths of durable metrics and samples; None: save nothing."""
         self._report()
         if checkpoint_folder(self._run.checkpoints, state.step).exists() and not replace:
             return None
-        assert self._log
         try:
-            metrics_lines, samples_bytes = self._log.fsync()
+            metrics_lines, samples_bytes = log.fsync()
         except OSError as error:
             self._report_failure(error)
             return None
@@ -94,9 +120,15 @@ class Checkpointer:
         return message
 
     def poll(self) -> None:
-        """Report how the running save has ended, if it has."""
+        """Report how the running save has ended, if it has.
+
+        Raises:
+            UserError: a shard has turned out to be damaged.
+        """
         if self._running and self._running.done():
             self._report()
+        if self._verification and self._verification.done():
+            self._verification.result()
 
     def wait(self) -> None:
         """Wait for the running save.

@@ -1,5 +1,6 @@
 """The trainer: sets up one rank's part of a run, fits the model, and acts after each step."""
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -34,7 +35,7 @@ from app.train.optimizer import build_optimizers
 from app.train.start import Start
 from app.train.stopping import Interrupted, StopRequest
 
-# A stopped run waits this long for the hashes of its shards: the scheduler kills it before long.
+# A stopped run waits this long for the hashes of the shards: a scheduler kills it before long.
 _MAX_VERIFICATION_SECONDS = 60
 
 
@@ -59,13 +60,13 @@ class Trainer:
         stop: StopRequest,
     ) -> None:
         cfg, config = settings.train, GPTConfig(**settings.model.model_dump())
-        self.settings, self.cfg, self.start = settings, cfg, start
+        self.cfg, self.sample_cfg, self.checkpoint = cfg, settings.sample, start.checkpoint
         self.run, self.device, self.world, self.stop = run, device, world, stop
         self.plan = BatchPlan(
             cfg.tokens_per_step // config.context_length, world.size, micro_batch_size
         )
         # Shards are hashed while the model is built and the first steps are made.
-        self.verification = ShardVerification(dataset) if world.is_rank_zero else None
+        verification = ShardVerification(dataset) if world.is_rank_zero else None
         self.compiled = is_compiled(cfg.compile, device)
         self.order = SequenceOrder(
             dataset.num_sequences(config.context_length), cfg.seed, cfg.shuffle
@@ -105,11 +106,19 @@ class Trainer:
         )
         self.held_out = HeldOutText(TokenStream(dataset.val), config.context_length, cfg.val_tokens)
         self.checkpointer = Checkpointer(
-            run, cfg.keep_checkpoints, world, self.log, self.print_line
+            run, cfg.keep_checkpoints, world, self.log, verification, self.print_line
         )
-        self.pauses, self.pending = PauseTimer(), PendingWork()
+        self.state = CheckpointState(
+            step=self.first_step,
+            micro_batch_size=micro_batch_size,
+            model=settings.model.model_dump(),
+            settings=settings.public(),
+            identity=start.identity.to_json(),
+            versions=versions(),
+            sequences_consumed=self.first_step * self.plan.sequences_per_step,
+        )
+        self.pauses, self.pending, self.checkpoint_due = PauseTimer(), PendingWork(), False
         self.val_loss: float | None = None
-        self.checkpoint_due = False
 
     def fit(self) -> None:
         """Train to the last step, or to a request to stop, and save everything."""
@@ -133,8 +142,7 @@ class Trainer:
                 raise self.diagnosed(error) from None
             except torch.OutOfMemoryError as error:
                 raise out_of_memory(self.device, self.plan) from error
-            incomplete = self.steps_completed < self.cfg.max_steps or bool(self.pending)
-            stopped = self.world.any(incomplete)
+            stopped = self.world.any(not self.is_last or bool(self.pending))
             if stopped:
                 self.save_checkpoint()
             self.checkpointer.wait()
@@ -184,8 +192,6 @@ class Trainer:
             self.print_line(compile_cache_summary())
         self.complete_step(record)
         self.checkpointer.poll()
-        if self.verification and self.verification.done():
-            self.verification.result()
 
     def complete_step(self, record: StepRecord | None) -> None:
         """Evaluate, log, sample and save when their intervals are reached. Collective.
@@ -207,26 +213,29 @@ class Trainer:
                 return
             if self.log:
                 self.log.add_step(record.plus(self.pauses.take(), val_loss=self.val_loss))
-        if self.log and self.cfg.sample_every and self.is_due(self.cfg.sample_every):
+        if self.log and self.is_due(self.cfg.sample_every):
             try:
                 self.sample(self.log)
             except Interrupted:
                 self.pending = PendingWork(samples=True)
-        self.checkpoint_due |= self.is_due(self.cfg.checkpoint_every)
+        self.checkpoint_due |= self.is_last or self.is_due(self.cfg.checkpoint_every)
         # Training does not wait for the hashes of the shards, except at its end.
-        is_last = self.steps_completed == self.cfg.max_steps
-        verified = is_last or self.verification is None or self.verification.done()
-        if self.checkpoint_due and self.world.broadcast(verified and not self.pending):
+        ready = self.is_last or self.checkpointer.may_save
+        if self.checkpoint_due and self.world.broadcast(ready and not self.pending):
             self.save_checkpoint()
 
+    @property
+    def is_last(self) -> bool:
+        """Return True if the run has no step left."""
+        return self.steps_completed == self.cfg.max_steps
+
     def is_due(self, interval: int) -> bool:
-        """Return True at multiples of an interval (0: never), and after the last step."""
-        is_last = self.steps_completed == self.cfg.max_steps
-        return is_last or bool(interval and self.steps_completed % interval == 0)
+        """Return True at multiples of an interval and after the last step; never for 0."""
+        return bool(interval) and (self.is_last or self.steps_completed % interval == 0)
 
     def finish_interrupted_step(self) -> None:
         """Do the work that a stop left pending in the checkpoint, and save the checkpoint again."""
-        state = self.start.checkpoint.state if self.start.checkpoint else None
+        state = self.checkpoint.state if self.checkpoint else None
         if state and state.pending:
             self.val_loss = state.val_loss
             self.complete_step(state.pending.record)
@@ -239,7 +248,7 @@ class Trainer:
             Interrupted: a signal has come to any rank.
             NotFiniteError: the loss is not finite.
         """
-        if not self.held_out.num_sequences or not self.cfg.val_every:
+        if not self.held_out.num_sequences:
             return None
         total = torch.zeros((), dtype=torch.float64, device=self.device.torch_device)
         with self.pauses.measuring("val_ms"):
@@ -263,7 +272,7 @@ class Trainer:
     def sample(self, log: RunLogger) -> None:
         """Write some texts on rank 0; Interrupted if a signal comes."""
         with self.pauses.measuring("sample_ms"):
-            sampling = self.settings.sample.model_dump(exclude={"prompt_file", "step"})
+            sampling = self.sample_cfg.model_dump(exclude={"prompt_file", "step"})
             texts = generate_texts(self.model, Tokenizer(), Sampling(**sampling), self.stop.check)
         log.add_samples(self.steps_completed, texts)
         self.print_line(f"after {self.steps_completed} steps it writes: {texts[0]!r:.200}")
@@ -278,37 +287,22 @@ class Trainer:
             UserError: a shard of the dataset is damaged.
         """
         self.checkpoint_due = False
-        allowed = self.shards_are_verified()
+        stopping = self.stop.requested and not self.is_last
         with self.pauses.measuring("save_ms"):
-            state = CheckpointState(
+            state = dataclasses.replace(
+                self.state,
                 step=self.steps_completed,
-                micro_batch_size=self.plan.micro_batch_size,
-                model=self.settings.model.model_dump(),
-                settings=self.settings.public(),
-                identity=self.start.identity.to_json(),
-                versions=versions(),
                 sequences_consumed=self.steps_completed * self.plan.sequences_per_step,
                 val_loss=self.val_loss,
                 pending=self.pending,
             )
             self.checkpointer.save(
-                state, self.model, self.optimizers, allowed=allowed, replace=replace
+                state,
+                self.model,
+                self.optimizers,
+                replace=replace,
+                max_verification_seconds=_MAX_VERIFICATION_SECONDS if stopping else None,
             )
-
-    def shards_are_verified(self) -> bool:
-        """Wait for the hashes of the shards; return False if a stopped run cannot wait so long.
-
-        Raises:
-            UserError: a shard is damaged.
-        """
-        if self.verification is None:
-            return True
-        stopped_early = self.stop.requested and self.steps_completed < self.cfg.max_steps
-        if stopped_early and not self.verification.wait(_MAX_VERIFICATION_SECONDS):
-            self.print_line("warning: not saved: the shards are still being verified")
-            return False
-        self.verification.result()
-        return True
 
     def record(self, result: StepResult) -> StepRecord:
         """Return the record of a step, without what follows it."""
