@@ -109,7 +109,6 @@ class BatchPlan:
 
         Args:
             sequences_consumed: sequences that all earlier steps have consumed.
-            rank: of this process.
         """
         share = self.sequences_per_step // self.world_size
         for step_start in itertools.count(sequences_consumed, self.sequences_per_step):

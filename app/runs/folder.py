@@ -50,36 +50,24 @@ class RunIdentity:
         return {"dataset_fingerprint": self.dataset_fingerprint, **self.settings}
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """The folder of a run and the places in it."""
+    """The folder of a run.
 
-    path: Path
+    Attributes:
+        checkpoints: folder of the checkpoints
+        metrics: file with a line per step
+        samples: file of the texts that the model wrote during training
+        settings: file of resolved settings, versions and facts about the machine
+        tensorboard: folder of TensorBoard's events
+    """
 
-    @property
-    def checkpoints(self) -> Path:
-        """Return the folder of the checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def metrics(self) -> Path:
-        """Return the file with a line per step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def samples(self) -> Path:
-        """Return the file of the texts that the model wrote during training."""
-        return self.path / "samples.txt"
-
-    @property
-    def settings(self) -> Path:
-        """Return the file of resolved settings, versions and facts about the machine."""
-        return self.path / "settings.json"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Return the folder of TensorBoard's events."""
-        return self.path / "tensorboard"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.samples = path / "samples.txt"
+        self.settings = path / "settings.json"
+        self.tensorboard = path / "tensorboard"
 
     def lock(self, *, wait: bool) -> AbstractContextManager[None]:
         """Create the folder, and own it within the block.

@@ -28,8 +28,6 @@ def run_metadata(
     Args:
         settings: all settings, without secrets.
         device: what is known of the device.
-        dataset: the training data.
-        processes: number of ranks.
         parameters: size of the model.
     """
     return {

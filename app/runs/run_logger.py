@@ -18,10 +18,8 @@ class RunLogger:
     If the disk refuses a line or a sample, it is kept and written with the next one.
 
     Args:
-        run: the folder.
         checkpoint: where the run continues; metrics and samples after it are cut off.
         metadata: the content of settings.json.
-        print_line: prints a warning.
 
     Attributes:
         earlier_seconds: what earlier starts spent on the steps that the run keeps

@@ -25,12 +25,9 @@ class Checkpointer:
     next one. Use it as a context manager: leaving it waits for a running save.
 
     Args:
-        run: the run's folder.
         keep: number of latest checkpoints to keep, beside the one with the lowest held-out loss.
-        world: the ranks.
         log: of rank 0, flushed to the disk before each save; None on the other ranks.
         verification: of the shards, on rank 0; None on the other ranks.
-        print_line: prints a line.
     """
 
     def __init__(
@@ -62,7 +59,6 @@ class Checkpointer:
 
         Args:
             state: of the checkpoint, without the lengths of metrics and samples.
-            model, optimizers: what to save.
             replace: replace a checkpoint of the same step; otherwise that one stays.
             max_verification_seconds: limit on the wait for the shards' hashes, after which nothing
                 is saved.

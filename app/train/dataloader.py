@@ -23,9 +23,7 @@ class BatchLoader:
         stream: tokens of the split.
         order: order of its sequences.
         plan: how the sequences of a step are divided among ranks and micro-batches.
-        rank: of this process.
         sequences_consumed: sequences that the run has consumed so far.
-        context_length: tokens of a sequence.
         device: destination. Copies to a GPU are pinned and asynchronous.
     """
 

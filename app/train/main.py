@@ -21,9 +21,7 @@ def train(settings: Settings, dataset: Dataset | None = None, start: Start | Non
     """Train a run from where it is to its last step, as one of its ranks.
 
     Args:
-        settings: of the run.
-        dataset: the training data, if it is open already.
-        start: where the run continues, if that is decided already; the run is locked then.
+        dataset, start: if they are open and decided already; the run is locked then.
 
     Raises:
         UserError: data, run folder or settings do not fit.

@@ -102,8 +102,6 @@ def plan_start(
     """Find where the run continues, and print it. Return None if all its steps are completed.
 
     Args:
-        settings: of the run.
-        dataset: the training data.
         run: locked by this process.
         restarted: a launcher has restarted the processes after one was lost.
 
