@@ -1,4 +1,4 @@
-"""Work that is done ahead by threads, and given back in order."""
+"""Calls that threads make in advance, with results in order."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -12,11 +12,13 @@ Result = TypeVar("Result")
 def prefetch(
     work: Callable[[Item], Result], items: Iterable[Item], *, threads: int, max_pending: int
 ) -> Generator[Result, None, None]:
-    """Yield `work(item)` of each item, in order; a failure comes after the results before it.
+    """Yield `work(item)` of each item, in order; an exception is raised in its result's place.
 
     Args:
-        threads: that work at the same time.
-        max_pending: results that may be begun or done before they are asked for.
+        work: called in the threads.
+        items: iterated in the caller's thread.
+        threads: number of calls at the same time.
+        max_pending: number of calls that may be begun before their results are needed.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix=getattr(work, "__name__", "ahead"))
     pending = deque[Future[Result]]()
@@ -28,7 +30,7 @@ def prefetch(
         while pending:
             yield pending.popleft().result()
     finally:
-        # A thread that waits for the network does not keep the others.
+        # The caller does not wait for a thread that waits for the network.
         pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -1,4 +1,4 @@
-"""The progress of preparing: a bar on a terminal, a line now and then elsewhere."""
+"""The progress of preparing: a bar on a terminal, otherwise a line now and then."""
 
 import sys
 import time
@@ -10,14 +10,14 @@ from tqdm import tqdm
 
 
 class TokenProgress:
-    """Tokens so far, tokens/s and the time left.
+    """Shows the number of tokens, tokens/s and the time left.
 
-    Where the total is not known, it is estimated from the part of the source that is read.
+    An unknown total is estimated from the share of the source that is read.
 
     Args:
-        total: tokens there will be; None if unknown.
+        total: tokens at the end; None if unknown.
         done: tokens of earlier processes.
-        seconds_between_lines: the least, where there is no terminal.
+        seconds_between_lines: shortest time between two lines if there is no terminal.
     """
 
     def __init__(
@@ -25,19 +25,19 @@ class TokenProgress:
     ) -> None:
         self._total, self._done_before = total, done
         self._seconds_between_lines = seconds_between_lines
-        self._started = self._said = time.perf_counter()
+        self._started = self._last_line = time.perf_counter()
         self._bar = tqdm(total=total, initial=done, unit=" tokens", unit_scale=True, disable=None)
 
     def show(self, tokens: int, fraction: float | None) -> None:
-        """Show `tokens` done, and the source read to `fraction` (None: unknown)."""
+        """Show the number of tokens, and the share of the source that is read (None: unknown)."""
         total = self._total or (round(tokens / fraction) if fraction else None)
         if not self._bar.disable:
             self._bar.total = total
             self._bar.update(tokens - self._bar.n)
             return
         now = time.perf_counter()
-        if now - self._said >= self._seconds_between_lines:
-            self._said = now
+        if now - self._last_line >= self._seconds_between_lines:
+            self._last_line = now
             rate = (tokens - self._done_before) / (now - self._started)
             print(progress_line(tokens, total, rate), flush=True)
 
@@ -50,7 +50,7 @@ class TokenProgress:
 
 
 def progress_line(tokens: int, total: int | None, rate: float) -> str:
-    """E.g. "1,000,000 of 4,000,000 tokens (25 %), 500,000 tokens/s, 00:06 left"."""
+    """Return "1,000,000 of 4,000,000 tokens (25%), 500,000 tokens/s, 00:06 left", for example."""
     line = f"{tokens:,} tokens, {rate:,.0f} tokens/s"
     if total is None or not rate:
         return line

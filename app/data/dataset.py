@@ -12,10 +12,10 @@ from threading import Thread
 
 from app.containers import program
 from app.data import sequences
-from app.data.manifest import Manifest, ShardInfo, refuse_other_size, refuse_wrong_hash
+from app.data.manifest import MANIFEST, Manifest, ShardInfo, open_listed_shard
 from app.data.shards import Tokens, open_shard
 from app.errors import UserError
-from app.prefetch import prefetch
+from app.files import sha256_of
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Dataset:
     Attributes:
         folder: of the shards
         manifest: None for shards that another program has written
-        train, val: uint16 [count] a shard, in order
-        fingerprint: changes when the tokens do
+        train, val: uint16 [count] for each shard, in order
+        fingerprint: SHA-256 that changes with the tokens
     """
 
     folder: Path
@@ -55,7 +55,7 @@ def open_dataset(folder: Path) -> Dataset:
     """Open a folder that `prepare` or llm.c has written.
 
     Raises:
-        UserError: there is no dataset, it is incomplete, or a shard is not what it should be.
+        UserError: there is no dataset, it is incomplete, or a shard is not the one listed.
     """
     fix = f"run `{program()} prepare` with the same settings, or correct TRAIN_DATASET_DIR"
     if not folder.is_dir():
@@ -75,9 +75,7 @@ def open_dataset(folder: Path) -> Dataset:
                 f"{manifest.tokens('train'):,} training tokens",
                 f"run `{program()} prepare` with the same settings to complete it",
             )
-        opened = {shard.file: open_shard(folder / shard.file) for shard in manifest.shards}
-        for shard in manifest.shards:
-            refuse_other_size(folder, shard, opened[shard.file])
+        opened = {shard.file: open_listed_shard(folder, shard) for shard in manifest.shards}
         listing = "".join(f"{shard.file}\t{shard.sha256}\n" for shard in manifest.shards)
         held_out = {shard.file for shard in manifest.shards if shard.split == "val"}
     return Dataset(
@@ -96,8 +94,8 @@ class ShardVerification:
     to compare.
 
     Args:
-        dataset: whose shards are read.
-        threads: hash at the same time, at most one per core; a disk can be faster than one core.
+        dataset: to verify.
+        threads: that hash, at most one per core; a disk can be faster than one core.
     """
 
     def __init__(self, dataset: Dataset, threads: int = 4) -> None:
@@ -122,14 +120,14 @@ class ShardVerification:
         return self.wait(0)
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait until the verification is done, or for so long; return True if it is done."""
+        """Wait for the end of the verification or of this time; return True if it is done."""
         ended, running = concurrent.futures.wait(
             self._results.values(), seconds, return_when=FIRST_EXCEPTION
         )
         return not running or any(result.exception() for result in ended)
 
     def result(self) -> None:
-        """Wait until the verification is done.
+        """Wait for the end of the verification.
 
         Raises:
             UserError: a hash is wrong, or a shard cannot be read.
@@ -142,27 +140,23 @@ class ShardVerification:
 def _verify(folder: Path, remaining: Iterator[tuple[ShardInfo, Future[None]]]) -> None:
     for shard, result in remaining:
         try:
-            refuse_wrong_hash(folder / shard.file, shard.sha256)
+            _check_hash(folder / shard.file, shard.sha256)
         except Exception as error:  # noqa: BLE001 (raised again by result())
             result.set_exception(error)
         else:
             result.set_result(None)
 
 
-def verify_shards(folder: Path, threads: int) -> Iterator[str]:
-    """Yield the name of each shard whose SHA-256 is the manifest's, in order; without one, none.
-
-    Args:
-        threads: that hash at the same time; a disk can be faster than one core.
-
-    Raises:
-        UserError: one has another.
-    """
-
-    def verify(shard: ShardInfo) -> str:
-        refuse_wrong_hash(folder / shard.file, shard.sha256)
-        return shard.file
-
-    manifest = Manifest.load(folder)
-    shards = manifest.shards if manifest else []
-    return prefetch(verify, shards, threads=threads, max_pending=threads)
+def _check_hash(path: Path, expected: str) -> None:
+    try:
+        actual = sha256_of(path)
+    except OSError as error:
+        raise UserError(
+            f"shard {path} cannot be read: {error.strerror}",
+            "put it back, or prepare the dataset again",
+        ) from None
+    if actual != expected:
+        raise UserError(
+            f"shard {path} is damaged: its SHA-256 is {actual}, {MANIFEST} says {expected}",
+            "delete the folder and prepare the dataset again",
+        )

@@ -1,4 +1,4 @@
-"""The manifest of a dataset folder: which shards it has, of which text, and their hashes."""
+"""The manifest of a dataset folder: its shards, their hashes, and the text they are made of."""
 
 import re
 from collections.abc import Collection
@@ -8,7 +8,7 @@ from typing import Any
 
 from app.data.shards import Split, Tokens, open_shard
 from app.errors import UserError
-from app.files import PARTIAL, read_json, sha256_of, write_json
+from app.files import PARTIAL, read_json, write_json
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -16,7 +16,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """The manifest's entry of a shard; `documents` begin in it."""
+    """The manifest's entry of a shard; `documents` is the number of those that begin in it."""
 
     file: str
     split: Split
@@ -26,21 +26,23 @@ class ShardInfo:
 
     @property
     def dataset_name(self) -> str:
-        """Return the dataset name that shard_name was given."""
+        """Return the dataset's name, with which the shard's begins; see shard_name."""
         stem = self.file.rpartition("_")[0]
         return stem.removesuffix("_val") if self.split == "val" else stem
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of a dataset folder, their source, and whether they are complete.
+    """The contents of a dataset folder.
 
     Attributes:
-        source: what identifies the documents
-        tokenizer: name and the hash of the vocabulary
-        settings: what else determines the bytes
-        counts: documents that were encoded, and what was left out or replaced
+        source: identifies the documents
+        tokenizer: name, and hash of the vocabulary
+        settings: the other values that determine the bytes
+        shards: in order, the held-out ones first
+        counts: documents encoded, and documents, tokens and bytes left out or replaced
         position: where the next shard begins in the source, until the dataset is complete
+        complete: False while prepare is writing, and after it was stopped
     """
 
     source: dict[str, Any]
@@ -52,7 +54,7 @@ class Manifest:
     complete: bool = False
 
     def tokens(self, split: Split) -> int:
-        """Tokens of a split."""
+        """Return the number of tokens of a split."""
         return sum(shard.tokens for shard in self.shards if shard.split == split)
 
     def save(self, folder: Path) -> None:
@@ -68,7 +70,7 @@ class Manifest:
         """Read a folder's manifest; None if it has none.
 
         Raises:
-            UserError: it is damaged or of another version.
+            UserError: the manifest is damaged, or its version is another.
         """
         path = folder / MANIFEST
         if not path.exists():
@@ -90,41 +92,27 @@ class Manifest:
 
 
 def remove_leftovers(folder: Path, name: str, shards: Collection[ShardInfo]) -> None:
-    """Delete what a killed process has left: half a file, or a shard `name` besides `shards`.
+    """Delete the files of a killed process: partial ones, and shards `name` that are not `shards`.
 
     Raises:
         UserError: one of `shards` is missing or of another size.
     """
     for shard in shards:
-        refuse_other_size(folder, shard, open_shard(folder / shard.file))
+        open_listed_shard(folder, shard)
     kept = {shard.file for shard in shards}
     ours = rf"{re.escape(name)}_(val_)?\d{{6}}\.bin({re.escape(PARTIAL)})?"
     for path in folder.iterdir():
-        left = path.name == MANIFEST + PARTIAL or re.fullmatch(ours, path.name)
-        if left and path.name not in kept:
+        is_ours = path.name == MANIFEST + PARTIAL or re.fullmatch(ours, path.name)
+        if is_ours and path.name not in kept:
             path.unlink()
 
 
-def refuse_other_size(folder: Path, shard: ShardInfo, tokens: Tokens) -> None:
-    """Raise UserError if a shard has not as many tokens as the manifest says."""
+def open_listed_shard(folder: Path, shard: ShardInfo) -> Tokens:
+    """Memory-map a shard, uint16 [count]; UserError if it has not the tokens that are listed."""
+    tokens = open_shard(folder / shard.file)
     if tokens.size != shard.tokens:
         raise UserError(
             f"shard {folder / shard.file} has {tokens.size} tokens, {MANIFEST} says {shard.tokens}",
             "prepare the dataset again in an empty folder",
         )
-
-
-def refuse_wrong_hash(path: Path, sha256: str) -> None:
-    """Raise UserError if a file's SHA-256 is not the one given."""
-    try:
-        found = sha256_of(path)
-    except OSError as error:
-        raise UserError(
-            f"shard {path} cannot be read: {error.strerror}",
-            "put it back, or prepare the dataset again",
-        ) from None
-    if found != sha256:
-        raise UserError(
-            f"shard {path} is damaged: its SHA-256 is {found}, {MANIFEST} says {sha256}",
-            "delete the folder and prepare the dataset again",
-        )
+    return tokens

@@ -1,6 +1,6 @@
 """The shards of a split as one stream of tokens.
 
-Shards stay memory-mapped as uint16; only what is read is widened.
+Shards stay memory-mapped as uint16; only the sequences that are read become int64.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class TokenStream:
         return int(self._ends[-1]) if self._shards else 0
 
     def read(self, start: int, out: Tokens) -> None:
-        """Copy tokens start … start+len(out)-1 into `out`, across shards where need be."""
+        """Copy tokens start … start+len(out)-1 into `out`, from as many shards as they span."""
         shard = int(np.searchsorted(self._ends, start, side="right"))
         filled = 0
         while filled < out.size:
@@ -40,7 +40,7 @@ class TokenStream:
             shard += 1
 
     def sequences(self, indices: Indices, context_length: int) -> tuple[Indices, Indices]:
-        """Return inputs and targets of windows, int64 [len(indices), context_length] each.
+        """Return inputs and targets of sequences, int64 [len(indices), context_length] each.
 
         Raises:
             UserError: a token is not in the vocabulary.

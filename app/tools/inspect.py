@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.data.dataset import open_dataset, verify_shards
+from app.data.dataset import ShardVerification, open_dataset
 from app.data.manifest import MANIFEST, Manifest
 from app.data.shards import Tokens, open_shard
 from app.data.tokenizer import END_OF_TEXT
@@ -99,7 +99,7 @@ def _dataset(path: Path, verify: bool) -> Iterator[str]:
         yield f"  {split}: {tokens:,} tokens, {documents:,} documents, {len(shards)} shards"
     yield f"  fingerprint: {dataset.fingerprint}"
     if verify:
-        for name in verify_shards(path, os.cpu_count() or 1):
+        for name in ShardVerification(dataset, os.cpu_count() or 1):
             yield f"  {name}: SHA-256 is right"
     else:
         yield "  headers and sizes are right; --verify compares every SHA-256"

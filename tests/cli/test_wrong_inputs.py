@@ -425,7 +425,7 @@ WRONG = (
     Wrong(
         "windows longer than the dataset",
         "train --context-length 4000 --tokens-per-step 4000 --run-name new",
-        "data/words holds less than one window of training tokens: 4001 are needed",
+        "data/words holds less than one sequence of training tokens: 4001 are needed",
         "prepare more text, or lower MODEL_CONTEXT_LENGTH",
     ),
     # Runs

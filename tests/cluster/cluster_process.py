@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.data.dataset import open_dataset, verify_shards
+from app.data.dataset import ShardVerification, open_dataset
 from app.data.manifest import Manifest
 from app.data.shards import Split
 from tests.faults import Fault, Faults
@@ -97,7 +97,7 @@ class Cluster:
         for split in splits:
             assert np.array_equal(stream(self.out, split), stream(single, split))
         names = [shard.file for shard in ours.shards]
-        assert list(verify_shards(self.out, threads=2)) == names
+        assert list(ShardVerification(open_dataset(self.out))) == names
         for split in splits:
             in_split = [shard.file for shard in ours.shards if shard.split == split]
             assert in_split == sorted(in_split)

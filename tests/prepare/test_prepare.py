@@ -1,7 +1,5 @@
 import json
-import signal
 import struct
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -325,77 +323,6 @@ def test_shards_of_others_are_refused_and_kept(source: Path, tmp_path: Path) -> 
     with pytest.raises(UserError, match="shards that prepare did not write"):
         prepared(source, tmp_path / "out", total_tokens=500)
     assert shards_in(tmp_path / "out") == before
-
-
-BIG = {
-    "PREPARE_TOTAL_TOKENS": "500000",
-    "PREPARE_VAL_TOKENS": "20000",
-    "PREPARE_SHARD_SIZE": "30000",
-    "PREPARE_OUT_DIR": "out",
-}
-
-
-@pytest.fixture(scope="module")
-def big_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Half a million tokens and more, which take a second."""
-    texts = (f"{n} " + " ".join(WORDS[n % 17 :] + WORDS[n % 5 :]) for n in range(16_000))
-    return write_texts(tmp_path_factory.mktemp("big") / "big.jsonl", texts)
-
-
-@pytest.fixture(scope="module")
-def unbroken(big_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("unbroken") / "out"
-    settings: dict[str, Any] = {"total_tokens": 500_000, "val_tokens": 20_000, "shard_size": 30_000}
-    prepare(DatasetSpec(TextSource(str(big_source)), "big", **settings), folder)
-    return folder
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    """Return when `path` exists; fail if the process ends first."""
-    while not path.exists():
-        try:
-            process.wait(0.002)
-        except subprocess.TimeoutExpired:
-            continue
-        pytest.fail(f"ended without {path.name}: {process.communicate()}")
-
-
-def test_prepare_interrupted_thrice_is_refused_by_train_and_ends_like_an_unbroken_one(
-    big_source: Path, unbroken: Path, tmp_path: Path, start: Start
-) -> None:
-    settings = {**BIG, "PREPARE_DATASET": str(big_source)}
-    out = tmp_path / "out"
-    stops = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}
-    for times, (number, exit_code) in enumerate(stops.items()):
-        process = start("-m", "app", "prepare", **settings, PREPARE_WORKERS="1")
-        if times:
-            assert process.stdout is not None
-            assert "continues after" in process.stdout.readline()
-        wait_for(out / f"big_{4 * times:06d}.bin", process)
-        process.send_signal(number)
-        _, error = process.communicate(timeout=60)
-        assert process.returncode == exit_code
-        assert "Traceback" not in error
-        with pytest.raises(UserError, match="not complete") as raised:
-            open_dataset(out)
-        assert "app prepare" in raised.value.fix
-
-    process = start("-m", "app", "prepare", **settings, PREPARE_WORKERS="2")
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 0, error
-    assert shards_in(out) == shards_in(unbroken)
-    assert (out / "manifest.json").read_bytes() == (unbroken / "manifest.json").read_bytes()
-    assert not list(out.glob("*.partial"))
-
-
-def test_second_prepare_on_a_folder_is_refused(
-    big_source: Path, tmp_path: Path, start: Start
-) -> None:
-    process = start("-m", "app", "prepare", **BIG, PREPARE_DATASET=str(big_source))
-    wait_for(tmp_path / "out" / "big_000000.bin", process)
-    process.send_signal(signal.SIGSTOP)
-    with pytest.raises(UserError, match="another process is working on"):
-        prepared(big_source, tmp_path / "out")
 
 
 def test_prepare_never_imports_torch(source: Path, tmp_path: Path, start: Start) -> None:

@@ -14,8 +14,6 @@ from tests.prepare.prepare_process import (
     Preparation,
     Unbroken,
     contents,
-    library_source,
-    mixed_source,
     parquet_source,
     unbroken,
 )
@@ -90,42 +88,6 @@ def test_killed_again_while_continuing_with_other_workers_equals_unbroken(
         killed(preparation, at, workers)
         assert held.items() <= preparation.committed().items()
     rows.is_reached_by(preparation, workers=2)
-
-
-@pytest.mark.parametrize("workers", (2, 4))
-def test_more_workers_write_the_same(rows: Unbroken, tmp_path: Path, workers: int) -> None:
-    rows.is_reached_by(rows.again(tmp_path), workers)
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
-    settings = mixed_source(tmp_path_factory.mktemp("source") / "texts")
-    return unbroken(tmp_path_factory.mktemp("unbroken"), settings)
-
-
-@pytest.mark.parametrize("shards", (7, 14), ids=("half of the shards", "all shards"))
-def test_killed_with_so_many_shards_of_other_text_equals_unbroken(
-    texts: Unbroken, tmp_path: Path, shards: int
-) -> None:
-    """What is counted but not written, too, is what it was."""
-    following = [
-        point.number
-        for point in texts.points
-        if (point.kind, point.file) == ("write", "manifest.json.partial")
-    ][shards + 1]
-    preparation = texts.again(tmp_path)
-    killed(preparation, following, workers=2)
-    assert len(preparation.committed()) == shards
-    texts.is_reached_by(preparation)
-
-
-def test_killed_with_the_standard_library_equals_unbroken(tmp_path: Path) -> None:
-    for folder in ("unbroken", "killed"):
-        (tmp_path / folder).mkdir()
-    clean = unbroken(tmp_path / "unbroken", library_source())
-    preparation = clean.again(tmp_path / "killed")
-    killed(preparation, middle(clean, "rename", "manifest.json"), workers=2)
-    clean.is_reached_by(preparation)
 
 
 def test_what_is_tokenized_is_not_read_again(source: Path, rows: Unbroken, tmp_path: Path) -> None:
