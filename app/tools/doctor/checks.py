@@ -14,7 +14,6 @@ Status = Literal["pass", "warn", "fail", "skip"]
 
 # A weight and at most two moments of it, in float32.
 CHECKPOINT_BYTES_PER_PARAMETER = 12
-ANOTHER_MACHINE = "restart the machine; if that does not help, take another"
 WITHOUT_COMPILER = "set TRAIN_COMPILE=false, which trains without the compiler, slower"
 REPORT_IT = "this is a bug of doctor: please report it"
 

@@ -14,7 +14,6 @@ from tempfile import TemporaryFile
 from app.errors import AppError
 from app.settings.settings import Settings
 from app.tools.doctor.checks import (
-    ANOTHER_MACHINE,
     REPORT_IT,
     WITHOUT_COMPILER,
     Context,
@@ -38,6 +37,7 @@ LIMITS = {
     "copies": 60.0,
     "compile": 180.0,
 }
+_ANOTHER_MACHINE = "restart the machine; if that does not help, take another"
 
 
 def device_findings(context: Context, limits: Mapping[str, float] = LIMITS) -> Iterator[Finding]:
@@ -55,7 +55,8 @@ def device_findings(context: Context, limits: Mapping[str, float] = LIMITS) -> I
     if settings.train.compile:
         keep_bytecode(settings.general.data_dir / "cache")
     pipe, remote = Pipe()
-    check, *remaining = limits
+    names = list(limits)
+    check = names[0]
     with TemporaryFile("w+", errors="replace") as output, pipe:
         # Once it is closed here, the pipe ends with the process.
         with remote:
@@ -81,8 +82,7 @@ def device_findings(context: Context, limits: Mapping[str, float] = LIMITS) -> I
                         return
                     case name:
                         check = name
-                        remaining = [one for one in remaining if one != check]
-            fix = WITHOUT_COMPILER if check == "compile" else ANOTHER_MACHINE
+            fix = WITHOUT_COMPILER if check == "compile" else _ANOTHER_MACHINE
             yield Finding(check, "fail", f"this has not ended after {limits[check]:g} s", fix)
         except (EOFError, OSError):
             code = process.wait()
@@ -93,7 +93,7 @@ def device_findings(context: Context, limits: Mapping[str, float] = LIMITS) -> I
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    for name in remaining:
+    for name in names[names.index(check) + 1 :]:
         yield Finding(name, "skip", f"not tried, because of {check}")
 
 
