@@ -1,4 +1,4 @@
-"""Which precision a device computes in, and what is refused."""
+"""The precision that a device computes in, and which requests are refused."""
 
 import os
 import subprocess
@@ -12,15 +12,15 @@ from app.errors import UserError
 from app.hardware.device import Device, select_device
 from app.train.compile import is_compiled
 
-CHOICE = """
+SELECT = """
 from app.hardware.device import select_device
 print(select_device("cpu", "auto", "auto").precision)
 """
 
 
-def chosen_with(**variables: str) -> str:
+def selected_with(**variables: str) -> str:
     return subprocess.run(
-        [sys.executable, "-c", CHOICE],
+        [sys.executable, "-c", SELECT],
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
@@ -32,16 +32,16 @@ def test_a_cpu_trains_in_bf16_where_it_has_units_for_it() -> None:
     capabilities = torch.cpu.get_capabilities()
     has_units = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
     if capabilities["architecture"] == "x86_64":
-        assert chosen_with() == ("bf16" if has_units else "float32")
+        assert selected_with() == ("bf16" if has_units else "float32")
 
 
 def test_a_cpu_trains_in_float32_where_bf16_is_emulated() -> None:
-    # oneDNN then keeps from AVX512-BF16 and AMX, as on a CPU without them.
-    assert chosen_with(ONEDNN_MAX_CPU_ISA="AVX512_CORE") == "float32"
+    # oneDNN then avoids AVX512-BF16 and AMX, as on a CPU without them.
+    assert selected_with(ONEDNN_MAX_CPU_ISA="AVX512_CORE") == "float32"
 
 
 @pytest.mark.parametrize("precision", ("bf16", "float32"))
-def test_what_is_asked_for_is_taken_on_a_cpu(precision: str) -> None:
+def test_a_cpu_takes_the_requested_precision(precision: str) -> None:
     device = select_device("cpu", precision, "false")  # type: ignore[arg-type]
     assert device.precision == precision
     with device.forward_pass():

@@ -156,8 +156,8 @@ def test_a_divided_state_needs_less_but_not_less_than_the_largest_parameter() ->
 
 
 @pytest.mark.processes
-def test_training_stays_below_the_limit_it_is_given(data_dir: Path) -> None:
-    """A real run in a process that may not take more; the steps are those of any other."""
+def test_training_stays_below_a_memory_limit(data_dir: Path) -> None:
+    """A real run in a process with a memory limit gives the same losses."""
     settings = TINY | {
         "MODEL_CONTEXT_LENGTH": "128",
         "TRAIN_TOKENS_PER_STEP": "4096",
@@ -171,7 +171,7 @@ def test_training_stays_below_the_limit_it_is_given(data_dir: Path) -> None:
     sizes, losses = [], []
     for name, limit in (
         ("free", resource.RLIM_INFINITY),
-        ("limited", free_of_this_process() + (1 << 30)),
+        ("limited", bytes_after_import() + (1 << 30)),
     ):
         ended = subprocess.run(
             [sys.executable, "-m", "app", "train"],
@@ -191,8 +191,8 @@ def test_training_stays_below_the_limit_it_is_given(data_dir: Path) -> None:
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
-def free_of_this_process() -> int:
-    """What a process that has imported torch has taken already."""
+def bytes_after_import() -> int:
+    """Return the memory that a process takes by importing torch."""
     code = "import torch, app.train.trainer; print(open('/proc/self/status').read())"
     command = [sys.executable, "-c", code]
     ended = subprocess.run(command, cwd=CHECKOUT, check=True, capture_output=True, text=True)
@@ -201,7 +201,7 @@ def free_of_this_process() -> int:
     return int(found[1]) << 10
 
 
-def test_peak_is_not_that_of_the_process_which_started_this_one() -> None:
+def test_peak_memory_excludes_the_parent_process() -> None:
     code = (
         "from app.hardware.device import select_device\n"
         "print(select_device('cpu', 'float32', 'auto').peak_memory_bytes())"

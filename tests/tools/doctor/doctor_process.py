@@ -1,4 +1,4 @@
-"""`python -m app doctor` in a process of its own, and the table that it prints."""
+"""Run `python -m app doctor` in a process of its own, and read the table that it prints."""
 
 import os
 import re
@@ -28,16 +28,15 @@ class Row:
 
 
 @dataclass
-class Told:
-    """What doctor has printed, and its exit code."""
+class Result:
+    """Doctor's output and exit code."""
 
     code: int
     output: str
     error: str
     rows: dict[str, Row]
 
-    def failed(self, check: str, found: str, fix: str) -> None:
-        """A check has failed, and says so."""
+    def assert_failed(self, check: str, found: str, fix: str) -> None:
         row = self.rows[check]
         assert row.status == "fail", self.output
         assert found in row.found
@@ -50,7 +49,7 @@ class Told:
 
 
 def environment(data_dir: Path, changes: Mapping[str, str]) -> dict[str, str]:
-    """TINY's settings and these changes; nothing of the developer's."""
+    """Return TINY's settings with these changes, and none of the developer's."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -61,10 +60,10 @@ def environment(data_dir: Path, changes: Mapping[str, str]) -> dict[str, str]:
 
 
 def start_doctor(
-    data_dir: Path, *words: str, variables: Mapping[str, str] = NONE
+    data_dir: Path, *arguments: str, variables: Mapping[str, str] = NONE
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "app", "doctor", *words],
+        [sys.executable, "-m", "app", "doctor", *arguments],
         cwd=CHECKOUT,
         env=environment(data_dir, variables),
         preexec_fn=bind_root,
@@ -74,16 +73,16 @@ def start_doctor(
     )
 
 
-def doctor(data_dir: Path, *words: str, variables: Mapping[str, str] = NONE) -> Told:
-    """Run it to its end."""
-    process = start_doctor(data_dir, *words, variables=variables)
+def doctor(data_dir: Path, *arguments: str, variables: Mapping[str, str] = NONE) -> Result:
+    """Run doctor to its end."""
+    process = start_doctor(data_dir, *arguments, variables=variables)
     output, error = process.communicate(timeout=600)
     assert "Traceback" not in output + error, output + error
-    return Told(process.returncode, output, error, table(output))
+    return Result(process.returncode, output, error, table(output))
 
 
 def table(output: str) -> dict[str, Row]:
-    """Check -> its row; of several the worst."""
+    """Return check -> its row; of several the worst."""
     rows: dict[str, Row] = {}
     last = Row("", "")
     for line in output.splitlines():

@@ -24,7 +24,9 @@ def raising(error: Exception) -> Iterator[Finding]:
         (ZeroDivisionError("division\nby zero"), "ZeroDivisionError: division by zero", "do this"),
     ),
 )
-def test_an_error_in_a_check_is_its_last_row(error: Exception, found: str, fix: str) -> None:
+def test_an_error_in_a_check_becomes_its_last_finding(
+    error: Exception, found: str, fix: str
+) -> None:
     first, last = run_check("disk", lambda: raising(error), "do this")
     assert first == Finding("disk", "pass", "there")
     assert (last.check, last.status) == ("disk", "fail")
@@ -34,12 +36,12 @@ def test_an_error_in_a_check_is_its_last_row(error: Exception, found: str, fix: 
 
 
 @pytest.mark.parametrize("error", (Stopped(ExitCode.SIGTERM, "by SIGTERM"), ExitWithCode(3)))
-def test_an_end_of_the_program_is_no_finding(error: Exception) -> None:
+def test_a_stop_is_not_a_finding(error: Exception) -> None:
     with pytest.raises(type(error)):
         list(run_check("disk", lambda: raising(error)))
 
 
-def test_a_check_that_hangs_is_left_behind() -> None:
+def test_a_check_that_hangs_is_abandoned() -> None:
     ended = threading.Event()
 
     def hanging() -> Iterator[Finding]:
@@ -56,7 +58,7 @@ def test_a_check_that_hangs_is_left_behind() -> None:
 
 
 @pytest.mark.parametrize("width", (60, 80, 120))
-def test_a_row_fits_the_terminal_and_says_all(width: int) -> None:
+def test_a_row_fits_the_terminal_and_keeps_every_word(width: int) -> None:
     words = " ".join(f"word{number}" for number in range(40))
     finding = Finding("shared memory", "warn", words, words)
     shown = format_row(finding, width)

@@ -1,4 +1,4 @@
-"""What crashes or hangs takes along its own process only."""
+"""A crash or a hang of the device ends only its own process."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def check(context: Context, **limits: float) -> list[Finding]:
 
 
 def compiler(folder: Path, does: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A C++ compiler that does this."""
+    """Make a C++ compiler of a shell command."""
     program = folder / "c++"
     program.write_text(f"#!/bin/sh\n{does}\n")
     program.chmod(0o755)
@@ -48,7 +48,7 @@ def test_a_compiler_that_hangs_crashes_or_fails(
     assert {row.check for row in rows if row.status == "fail"} == {"compile"}, rows
     assert found in rows[-1].found
     assert fix in rows[-1].fix
-    # What was learnt before is not lost.
+    # Earlier measurements are kept.
     assert context.report is not None
     assert context.report.matmul_flops > 0
 
@@ -58,8 +58,8 @@ def test_every_check_has_a_limit() -> None:
     assert checks == [f"check_{name.replace(' ', '_')}" for name in LIMITS]
 
 
-def test_what_follows_a_check_that_hangs_is_not_tried(new_context: NewContext) -> None:
-    # Nobody imports torch so fast.
+def test_checks_after_one_that_hangs_are_skipped(new_context: NewContext) -> None:
+    # Importing torch takes longer.
     first, *others = check(new_context(), device=0.01)
     assert (first.check, first.status) == ("device", "fail")
     assert "has not ended after 0.01 s" in first.found
@@ -68,9 +68,7 @@ def test_what_follows_a_check_that_hangs_is_not_tried(new_context: NewContext) -
     ]
 
 
-def test_a_device_that_is_not_there(
-    new_context: NewContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_device(new_context: NewContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     context = new_context(TRAIN_DEVICE="cuda")
     (row,) = check(context)

@@ -1,4 +1,4 @@
-"""The whole table, of machines with real faults."""
+"""The whole table, on machines with real faults."""
 
 import json
 import os
@@ -38,37 +38,37 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_machine_without_faults_passes_and_nothing_is_changed(data_dir: Path) -> None:
+def test_a_machine_without_faults_passes_and_no_file_changes(data_dir: Path) -> None:
     before = files(data_dir)
-    told = doctor(data_dir)
-    assert told.code == 0, told.output
-    assert tuple(told.rows) == CHECKS
-    assert told.error == ""
-    assert "\x1b" not in told.output
-    assert "continues at step 4 of 10" in told.rows["run"].found
-    assert "for 6 steps of 256 tokens" in told.rows["duration"].found
+    result = doctor(data_dir)
+    assert result.code == 0, result.output
+    assert tuple(result.rows) == CHECKS
+    assert result.error == ""
+    assert "\x1b" not in result.output
+    assert "continues at step 4 of 10" in result.rows["run"].found
+    assert "for 6 steps of 256 tokens" in result.rows["duration"].found
     assert before
     assert files(data_dir) == before
 
 
-def test_json_says_the_same_with_hashes_a_compiler_and_a_price(data_dir: Path) -> None:
+def test_json_with_hashes_a_compiler_and_a_price(data_dir: Path) -> None:
     before = files(data_dir)
     variables = {"TRAIN_PRICE_PER_HOUR": "3600", "TRAIN_COMPILE": "true"}
-    told = doctor(data_dir, "--json", "--verify", variables=variables)
-    assert told.code == 0, told.output
-    said = json.loads(told.output)
-    rows = {finding.check: finding for finding in (Finding(**row) for row in said["findings"])}
+    result = doctor(data_dir, "--json", "--verify", variables=variables)
+    assert result.code == 0, result.output
+    output = json.loads(result.output)
+    rows = {finding.check: finding for finding in (Finding(**row) for row in output["findings"])}
     assert tuple(rows) == CHECKS
     assert "the SHA-256 of all 4 shards is right" in rows["dataset"].found
     assert rows["compile"].status == "pass"
-    assert said["trial"]["compile_seconds"] > 0
+    assert output["trial"]["compile_seconds"] > 0
     assert "measured now" in rows["duration"].found
     assert "compiled" in rows["duration"].found
     assert "not compiled" not in rows["duration"].found
-    assert said["estimate"]["cost"] == pytest.approx(said["estimate"]["seconds"])
-    assert said["estimate"]["disk_bytes"] > 0
+    assert output["estimate"]["cost"] == pytest.approx(output["estimate"]["seconds"])
+    assert output["estimate"]["disk_bytes"] > 0
     assert not before.items() - files(data_dir).items()
-    # What is compiled for doctor, train need not compile.
+    # train reuses what doctor has compiled.
     code, output = Process(data_dir, TRAIN_COMPILE="true").end()
     assert code == 0, output
     assert "0 pieces of the model were compiled, 3 came from the cache" in output
@@ -87,22 +87,22 @@ def test_each_of_many_faults_has_its_row(data_dir: Path, tmp_path: Path) -> None
         assert other.stdout.readline() == "held\n"
         (tmp_path / "empty").mkdir()
         no_compiler = {"PATH": str(tmp_path / "empty"), "TRAIN_COMPILE": "true"}
-        told = doctor(data_dir, variables={**no_compiler, "PREPARE_DATASET": "nowhere.txt"})
+        result = doctor(data_dir, variables={**no_compiler, "PREPARE_DATASET": "nowhere.txt"})
         other.communicate()
-    told.failed("dataset", f"shard {shard} has", "prepare the dataset again")
-    told.failed("run", "another process is working on", "wait for that train to end")
-    told.failed("text", "there is no nowhere.txt", "correct PREPARE_DATASET")
-    told.failed(
+    result.assert_failed("dataset", f"shard {shard} has", "prepare the dataset again")
+    result.assert_failed("run", "another process is working on", "wait for that train to end")
+    result.assert_failed("text", "there is no nowhere.txt", "correct PREPARE_DATASET")
+    result.assert_failed(
         "compile", "does not find a C++ compiler (apt-get install g++)", "TRAIN_COMPILE=false"
     )
-    assert told.failures == {"dataset", "run", "text", "compile"}
-    assert "not compiled" in told.rows["duration"].found
-    assert told.output.splitlines()[-1].endswith(" 4 failed, 3 skipped")
+    assert result.failures == {"dataset", "run", "text", "compile"}
+    assert "not compiled" in result.rows["duration"].found
+    assert result.output.splitlines()[-1].endswith(" 4 failed, 3 skipped")
 
 
 @dataclass
 class Folder:
-    """Where mounting is forbidden, the mode of a folder still works."""
+    """A folder whose mode forbids writing, where mounting is not allowed."""
 
     place: Path
 
@@ -125,44 +125,48 @@ def disk(tmp_path: Path) -> Iterator[Mounted | Folder]:
 def test_a_disk_that_is_too_small_and_then_full(disk: Mounted | Folder) -> None:
     if isinstance(disk, Folder):
         # A model that no disk has room for.
-        told = doctor(disk.place, variables={"TRAIN_KEEP_CHECKPOINTS": "10000000"})
-        told.failed("disk space", "the run needs", "set DATA_DIR to a larger disk")
+        result = doctor(disk.place, variables={"TRAIN_KEEP_CHECKPOINTS": "10000000"})
+        result.assert_failed("disk space", "the run needs", "set DATA_DIR to a larger disk")
         return
-    told = doctor(disk.place)
-    told.failed("disk space", "the run needs", "set DATA_DIR to a larger disk")
-    assert told.failures == {"disk space"}
+    result = doctor(disk.place)
+    result.assert_failed("disk space", "the run needs", "set DATA_DIR to a larger disk")
+    assert result.failures == {"disk space"}
     disk.fill()
-    told = doctor(disk.place)
-    told.failed("disk space", f"0 KB free in {disk.place}", "set DATA_DIR to a larger disk")
-    assert told.rows["duration"].status == "pass"
+    result = doctor(disk.place)
+    result.assert_failed(
+        "disk space", f"0 KB free in {disk.place}", "set DATA_DIR to a larger disk"
+    )
+    assert result.rows["duration"].status == "pass"
 
 
 def test_a_volume_that_cannot_be_written(disk: Mounted | Folder, shards: Path) -> None:
     data_dir = disk.place / "data"
     copy_tree(shards, data_dir / "text")
     disk.forbid(data_dir)
-    said = "Read-only file system" if isinstance(disk, Mounted) else "Permission denied"
+    reason = "Read-only file system" if isinstance(disk, Mounted) else "Permission denied"
     # As in the image.
     caches = {"TORCHINDUCTOR_CACHE_DIR": f"{data_dir}/cache/inductor"}
     caches["TRITON_CACHE_DIR"] = f"{data_dir}/cache/triton"
-    told = doctor(data_dir, variables={"TRAIN_COMPILE": "true", **caches})
-    told.failed("data folder", f"no permission to write or read {data_dir} ({said})", "DATA_DIR")
-    assert told.rows["dataset"].status == "pass"
-    assert told.failures <= {"data folder", "disk space"}, "one cause is told once"
-    assert told.rows["compile"].status == "skip"
-    assert "not compiled" in told.rows["duration"].found
+    result = doctor(data_dir, variables={"TRAIN_COMPILE": "true", **caches})
+    result.assert_failed(
+        "data folder", f"no permission to write or read {data_dir} ({reason})", "DATA_DIR"
+    )
+    assert result.rows["dataset"].status == "pass"
+    assert result.failures <= {"data folder", "disk space"}, "one cause is reported once"
+    assert result.rows["compile"].status == "skip"
+    assert "not compiled" in result.rows["duration"].found
 
 
-def test_a_run_of_weeks_is_seen_as_such(tmp_path: Path) -> None:
+def test_a_run_of_weeks_is_a_warning(tmp_path: Path) -> None:
     gpt2 = {"RECIPE": "gpt2-124M", "TRAIN_MICRO_BATCH_SIZE": "1", "MODEL_NUM_LAYERS": "1"}
     gpt2 |= {"TRAIN_TOKENS_PER_STEP": "524288", "TRAIN_MAX_STEPS": "1000000000"}
-    told = doctor(tmp_path, variables=gpt2)
-    assert told.rows["duration"].status == "warn"
-    assert re.search(r"\d+ d \d+ h for 1,000,000,000 steps", told.rows["duration"].found)
-    assert "docs/cloud.md" in told.rows["duration"].fix
+    result = doctor(tmp_path, variables=gpt2)
+    assert result.rows["duration"].status == "warn"
+    assert re.search(r"\d+ d \d+ h for 1,000,000,000 steps", result.rows["duration"].found)
+    assert "docs/cloud.md" in result.rows["duration"].fix
 
 
-def test_a_signal_ends_doctor_and_what_it_has_started(data_dir: Path, tmp_path: Path) -> None:
+def test_a_signal_ends_doctor_and_its_processes(data_dir: Path, tmp_path: Path) -> None:
     compiler = tmp_path / "g++"
     compiler.write_text("#!/bin/sh\nexec sleep 1000\n")
     compiler.chmod(0o755)
@@ -180,7 +184,7 @@ def test_a_signal_ends_doctor_and_what_it_has_started(data_dir: Path, tmp_path: 
 
 
 def processes_of(data_dir: Path) -> list[Path]:
-    """Those of which one is zombie count as ended."""
+    """Return the processes with this DATA_DIR; a zombie counts as ended."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
@@ -193,7 +197,7 @@ def processes_of(data_dir: Path) -> list[Path]:
     return found
 
 
-def test_colours_are_for_terminals_that_want_them(tmp_path: Path) -> None:
+def test_only_a_terminal_without_no_color_gets_colours(tmp_path: Path) -> None:
     for variables, expected in (({}, True), ({"NO_COLOR": "1"}, False)):
         keyboard, terminal = os.openpty()
         fast = {"TRAIN_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": "", **variables}

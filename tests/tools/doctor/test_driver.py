@@ -1,7 +1,7 @@
-"""What `nvidia-smi -q -x` says, read as three generations of the driver write it.
+"""The output of `nvidia-smi -q -x`, as three generations of the driver write it.
 
 The elements are those of NVIDIA's DTDs nvsmi_device_v11 (driver 450), v12 (535) and v13 (590), of
-which only those that are read stand here; each DTD's own names and "N/A" are kept.
+which only those that are read are here, with each DTD's own names and "N/A".
 """
 
 import re
@@ -185,7 +185,7 @@ def test_healthy_gpus_of_every_generation_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("xml", "cuda", "status", "said"),
+    ("xml", "cuda", "status", "message"),
     (
         (v12(), "13.0", "fail", "needs 580 or newer"),
         (V11, "12.6", "fail", "needs 525 or newer"),
@@ -193,17 +193,17 @@ def test_healthy_gpus_of_every_generation_pass() -> None:
         (v12(), "99.0", "pass", "NVIDIA 535.54.03, for CUDA up to 12.2"),
     ),
 )
-def test_the_driver_must_know_the_cuda_of_torch(
-    xml: str, cuda: str | None, status: str, said: str
+def test_the_driver_must_support_the_cuda_of_torch(
+    xml: str, cuda: str | None, status: str, message: str
 ) -> None:
     driver = next(driver_findings(xml, cuda))
     assert driver.status == status
-    assert said in driver.found
+    assert message in driver.found
     assert bool(driver.fix) == (status != "pass")
 
 
 @pytest.mark.parametrize(
-    ("changes", "status", "said"),
+    ("changes", "status", "message"),
     (
         ({"dram": 2, "sram": 1}, "fail", "3 memory errors not corrected"),
         ({"pending": "Yes"}, "fail", "broken memory is replaced at the next reset"),
@@ -213,26 +213,28 @@ def test_the_driver_must_know_the_cuda_of_torch(
         ({"used": 70000}, "warn", "a program outside of this container"),
     ),
 )
-def test_a_gpu_in_trouble_is_named(changes: dict[str, object], status: str, said: str) -> None:
+def test_trouble_of_a_gpu_is_reported(
+    changes: dict[str, object], status: str, message: str
+) -> None:
     _, gpu, other = driver_findings(v12(**changes), "12.6")
     assert (gpu.check, gpu.status) == ("GPU 0", status)
-    assert said in gpu.found
+    assert message in gpu.found
     assert gpu.fix
     assert (other.check, other.status) == ("GPU 1", "pass")
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     (
         ({"action": "Reset"}, "the driver asks for: Reset"),
         ({"parity": "1"}, "1 memory error "),
         ({"parity": "0", "unrepairable": "Yes"}, "memory that cannot be repaired"),
     ),
 )
-def test_what_newer_drivers_say(changes: dict[str, str], said: str) -> None:
+def test_elements_of_newer_drivers(changes: dict[str, str], message: str) -> None:
     _, gpu = driver_findings(v13(**changes), "13.0")
     assert gpu.status == "fail"
-    assert said in gpu.found
+    assert message in gpu.found
 
 
 @pytest.mark.parametrize("text", ("", "No devices were found\n", "<nvidia_smi_log><gpu>"))
@@ -241,19 +243,17 @@ def test_output_other_than_xml_is_reported(text: str) -> None:
         list(driver_findings(text, None))
 
 
-def test_a_driver_that_does_not_answer_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_driver_that_fails_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "nvidia-smi"
-    said = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
-    program.write_text(f'#!/bin/sh\necho "{said}"\nexit 9\n')
+    message = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
+    program.write_text(f'#!/bin/sh\necho "{message}"\nexit 9\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.chdir(tmp_path)
     on_gpu, on_cpu = (
         Context(load_settings({"TRAIN_DEVICE": device}, "doctor")) for device in ("auto", "cpu")
     )
-    with pytest.raises(UserError, match="^" + re.escape(f"nvidia-smi ends with 9: {said}")):
+    with pytest.raises(UserError, match="^" + re.escape(f"nvidia-smi ends with 9: {message}")):
         list(check_driver(on_gpu))
     (tmp_path / "answer.xml").write_text(v12())
     program.write_text(f'#!/bin/sh\n[ "$*" = "-q -x" ] && exec cat {tmp_path}/answer.xml\n')
@@ -263,7 +263,9 @@ def test_a_driver_that_does_not_answer_is_told(
     assert [row.status for row in check_driver(on_cpu)] == ["skip"]
 
 
-def test_no_tool_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_nvidia_smi_is_not_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (row,) = check_driver(Context(load_settings({}, "doctor")))

@@ -19,7 +19,7 @@ def estimated(context: Context) -> tuple[float, float]:
     return found.seconds
 
 
-def test_time_is_that_of_tokens_updates_evaluations_and_the_compiler(
+def test_passes_updates_evaluations_and_compilation_take_time(
     new_context: NewContext,
 ) -> None:
     context = new_context(TRAIN_MAX_STEPS=1000, TRAIN_VAL_EVERY=0)
@@ -35,7 +35,7 @@ def test_time_is_that_of_tokens_updates_evaluations_and_the_compiler(
     assert max(estimated(context)) == pytest.approx(256 + 5 * 3000 / 1000 / 3)
 
 
-def test_several_processes_share_the_work(new_context: NewContext) -> None:
+def test_several_processes_divide_the_work(new_context: NewContext) -> None:
     context = new_context(TRAIN_MAX_STEPS=1000, TRAIN_VAL_EVERY=0)
     context.report = replace(REPORT, processes=4)
     assert max(estimated(context)) == pytest.approx(64)
@@ -43,7 +43,7 @@ def test_several_processes_share_the_work(new_context: NewContext) -> None:
     assert "4 processes as fast as this one: 4,000 tokens/s" in duration.found
 
 
-def test_only_what_is_left_counts(new_context: NewContext) -> None:
+def test_only_remaining_steps_count(new_context: NewContext) -> None:
     context = new_context(TRAIN_MAX_STEPS=1000, TRAIN_VAL_EVERY=0)
     context.report, context.steps_completed = REPORT, 750
     assert max(estimated(context)) == pytest.approx(64)
@@ -52,7 +52,7 @@ def test_only_what_is_left_counts(new_context: NewContext) -> None:
     assert (row.status, row.found) == ("pass", "nothing is left to do")
 
 
-def test_without_a_measured_step_a_range_is_told(new_context: NewContext) -> None:
+def test_without_a_measured_step_the_estimate_is_a_range(new_context: NewContext) -> None:
     context = new_context(TRAIN_MAX_STEPS=1000, TRAIN_VAL_EVERY=0, TRAIN_PRICE_PER_HOUR=36)
     context.report = replace(REPORT, micro_batch_tokens=0)
     least, most = estimated(context)
@@ -64,7 +64,7 @@ def test_without_a_measured_step_a_range_is_told(new_context: NewContext) -> Non
     assert cost.found.startswith("0.43 to 1.02 at 36 an hour")
 
 
-def test_without_any_measurement_nothing_is_told(new_context: NewContext) -> None:
+def test_without_any_measurement_there_is_no_estimate(new_context: NewContext) -> None:
     context = new_context()
     for report in (None, DeviceReport("cpu", 1)):
         context.report = report

@@ -1,4 +1,4 @@
-"""The hub's answers, from a server that speaks its protocol on loopback."""
+"""Check the hub against a server that speaks its protocol on loopback."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 def ask(
     hub: Hub, tmp_path: Path, dataset: str, token: str = "", revision: str = "main"
 ) -> list[Finding]:
-    """What a process of its own finds: the hub's libraries read the hub's address once."""
+    """Check the hub in a new process, because its libraries read the hub's address only once."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     done = subprocess.run(
         [sys.executable, "-c", ASK, dataset, revision, token],
@@ -64,8 +64,8 @@ def ask(
     return [Finding(**row) for row in json.loads(done.stdout)]
 
 
-def questions(hub: Hub) -> list[str]:
-    """Requests for a dataset; the hub's library asks for other things by itself."""
+def dataset_requests(hub: Hub) -> list[str]:
+    """Return the requests for a dataset; the hub's library makes others by itself."""
     return [request.line for request in hub.requests if "api/datasets/" in request.line]
 
 
@@ -73,10 +73,10 @@ def test_a_public_dataset_costs_one_small_request(hub: Hub, tmp_path: Path) -> N
     (found,) = ask(hub, tmp_path, PUBLIC)
     assert found.status == "pass"
     assert found.found.endswith(f"gives {PUBLIC}; no token is set, and none is needed")
-    assert len(questions(hub)) == 1
+    assert len(dataset_requests(hub)) == 1
 
 
-def test_a_gated_dataset_opens_for_its_token_only(hub: Hub, tmp_path: Path) -> None:
+def test_a_gated_dataset_needs_its_token(hub: Hub, tmp_path: Path) -> None:
     (found,) = ask(hub, tmp_path, GATED, TOKEN)
     assert found.status == "pass"
     assert found.found.endswith("which is gated; the token is accepted")
@@ -91,7 +91,7 @@ def test_a_gated_dataset_opens_for_its_token_only(hub: Hub, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("dataset", (PUBLIC, GATED))
-def test_an_invalid_token_is_told_from_a_gate(hub: Hub, tmp_path: Path, dataset: str) -> None:
+def test_an_invalid_token_is_not_taken_for_a_gate(hub: Hub, tmp_path: Path, dataset: str) -> None:
     (found,) = ask(hub, tmp_path, dataset, OTHER)
     assert found.status == "fail"
     assert "the hub does not know this token (401)" in found.found
@@ -103,13 +103,13 @@ def test_an_invalid_token_is_told_from_a_gate(hub: Hub, tmp_path: Path, dataset:
     (f"{TOKEN} {OTHER}", f"{TOKEN}\n{OTHER}", "hf_schlüssel"),
     ids=("space", "line break", "umlaut"),
 )
-def test_what_can_be_no_token_is_not_sent_and_not_shown(
+def test_an_impossible_token_is_neither_sent_nor_shown(
     hub: Hub, tmp_path: Path, token: str
 ) -> None:
     (found,) = ask(hub, tmp_path, PUBLIC, token)
     assert found.status == "fail"
     assert found.found == "the token has characters that no token of the hub has"
-    assert questions(hub) == []
+    assert dataset_requests(hub) == []
 
 
 def test_prepare_does_not_show_such_a_token_either(hub: Hub, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_prepare_does_not_show_such_a_token_either(hub: Hub, tmp_path: Path) -> 
     assert TOKEN not in ended.stdout + ended.stderr
 
 
-def test_what_is_not_there_is_told(hub: Hub, tmp_path: Path) -> None:
+def test_a_missing_dataset_or_revision_is_reported(hub: Hub, tmp_path: Path) -> None:
     (found,) = ask(hub, tmp_path, "nobody/nothing")
     assert "there is no dataset nobody/nothing on the hub" in found.found
     (found,) = ask(hub, tmp_path, PUBLIC, revision="0" * 40)
@@ -135,7 +135,7 @@ def test_what_is_not_there_is_told(hub: Hub, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "problem"),
     (
         (Fault("GET api/datasets", status=503), "the hub does not answer: 503"),
         (
@@ -148,23 +148,23 @@ def test_what_is_not_there_is_told(hub: Hub, tmp_path: Path) -> None:
         (Fault("GET api/datasets", down=True), "the hub does not answer"),
     ),
 )
-def test_a_hub_in_trouble_is_asked_once(hub: Hub, tmp_path: Path, fault: Fault, said: str) -> None:
+def test_a_failing_hub_is_asked_once(hub: Hub, tmp_path: Path, fault: Fault, problem: str) -> None:
     hub.faults = [fault]
     (found,) = ask(hub, tmp_path, PUBLIC)
     assert (found.check, found.status) == ("hub", "fail")
-    assert said in found.found
+    assert problem in found.found
     assert found.fix
-    assert len(questions(hub)) == 1
+    assert len(dataset_requests(hub)) == 1
 
 
-def test_the_table_has_the_hub_and_never_the_token(hub: Hub, tmp_path: Path) -> None:
-    # The device is not what is looked at here.
+def test_the_table_has_the_hub_but_not_the_token(hub: Hub, tmp_path: Path) -> None:
+    # This test does not need the device.
     here = {**hub.variables, "TRAIN_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": ""}
     here |= {"PREPARE_DATASET": GATED, "HF_HOME": str(tmp_path / "home")}
-    told = doctor(tmp_path, variables=here)
-    told.failed("hub", "is gated", "HF_TOKEN")
-    told = doctor(tmp_path, variables={**here, "HF_TOKEN": TOKEN})
-    assert told.rows["hub"].status == "pass"
-    assert TOKEN not in told.output + told.error
+    result = doctor(tmp_path, variables=here)
+    result.assert_failed("hub", "is gated", "HF_TOKEN")
+    result = doctor(tmp_path, variables={**here, "HF_TOKEN": TOKEN})
+    assert result.rows["hub"].status == "pass"
+    assert TOKEN not in result.output + result.error
     hub.down()
-    doctor(tmp_path, variables=here).failed("hub", "the hub does not answer", "connect")
+    doctor(tmp_path, variables=here).assert_failed("hub", "the hub does not answer", "connect")

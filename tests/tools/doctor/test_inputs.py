@@ -1,4 +1,4 @@
-"""Datasets and runs in every state that a user can bring them into."""
+"""Datasets, runs and texts in every state that a user can leave them in."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,14 +13,14 @@ from tests.tools.doctor.conftest import NewContext
 Check = Callable[[Context], Iterator[Finding]]
 
 
-def found(check: Check, context: Context) -> list[Finding]:
+def findings(check: Check, context: Context) -> list[Finding]:
     return list(run_check("it", lambda: check(context)))
 
 
-def only(check: Check, context: Context, status: str, said: str, fix: str = "") -> None:
-    (row,) = found(check, context)
+def only(check: Check, context: Context, status: str, found: str, fix: str = "") -> None:
+    (row,) = findings(check, context)
     assert row.status == status, row
-    assert said in row.found
+    assert found in row.found
     assert fix in row.fix
 
 
@@ -30,10 +30,10 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_a_dataset_is_seen_in_its_states(new_context: NewContext, data_dir: Path) -> None:
+def test_states_of_a_dataset(new_context: NewContext, data_dir: Path) -> None:
     text = data_dir / "text"
     only(check_dataset, new_context(), "pass", "6,000 training tokens")
-    # Only a hash shows it.
+    # Only a hash can detect this.
     shard = text / "stdlib_000001.bin"
     flip(shard)
     only(check_dataset, new_context(), "pass", "headers and sizes are right")
@@ -59,31 +59,31 @@ def test_a_dataset_is_seen_in_its_states(new_context: NewContext, data_dir: Path
     only(check_dataset, new_context(TRAIN_DATASET_DIR="other"), "fail", "no dataset in")
 
 
-def test_a_run_is_seen_in_its_states(new_context: NewContext, data_dir: Path) -> None:
-    def looked_at(**changes: object) -> Context:
+def test_states_of_a_run(new_context: NewContext, data_dir: Path) -> None:
+    def with_dataset(**changes: object) -> Context:
         context = new_context(**changes)
-        assert [row.status for row in found(check_dataset, context)] == ["pass"]
+        assert [row.status for row in findings(check_dataset, context)] == ["pass"]
         return context
 
-    context = looked_at()
+    context = with_dataset()
     only(check_run, context, "pass", "continues at step 4 of 10")
     assert (context.steps_completed, context.remaining_steps) == (4, 6)
-    context = looked_at(TRAIN_MAX_STEPS=4)
+    context = with_dataset(TRAIN_MAX_STEPS=4)
     only(check_run, context, "pass", "finished after 4 steps")
     assert context.remaining_steps == 0
-    only(check_run, looked_at(TRAIN_RUN_NAME="other"), "pass", "runs/other: new")
-    only(check_run, looked_at(TRAIN_RESUME="never"), "fail", "exists, with 4 steps")
-    only(check_run, looked_at(MODEL_NUM_HEADS=1), "fail", "is another run: num_heads was 2")
+    only(check_run, with_dataset(TRAIN_RUN_NAME="other"), "pass", "runs/other: new")
+    only(check_run, with_dataset(TRAIN_RESUME="never"), "fail", "exists, with 4 steps")
+    only(check_run, with_dataset(MODEL_NUM_HEADS=1), "fail", "is another run: num_heads was 2")
     # Also before there is a dataset to compare.
     only(check_run, new_context(TRAIN_SEED=1), "fail", "is another run: seed was 0")
     checkpoint = data_dir / "runs" / "run" / "checkpoints" / "step-000004"
     flip(checkpoint / "model.safetensors")
-    only(check_run, looked_at(), "fail", "has no good checkpoint")
+    only(check_run, with_dataset(), "fail", "has no good checkpoint")
     shutil.rmtree(checkpoint)
-    only(check_run, looked_at(), "pass", "no checkpoint yet")
+    only(check_run, with_dataset(), "pass", "no checkpoint yet")
 
 
-def test_text_is_looked_for(new_context: NewContext, tmp_path: Path) -> None:
+def test_states_of_a_text(new_context: NewContext, tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "one.txt").write_text("a text")
     only(check_text, new_context(PREPARE_DATASET="texts"), "pass", "texts: 1 file, 0.006 KB")

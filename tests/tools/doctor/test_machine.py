@@ -13,7 +13,7 @@ from app.tools.doctor.machine import count_parameters
         ModelSettings(context_length=32, num_layers=3, embd_size=48, num_heads=4),
     ),
 )
-def test_parameters_are_counted_as_the_model_has_them(settings: ModelSettings) -> None:
+def test_the_parameter_count_is_the_models(settings: ModelSettings) -> None:
     with torch.device("meta"):
         model = GPT(GPTConfig(**settings.model_dump()))
     assert count_parameters(settings) == model.num_parameters()
