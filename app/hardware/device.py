@@ -105,8 +105,7 @@ def select_device(
         raise UserError(
             "this container was given a GPU, but torch, built for CUDA "
             f"{torch.version.cuda}, cannot use it",
-            "check `nvidia-smi` and the driver's version on the machine outside, "
-            "or set TRAIN_DEVICE=cpu",
+            "check `nvidia-smi` and the driver's version on the host, or set TRAIN_DEVICE=cpu",
         )
     selected = _select_precision(precision, on_gpu=on_gpu)
     is_deterministic = not on_gpu if deterministic == "auto" else deterministic == "true"

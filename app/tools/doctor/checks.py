@@ -15,7 +15,7 @@ Status = Literal["pass", "warn", "fail", "skip"]
 # A weight and at most two moments of it, in float32.
 CHECKPOINT_BYTES_PER_PARAMETER = 12
 WITHOUT_COMPILER = "set TRAIN_COMPILE=false, which trains without the compiler, slower"
-REPORT_IT = "this is a bug of doctor: please report it"
+REPORT_IT = "this is unexpected: please report it"
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The process that checks the device, where a crash or a hang does `doctor` no harm."""
+"""The process that checks the device, so that a crash or a hang there does not end `doctor`."""
 
 import os
 import signal
@@ -25,8 +25,8 @@ from app.tools.doctor.checks import (
 )
 from app.train.start import keep_bytecode
 
-# Check of the device, in their order -> seconds until its next message at most. The first waits for
-# torch as well.
+# Checks of the device, in their order -> the most seconds between two messages. The first limit
+# includes the import of torch.
 LIMITS = {
     "device": 120.0,
     "precision": 30.0,
@@ -119,10 +119,10 @@ def check_device(pipe: Connection) -> None:
             can_cache = True
     except OSError:
         can_cache = False
-        # The image's folders, in /data: torch would fail there before it compiles anything.
+        # The image sets folders in /data, where torch would fail before it compiles anything.
         os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
         os.environ.pop("TRITON_CACHE_DIR", None)
-    # They import torch.
+    # Both import torch, which the parent process does not need.
     from app.tools.doctor.device import DeviceChecks
     from app.train.compile import set_compile_cache_dir
 

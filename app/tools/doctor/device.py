@@ -87,7 +87,7 @@ class DeviceChecks:
                 f"{len(self._all_devices)} x {found}; compute capability {major}.{minor}; "
                 f"training in {plural(self.report.processes, 'process', 'processes')}"
             )
-        place = " on the machine outside" if in_container() else ""
+        place = " on the host" if in_container() else ""
         fix = f"look at `nvidia-smi`{place}, or set TRAIN_DEVICE=cpu if that is what you want"
         yield graded("device", found, ("warn", lacks_gpu, fix))
 

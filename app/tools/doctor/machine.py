@@ -153,7 +153,7 @@ def check_driver(context: Context) -> Iterator[Finding]:
     program = shutil.which("nvidia-smi")
     fix = "on a machine with NVIDIA's GPU, install the driver"
     if in_container():
-        fix = "see `nvidia-smi` on the machine outside; it needs the driver and NVIDIA's toolkit"
+        fix = "see `nvidia-smi` on the host; it needs the driver and NVIDIA's toolkit"
     if program is None:
         yield Finding("driver", "skip", "not checked: there is no nvidia-smi", fix)
         return
