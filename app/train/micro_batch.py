@@ -39,12 +39,8 @@ def choose_micro_batch_size(
     """Return how many sequences each rank passes through the model at once.
 
     Args:
-        cfg: settings of the run.
-        config: of the model.
         previous: the micro-batch size of the checkpoint that the run continues from, if any.
-        device: that trains.
-        world_size: ranks that train together.
-        local_size: ranks on this machine.
+        local_size: ranks on this machine, which share its memory.
 
     Raises:
         UserError: the step cannot be divided among the ranks, or into the requested micro-batches.

@@ -111,13 +111,7 @@ def run_check(
 def run_check_within(
     seconds: float | None, check: str, find: Callable[[], Iterable[Finding]]
 ) -> list[Finding]:
-    """Return the findings of a check; one that hangs (a disk, a network) is left in its thread.
-
-    Args:
-        seconds: that the check may take; None for no limit.
-        check: its name.
-        find: the check itself.
-    """
+    """Return the findings of a check; one that hangs (a disk, a network) is left in its thread."""
     findings: list[Finding] = []
     thread = Thread(target=findings.extend, args=(run_check(check, find),), daemon=True)
     thread.start()

@@ -42,7 +42,6 @@ def doctor(settings: Settings, *, verify: bool, as_json: bool) -> None:
     """Print what is wrong with this machine, or missing, for the run that the settings describe.
 
     Args:
-        settings: of the run.
         verify: compare every hash of the dataset.
         as_json: print one JSON object at the end instead of a table.
 
