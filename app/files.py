@@ -144,10 +144,15 @@ class AppendOnlyFile:
         return self._size
 
 
+def json_bytes(value: Any) -> bytes:
+    """Return `value` as the content of a file of indented JSON."""
+    return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` atomically with `value` as indented JSON."""
     with atomic_file(path) as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+        file.write(json_bytes(value))
 
 
 def read_json(path: Path, fix: str) -> dict[str, Any]:

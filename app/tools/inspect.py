@@ -1,4 +1,4 @@
-"""Describing and verifying what prepare and train have made."""
+"""Description and verification of what prepare and train wrote."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import numpy as np
 
 from app.data.dataset import ShardVerification, open_dataset
 from app.data.manifest import MANIFEST, Manifest
-from app.data.shards import Tokens, open_shard
+from app.data.shards import open_shard
 from app.data.tokenizer import END_OF_TEXT
 from app.errors import UserError
 from app.runs.checkpoint import checkpoint_folder, checkpoint_steps, open_checkpoint
@@ -16,34 +16,37 @@ from app.runs.checkpoint_state import STATE_FILE
 from app.runs.metrics import read_metrics
 from app.settings.settings import Settings
 
+_FIX = "give the path of a .bin file, or of a folder that prepare or train wrote"
+_CHUNK_TOKENS = 1 << 24
+
 
 def inspect(settings: Settings, *, path: str, verify: bool) -> None:
-    """Print the description of what is at a path, or at the same path below DATA_DIR.
+    """Print the description of a path, which may be relative to DATA_DIR.
 
     Raises:
-        UserError: there is nothing; or see `describe`.
+        UserError: there is no such path; or see `describe`.
     """
     data_dir = settings.general.data_dir
-    for place in (Path(path), data_dir / path):
-        if place.exists():
-            for line in describe(place, verify=verify):
+    for candidate in (Path(path), data_dir / path):
+        if candidate.exists():
+            for line in describe(candidate, verify=verify):
                 print(line, flush=True)
             return
     raise UserError(
         f"there is no {path}, neither here nor in {data_dir}",
-        "name a .bin file, or a folder that prepare or train has written",
+        _FIX,
     )
 
 
 def describe(path: Path, *, verify: bool) -> Iterator[str]:
-    """Describe a shard, a dataset folder, a checkpoint or a run, a line at a time.
+    """Describe a shard, a dataset folder, a checkpoint or a run, line by line.
 
     Args:
-        path: of any of them.
-        verify: compare every hash and look at every value as well.
+        path: one of these.
+        verify: also compare every hash and check every value.
 
     Raises:
-        UserError: it is none of them, or damaged: it names the file and the fault.
+        UserError: the path is none of these, or a file is damaged.
     """
     if path.is_file():
         return _shard(path)
@@ -54,30 +57,25 @@ def describe(path: Path, *, verify: bool) -> Iterator[str]:
     if (path / MANIFEST).exists() or any(path.glob("*.bin")):
         return _dataset(path, verify)
     raise UserError(
-        f"{path} is no shard, dataset folder, checkpoint or run",
-        "name a .bin file, or a folder that prepare or train has written",
+        f"{path} is not a shard, dataset folder, checkpoint or run",
+        _FIX,
     )
 
 
 def _shard(path: Path) -> Iterator[str]:
     tokens = open_shard(path)
     yield f"{path}: a shard of {tokens.size:,} GPT-2 tokens, {path.stat().st_size:,} bytes"
-    largest, documents = _look_at(path, tokens)
-    yield f"  {documents:,} documents begin in it; the largest token is {largest}"
-
-
-def _look_at(path: Path, tokens: Tokens) -> tuple[int, int]:
     largest = documents = 0
-    for start in range(0, tokens.size, 1 << 24):
-        part = tokens[start : start + (1 << 24)]
-        largest = max(largest, int(part.max()))
-        documents += int(np.count_nonzero(part == END_OF_TEXT))
+    for start in range(0, tokens.size, _CHUNK_TOKENS):
+        chunk = tokens[start : start + _CHUNK_TOKENS]
+        largest = max(largest, int(chunk.max()))
+        documents += int(np.count_nonzero(chunk == END_OF_TEXT))
     if largest > END_OF_TEXT:
         raise UserError(
-            f"{path} holds token {largest}, GPT-2's vocabulary ends at {END_OF_TEXT}",
+            f"{path} has token {largest}, but GPT-2's vocabulary ends at {END_OF_TEXT}",
             "prepare the dataset again",
         )
-    return largest, documents
+    yield f"  {documents:,} documents begin in it; the largest token is {largest}"
 
 
 def _dataset(path: Path, verify: bool) -> Iterator[str]:
@@ -89,9 +87,9 @@ def _dataset(path: Path, verify: bool) -> Iterator[str]:
         return
     dataset = open_dataset(path)
     yield f"{path}: a complete dataset"
-    told = {"source": manifest.source, "settings": manifest.settings, "counts": manifest.counts}
-    for title, facts in told.items():
-        yield f"  {title}: {', '.join(f'{name} {value}' for name, value in facts.items())}"
+    for title in ("source", "settings", "counts"):
+        values = getattr(manifest, title)
+        yield f"  {title}: {', '.join(f'{key} {value}' for key, value in values.items())}"
     for split in ("train", "val"):
         shards = [shard for shard in manifest.shards if shard.split == split]
         documents = sum(shard.documents for shard in shards)
@@ -99,10 +97,10 @@ def _dataset(path: Path, verify: bool) -> Iterator[str]:
         yield f"  {split}: {tokens:,} tokens, {documents:,} documents, {len(shards)} shards"
     yield f"  fingerprint: {dataset.fingerprint}"
     if verify:
-        for name in ShardVerification(dataset, os.cpu_count() or 1):
-            yield f"  {name}: SHA-256 is right"
+        for name in ShardVerification(dataset, threads=os.cpu_count() or 1):
+            yield f"  {name}: SHA-256 matches"
     else:
-        yield "  headers and sizes are right; --verify compares every SHA-256"
+        yield "  headers and sizes match; --verify compares every SHA-256"
 
 
 def _checkpoint(path: Path, verify: bool) -> Iterator[str]:
@@ -117,12 +115,12 @@ def _checkpoint(path: Path, verify: bool) -> Iterator[str]:
         yield f"  {name}: {state[name]}"
     if verify:
         checkpoint.verify()
-        yield "  every SHA-256 is right"
+        yield "  every SHA-256 matches"
         for file, values in tensors.items():
             for name, tensor in values.items():
                 if not bool(tensor.isfinite().all()):
                     raise UserError(
-                        f"{path}: {name} of the {file} has values that are not finite",
+                        f"{path}: {name} of the {file} has values that are NaN or infinite",
                         "continue from an earlier checkpoint",
                     )
         yield "  every value is finite"

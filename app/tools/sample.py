@@ -1,4 +1,4 @@
-"""Text from a checkpoint."""
+"""Generation of text on the console."""
 
 import io
 import sys
@@ -11,17 +11,16 @@ from app.settings.settings import Settings
 
 
 def sample(settings: Settings) -> None:
-    """Print what a run's model writes: the first text as it is drawn, the others after it.
+    """Print texts of a run's model: the first as it is generated, the others after it.
 
     Raises:
         UserError: there is no such run, checkpoint or prompt.
     """
-    chosen = settings.sample
-    if chosen.prompt_file:
-        chosen = chosen.model_copy(update={"prompt": read_prompt(chosen.prompt_file)})
-    checkpoint = latest_checkpoint(settings.run_dir, chosen.step)
+    cfg = settings.sample
+    prompt = read_prompt(cfg.prompt_file) if cfg.prompt_file else cfg.prompt
+    checkpoint = latest_checkpoint(settings.run_dir, cfg.step)
 
-    # Torch takes seconds to import: what can be wrong without it has been told by now.
+    # Imported after these checks, because torch takes seconds.
     from app.data.tokenizer import Tokenizer
     from app.hardware.device import select_device
     from app.inference.text import Sampling, stream_texts, truncation_note
@@ -30,14 +29,14 @@ def sample(settings: Settings) -> None:
     device = select_device(settings.train.device, "float32", "auto")
     model = load_gpt(checkpoint, device)
     tokenizer = Tokenizer()
-    if note := truncation_note(model, tokenizer, chosen.prompt):
-        _note(note)
+    if note := truncation_note(model, tokenizer, prompt):
+        _print_to_stderr(note)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Not every terminal has all the characters that a model may write.
+        # A terminal's encoding may lack characters that the model generates.
         sys.stdout.reconfigure(errors="replace")
-    sampling = Sampling(**chosen.model_dump(exclude={"prompt_file", "step"}))
-    print(f"{checkpoint.folder}:\n---\n{chosen.prompt}", end="", flush=True)
-    texts = [chosen.prompt] * chosen.num_samples
+    sampling = Sampling(prompt, **cfg.model_dump(exclude={"prompt", "prompt_file", "step"}))
+    print(f"{checkpoint.folder}:\n---\n{prompt}", end="", flush=True)
+    texts = [prompt] * cfg.num_samples
     tokens, started = 0, time.perf_counter()
     try:
         for pieces in stream_texts(model, tokenizer, sampling):
@@ -49,11 +48,11 @@ def sample(settings: Settings) -> None:
     seconds = time.perf_counter() - started
     for text in texts[1:]:
         print(f"---\n{text}", flush=True)
-    _note(f"{tokens} tokens in {seconds:.1f} s: {tokens / seconds:.1f} tokens/s")
+    _print_to_stderr(f"{tokens} tokens in {seconds:.1f} s: {tokens / seconds:.1f} tokens/s")
 
 
 def read_prompt(file: str) -> str:
-    """The prompt in a file, or on standard input for `-`, without the last line's end.
+    """Return the content of a file (`-`: standard input), without a final line break.
 
     Raises:
         UserError: there is no such file, or it is not UTF-8 text.
@@ -65,9 +64,11 @@ def read_prompt(file: str) -> str:
         raise UserError(f"there is no file {file}", "correct SAMPLE_PROMPT_FILE") from None
     except UnicodeDecodeError:
         name = "standard input" if file == "-" else file
-        raise UserError(f"{name} is not UTF-8 text", "convert it, as with iconv -t utf-8") from None
+        raise UserError(
+            f"{name} is not UTF-8 text", "convert it, for example with iconv -t utf-8"
+        ) from None
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _note(line: str) -> None:
+def _print_to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

@@ -418,7 +418,7 @@ WRONG = (
     Wrong(
         "a shard with tokens that are none",
         f"inspect {SHARD}",
-        f"{SHARD} holds token 65535, GPT-2's vocabulary ends at 50256",
+        f"{SHARD} has token 65535, but GPT-2's vocabulary ends at 50256",
         "prepare the dataset again",
         first=last_bytes(SHARD, b"\xff\xff"),
     ),
@@ -504,7 +504,7 @@ WRONG = (
     Wrong(
         "less held-out text than published figures take",
         "evaluate --tokens published",
-        "data/words has 201 held-out tokens; published figures take 10,485,760, and one more",
+        "data/words has 201 held-out tokens; published results take 10,485,760, and one more",
         "prepare it with PREPARE_VAL_TOKENS=10485760 and train on that, or set EVALUATE_TOKENS=all",
     ),
     Wrong(
@@ -524,7 +524,7 @@ WRONG = (
     Wrong(
         "an export to a folder with something else",
         "export --out-dir words",
-        "data/words exists, and is not an export",
+        "data/words exists and is not an export",
         "set EXPORT_OUT_DIR to another folder, or move that away",
     ),
     Wrong(
@@ -537,7 +537,7 @@ WRONG = (
     Wrong(
         "an export to an earlier one with files of one's own",
         "export",
-        f"{RUN}/export holds what export has not written: tuned.safetensors",
+        f"{RUN}/export has files that export did not write: tuned.safetensors",
         "set EXPORT_OUT_DIR to another folder, or move that away",
         first=exported_and_used,
     ),
@@ -564,13 +564,13 @@ WRONG = (
         "a path to inspect that does not exist",
         "inspect runs/missing",
         "there is no runs/missing, neither here nor in data",
-        "name a .bin file, or a folder that prepare or train has written",
+        "give the path of a .bin file, or of a folder that prepare or train wrote",
     ),
     Wrong(
         "a folder to inspect that is nothing of ours",
         "inspect texts",
-        "texts is no shard, dataset folder, checkpoint or run",
-        "name a .bin file, or a folder that prepare or train has written",
+        "texts is not a shard, dataset folder, checkpoint or run",
+        "give the path of a .bin file, or of a folder that prepare or train wrote",
     ),
     Wrong(
         "nothing to inspect",

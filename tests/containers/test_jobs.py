@@ -27,7 +27,7 @@ def metrics(engine: Engine, run: str) -> list[dict[str, float]]:
 def assert_whole(engine: Engine, dataset: str) -> None:
     """Every shard of the dataset has the hash that the manifest says."""
     shards = int(engine.inside(f"ls /data/{dataset}/*.bin | wc -l").split()[-1])
-    assert engine.job("inspect", dataset, "--verify").count("SHA-256 is right") == shards > 0
+    assert engine.job("inspect", dataset, "--verify").count("SHA-256 matches") == shards > 0
 
 
 def saved_by(printed: str) -> str:

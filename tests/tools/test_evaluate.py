@@ -1,4 +1,4 @@
-"""What evaluate says, computed a second time by other means."""
+"""The results of evaluate, computed again by other means."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from app.errors import ExitCode
 from app.model.gpt import GPT, GPTConfig
 from app.runs.checkpoint import open_checkpoint
 from app.settings.tools import EvaluateSettings
-from app.tools.evaluate import PUBLISHED_TOKENS, measured, standard_error
+from app.tools.evaluate import PUBLISHED_TOKENS, standard_error, summarize
 from tests.newcomer import moved_in, type_in
 from tests.tools.small_run import CONTEXT_LENGTH, RUN
 
@@ -33,7 +33,7 @@ def evaluations() -> list[dict[str, Any]]:
 
 
 def stream(pattern: str) -> list[int]:
-    """Tokens of all shards, read by another way than the program's."""
+    """Return the tokens of all shards, read without the program."""
     return [
         int(token)
         for path in sorted(Path("data/words").glob(pattern))
@@ -42,26 +42,26 @@ def stream(pattern: str) -> list[int]:
 
 
 @torch.no_grad()
-def losses_of(step: int, tokens: list[int], windows: int) -> list[float]:
-    """The mean loss of each window, in float64, one window at a time."""
+def losses_of(step: int, tokens: list[int], sequences: int) -> list[float]:
+    """Return the mean loss of each sequence, in float64, one at a time."""
     checkpoint = open_checkpoint(RUN / "checkpoints" / f"step-{step:06}")
     model = GPT(GPTConfig(**checkpoint.state.model))
     checkpoint.load_model(model)
     model.double()
     losses = []
-    for start in range(0, windows * CONTEXT_LENGTH, CONTEXT_LENGTH):
-        window = torch.tensor(tokens[start : start + CONTEXT_LENGTH + 1])
-        logits = model(window[None, :-1])
-        losses.append(F.cross_entropy(logits[0], window[1:]).item())
+    for start in range(0, sequences * CONTEXT_LENGTH, CONTEXT_LENGTH):
+        sequence = torch.tensor(tokens[start : start + CONTEXT_LENGTH + 1])
+        logits = model(sequence[None, :-1])
+        losses.append(F.cross_entropy(logits[0], sequence[1:]).item())
     return losses
 
 
 def text_of_tokens() -> dict[int, str]:
-    """GPT-2's published vocabulary, which has a character for each byte."""
+    """Return GPT-2's published vocabulary, which has a character per byte."""
     files = vocabulary_files()
     assert files
-    found = json.loads(files[1].read_bytes())
-    return {token: text for text, token in found.items()}
+    vocabulary = json.loads(files[1].read_bytes())
+    return {token: text for text, token in vocabulary.items()}
 
 
 def text_bytes(tokens: list[int]) -> int:
@@ -70,43 +70,43 @@ def text_bytes(tokens: list[int]) -> int:
 
 
 @pytest.mark.parametrize(
-    ("typed", "step", "pattern", "windows"),
+    ("command", "step", "pattern", "sequences"),
     (
         ("evaluate", 20, "*_val_*.bin", 31),
         ("evaluate --step 10 --tokens 1000", 10, "*_val_*.bin", 15),
         ("evaluate --split train --tokens 6k", 20, "stdlib_0*.bin", 93),
     ),
 )
-def test_numbers_are_those_of_every_window(
-    typed: str,
+def test_results_are_those_of_every_sequence(
+    command: str,
     step: int,
     pattern: str,
-    windows: int,
+    sequences: int,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     capsys.readouterr()
-    assert type_in(typed, monkeypatch) == ExitCode.DONE
+    assert type_in(command, monkeypatch) == ExitCode.DONE
     tokens = stream(pattern)
-    losses = losses_of(step, tokens, windows)
-    targets = tokens[1 : windows * CONTEXT_LENGTH + 1]
-    (found,) = evaluations()
-    assert (found["step"], found["windows"], found["tokens"]) == (step, windows, len(targets))
-    assert found["bytes"] == text_bytes(targets)
-    mean = sum(losses) / windows
-    assert found["loss"] == pytest.approx(mean, rel=1e-6)
-    assert found["perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
+    losses = losses_of(step, tokens, sequences)
+    targets = tokens[1 : sequences * CONTEXT_LENGTH + 1]
+    (result,) = evaluations()
+    assert (result["step"], result["windows"], result["tokens"]) == (step, sequences, len(targets))
+    assert result["bytes"] == text_bytes(targets)
+    mean = sum(losses) / sequences
+    assert result["loss"] == pytest.approx(mean, rel=1e-6)
+    assert result["perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
     bits = sum(losses) * CONTEXT_LENGTH / math.log(2)
-    assert found["bits_per_byte"] == pytest.approx(bits / found["bytes"], rel=1e-6)
-    low, high = found["perplexity_interval"]
-    assert low < found["perplexity"] < high
-    assert math.log(high / low) == pytest.approx(2 * 1.96 * found["standard_error"], rel=1e-3)
-    said = capsys.readouterr().out
-    assert f"loss           {mean:.4f} ± {found['standard_error']:.4f} (standard error)" in said
-    assert f"{len(targets):,} tokens, {found['bytes']:,} bytes, in {windows} windows" in said
+    assert result["bits_per_byte"] == pytest.approx(bits / result["bytes"], rel=1e-6)
+    low, high = result["perplexity_interval"]
+    assert low < result["perplexity"] < high
+    assert math.log(high / low) == pytest.approx(2 * 1.96 * result["standard_error"], rel=1e-3)
+    output = capsys.readouterr().out
+    assert f"loss           {mean:.4f} ± {result['standard_error']:.4f} (standard error)" in output
+    assert f"{len(targets):,} tokens, {result['bytes']:,} bytes, in {sequences} sequences" in output
 
 
-def test_it_is_the_loss_that_training_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_is_that_measured_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type_in("evaluate", monkeypatch) == ExitCode.DONE
     state = open_checkpoint(RUN / "checkpoints" / "step-000020").state
     assert evaluations()[0]["loss"] == pytest.approx(state.val_loss, rel=1e-6)
@@ -115,40 +115,40 @@ def test_it_is_the_loss_that_training_measured(monkeypatch: pytest.MonkeyPatch) 
 def test_each_evaluation_adds_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for step in (10, 20, 20):
         assert type_in(f"evaluate --step {step}", monkeypatch) == ExitCode.DONE
-    assert [found["step"] for found in evaluations()] == [10, 20, 20]
-    first, second = ({**found, "time": ""} for found in evaluations()[1:])
+    assert [result["step"] for result in evaluations()] == [10, 20, 20]
+    first, second = ({**result, "time": ""} for result in evaluations()[1:])
     assert first == second
 
 
-def test_held_out_text_of_another_dataset_may_have_been_trained_on(
+def test_held_out_text_of_another_dataset_gives_a_warning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert type_in("evaluate", monkeypatch) == ExitCode.DONE
     assert type_in("prepare --val-tokens 3000 --out-dir other", monkeypatch) == ExitCode.DONE
     assert capsys.readouterr().err == ""
     assert type_in("evaluate --dataset-dir other", monkeypatch) == ExitCode.DONE
-    told = capsys.readouterr().err
-    assert told.startswith("warning: data/runs/small was not trained on data/other")
-    assert [found["trained_on_this_dataset"] for found in evaluations()] == [True, False]
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: data/runs/small was not trained on data/other")
+    assert [result["trained_on_this_dataset"] for result in evaluations()] == [True, False]
 
 
-def test_a_loss_that_has_diverged_has_a_perplexity() -> None:
-    found = measured(np.array([800.0, 900.0]), CONTEXT_LENGTH, num_bytes=0)
-    assert math.isfinite(found.perplexity)
+def test_loss_that_diverged_has_a_perplexity() -> None:
+    result = summarize(np.array([800.0, 900.0]), CONTEXT_LENGTH, num_bytes=0)
+    assert math.isfinite(result.perplexity)
 
 
-def test_one_window_has_no_error_bar(
+def test_one_sequence_has_no_error_bar(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert type_in(f"evaluate --tokens {CONTEXT_LENGTH}", monkeypatch) == ExitCode.DONE
-    (found,) = evaluations()
-    assert found["standard_error"] is found["perplexity_interval"] is None
+    (result,) = evaluations()
+    assert result["standard_error"] is result["perplexity_interval"] is None
     assert "±" not in capsys.readouterr().out
 
 
-def test_tokens_that_are_no_text_have_no_bits_per_byte() -> None:
-    found = measured(np.array([1.0, 2.0]), 8, 0)
-    assert (found.loss, found.bits_per_byte) == (1.5, None)
+def test_tokens_without_text_have_no_bits_per_byte() -> None:
+    result = summarize(np.array([1.0, 2.0]), 8, 0)
+    assert (result.loss, result.bits_per_byte) == (1.5, None)
 
 
 def test_bytes_of_tokens_are_those_of_the_vocabulary() -> None:
@@ -158,23 +158,23 @@ def test_bytes_of_tokens_are_those_of_the_vocabulary() -> None:
     assert table[:END_OF_TEXT].tolist() == [len(texts[i]) for i in range(END_OF_TEXT)]
 
 
-def test_published_figures_are_on_ten_thousand_windows_of_1024() -> None:
+def test_published_results_are_on_10240_sequences_of_1024() -> None:
     assert PUBLISHED_TOKENS == 10_240 * 1024
     assert EvaluateSettings(tokens="published").tokens == "published"
 
 
-def autoregressive(memory: float, runs: int, windows: int) -> np.ndarray[Any, Any]:
-    """Windows that are like the one before, [runs, windows], with mean 0."""
-    noise = np.random.default_rng(0).standard_normal((runs, windows))
+def autoregressive(memory: float, runs: int, sequences: int) -> np.ndarray[Any, Any]:
+    """Return losses that resemble the one before, [runs, sequences], with mean 0."""
+    noise = np.random.default_rng(0).standard_normal((runs, sequences))
     values = noise / math.sqrt(1 - memory**2)
-    for i in range(1, windows):
+    for i in range(1, sequences):
         values[:, i] = memory * values[:, i - 1] + noise[:, i]
     return values
 
 
 @pytest.mark.parametrize("memory", (0.0, 0.6))
-def test_the_error_bar_holds_the_true_loss_as_often_as_it_says(memory: float) -> None:
-    values = autoregressive(memory, runs=2000, windows=1024)
+def test_confidence_interval_contains_the_true_loss_in_95_percent(memory: float) -> None:
+    values = autoregressive(memory, runs=2000, sequences=1024)
     errors = np.array([standard_error(one) for one in values])
     within = np.abs(values.mean(axis=1)) < 1.96 * errors
     assert 0.90 < within.mean() < 0.97
@@ -184,6 +184,6 @@ def test_the_error_bar_holds_the_true_loss_as_often_as_it_says(memory: float) ->
         assert too_sure.mean() < 0.75
 
 
-def test_a_few_windows_count_as_independent() -> None:
+def test_few_sequences_count_as_independent() -> None:
     losses = np.array([3.0, 5.0, 4.0])
     assert standard_error(losses) == pytest.approx(1 / math.sqrt(3))

@@ -1,1 +1,1 @@
-"""Writing a trained model for other programs."""
+"""Export of a trained model for other programs."""

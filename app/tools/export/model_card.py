@@ -27,26 +27,22 @@ prompt = tokenizer("<|endoftext|>Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))
 ```
 
-In training every document begins with `<|endoftext|>`, so a prompt does best to begin with it.
-The tokenizer takes `<|endoftext|>` anywhere for that token; with `split_special_tokens=True` it is
-ordinary text, as it was within a document in training.
+Every training document began with `<|endoftext|>`, so a prompt should begin with it as well.
+The tokenizer reads `<|endoftext|>` anywhere as that token. With `split_special_tokens=True` it is
+ordinary text, as it was within training documents.
 
-The model says what such text often says: also what is wrong, offensive or somebody's own.
+The model repeats what its training text says, including false, offensive and personal content.
 """
 
 
 def model_card(origin: dict[str, Any]) -> str:
-    """README.md of an export.
-
-    Args:
-        origin: the content of its export.json.
-    """
+    """Return the README.md of an export, made from its export.json."""
     model = origin["model"]
     rows = {
         "Parameters": f"{origin['parameters']:,}, stored in {origin['dtype']}",
         "Shape": f"{model['num_layers']} layers, width {model['embd_size']}, "
         f"{model['num_heads']} heads, context of {model['context_length']:,} tokens",
-        "Data set": _described(origin["dataset"]),
+        "Dataset": _describe(origin["dataset"]),
         "Training": f"{origin['tokens_seen']:,} tokens in {origin['step']:,} steps",
     }
     if origin["val_loss"] is not None:
@@ -55,9 +51,10 @@ def model_card(origin: dict[str, Any]) -> str:
     return _CARD.format(run=origin["run"], table=table)
 
 
-def _described(dataset: dict[str, Any]) -> str:
+def _describe(dataset: dict[str, Any]) -> str:
     if "source" not in dataset:
         return f"fingerprint {dataset['fingerprint']}"
-    facts = [f"{name} {value}" for name, value in dataset["source"].items() if name != "dataset"]
-    name = dataset["source"].get("dataset")
-    return f"{name} ({', '.join(facts)}), {dataset['train_tokens']:,} tokens"
+    source = dict(dataset["source"])
+    name = source.pop("dataset", None)
+    details = ", ".join(f"{key} {value}" for key, value in source.items())
+    return f"{name} ({details}), {dataset['train_tokens']:,} tokens"

