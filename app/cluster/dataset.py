@@ -90,12 +90,8 @@ class Stream:
         """Write the dataset; a run that was stopped on the way can be repeated.
 
         Args:
-            folder: the dataset's.
             name: the beginning of the shards' names.
-            manifest: without shards, and with the dataset's settings.
-
-        Returns:
-            the complete manifest, which is saved
+            manifest: of the dataset, still without shards.
         """
         shards: list[ShardInfo] = []
         held_out, size = self._spec.held_out_tokens, self._spec.shard_size

@@ -1,5 +1,6 @@
 """Plans the tasks, runs them, and makes one dataset of their parts."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,13 +12,12 @@ from app.cluster.dataset import Stream
 from app.cluster.executors import Run
 from app.cluster.slurm import NotSubmittedError
 from app.cluster.step import WritePart
-from app.cluster.tasks import Plan, end_of, hub_token, plan
+from app.cluster.tasks import Plan, end_of, plan
 from app.data.manifest import MANIFEST, Manifest
 from app.errors import UserError
 from app.prepare.documents import Documents
 from app.prepare.pipeline import (
     TooLittleText,
-    already_complete,
     check_enough_text,
     new_manifest,
     preparing,
@@ -39,8 +39,7 @@ def prepare(
     """Write the dataset that app.prepare.pipeline.prepare writes, with other ends of shards.
 
     Args:
-        spec: the dataset; its source is opened on every machine.
-        folder: to write to, on a disk that all machines share.
+        folder: on a disk that all machines share.
         run: see app.cluster.executors.engine.
         workers: tasks at the same time.
         task_bytes: smallest size of a task's text; None for what suits workers and shards.
@@ -54,11 +53,13 @@ def prepare(
     parts, settings = folder / "parts", spec.settings
     with preparing(folder):
         # `app prepare` would begin anew: the added setting makes it refuse an incomplete folder.
-        manifest, documents = resume(spec, folder, hub_token(), {"prepared_by": "app.cluster"})
+        manifest, documents = resume(
+            spec, folder, os.environ.get("HF_TOKEN"), {"prepared_by": "app.cluster"}
+        )
         if documents is None or not (folder / MANIFEST).exists():
             shutil.rmtree(parts, ignore_errors=True)
         if documents is None:
-            return already_complete(folder, manifest)
+            return manifest
         revision = documents.source.get("revision", spec.source.revision)
         spec = replace(spec, source=replace(spec.source, revision=revision))
         manifest.save(folder)

@@ -23,7 +23,6 @@ class SlurmExecutor(ByParts, SlurmPipelineExecutor):
     """Runs tasks as arrays of Slurm jobs, in this environment and checkout on all machines.
 
     Args:
-        pipeline, tasks, logging_dir: see datatrove.
         workers: jobs at the same time; -1 for all.
         options: of sbatch, by name.
     """

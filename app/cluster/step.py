@@ -1,5 +1,6 @@
 """The step of datatrove's pipeline: a task's text becomes a part, a small dataset of its own."""
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from uuid import uuid4
 
 from datatrove.pipeline.base import PipelineStep
 
-from app.cluster.tasks import Plan, hub_token
+from app.cluster.tasks import Plan
 from app.errors import UserError
 from app.files import PARTIAL, fsync_folder
 from app.prepare.encoder import DocumentEncoder
@@ -72,7 +73,8 @@ class WritePart(PipelineStep):
             return ()
         plan = _plan(self.parts, world_size)
         spec = replace(self.spec, name=plan.name)
-        documents = _open(spec.source, hub_token())
+        # The token is not part of the source, which Slurm's jobs store.
+        documents = _open(spec.source, os.environ.get("HF_TOKEN"))
         check_matches(self.parts.parents[1], self.listing, documents.source)
         attempt = part.with_name(f"{part.name}.{uuid4().hex}{PARTIAL}")
         attempt.mkdir()

@@ -3,7 +3,6 @@
 A range ends between two files, or between two row groups of a parquet file.
 """
 
-import os
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -23,14 +22,6 @@ _FOOTERS_AHEAD = 8
 _STREAMED_FILE_BYTES = 256 << 20
 BEGIN = Position(0, 0)
 PLAN = "plan.json"
-
-
-def hub_token() -> str | None:
-    """Return this machine's token for the hub; None leaves it to huggingface_hub's file.
-
-    A token is not part of a source, which is stored with the jobs.
-    """
-    return os.environ.get("HF_TOKEN")
 
 
 class Task(NamedTuple):
@@ -106,8 +97,6 @@ def plan(
     """Cut the source into tasks.
 
     Args:
-        documents: of the source.
-        start: of the first task.
         text_bytes: rough size of the text to cut.
         task_bytes: smallest size of the text of a task but the last.
     """

@@ -109,7 +109,6 @@ def hub_documents(place: str | Path, source: TextSource, hf_token: str | None) -
 
     Args:
         place: a hub id, or a folder, which has no revision.
-        source, hf_token: as there.
 
     Raises:
         UserError: there is no such dataset, configuration or split.

@@ -53,7 +53,6 @@ class HubClient(httpx.Client):
 
     Args:
         retry_seconds: waits between tries.
-        options: of httpx.Client.
     """
 
     def __init__(self, *, retry_seconds: Sequence[float], **options: Any) -> None:

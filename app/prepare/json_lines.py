@@ -48,7 +48,6 @@ def objects(block: bytes, place: str, first: int) -> Iterator[dict[str, Any]]:
     """Yield the object of each line; an empty one for a blank line.
 
     Args:
-        block: whole lines.
         place: the file.
         first: number of the first line.
 

@@ -56,15 +56,7 @@ class SourceFile:
 
 @dataclass
 class FileDocuments:
-    """Documents in files of one file system, local or remote.
-
-    Attributes:
-        files: in the order in which they are read
-        text_column: the text's name in .jsonl and .parquet files
-        source: see app.prepare.documents.Documents
-        filesystem: of the files
-        row_groups_ahead: of a parquet file, read in advance
-    """
+    """Documents in files of one file system, local or remote, in the order of `files`."""
 
     files: list[SourceFile]
     text_column: str

@@ -36,8 +36,6 @@ def prepare(
     """Write a dataset's shards and manifest, or continue where an earlier process stopped.
 
     Args:
-        spec: the dataset.
-        folder: to write to.
         workers: threads that tokenize; they do not change the bytes.
         hf_token: for private and gated hub datasets.
 
@@ -49,7 +47,7 @@ def prepare(
     with preparing(folder):
         manifest, documents = resume(spec, folder, hf_token)
         if documents is None:
-            return already_complete(folder, manifest)
+            return manifest
         encoder = DocumentEncoder()
         if manifest.shards:
             # A folder of local files may have been renamed since.
@@ -147,7 +145,6 @@ def resume(
     """Return the manifest to continue from, and the documents; None if the dataset is complete.
 
     Args:
-        spec, folder, hf_token: see prepare().
         while_incomplete: further settings that the manifest has until the dataset is complete.
 
     Raises:
@@ -172,14 +169,16 @@ def resume(
         settings = spec.settings if previous.complete else {**spec.settings, **extra}
         check_matches(folder, previous.settings, settings)
         if previous.complete and is_hub_id(source.dataset):
-            return previous, None
+            return _already_complete(folder, previous), None
         # The dataset stays at the commit that the branch named when it was begun.
         source = replace(source, revision=previous.source.get("revision", source.revision))
     documents = open_documents(source, hf_token)
     if previous is None:
         return new_manifest(documents, {**spec.settings, **extra}), documents
     check_matches(folder, previous.source, documents.source)
-    return previous, None if previous.complete else documents
+    if previous.complete:
+        return _already_complete(folder, previous), None
+    return previous, documents
 
 
 def new_manifest(documents: Documents, settings: dict[str, Any]) -> Manifest:
@@ -192,9 +191,7 @@ def check_enough_text(spec: DatasetSpec, val: int, train: int, between: int) -> 
     """Raise TooLittleText if the held-out split is not full, or the training split is empty.
 
     Args:
-        spec: the dataset.
-        val, train: tokens of the splits.
-        between: tokens that are left out between them.
+        val, train, between: tokens of the splits, and tokens left out between them.
     """
     held_out = spec.held_out_tokens
     if val < held_out:
@@ -227,8 +224,7 @@ def summary(folder: Path, manifest: Manifest) -> str:
     ) + "".join(f"; {counts[key]:,} {what}" for key, what in excluded.items() if counts.get(key))
 
 
-def already_complete(folder: Path, manifest: Manifest) -> Manifest:
-    """Check that the shards are there, and report a dataset that is complete already."""
+def _already_complete(folder: Path, manifest: Manifest) -> Manifest:
     open_dataset(folder)
     print(f"complete already: {summary(folder, manifest)}", flush=True)
     return manifest

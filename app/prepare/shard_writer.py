@@ -50,13 +50,7 @@ class Cursor:
 
 
 class EncodedBatch:
-    """A batch and its tokens.
-
-    Args:
-        batch: rows of the source
-        tokens: uint16 [total]
-        lengths: int64 [rows], tokens of each row
-    """
+    """A batch and its tokens, uint16 [total]; `lengths`, int64 [rows], are those of each row."""
 
     def __init__(self, batch: Batch, tokens: Tokens, lengths: Lengths) -> None:
         self.tokens = tokens
@@ -86,13 +80,7 @@ class EncodedBatch:
         return self._cursor(row - 1, at - int(self._starts[row - 1]), before)
 
     def cursor_after(self, at: int, before: Cursor, *, is_last: bool) -> Cursor:
-        """Return the cursor after all rows, or if this batch is the last, after those begun.
-
-        Args:
-            at: tokens that are taken.
-            before: the cursor where the batch begins.
-            is_last: True if no more tokens are needed; rows that begin at `at` do not count then.
-        """
+        """Return the cursor after all rows or, in the last batch, after those begun before `at`."""
         row = int(np.searchsorted(self._starts, at)) if is_last else self._starts.size
         return self._cursor(row, 0, before)
 
@@ -111,11 +99,6 @@ class ShardWriter:
 
     Batches are cut in one thread, and tasks run in another, in order. Leaving the block waits for
     the task that is running; nothing is written after it.
-
-    Args:
-        folder: the dataset's.
-        spec: the tokens to take and the size of shards.
-        manifest: the shards that are written already.
 
     Attributes:
         manifest: of the shards that are committed; complete after finish()

@@ -96,7 +96,6 @@ def open_documents(source: TextSource, hf_token: str | None = None) -> Documents
     """Find the documents of a source without reading them.
 
     Args:
-        source: what to find.
         hf_token: for private and gated hub datasets.
 
     Raises:
