@@ -22,7 +22,7 @@ TASK_BYTES = 8000
 
 
 class Cluster:
-    """A folder that is prepared by tasks, again and again.
+    """A folder that is prepared by tasks, possibly several times.
 
     Args:
         place: the folder that DATA_DIR is; the dataset is in `out`.
@@ -37,7 +37,7 @@ class Cluster:
     def start(
         self, *arguments: str, fault: tuple[Faults, Fault | None] | None = None
     ) -> subprocess.Popen[str]:
-        """Begin to prepare; it leads a group of processes of its own."""
+        """Start a process that prepares, in its own process group."""
         assert PYTHON.exists(), "make test-cluster makes its environment"
         kept = ("PATH", "HOME", "OMP_NUM_THREADS", "RAY_TMPDIR", "TMPDIR")
         variables = {name: os.environ[name] for name in kept if name in os.environ}
@@ -64,23 +64,23 @@ class Cluster:
     def run(
         self, *arguments: str, fault: tuple[Faults, Fault | None] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Prepare until it ends."""
+        """Prepare until the process ends."""
         return ended(self.start(*arguments, fault=fault))
 
     def completions(self) -> set[str]:
-        """Tasks that are done."""
-        # Unlike Path's, it passes over a folder that is deleted meanwhile.
+        """Return the tasks that are done."""
+        # Unlike Path.glob, it ignores a folder that is deleted meanwhile.
         return {Path(name).name for name in glob(f"*/{'[0-9]' * 5}", root_dir=self.parts)}
 
     def shards_of_parts(self) -> dict[int, str]:
-        """Inodes of the shards of tasks that are done, and their names."""
+        """Return inode and name of each shard of the tasks that are done."""
         return {
             path.stat().st_ino: f"{path.parent.name}/{path.name}"
             for path in self.parts.glob("*/?????/*.bin")
         }
 
     def equals(self, single: Path) -> None:
-        """The dataset is the single-machine run's, but for where shards end."""
+        """Check that the dataset is the single-machine run's, except for the ends of shards."""
         ours, theirs = Manifest.load(self.out), Manifest.load(single)
         assert ours is not None
         assert theirs is not None
@@ -107,7 +107,7 @@ class Cluster:
 
 
 def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-    """Wait for a process; whoever hangs is killed, and the test fails."""
+    """Wait for the end of a process; if it hangs, kill it and fail."""
     try:
         output, error = process.communicate(timeout=LONGEST_SECONDS)
     finally:
@@ -116,14 +116,14 @@ def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
 
 
 def stream(folder: Path, split: Split) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:
-    """All tokens of a split, uint16 [count]."""
+    """Return all tokens of a split, uint16 [count]."""
     dataset = open_dataset(folder)
     shards = dataset.val if split == "val" else dataset.train
     return np.concatenate([np.empty(0, np.uint16), *shards])
 
 
 def descendants(process: int) -> Iterator[tuple[int, str]]:
-    """Numbers and titles of the processes that one has started, and of theirs."""
+    """Yield process id and command line of each descendant of a process."""
     tree = children()
     waiting = [*tree.get(process, ())]
     while waiting:
@@ -141,7 +141,7 @@ _COMMANDS = {
 
 
 class Slurm:
-    """Stand-ins for Slurm's commands: sbatch takes a script, whose jobs are run when it is said.
+    """Stand-ins for Slurm's commands: sbatch accepts a script, and run_jobs() runs its jobs.
 
     Args:
         folder: for the commands.
@@ -156,7 +156,7 @@ class Slurm:
         self.variables = {"PATH": f"{folder}:{os.environ['PATH']}"}
 
     def run_jobs(self, script: Path) -> int:
-        """Run all jobs of a script, one after the other, as Slurm would; returns their number."""
+        """Run all jobs of a script, one after the other, as Slurm would; return their number."""
         array = "#SBATCH --array=0-"
         (last,) = (
             line.removeprefix(array).partition("%")[0]

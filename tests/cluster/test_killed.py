@@ -1,4 +1,4 @@
-"""Whoever works is killed: the dataset is the same, and nobody hangs."""
+"""Processes are killed: the dataset is the same, and nothing hangs."""
 
 import os
 import random
@@ -22,7 +22,7 @@ from tests.prepare.prepare_process import Preparation, parquet_source
 pytestmark = pytest.mark.cluster
 
 KILLS = 20
-# What Ray calls its workers; its other processes are the node.
+# Ray's names of its workers; its other processes are the node.
 RAY_WORKERS = ("ray::do_task", "ray::IDLE")
 
 
@@ -39,7 +39,7 @@ def single(settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def workers(process: subprocess.Popen[str]) -> list[int]:
-    """Those that do tasks, or are about to."""
+    """Return the processes that do tasks, or are about to."""
     return [
         number
         for number, title in descendants(process.pid)
@@ -50,7 +50,7 @@ def workers(process: subprocess.Popen[str]) -> list[int]:
 def until(
     process: subprocess.Popen[str], is_reached: Callable[[], object], seconds: float = 120
 ) -> bool:
-    """Wait for something that a process does; false if it ends before."""
+    """Wait until a process has done something; False if it ends before."""
     end = time.monotonic() + seconds
     while not is_reached():
         assert time.monotonic() < end
@@ -61,17 +61,17 @@ def until(
 
 
 def more_than(cluster: Cluster, more: int) -> Callable[[], bool]:
-    """Whether a number of tasks is done that were not done when this was called."""
+    """Return a function that tells if `more` tasks are done than at this call."""
     done = len(cluster.completions())
     return lambda: len(cluster.completions()) >= done + more
 
 
 @pytest.mark.parametrize("executor", ("local", "ray"))
-def test_twenty_random_kills_change_nothing(
+def test_twenty_random_kills_do_not_change_the_dataset(
     executor: str, settings: dict[str, str], single: Path, tmp_path: Path, say: Say
 ) -> None:
-    """Of workers, and one in five of who gives out the tasks: the same command goes on."""
-    chosen = random.Random(executor)
+    """Four in five are of workers, one is of the process that distributes the tasks."""
+    draw = random.Random(executor)
     killed = Counter[str]()
     cluster = Cluster(tmp_path / "0", settings)
     place = 0
@@ -79,19 +79,19 @@ def test_twenty_random_kills_change_nothing(
         cluster.place.mkdir(exist_ok=True)
         process = cluster.start("--executor", executor)
         while killed.total() < KILLS:
-            if not until(process, more_than(cluster, chosen.randrange(3))):
+            if not until(process, more_than(cluster, draw.randrange(3))):
                 break
             with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=chosen.uniform(0, 0.2))
-            found = workers(process)
+                process.wait(timeout=draw.uniform(0, 0.2))
+            running = workers(process)
             if killed.total() % 5 == 4:
                 killed["driver"] += 1
                 process.kill()
                 break
-            if found:
+            if running:
                 killed["worker"] += 1
                 with suppress(ProcessLookupError):
-                    os.kill(chosen.choice(found), signal.SIGKILL)
+                    os.kill(draw.choice(running), signal.SIGKILL)
         run = ended(process)
         # Ray gives itself half a minute to start, which a busy machine may need.
         assert run.returncode in (0, -signal.SIGKILL, ExitCode.NETWORK), run
@@ -112,13 +112,13 @@ def test_a_killed_task_is_done_again_alone(
     cluster = Cluster(tmp_path, settings)
     process = cluster.start()
     assert until(process, lambda: len(cluster.completions()) > 3)
-    # Stopped, nobody ends a task between what is looked at and the kill.
-    for number in (process.pid, *(found := workers(process))):
+    # While all are stopped, no task ends between the look at the folder and the kill.
+    for number in (process.pid, *(running := workers(process))):
         os.kill(number, signal.SIGSTOP)
     before = cluster.shards_of_parts()
     assert before
-    os.kill(found[-1], signal.SIGKILL)
-    for number in (process.pid, *found[:-1]):
+    os.kill(running[-1], signal.SIGKILL)
+    for number in (process.pid, *running[:-1]):
         os.kill(number, signal.SIGCONT)
     assert ended(process).returncode == 0
     cluster.equals(single)
@@ -149,13 +149,10 @@ def test_a_task_whose_worker_is_always_killed_ends_the_job(
 
 
 @pytest.mark.parametrize("begins_anew", (False, True))
-def test_a_worker_that_was_given_up_changes_nothing_when_it_goes_on(
+def test_worker_that_was_given_up_changes_nothing_when_it_continues(
     settings: dict[str, str], single: Path, tmp_path: Path, begins_anew: bool
 ) -> None:
-    """A machine that is cut off for a while, say: its task is somebody else's by then.
-
-    Or there is another plan, of which its task is none.
-    """
+    """Its machine was cut off for a while: another worker has its task, or the plan is another."""
     cluster = Cluster(tmp_path, settings)
     process = cluster.start()
     assert until(process, cluster.completions)
@@ -176,8 +173,8 @@ def test_a_worker_that_was_given_up_changes_nothing_when_it_goes_on(
     cluster.equals(single)
 
 
-def test_killed_while_the_dataset_is_made_of_the_parts(tmp_path: Path) -> None:
-    """At points all over the last step, from a folder in which all tasks are done."""
+def test_killed_while_the_parts_become_a_dataset(tmp_path: Path) -> None:
+    """Kill at points all over the last step, from a folder in which all tasks are done."""
     small = parquet_source(tmp_path / "rows")
     single = Preparation(tmp_path / "single", small)
     single.place.mkdir()

@@ -22,7 +22,7 @@ Settings = dict[str, str]
 
 
 def streamed_source(folder: Path) -> dict[str, str]:
-    """A repository of compressed JSON lines, which only `datasets` can stream."""
+    """Write a repository of compressed JSON lines, which only `datasets` can stream."""
     folder.mkdir()
     (folder / "README.md").write_text(
         "---\nconfigs:\n- config_name: own\n  data_files: '*.gz'\n---\n"
@@ -35,7 +35,7 @@ def streamed_source(folder: Path) -> dict[str, str]:
 
 
 def prepared(place: Path, settings: Settings, python: str | Path = sys.executable) -> Path:
-    """What the single-machine run writes."""
+    """Run `prepare` on one machine; return its folder."""
     place.mkdir(parents=True)
     preparation = Preparation(place, settings, python)
     run = preparation.run(workers=2)
@@ -48,17 +48,17 @@ SOURCES: dict[str, Callable[[Path], dict[str, str]]] = {
     "text and lines": mixed_source,
     "streamed": streamed_source,
 }
-WANTED = (
+SIZES = (
     {"PREPARE_TOTAL_TOKENS": "all", "PREPARE_VAL_TOKENS": "0", "PREPARE_SHARD_SIZE": "100000"},
     {"PREPARE_TOTAL_TOKENS": "all", "PREPARE_VAL_TOKENS": "1000", "PREPARE_SHARD_SIZE": "700"},
     {"PREPARE_TOTAL_TOKENS": "9000", "PREPARE_VAL_TOKENS": "5000", "PREPARE_SHARD_SIZE": "4000"},
 )
 
 
-@pytest.mark.parametrize("wanted", WANTED, ids=("all", "small shards", "some"))
+@pytest.mark.parametrize("sizes", SIZES, ids=("all", "small shards", "some"))
 @pytest.mark.parametrize("kind", SOURCES)
-def test_local_processes_write_the_same(kind: str, wanted: Settings, tmp_path: Path) -> None:
-    settings = SOURCES[kind](tmp_path / "source") | wanted
+def test_local_processes_write_the_same_dataset(kind: str, sizes: Settings, tmp_path: Path) -> None:
+    settings = SOURCES[kind](tmp_path / "source") | sizes
     single = prepared(tmp_path / "single", settings)
     cluster = Cluster(tmp_path, settings)
     run = cluster.run()
@@ -67,7 +67,7 @@ def test_local_processes_write_the_same(kind: str, wanted: Settings, tmp_path: P
     assert f"{cluster.out}: " in run.stdout
 
 
-def test_python_s_own_library_is_the_same(tmp_path: Path) -> None:
+def test_pythons_library_gives_the_same_dataset(tmp_path: Path) -> None:
     # Another Python may have another library.
     single = prepared(tmp_path / "single", library_source(), PYTHON)
     cluster = Cluster(tmp_path, library_source())
@@ -76,8 +76,8 @@ def test_python_s_own_library_is_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ("row groups", "streamed"))
-def test_ray_writes_the_same(kind: str, tmp_path: Path) -> None:
-    settings = SOURCES[kind](tmp_path / "source") | WANTED[1]
+def test_ray_writes_the_same_dataset(kind: str, tmp_path: Path) -> None:
+    settings = SOURCES[kind](tmp_path / "source") | SIZES[1]
     single = prepared(tmp_path / "single", settings)
     cluster = Cluster(tmp_path, settings)
     run = cluster.run("--executor", "ray")
@@ -85,13 +85,13 @@ def test_ray_writes_the_same(kind: str, tmp_path: Path) -> None:
     cluster.equals(single)
 
 
-def test_hub_is_read_with_a_token_that_is_not_stored(tmp_path: Path) -> None:
+def test_token_for_the_hub_is_not_stored(tmp_path: Path) -> None:
     token = "hf_StaysInTheEnvironment"
     texts = [[f"file {file}, row {row} " * 20 for row in range(200)] for file in range(3)]
     with Hub() as hub:
         commit = hub.publish("HuggingFaceFW/fineweb", write_fineweb(tmp_path / "hub", texts))
         hub.gates["HuggingFaceFW/fineweb"] = token
-        settings = {**WANTED[2], **hub.variables, "HF_TOKEN": token}
+        settings = {**SIZES[2], **hub.variables, "HF_TOKEN": token}
         single = prepared(tmp_path / "single", settings)
         cluster = Cluster(tmp_path, settings)
         # Its files stay until the jobs have ended.
@@ -122,9 +122,9 @@ def test_single_machine_run_finds_the_dataset_complete(tmp_path: Path) -> None:
         assert again.startswith("complete already: ")
 
 
-def test_no_more_text_is_encoded_than_is_wanted(tmp_path: Path) -> None:
+def test_little_more_text_is_encoded_than_is_needed(tmp_path: Path) -> None:
     """Of 400 row groups; there may be two plans, since tokens are counted when they are made."""
-    settings = parquet_source(tmp_path / "source", rows=1600) | WANTED[2]
+    settings = parquet_source(tmp_path / "source", rows=1600) | SIZES[2]
     cluster = Cluster(tmp_path, settings)
     process = cluster.start()
     seen = set[str]()
@@ -134,9 +134,9 @@ def test_no_more_text_is_encoded_than_is_wanted(tmp_path: Path) -> None:
     assert 1 <= len(seen) < 20
 
 
-def test_broken_text_is_told_and_the_rest_stays_done(tmp_path: Path) -> None:
+def test_broken_text_is_reported_and_other_tasks_stay_done(tmp_path: Path) -> None:
     settings = mixed_source(tmp_path / "source") | {"PREPARE_SHUFFLE_FILES": "false"}
-    settings |= WANTED[1]
+    settings |= SIZES[1]
     single = prepared(tmp_path / "single", settings)
     last = tmp_path / "source" / "rows5.jsonl"
     good = last.read_bytes()
@@ -154,7 +154,7 @@ def test_broken_text_is_told_and_the_rest_stays_done(tmp_path: Path) -> None:
     assert before.keys() & {path.stat().st_ino for path in cluster.out.glob("*.bin")}
 
 
-def test_too_little_text_is_told_and_can_be_corrected(tmp_path: Path) -> None:
+def test_too_little_text_is_reported_and_can_be_corrected(tmp_path: Path) -> None:
     settings = parquet_source(tmp_path / "source")
     run = Cluster(tmp_path, settings | {"PREPARE_VAL_TOKENS": "10M"}).run()
     assert run.returncode == ExitCode.USER
@@ -162,7 +162,7 @@ def test_too_little_text_is_told_and_can_be_corrected(tmp_path: Path) -> None:
     assert Cluster(tmp_path, settings).run().returncode == 0
 
 
-def test_wrong_settings_are_told(tmp_path: Path) -> None:
+def test_wrong_settings_are_reported(tmp_path: Path) -> None:
     run = Cluster(tmp_path, {"PREPARE_SHARD_SIZE": "0"}).run("--executor", "slurm")
     assert run.returncode == ExitCode.USER
     assert "PREPARE_SHARD_SIZE=0 (environment): must be more than 0" in run.stderr

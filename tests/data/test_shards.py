@@ -78,7 +78,7 @@ def test_write_returns_the_files_hash(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("expected", (0, 4, 5, 6, 100_000))
-def test_shard_is_the_same_in_pieces_and_whatever_is_expected(
+def test_shard_is_the_same_written_in_steps_and_with_any_expected_size(
     tmp_path: Path, expected: int
 ) -> None:
     path = tmp_path / "a.bin"
@@ -87,14 +87,14 @@ def test_shard_is_the_same_in_pieces_and_whatever_is_expected(
     assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_shard_that_is_left_leaves_no_file(tmp_path: Path) -> None:
+def test_shard_that_is_not_committed_leaves_no_file(tmp_path: Path) -> None:
     with ShardFile(tmp_path / "a.bin", 5) as shard:
         shard.write(TOKENS)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("count", (0, 1, 2, 1000))
-def test_tokens_come_back(tmp_path: Path, count: int) -> None:
+def test_written_tokens_are_read(tmp_path: Path, count: int) -> None:
     tokens = np.arange(65536 - count, 65536).astype(np.uint16)
     write_shard(tmp_path / "a.bin", tokens)
     opened = open_shard(tmp_path / "a.bin")
@@ -187,7 +187,7 @@ def test_shard_names() -> None:
     assert shard_name("fineweb", "val", 12) == "fineweb_val_000012.bin"
 
 
-def test_manifest_comes_back(tmp_path: Path) -> None:
+def test_saved_manifest_is_loaded(tmp_path: Path) -> None:
     MANIFEST.save(tmp_path)
     assert Manifest.load(tmp_path) == MANIFEST
 
@@ -280,7 +280,7 @@ def test_manifest_that_disagrees_with_a_shard_is_refused(tmp_path: Path) -> None
         open_dataset(tmp_path)
 
 
-def test_shard_that_is_gone_is_refused(tmp_path: Path) -> None:
+def test_deleted_shard_is_refused(tmp_path: Path) -> None:
     written(tmp_path)
     (tmp_path / "text_000000.bin").unlink()
     with pytest.raises(UserError, match=r"text_000000\.bin cannot be read"):

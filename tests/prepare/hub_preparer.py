@@ -1,4 +1,4 @@
-"""Real prepare processes, each with a hub of its own, and what they say and leave."""
+"""Real prepare processes, each with its own hub, and their output and shards."""
 
 import subprocess
 import threading
@@ -24,8 +24,8 @@ SETTINGS = {
 
 
 @dataclass(frozen=True)
-class ExitWithCode:
-    """What a process said, and when it was done."""
+class Ended:
+    """A process that has ended: its exit code, output and duration."""
 
     code: int
     output: str
@@ -34,46 +34,48 @@ class ExitWithCode:
 
     @property
     def retries(self) -> list[str]:
-        """The lines that tell of another try."""
+        """Return the lines that announce another try."""
         return [line for line in self.output.splitlines() if "; trying again in " in line]
 
     def assert_done(self, *, retries: int = 0) -> None:
-        """It succeeded, after so many visible retries; a busy machine may cause more."""
+        """Check that it succeeded, with at least so many retries; a busy machine causes more."""
         assert (self.code, self.error) == (0, ""), self
         assert len(self.retries) >= retries, self
         assert all(line.startswith("the hub does not answer: ") for line in self.retries), self
 
-    def assert_refused(self, code: int, *said: str) -> None:
-        """It ended with one readable error, a fix, and nothing else."""
+    def assert_refused(self, code: int, *words: str) -> None:
+        """Check that it ended with one readable error, a fix, and nothing else."""
         assert self.code == code, self
         lines = self.error.splitlines()
         assert len(lines) == 2, self.error
         assert lines[0].startswith("error: "), self.error
         assert lines[1].startswith("  fix: "), self.error
-        assert all(word in self.error for word in said), self.error
+        assert all(word in self.error for word in words), self.error
 
     def assert_given_up(self) -> None:
-        """It ended because the hub does not answer, after the visible retry of SETTINGS."""
+        """Check that it ended because the hub does not answer, after the retry of SETTINGS."""
         self.assert_refused(5, "error: the hub does not answer: ")
         assert self.retries, self
-        assert "signed" not in self.output + self.error, "whoever has such an address may read"
+        assert "signed" not in self.output + self.error, (
+            "anyone who has such an address can read the file"
+        )
 
 
 @dataclass(frozen=True)
 class Running:
-    """A process that was begun."""
+    """A process that was started."""
 
     hub: Hub
     process: subprocess.Popen[str]
     begun: float
 
     def line(self) -> str:
-        """The next line of its output; empty at its end."""
+        """Return the next line of its output; empty at the end."""
         assert self.process.stdout is not None
         return self.process.stdout.readline()
 
-    def end(self, *, up_after_retry: bool = False) -> ExitWithCode:
-        """Wait for its end; a hub that is down comes back after a retry."""
+    def end(self, *, up_after_retry: bool = False) -> Ended:
+        """Wait for its end; optionally bring the hub back up when it retries."""
         limit = threading.Timer(LIMIT_SECONDS, self.process.kill)
         limit.start()
         output = ""
@@ -83,36 +85,36 @@ class Running:
                 self.hub.up()
         _, error = self.process.communicate()
         limit.cancel()
-        return ExitWithCode(self.process.returncode, output, error, time.monotonic() - self.begun)
+        return Ended(self.process.returncode, output, error, time.monotonic() - self.begun)
 
 
 @dataclass(frozen=True)
 class Preparer:
-    """Runs prepare in processes of its own, always with the same settings and folder."""
+    """Runs prepare in processes, always with the same settings and folder."""
 
     hub: Hub
     start: Start
     place: Path
 
     def begin(self, **variables: str) -> Running:
-        """Start a process; these variables come on top of SETTINGS."""
+        """Start a process with these variables and SETTINGS."""
         own = {"DATA_DIR": str(self.place), "HF_HOME": str(self.place / "hub-cache")}
         known = {**SETTINGS, **self.hub.variables, **own, **variables}
         begun = time.monotonic()
         return Running(self.hub, self.start("-m", "app", "prepare", **known), begun)
 
-    def run(self, **variables: str) -> ExitWithCode:
-        """Run a process to its end."""
+    def run(self, **variables: str) -> Ended:
+        """Run a process until it ends."""
         return self.begin(**variables).end()
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest that is there."""
-        found = Manifest.load(self.place / "out")
-        assert found is not None
-        return found
+        """Return the folder's manifest."""
+        manifest = Manifest.load(self.place / "out")
+        assert manifest is not None
+        return manifest
 
     def committed(self) -> dict[str, int]:
-        """The shards that the manifest lists, and what shows whether they are still the same."""
+        """Return the inode of each shard that the manifest lists."""
         names = [shard.file for shard in self.manifest.shards]
         return {name: (self.place / "out" / name).stat().st_ino for name in names}

@@ -24,8 +24,8 @@ STORY = "the cat sat on a mat and it rained in Spain: 3 times 7 é 😀"
 
 
 @dataclass(frozen=True)
-class ExitWithCode:
-    """What a process left: exit code, what it printed, the points it passed."""
+class Ended:
+    """A process that has ended: its exit code, what it printed, the points it passed."""
 
     code: int
     output: str
@@ -34,7 +34,7 @@ class ExitWithCode:
 
 
 class Preparation:
-    """A folder that is prepared, again and again, by processes that a fault may befall.
+    """A folder that is prepared, again and again, by processes in which a fault may occur.
 
     Args:
         place: the folder that DATA_DIR is.
@@ -50,7 +50,7 @@ class Preparation:
         self._faults = Faults(self.out)
 
     def start(self, workers: int = 1, fault: Fault | None = None) -> subprocess.Popen[str]:
-        """Begin to prepare."""
+        """Start a process that prepares."""
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         settings = {
             "DATA_DIR": self.place,
@@ -70,18 +70,18 @@ class Preparation:
             preexec_fn=bind_root,
         )
 
-    def end(self, process: subprocess.Popen[str]) -> ExitWithCode:
-        """Wait for a process that was started."""
+    def end(self, process: subprocess.Popen[str]) -> Ended:
+        """Wait for the end of a process."""
         output, error = process.communicate(timeout=120)
-        return ExitWithCode(process.returncode, output, error, self.points()[0])
+        return Ended(process.returncode, output, error, self.points()[0])
 
-    def run(self, workers: int = 1, fault: Fault | None = None) -> ExitWithCode:
-        """Prepare until it is done or a fault ends it."""
+    def run(self, workers: int = 1, fault: Fault | None = None) -> Ended:
+        """Prepare until the dataset is complete or a fault ends the process."""
         return self.end(self.start(workers, fault))
 
     @contextmanager
     def stopped(self, at: int) -> Iterator[subprocess.Popen[str]]:
-        """A process that waits at a point, for SIGCONT."""
+        """Provide a process that is stopped at a point, until SIGCONT."""
         process = self.start(fault=Fault(at, SIGSTOP))
         try:
             _, status = os.waitpid(process.pid, os.WUNTRACED)
@@ -92,31 +92,31 @@ class Preparation:
             process.communicate()
 
     def committed(self) -> dict[str, tuple[int, int, int]]:
-        """Inode, time of change and tokens of the shards that the manifest lists."""
+        """Return inode, time of change and tokens of each shard that the manifest lists."""
         manifest = Manifest.load(self.out)
         files = {shard.file: shard.tokens for shard in manifest.shards} if manifest else {}
-        found = {file: (self.out / file).stat() for file in files}
-        return {file: (one.st_ino, one.st_mtime_ns, files[file]) for file, one in found.items()}
+        stats = {file: (self.out / file).stat() for file in files}
+        return {file: (stat.st_ino, stat.st_mtime_ns, files[file]) for file, stat in stats.items()}
 
     def points(self) -> tuple[list[Point], bool]:
-        """The points that the latest process passed, and whether it was within the last call."""
+        """Return the points that the last process passed, and True if it was within a call."""
         return self._faults.points()
 
 
 @dataclass(frozen=True)
 class Unbroken:
-    """A run that nothing befell: what every other one must come to."""
+    """A run without a fault, whose files every other run must produce."""
 
     settings: Mapping[str, str]
     contents: dict[str, tuple[int, str]]
     points: list[Point]
 
     def again(self, place: Path) -> Preparation:
-        """The same in another folder."""
+        """Return the same preparation in another folder."""
         return Preparation(place, self.settings)
 
-    def is_reached_by(self, preparation: Preparation, workers: int = 1) -> ExitWithCode:
-        """Continue to the end: shards that were there stay as they are, the rest is the same."""
+    def is_reached_by(self, preparation: Preparation, workers: int = 1) -> Ended:
+        """Continue to the end: the shards that exist stay, and the folder becomes the same."""
         before = preparation.committed()
         ended = preparation.run(workers)
         assert ended.code == 0, ended
@@ -137,7 +137,7 @@ def unbroken(place: Path, settings: Mapping[str, str]) -> Unbroken:
 
 
 def contents(folder: Path) -> dict[str, tuple[int, str]]:
-    """Size and SHA-256 of every file in a folder."""
+    """Return size and SHA-256 of every file in a folder."""
     return {
         path.relative_to(folder).as_posix(): (
             path.stat().st_size,
@@ -149,12 +149,12 @@ def contents(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 def _texts(seed: int, count: int) -> list[str]:
-    chosen, words = random.Random(seed), STORY.split(" ")
-    return [" ".join(chosen.choices(words, k=chosen.randrange(20, 120))) for _ in range(count)]
+    draw, words = random.Random(seed), STORY.split(" ")
+    return [" ".join(draw.choices(words, k=draw.randrange(20, 120))) for _ in range(count)]
 
 
 def parquet_source(folder: Path, rows: int = 60, shard_size: int = 8000) -> dict[str, str]:
-    """Files of several row groups; a document over several shards, and some without text."""
+    """Write files of several row groups, with a document of several shards and empty rows."""
     folder.mkdir()
     for number in range(4):
         texts: list[str | None] = [*_texts(number, rows)]
@@ -167,7 +167,7 @@ def parquet_source(folder: Path, rows: int = 60, shard_size: int = 8000) -> dict
 
 
 def mixed_source(folder: Path) -> dict[str, str]:
-    """Text and JSON lines, compressed or not; held-out shards, and a limit within a document."""
+    """Write text and JSON lines, compressed or not; the limit is within a document."""
     (folder / "deep").mkdir(parents=True)
     for number in range(6):
         texts = _texts(number, 40)
@@ -182,7 +182,7 @@ def mixed_source(folder: Path) -> dict[str, str]:
 
 
 def library_source() -> dict[str, str]:
-    """Python's own standard library."""
+    """Return the settings for Python's own standard library."""
     return _settings("stdlib", total="60000", val=1000, shard=10_000)
 
 

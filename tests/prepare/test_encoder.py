@@ -42,7 +42,7 @@ def assert_reference(encoder: DocumentEncoder, gpt2: tiktoken.Encoding, texts: l
     assert lengths.tolist() == [len(document) for document in documents]
 
 
-def test_it_is_the_fast_one(encoder: DocumentEncoder) -> None:
+def test_gigatoken_is_used(encoder: DocumentEncoder) -> None:
     assert encoder._reference is None
 
 
@@ -56,13 +56,15 @@ def test_documents_equal_their_encodings_after_end_of_text(
 
 @settings(max_examples=30, deadline=None)
 @given(texts=st.lists(any_text, max_size=8))
-def test_the_fall_back_does_the_same(
+def test_fallback_gives_the_same_tokens(
     reference: DocumentEncoder, gpt2: tiktoken.Encoding, texts: list[str]
 ) -> None:
     assert_reference(reference, gpt2, texts)
 
 
-def test_every_character_of_unicode(encoder: DocumentEncoder, gpt2: tiktoken.Encoding) -> None:
+def test_every_unicode_character_has_tiktokens_tokens(
+    encoder: DocumentEncoder, gpt2: tiktoken.Encoding
+) -> None:
     characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     planes = ["".join(characters[at : at + 997]) for at in range(0, len(characters), 997)]
     spaced = ["a ".join(plane[:200]) for plane in planes[::7]]
@@ -70,13 +72,15 @@ def test_every_character_of_unicode(encoder: DocumentEncoder, gpt2: tiktoken.Enc
 
 
 @pytest.mark.parametrize("character", (" ", "\n", "a", "é", "😀", "0", "'s", "\x00"))
-def test_a_megabyte_of_one_character(
+def test_megabyte_of_one_character_has_tiktokens_tokens(
     encoder: DocumentEncoder, gpt2: tiktoken.Encoding, character: str
 ) -> None:
     assert_reference(encoder, gpt2, ["before", character * (1_000_000 // len(character)), "after"])
 
 
-def test_text_that_looks_like_a_token(encoder: DocumentEncoder, gpt2: tiktoken.Encoding) -> None:
+def test_text_that_looks_like_a_special_token_is_ordinary_text(
+    encoder: DocumentEncoder, gpt2: tiktoken.Encoding
+) -> None:
     assert_reference(encoder, gpt2, ["a<|endoftext|>b", "<|endoftext|>", "<|endoftext", ""])
 
 
@@ -86,7 +90,7 @@ def test_half_a_surrogate_pair_is_replaced_as_tiktoken_does(
     assert_reference(encoder, gpt2, ["a\ud800b", "fine", "\ud83d\ude00"])
 
 
-def test_real_code_in_slices_and_threads(
+def test_slices_in_several_threads_have_tiktokens_tokens(
     encoder: DocumentEncoder, gpt2: tiktoken.Encoding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A new encoder now and then, while other threads use the one before.

@@ -80,13 +80,15 @@ def test_source_names_configuration_and_files(repository: Path, tmp_path: Path) 
     assert open_documents(TextSource(str(moved), config="sample-10BT")).source != one
 
 
-def test_unknown_configuration_is_refused_with_those_there_are(repository: Path) -> None:
+def test_unknown_configuration_is_refused_and_the_existing_ones_are_listed(
+    repository: Path,
+) -> None:
     with pytest.raises(UserError, match="has no configuration 'sample-10TB'") as raised:
         open_documents(TextSource(str(repository), config="sample-10TB"))
     assert raised.value.fix.endswith("one of: default, sample-10BT")
 
 
-def test_missing_configuration_is_refused_with_those_there_are(tmp_path: Path) -> None:
+def test_missing_configuration_is_refused_and_the_existing_ones_are_listed(tmp_path: Path) -> None:
     folder = repository_of(tmp_path / "two", a_jsonl='{"text": "a"}\n')
     names = "- config_name: one\n  data_files: a.jsonl\n- config_name: two\n  data_files: a.jsonl\n"
     (folder / "README.md").write_text(f"---\nconfigs:\n{names}---\n")
@@ -95,13 +97,13 @@ def test_missing_configuration_is_refused_with_those_there_are(tmp_path: Path) -
     assert raised.value.fix.endswith("one of: one, two")
 
 
-def test_unknown_split_is_refused_with_those_there_are(repository: Path) -> None:
+def test_unknown_split_is_refused_and_the_existing_ones_are_listed(repository: Path) -> None:
     with pytest.raises(UserError, match="has no split 'validation'") as raised:
         open_documents(TextSource(str(repository), split="validation"))
     assert raised.value.fix.endswith("one of: train, test")
 
 
-def test_unknown_column_is_refused_with_those_there_are(repository: Path) -> None:
+def test_unknown_column_is_refused_and_the_existing_ones_are_listed(repository: Path) -> None:
     with pytest.raises(UserError, match="has no column 'body'") as raised:
         texts_of(repository, text_column="body")
     assert raised.value.fix.endswith("one of: text, id, scan, token_count")
@@ -133,7 +135,9 @@ def test_streamed_source_changes_with_its_files(tmp_path: Path) -> None:
     assert open_documents(TextSource(str(folder))).source != before
 
 
-def test_unknown_column_of_a_stream_is_refused_with_those_there_are(tmp_path: Path) -> None:
+def test_unknown_column_of_a_stream_is_refused_and_the_existing_ones_are_listed(
+    tmp_path: Path,
+) -> None:
     folder = repository_of(tmp_path / "r", a_csv="id,body\n1,one\n")
     with pytest.raises(UserError, match="has no column 'text'") as raised:
         texts_of(folder)
@@ -238,7 +242,7 @@ def test_default_settings_prepare_fineweb_through_the_hub(
     assert manifest.shards == local.shards
 
 
-def test_only_the_text_column_travels(hub: Hub, repository: Path, start: Start) -> None:
+def test_only_the_text_column_is_transferred(hub: Hub, repository: Path, start: Start) -> None:
     hub.publish("HuggingFaceFW/fineweb", repository)
     process = start("-m", "app", "prepare", **SMALL, **hub.variables)
     _, error = process.communicate(timeout=60)
@@ -271,7 +275,7 @@ def test_other_files_are_streamed_from_the_hub(
     assert manifest.shards == local.shards
 
 
-def test_without_a_network_a_hub_dataset_fails_soon(start: Start) -> None:
+def test_hub_dataset_without_network_fails_quickly(start: Start) -> None:
     begun = time.monotonic()
     process = start("-m", "app", "prepare", PREPARE_RETRY_SECONDS="0.1,0.2")
     output, error = process.communicate(timeout=60)

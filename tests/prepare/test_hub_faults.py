@@ -1,4 +1,4 @@
-"""What a hub that fails costs: time, and nothing else."""
+"""A hub that fails costs time, and nothing else."""
 
 import json
 import random
@@ -32,7 +32,7 @@ NewPreparer = Callable[[str], Preparer]
 
 
 def texts_of(seed: int) -> list[str]:
-    """More than what prepare has under way at a time."""
+    """Return more texts than prepare holds at a time."""
     draw = random.Random(seed)
     return [" ".join(draw.choices(WORDS, k=20)) for _ in range(6000)]
 
@@ -45,7 +45,7 @@ def fineweb(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def row_group(fineweb: Path, file: int, group: int) -> str:
-    """What finds the requests for the text of a row group."""
+    """Return the pattern of requests for the text of a row group."""
     path = FILE.format(file)
     text = pq.read_metadata(fineweb / path).row_group(group).column(0)
     return f"GET storage/.*/{path} bytes={text.dictionary_page_offset or text.data_page_offset}-"
@@ -53,7 +53,7 @@ def row_group(fineweb: Path, file: int, group: int) -> str:
 
 @pytest.fixture(scope="module")
 def clean(fineweb: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """What prepare makes of the folder itself."""
+    """Return the manifest that prepare makes of the folder itself."""
     out = tmp_path_factory.mktemp("clean")
     return prepare(DatasetSpec(TextSource(str(fineweb), "sample-10BT"), "fineweb", **SETTINGS), out)
 
@@ -88,10 +88,10 @@ READING: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("names", ("500 503 429 stall", "reset cut short down"))
-def test_fault_while_reading_costs_nothing_that_is_committed(
+def test_fault_while_reading_loses_no_committed_shard(
     preparer: Preparer, fineweb: Path, clean: Manifest, names: str
 ) -> None:
-    """Each for ever in one run, then once in the next one, which continues."""
+    """Each fault occurs always in one run, then once in the next, which continues."""
     hub = preparer.hub
     footer = f"GET storage/.*/{FILE.format(1)} bytes="
     once: list[Fault] = []
@@ -145,9 +145,7 @@ def test_fault_while_resolving_ends_the_run(new_preparer: NewPreparer) -> None:
         running.end().assert_given_up()
 
 
-def test_fault_of_a_stream_costs_nothing_that_is_committed(
-    preparer: Preparer, tmp_path: Path
-) -> None:
+def test_fault_of_a_stream_loses_no_committed_shard(preparer: Preparer, tmp_path: Path) -> None:
     folder = tmp_path / "lines"
     folder.mkdir()
     configs = "configs:\n- config_name: own\n  data_files: '*.jsonl'\n"
@@ -170,7 +168,7 @@ def test_fault_of_a_stream_costs_nothing_that_is_committed(
     assert preparer.committed().items() >= kept.items()
 
 
-def test_continuation_keeps_to_its_commit(
+def test_continued_run_stays_at_its_commit(
     preparer: Preparer, fineweb: Path, clean: Manifest, tmp_path: Path
 ) -> None:
     hub = preparer.hub
@@ -192,9 +190,7 @@ def test_continuation_keeps_to_its_commit(
     assert preparer.committed().items() >= kept.items()
 
 
-def test_what_the_hub_refuses_is_one_readable_error(
-    new_preparer: NewPreparer, fineweb: Path
-) -> None:
+def test_refusal_of_the_hub_is_one_readable_error(new_preparer: NewPreparer, fineweb: Path) -> None:
     gated = {"PREPARE_DATASET": "own/gated", "PREPARE_DATASET_CONFIG": "sample-10BT"}
     refused: tuple[tuple[dict[str, str], tuple[str, ...]], ...] = (
         ({"PREPARE_DATASET": "own/nothing"}, ("there is no dataset own/nothing on the hub",)),
@@ -203,14 +199,14 @@ def test_what_the_hub_refuses_is_one_readable_error(
         ({**gated, "HF_TOKEN": "hf_other"}, ("own/gated", "gated", "accept")),
     )
     runs = []
-    for number, (change, said) in enumerate(refused):
+    for number, (change, words) in enumerate(refused):
         preparer = new_preparer(str(number))
         preparer.hub.publish("own/gated", fineweb)
         preparer.hub.gates["own/gated"] = "hf_right"
-        runs.append((preparer.begin(**change), said))
-    for running, said in runs:
+        runs.append((preparer.begin(**change), words))
+    for running, words in runs:
         ended = running.end()
-        ended.assert_refused(2, *said)
+        ended.assert_refused(2, *words)
         assert ended.output == ""
 
 
@@ -227,7 +223,7 @@ def test_gated_dataset_is_prepared_with_its_token(
     assert "hf_right" not in ended.output + str(preparer.manifest)
 
 
-def test_end_does_not_wait_for_what_is_read_ahead(preparer: Preparer, fineweb: Path) -> None:
+def test_end_does_not_wait_for_reads_ahead(preparer: Preparer, fineweb: Path) -> None:
     preparer.hub.faults = [Fault(row_group(fineweb, 0, LAST_GROUP), status=503)]
     ended = preparer.run(PREPARE_TOTAL_TOKENS="10000", PREPARE_RETRY_SECONDS="60")
     assert (ended.code, ended.error) == (0, "")
@@ -272,16 +268,16 @@ def test_refusal_in_the_middle_is_one_readable_error(
     preparer.run().assert_done()
 
 
-def test_wrong_token_and_what_is_no_hub_are_told(new_preparer: NewPreparer) -> None:
-    asked = "GET api/datasets/.*/revision/"
+def test_wrong_token_and_answers_of_another_server_are_reported(new_preparer: NewPreparer) -> None:
+    request = "GET api/datasets/.*/revision/"
     refused = new_preparer("token")
     refused.hub.faults = [
-        Fault(asked, status=401, headers={"X-Error-Message": "Invalid credentials"})
+        Fault(request, status=401, headers={"X-Error-Message": "Invalid credentials"})
     ]
     log_in = new_preparer("portal")
-    log_in.hub.faults = [Fault(asked, status=200)]
+    log_in.hub.faults = [Fault(request, status=200)]
     strange = new_preparer("strange")
-    strange.hub.faults = [Fault(asked, status=522)]
+    strange.hub.faults = [Fault(request, status=522)]
     runs = [one.begin(HF_TOKEN="hf_wrong") for one in (refused, log_in, strange)]
     runs[0].end().assert_refused(2, "the hub does not know this token", "HF_TOKEN")
     runs[1].end().assert_refused(5, "is not the hub, but perhaps a log-in page")

@@ -128,7 +128,7 @@ def assert_as_json_says(block: bytes) -> None:
 
 @pytest.mark.parametrize("end", (b"", b"\n", b"\r\n", b"\n\n", b"\n "))
 @pytest.mark.parametrize("line", ORDINARY + ODD + REFUSED)
-def test_a_line_means_what_json_says(line: bytes, end: bytes) -> None:
+def test_lines_mean_the_same_as_to_pythons_json(line: bytes, end: bytes) -> None:
     if line + end:
         assert_as_json_says(line + end)
     assert_as_json_says(b"\n".join([*ORDINARY, line, *ORDINARY]) + end)
@@ -140,7 +140,7 @@ def test_a_line_means_what_json_says(line: bytes, end: bytes) -> None:
     at=st.floats(0, 1, exclude_max=True),
     change=st.sampled_from([None, *b'{}[]":,\\\n\r \t\0IN0-\xff']),
 )
-def test_lines_with_a_changed_byte_mean_what_json_says(
+def test_lines_with_a_changed_byte_mean_the_same_as_to_pythons_json(
     lines: list[bytes], at: float, change: int | None
 ) -> None:
     block = bytearray(b"\n".join(lines) + b"\n")
@@ -149,7 +149,7 @@ def test_lines_with_a_changed_byte_mean_what_json_says(
     assert_as_json_says(bytes(block))
 
 
-def test_ordinary_lines_are_left_to_arrow() -> None:
+def test_ordinary_lines_are_parsed_by_arrow() -> None:
     assert json_lines._is_plain(b"\n".join(ORDINARY))
     assert json_lines._is_plain(b"\r\n".join(ORDINARY) + b"\r\n")
 
@@ -161,10 +161,10 @@ def test_blocks_are_whole_lines_of_any_length(
 ) -> None:
     monkeypatch.setattr(json_lines, "_BLOCK_BYTES", size)
     content = b"\n".join([*ORDINARY, *ODD, b'{"text": "%b"}' % (b"long" * 1000)]) + end
-    found = list(blocks(io.BytesIO(content)))
-    assert b"".join(found) == content
-    assert all(block.endswith(b"\n") for block in found[:-1])
-    assert sum(map(count_lines, found)) == len(ORDINARY) + len(ODD) + 1
+    result = list(blocks(io.BytesIO(content)))
+    assert b"".join(result) == content
+    assert all(block.endswith(b"\n") for block in result[:-1])
+    assert sum(map(count_lines, result)) == len(ORDINARY) + len(ODD) + 1
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def test_every_number_of_workers_gives_the_same_bytes(odd_lines: Path, tmp_path:
     assert len(manifests) == 1
 
 
-def test_reading_from_any_row_of_any_block_gives_the_rest(odd_lines: Path) -> None:
+def test_reading_from_any_row_gives_the_remaining_rows(odd_lines: Path) -> None:
     rows = said_by_json(odd_lines.read_bytes())
     assert isinstance(rows, list)
     documents = open_documents(TextSource(str(odd_lines)))
@@ -212,7 +212,7 @@ def test_reading_from_any_row_of_any_block_gives_the_rest(odd_lines: Path) -> No
 
 
 @pytest.mark.parametrize("bad", (b'{"text": "cut', b"[1]", b'{"text": 5}'))
-def test_a_refused_line_is_named_and_costs_no_shard_before_its_batch(
+def test_refused_line_is_named_and_shards_before_its_batch_are_kept(
     odd_lines: Path, tmp_path: Path, bad: bytes
 ) -> None:
     good = odd_lines.read_bytes()
@@ -232,7 +232,7 @@ def test_a_refused_line_is_named_and_costs_no_shard_before_its_batch(
 
 
 @pytest.mark.parametrize("workers", (1, 2, 8))
-def test_of_several_faults_the_first_is_told(tmp_path: Path, workers: int) -> None:
+def test_first_of_several_faults_is_reported(tmp_path: Path, workers: int) -> None:
     (tmp_path / "1.jsonl").write_bytes(b"\n".join([*ORDINARY * 500, b"{", *ORDINARY, b"["]))
     (tmp_path / "2.jsonl.gz").write_bytes(b"no archive")
     source = TextSource(str(tmp_path), shuffle_files=False)

@@ -35,7 +35,7 @@ print(before, largest - before)
 """
 
 
-def test_drawing_batches_holds_no_copy_of_the_shard(tmp_path: Path, start: Start) -> None:
+def test_reading_batches_does_not_load_the_shard(tmp_path: Path, start: Start) -> None:
     path = tmp_path / "sparse_000000.bin"
     header = struct.pack("<3i", 20240520, 1, TOKENS)
     with path.open("wb") as file:

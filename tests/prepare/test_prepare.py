@@ -117,7 +117,7 @@ def test_held_out_tokens_come_first_and_training_begins_with_the_next_document(
     assert shards_in(tmp_path / "out") == expected_shards(documents, total, val, shard_size)
 
 
-def test_cases_hold_a_document_over_several_shards_with_limits_inside(
+def test_a_document_spans_shards_and_limits(
     documents: list[list[int]],
 ) -> None:
     begin = total_of(documents[:30])
@@ -156,7 +156,7 @@ def test_total_at_a_shards_end_leaves_no_empty_shard(
     assert [one.tokens for one in manifest.shards] == [200] * shards
 
 
-def test_manifest_tells_what_is_there(
+def test_manifest_describes_the_dataset(
     source: Path, documents: list[list[int]], tmp_path: Path
 ) -> None:
     returned = prepared(source, tmp_path / "out", val_tokens=300, total_tokens=900, shard_size=400)
@@ -179,7 +179,7 @@ def test_manifest_is_the_same_for_every_number_of_workers(source: Path, tmp_path
     assert manifests[0] == manifests[1] == manifests[2]
 
 
-def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+def test_rows_without_text_are_counted(tmp_path: Path) -> None:
     source = write_texts(tmp_path / "a.jsonl", ["one", "", "two", ""])
     assert prepared(source, tmp_path / "out").counts == {"documents": 2, "skipped": 2}
 
@@ -218,8 +218,8 @@ def test_tokens_between_held_out_and_training_text_are_counted(
     between = len(documents[0]) + len(documents[1]) - within
     assert between > 0
     assert manifest.counts["between"] == between
-    told = f"; {between} tokens between held-out and training text left out"
-    assert told in capsys.readouterr().out
+    reported = f"; {between} tokens between held-out and training text left out"
+    assert reported in capsys.readouterr().out
     everything = manifest.tokens("val") + manifest.tokens("train") + between
     assert everything == total_of(documents)
 
@@ -241,7 +241,7 @@ def test_source_that_cannot_be_read_can_be_corrected(tmp_path: Path) -> None:
     prepared(source, tmp_path / "out")
 
 
-def test_damage_costs_no_shard_that_is_written(tmp_path: Path) -> None:
+def test_damage_loses_no_shard_that_is_written(tmp_path: Path) -> None:
     source = write_texts(tmp_path / "a.jsonl", [f"{number} words" * 20 for number in range(20000)])
     good = source.read_text()
     unbroken = prepared(source, tmp_path / "unbroken", shard_size=100_000)
@@ -256,7 +256,7 @@ def test_damage_costs_no_shard_that_is_written(tmp_path: Path) -> None:
     assert kept.items() <= shards_in(tmp_path / "out").items()
 
 
-def test_source_shorter_than_the_limit_is_complete_and_says_so(
+def test_source_shorter_than_the_limit_is_complete_and_reported(
     source: Path,
     documents: list[list[int]],
     tmp_path: Path,
@@ -316,7 +316,7 @@ def test_changed_files_are_refused(source: Path, tmp_path: Path) -> None:
         prepared(source, tmp_path / "out", total_tokens=500)
 
 
-def test_shards_of_others_are_refused_and_kept(source: Path, tmp_path: Path) -> None:
+def test_shards_of_another_program_are_refused_and_kept(source: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     write_shard(tmp_path / "out" / "text_000000.bin", np.zeros(3, dtype=np.uint16))
     before = shards_in(tmp_path / "out")
@@ -338,7 +338,7 @@ def test_prepare_never_imports_torch(source: Path, tmp_path: Path, start: Start)
     assert not {name for name in modules if name.split(".")[0] == "datasets"}
 
 
-def test_speed_after_a_continuation_is_of_this_process(
+def test_speed_of_a_continued_run_counts_this_process_only(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with TokenProgress(None, done=10**9, seconds_between_lines=0.0) as progress:

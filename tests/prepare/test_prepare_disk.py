@@ -30,7 +30,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
 
 @dataclass
 class Folder:
-    """What any user has: errors that a full disk gives, and the mode of a folder."""
+    """A disk without mounting: a full disk's errors are injected; permissions are a mode."""
 
     place: Path
     fault: Fault | None
@@ -54,7 +54,7 @@ Disk = Folder | Mounted
 
 @pytest.fixture(params=("tmpfs", "folder"))
 def disk(request: pytest.FixtureRequest, clean: Unbroken, tmp_path: Path) -> Iterator[Disk]:
-    """A folder does where mounting is forbidden: in a container, say."""
+    """Provide a small disk; or a folder where mounting is forbidden, as in a container."""
     folder = tmp_path / "disk"
     folder.mkdir()
     for kind in ("-Urm", "-m") if request.param == "tmpfs" else ():
@@ -66,42 +66,42 @@ def disk(request: pytest.FixtureRequest, clean: Unbroken, tmp_path: Path) -> Ite
 
 
 def number(clean: Unbroken, kind: str, what: str) -> int:
-    """The number of a point between the first shard and the last."""
+    """Return the number of a point between the first shard and the last."""
     numbers = [point.number for point in clean.points if (point.kind, point.what) == (kind, what)]
     return numbers[len(numbers) // 2]
 
 
-def is_told(error: str, problem: str, place: Path, fix: str) -> None:
-    said, _, advice = error.removeprefix("error: ").partition("\n  fix: ")
-    assert problem in said
-    assert str(place) in said
+def assert_reported(error: str, problem: str, place: Path, fix: str) -> None:
+    message, _, advice = error.removeprefix("error: ").partition("\n  fix: ")
+    assert problem in message
+    assert str(place) in message
     assert fix in advice
     assert error.count("\n") == 2
 
 
 def nothing_is_lost(preparation: Preparation, clean: Unbroken) -> None:
-    """What is there is complete, and listed."""
+    """Check that the files are complete shards, which the manifest lists."""
     committed = preparation.committed()
-    found = contents(preparation.out)
-    assert found.keys() - {"manifest.json", ".lock"} == committed.keys()
-    assert all(found[name] == clean.contents[name] for name in committed)
+    files = contents(preparation.out)
+    assert files.keys() - {"manifest.json", ".lock"} == committed.keys()
+    assert all(files[name] == clean.contents[name] for name in committed)
 
 
-def test_a_full_disk_keeps_what_is_written_and_continues_when_there_is_room(
+def test_run_on_a_full_disk_keeps_its_shards_and_continues_when_there_is_space(
     clean: Unbroken, disk: Disk
 ) -> None:
     preparation = clean.again(disk.place)
     ended = preparation.run(workers=2, fault=disk.fault)
     assert ended.code == ExitCode.EXHAUSTED
-    is_told(ended.error, "the disk is full", preparation.out, "free space")
+    assert_reported(ended.error, "the disk is full", preparation.out, "free space")
     assert preparation.committed()
     nothing_is_lost(preparation, clean)
     disk.make_room()
     clean.is_reached_by(preparation)
 
 
-def test_a_disk_that_stays_full_loses_nothing_more(clean: Unbroken, disk: Disk) -> None:
-    """The second try has no room even for the manifest's next version."""
+def test_second_run_on_a_full_disk_loses_nothing(clean: Unbroken, disk: Disk) -> None:
+    """The second run has no space even for the manifest's next version."""
     preparation = clean.again(disk.place)
     assert preparation.run(fault=disk.fault).code == ExitCode.EXHAUSTED
     committed = preparation.committed()
@@ -114,7 +114,7 @@ def test_a_disk_that_stays_full_loses_nothing_more(clean: Unbroken, disk: Disk) 
     clean.is_reached_by(preparation)
 
 
-def test_permission_that_is_lost_is_told_and_continues_when_it_is_back(
+def test_lost_permission_is_reported_and_the_run_continues_when_it_is_back(
     clean: Unbroken, disk: Disk
 ) -> None:
     disk.make_room()
@@ -124,10 +124,10 @@ def test_permission_that_is_lost_is_told_and_continues_when_it_is_back(
         process.send_signal(signal.SIGCONT)
         ended = preparation.end(process)
     assert ended.code == ExitCode.USER
-    is_told(ended.error, disk.forbidden, preparation.out, "DATA_DIR")
+    assert_reported(ended.error, disk.forbidden, preparation.out, "DATA_DIR")
     again = preparation.run()
     assert again.code == ExitCode.USER
-    is_told(again.error, disk.forbidden, preparation.out, "DATA_DIR")
+    assert_reported(again.error, disk.forbidden, preparation.out, "DATA_DIR")
     assert preparation.committed()
     nothing_is_lost(preparation, clean)
     disk.allow(preparation.out)
@@ -141,13 +141,13 @@ def test_permission_that_is_lost_is_told_and_continues_when_it_is_back(
         ("rename", "manifest.json", errno.ENOSPC),
     ),
 )
-def test_no_room_from_a_point_on(
+def test_disk_that_is_full_from_a_point_on(
     clean: Unbroken, tmp_path: Path, kind: str, what: str, error: int
 ) -> None:
-    """`make soak` does it at all points."""
+    """`make soak` tests all points."""
     preparation = clean.again(tmp_path)
     ended = preparation.run(fault=Fault(number(clean, kind, what), fails=error))
     assert ended.code == ExitCode.EXHAUSTED
-    is_told(ended.error, "the disk is full", preparation.out, "free space")
+    assert_reported(ended.error, "the disk is full", preparation.out, "free space")
     assert not list(preparation.out.glob("*.partial"))
     clean.is_reached_by(preparation)

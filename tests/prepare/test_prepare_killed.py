@@ -1,4 +1,4 @@
-"""Real processes that are killed while they prepare: the next ones end as if nothing had been."""
+"""Real processes that are killed while they prepare; the next one completes the same dataset."""
 
 import shutil
 import signal
@@ -25,7 +25,7 @@ KINDS = (
     ("fsync", "folder"),
     *((call, what) for what in ("manifest.json", "shard") for call in CALLS),
 )
-# Before a file is made, or when it has its name, a kill finds what one at these calls finds.
+# A kill before a file is created, or after it has its name, finds the same as one at these calls.
 ONCE = [kind for kind in KINDS[2:] if kind[0] not in ("create", "unlink")]
 
 
@@ -48,15 +48,15 @@ def killed(preparation: Preparation, at: int, workers: int = 1) -> None:
     assert preparation.run(workers, Fault(at, signal.SIGKILL)).code == -signal.SIGKILL
 
 
-def test_every_byte_and_every_name_is_a_point(rows: Unbroken) -> None:
-    """Otherwise there are moments at which these tests kill nothing."""
+def test_every_write_and_every_rename_is_a_point(rows: Unbroken) -> None:
+    """Otherwise these tests would miss moments."""
     assert {(point.kind, point.what) for point in rows.points} == set(KINDS)
     written = Counter[str]()
     for point in rows.points:
         if point.kind == "write" and point.what == "shard":
             written[point.file.removesuffix(".partial")] += point.bytes
     sizes = {name: size for name, (size, _) in rows.contents.items() if name.endswith(".bin")}
-    # Only at its end it is known how long the last one is: its header is written twice.
+    # The size of the last one is known only at its end: its header is written twice.
     last = max(name for name in sizes if "val" not in name)
     assert written - Counter({last: 1024}) == sizes
     assert sizes.keys() == {
@@ -90,7 +90,7 @@ def test_killed_again_while_continuing_with_other_workers_equals_unbroken(
     rows.is_reached_by(preparation, workers=2)
 
 
-def test_what_is_tokenized_is_not_read_again(source: Path, rows: Unbroken, tmp_path: Path) -> None:
+def test_tokenized_text_is_not_read_again(source: Path, rows: Unbroken, tmp_path: Path) -> None:
     """The first file's rows are wiped out before the run continues."""
     clean_copy = tmp_path / "rows"
     clean_copy.mkdir()
@@ -110,7 +110,7 @@ def test_what_is_tokenized_is_not_read_again(source: Path, rows: Unbroken, tmp_p
     clean.is_reached_by(preparation)
 
 
-def test_source_that_has_moved_continues_under_the_first_name(
+def test_renamed_source_continues_with_the_first_name(
     source: Path, rows: Unbroken, tmp_path: Path
 ) -> None:
     preparation = rows.again(tmp_path)
@@ -126,7 +126,9 @@ def test_source_that_has_moved_continues_under_the_first_name(
     assert contents(preparation.out) == rows.contents
 
 
-def test_folder_that_cannot_be_read_is_told(source: Path, rows: Unbroken, tmp_path: Path) -> None:
+def test_folder_that_cannot_be_read_is_reported(
+    source: Path, rows: Unbroken, tmp_path: Path
+) -> None:
     shutil.copytree(source, tmp_path / "text")
     (tmp_path / "text" / "closed").mkdir(mode=0)
     settings = {**rows.settings, "PREPARE_DATASET": str(tmp_path / "text")}

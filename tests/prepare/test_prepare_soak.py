@@ -97,13 +97,13 @@ def test_killed_at_random_moments_equals_unbroken(
     begun = time.monotonic()
     clean = unbroken(new_place(tmp_path), settings)
     span = time.monotonic() - begun
-    chosen = random.Random(kills)
+    draw = random.Random(kills)
     phases = Counter[str]()
     preparation, completed = clean.again(new_place(tmp_path)), 0
     while phases.total() < kills:
-        process = preparation.start(chosen.choice(WORKERS))
+        process = preparation.start(draw.choice(WORKERS))
         try:
-            process.communicate(timeout=chosen.uniform(0, span))
+            process.communicate(timeout=draw.uniform(0, span))
         except subprocess.TimeoutExpired:
             process.kill()
         ended = preparation.end(process)
@@ -117,8 +117,8 @@ def test_killed_at_random_moments_equals_unbroken(
         clean.is_reached_by(preparation)
         preparation, completed = clean.again(new_place(tmp_path)), completed + 1
     clean.is_reached_by(preparation)
-    told = ", ".join(f"{count} {name}" for name, count in phases.most_common())
-    say(f"{kills} kills in {time.monotonic() - begun:.0f} s, {completed + 1} folders: {told}")
+    summary = ", ".join(f"{count} {name}" for name, count in phases.most_common())
+    say(f"{kills} kills in {time.monotonic() - begun:.0f} s, {completed + 1} folders: {summary}")
 
 
 def phase(preparation: Preparation) -> str:

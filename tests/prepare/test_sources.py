@@ -65,9 +65,7 @@ def test_json_lines_are_documents_in_order(tmp_path: Path, compression: str) -> 
 
 
 @pytest.mark.parametrize("compression", COMPRESS)
-def test_compressed_parts_one_after_the_other_are_one_file(
-    tmp_path: Path, compression: str
-) -> None:
+def test_concatenated_compressed_files_are_one_file(tmp_path: Path, compression: str) -> None:
     path = tmp_path / f"a.txt{compression}"
     path.write_bytes(COMPRESS[compression](b"one ") + COMPRESS[compression](b"two"))
     assert texts_of(path) == ["one two"]
@@ -79,7 +77,7 @@ def test_parquet_rows_are_documents_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ("a.jsonl", "a.parquet"))
-def test_text_comes_from_the_column_that_is_set(tmp_path: Path, name: str) -> None:
+def test_text_comes_from_the_chosen_column(tmp_path: Path, name: str) -> None:
     if name.endswith("l"):
         write_json_lines(tmp_path / name, {"text": "no", "body": "yes"})
     else:
@@ -87,7 +85,7 @@ def test_text_comes_from_the_column_that_is_set(tmp_path: Path, name: str) -> No
     assert texts_of(tmp_path / name, text_column="body") == ["yes"]
 
 
-def test_folder_holds_its_files_of_every_kind_and_depth(tmp_path: Path) -> None:
+def test_files_of_every_kind_are_found_at_every_depth(tmp_path: Path) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "deep" / "er" / "a.txt").write_text("txt")
     (tmp_path / "deep" / "b.md.gz").write_bytes(gzip.compress(b"md"))
@@ -96,7 +94,7 @@ def test_folder_holds_its_files_of_every_kind_and_depth(tmp_path: Path) -> None:
     assert sorted(texts_of(tmp_path)) == ["json", "md", "parquet", "txt"]
 
 
-def test_folder_leaves_out_hidden_and_other_files(tmp_path: Path) -> None:
+def test_hidden_and_other_files_are_not_read(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
     for name in (".git/a.txt", ".hidden.txt", "a.pdf", "b.bin", "c.gz", "d", "e.parquet.gz"):
         (tmp_path / name).write_text("no")
@@ -105,7 +103,7 @@ def test_folder_leaves_out_hidden_and_other_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "found"),
+    ("pattern", "texts"),
     (
         ("*.txt", ["top"]),
         ("books/*/*.txt", ["one", "two"]),
@@ -114,11 +112,11 @@ def test_folder_leaves_out_hidden_and_other_files(tmp_path: Path) -> None:
         ("books/one", ["one"]),
     ),
 )
-def test_glob_and_folder_find_files(tmp_path: Path, pattern: str, found: list[str]) -> None:
+def test_glob_and_folder_find_files(tmp_path: Path, pattern: str, texts: list[str]) -> None:
     for name, text in {"a.txt": "top", "books/one/a.txt": "one", "books/2/b.txt": "two"}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert sorted(texts_of(tmp_path / pattern)) == found
+    assert sorted(texts_of(tmp_path / pattern)) == texts
 
 
 def test_relative_and_home_paths_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +127,7 @@ def test_relative_and_home_paths_are_found(tmp_path: Path, monkeypatch: pytest.M
         assert texts_of(dataset) == ["here"]
 
 
-def test_file_whose_name_is_a_pattern_is_itself(tmp_path: Path) -> None:
+def test_existing_file_with_a_name_like_a_pattern_is_read(tmp_path: Path) -> None:
     (tmp_path / "[a].txt").write_text("brackets")
     (tmp_path / "a.txt").write_text("no")
     assert texts_of(tmp_path / "[a].txt") == ["brackets"]
@@ -177,7 +175,7 @@ def test_bytes_that_are_not_utf8_are_replaced_and_counted(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ("a.jsonl", "a.parquet", "folder"))
-def test_empty_and_missing_text_is_left_out_and_counted(tmp_path: Path, name: str) -> None:
+def test_rows_with_empty_or_missing_text_are_counted(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if name.endswith(".jsonl"):
         write_json_lines(path, {"text": ""}, {"text": "one"}, {"text": None}, {"other": 1})
@@ -210,7 +208,9 @@ def test_json_that_is_no_object_is_refused_with_file_and_line(tmp_path: Path, ro
 
 
 @pytest.mark.parametrize("name", ("a.jsonl", "a.parquet"))
-def test_wrong_column_is_refused_with_those_there_are(tmp_path: Path, name: str) -> None:
+def test_wrong_column_is_refused_and_the_existing_ones_are_listed(
+    tmp_path: Path, name: str
+) -> None:
     if name.endswith("l"):
         write_json_lines(tmp_path / name, {"id": 1, "body": "x"})
     else:
@@ -248,7 +248,7 @@ def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
         texts_of(path)
 
 
-def test_a_parquet_with_another_byte_anywhere_has_texts_or_is_refused(tmp_path: Path) -> None:
+def test_parquet_with_a_changed_byte_is_read_or_refused(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", ["text"])
     whole = path.read_bytes()
     refusals = set()
@@ -266,7 +266,9 @@ def test_a_parquet_with_another_byte_anywhere_has_texts_or_is_refused(tmp_path: 
 
 
 @pytest.mark.parametrize("name", ("a.pdf", "a.bin", "README", "a.gz", "a.parquet.gz", "a.zip"))
-def test_file_of_another_kind_is_refused_with_those_that_fit(tmp_path: Path, name: str) -> None:
+def test_file_of_another_kind_is_refused_and_the_known_kinds_are_listed(
+    tmp_path: Path, name: str
+) -> None:
     (tmp_path / name).write_text("text")
     with pytest.raises(UserError, match=rf"no text in .*{name}") as raised:
         open_documents(TextSource(str(tmp_path / name)))
@@ -283,7 +285,7 @@ def test_folder_without_text_is_refused(tmp_path: Path) -> None:
     "missing",
     ("{folder}/gone", "{folder}/gone.txt", "{folder}/*.txt", "gone.jsonl", "./gone", "~/go"),
 )
-def test_missing_place_is_refused(
+def test_missing_path_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -309,7 +311,7 @@ def test_missing_place_is_refused(
         ("tests", False),
     ),
 )
-def test_hub_id_is_told_from_a_place_here(
+def test_hub_id_is_distinguished_from_a_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, is_one: bool
 ) -> None:
     (tmp_path / "tests").mkdir()
@@ -317,7 +319,7 @@ def test_hub_id_is_told_from_a_place_here(
     assert is_hub_id(dataset) is is_one
 
 
-def test_stdlib_is_the_libraries_own_source() -> None:
+def test_stdlib_is_the_source_of_pythons_library() -> None:
     os_source = Path(os.__file__).read_text("utf-8")
     root = Path(sysconfig.get_paths()["stdlib"])
     texts = set(texts_of("stdlib"))
@@ -329,7 +331,7 @@ def test_stdlib_is_the_libraries_own_source() -> None:
         assert test.read_text("utf-8") not in texts
 
 
-def test_source_changes_with_the_files_and_not_with_the_place(tmp_path: Path) -> None:
+def test_source_changes_with_the_files_and_not_with_the_path(tmp_path: Path) -> None:
     def source(folder: str, content: str) -> object:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.txt").write_text(content)
@@ -368,7 +370,7 @@ def test_long_rows_of_parquet_make_short_batches(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ("gone.jsonl", "gone.txt", "gone.parquet"))
-def test_file_that_is_gone_is_named(tmp_path: Path, name: str) -> None:
+def test_deleted_file_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("one")
     documents = open_documents(TextSource(str(tmp_path)))
     (tmp_path / name).unlink()
@@ -376,7 +378,7 @@ def test_file_that_is_gone_is_named(tmp_path: Path, name: str) -> None:
         read(documents)
 
 
-def test_names_that_look_like_places_elsewhere_are_names(
+def test_file_names_that_look_like_urls_are_file_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "~").mkdir()
@@ -387,7 +389,7 @@ def test_names_that_look_like_places_elsewhere_are_names(
 
 
 @pytest.mark.parametrize("name", ("a.jsonl", "a.jsonl.gz", "a.parquet"))
-def test_reading_from_any_position_gives_the_rest(tmp_path: Path, name: str) -> None:
+def test_reading_from_any_position_gives_the_remaining_rows(tmp_path: Path, name: str) -> None:
     texts = [None if number % 5 == 3 else f"text {number}" for number in range(23)]
     for file in ("1", "2"):
         (tmp_path / file).mkdir()
