@@ -12,7 +12,7 @@ from typing import Any
 
 from app.cli.parser import Parser
 from app.containers import program
-from app.errors import ExitCode, ExitWithCode
+from app.errors import ExitCode, ExitWithCode, UserError
 from app.settings.sources import load_settings, suggestion
 
 
@@ -36,6 +36,11 @@ class Command:
 
 
 _MODEL_FLAGS = ("train.run_name", "train.device", "general")
+_JSON_HELP = "print one JSON object instead of a table"
+_JSON = {"action": "store_true", "dest": "as_json", "help": _JSON_HELP}
+_PATH = {"metavar": "PATH", "help": "as it is, or below DATA_DIR"}
+_RUNS_HELP = "below DATA_DIR/runs; by default TRAIN_RUN_NAME"
+_RUNS = {"metavar": "RUN", "nargs": "*", "help": _RUNS_HELP}
 _VERIFY = {"action": "store_true", "help": "compare every hash as well"}
 
 COMMANDS = {
@@ -68,36 +73,20 @@ COMMANDS = {
         "app.tools.inspect:inspect",
         "Describe and verify a shard, a dataset folder, a checkpoint or a run.",
         ("general",),
-        {
-            "path": {"metavar": "PATH", "help": "as it is, or below DATA_DIR"},
-            "--verify": _VERIFY,
-        },
+        {"path": _PATH, "--verify": _VERIFY},
         usage="PATH ",
     ),
     "doctor": Command(
         "app.tools.doctor.doctor:doctor",
         "Check the machine and estimate the run before it costs money.",
         ("train", "model", "general"),
-        {
-            "--verify": _VERIFY,
-            "--json": {
-                "action": "store_true",
-                "dest": "as_json",
-                "help": "print one JSON object instead of a table",
-            },
-        },
+        {"--verify": _VERIFY, "--json": _JSON},
     ),
     "report": Command(
         "app.tools.report.report:report",
         "Make a page and pictures of how one or several runs have learned.",
         ("train.run_name", "general"),
-        {
-            "runs": {
-                "metavar": "RUN",
-                "nargs": "*",
-                "help": "below DATA_DIR/runs; by default TRAIN_RUN_NAME",
-            }
-        },
+        {"runs": _RUNS},
         usage="[RUN ...] ",
     ),
     "export": Command(
@@ -107,9 +96,17 @@ COMMANDS = {
     ),
 }
 
-_EPILOG = """\
+_HELP = """\
+usage: {program} COMMAND [--SETTING VALUE ...]
+
+From raw web text to a trained GPT-2.
+
+commands:
+{commands}
+
 Every setting is a flag, an environment variable, a line of .env or of a recipe;
-the first of these that sets it wins. .env.example lists all settings.
+the first of these that sets it wins. .env.example lists all settings, and
+`{program} COMMAND --help` those of a command.
 
 The order of work:
   RECIPE=demo {program} doctor      what is missing, how long it takes
@@ -121,40 +118,28 @@ The order of work:
 
 
 def run_command(words: Sequence[str]) -> None:
-    """Run the command that the words name.
+    """Run the command that the words name, or print the help.
 
     Raises:
         AppError: the words or a setting are wrong, or the command failed.
-        ExitWithCode: there are no words, so the help is printed.
-        SystemExit: the words ask for the help.
+        SystemExit: the words ask for a command's help.
     """
-    parser = _build_parser()
-    if not words:
-        parser.print_help(sys.stderr)
+    if not words or words[0] in ("-h", "--help"):
+        lines = (f"    {name:<11} {command.description}" for name, command in COMMANDS.items())
+        text = _HELP.format(program=program(), commands="\n".join(lines))
+        print(text, end="", file=sys.stdout if words else sys.stderr)
+        if words:
+            return
         raise ExitWithCode(ExitCode.USER)
-    if words[0] not in (*COMMANDS, "-h", "--help"):
-        parser.error(f"{words[0]!r} is not a command{suggestion(words[0], COMMANDS)}")
-    flags, options = parser.parse(words)
-    name = options.pop("command")
-    settings = load_settings(flags, name)
-    resolve_name(COMMANDS[name].function)(settings, **options)
-
-
-def _build_parser() -> Parser:
-    parser = Parser(
-        prog=program(),
-        description="From raw web text to a trained GPT-2.",
-        epilog=_EPILOG.format(program=program()),
-    )
-    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        subparser = subparsers.add_parser(
-            name,
-            help=command.description,
-            description=command.description,
-            usage=f"{program()} {name} {command.usage}[--SETTING VALUE ...]",
-        )
-        for argument, options in command.arguments.items():
-            subparser.add_argument(argument, **options)
-        subparser.add_settings(command.flags)
-    return parser
+    name, *arguments = words
+    if name not in COMMANDS:
+        problem = f"{name!r} is not a command{suggestion(name, COMMANDS)}"
+        raise UserError(problem, f"see `{program()} --help`")
+    command, prog = COMMANDS[name], f"{program()} {name}"
+    usage = f"{prog} {command.usage}[--SETTING VALUE ...]"
+    parser = Parser(prog=prog, usage=usage, description=command.description)
+    for argument, details in command.arguments.items():
+        parser.add_argument(argument, **details)
+    parser.add_settings(command.flags)
+    flags, options = parser.parse(arguments)
+    resolve_name(command.function)(load_settings(flags, name), **options)

@@ -58,20 +58,15 @@ class Parser(argparse.ArgumentParser):
             flag.replace("_", "-") + equals + value if re.fullmatch(r"--\w+", flag) else word
             for word, (flag, equals, value) in zip(words, parts, strict=True)
         ]
-        parsed = vars(self.parse_args(words))
-        flags = {name: text for name, text in parsed.items() if name in VARIABLES}
-        options = {name: value for name, value in parsed.items() if name not in VARIABLES}
-        return {name: text for name, text in flags.items() if text is not None}, options
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Refuse unknown arguments. For a command, argparse calls this of the command's parser."""
-        parsed, unknown = super().parse_known_args(args, namespace)
+        parsed, unknown = self.parse_known_args(words)
         # The word after an unknown flag may be a secret.
-        flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
-        faults = [f"{word}{self._hint(word)}" for word in flags or unknown]
+        unknown_flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+        faults = [f"{word}{self._hint(word)}" for word in unknown_flags or unknown]
         if faults:
             self.error(f"unknown argument: {', '.join(faults)}")
-        return parsed, []
+        options = vars(parsed)
+        texts = {name: options.pop(name) for name in VARIABLES if name in options}
+        return {name: text for name, text in texts.items() if text is not None}, options
 
     def _hint(self, word: str) -> str:
         same = [name for name in VARIABLES if word in (name, flag_name(name))]

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, NoReturn
 
 from app.errors import AppError, ExitCode, ExitWithCode, Stopped
@@ -23,14 +24,8 @@ def main() -> NoReturn:
 
 def run(words: Sequence[str]) -> int:
     """Run the command that the words name and return its exit code."""
-
-    def command() -> None:
-        # Imported here, so that Ctrl-C is handled while the imports are running, too.
-        from app.cli.commands import run_command
-
-        run_command(words)
-
-    return exit_code_of(command)
+    # Imported late, so that Ctrl-C during the imports is handled, too.
+    return exit_code_of(lambda: resolve_name("app.cli.commands:run_command")(words))
 
 
 def exit_code_of(command: Callable[[], object]) -> int:

@@ -10,12 +10,7 @@ from typing import Any, cast
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from app.settings.prepare import PrepareSettings
-from app.settings.tools import (
-    EvaluateSettings,
-    ExportSettings,
-    PlaygroundSettings,
-    SampleSettings,
-)
+from app.settings.tools import EvaluateSettings, ExportSettings, PlaygroundSettings, SampleSettings
 from app.settings.train import ModelSettings, TrainSettings
 from app.settings.types import Group, Location
 
@@ -53,39 +48,30 @@ class Settings(BaseModel):
 
     def conflicts(self) -> dict[tuple[str, str], str]:
         """Map two variables whose values do not go together to the reason and the remedy."""
-        tokens, length = self.train.tokens_per_step, self.model.context_length
-        width, heads = self.model.embd_size, self.model.num_heads
-        warmup = self.train.warmup_steps
-        conflicts = {}
-        if width % heads:
-            conflicts["MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"] = _not_a_multiple(width, heads)
-        if warmup != "auto" and 0 < self.train.max_steps <= warmup:
-            conflicts["TRAIN_WARMUP_STEPS", "TRAIN_MAX_STEPS"] = (
-                "the warm-up must be shorter than the run"
-            )
-        if self.sample.prompt and self.sample.prompt_file:
-            conflicts["SAMPLE_PROMPT", "SAMPLE_PROMPT_FILE"] = (
-                "only one of them can be the prompt; the flag --prompt= clears a recipe's"
-            )
-        if tokens % length:
-            names = "TRAIN_TOKENS_PER_STEP", "MODEL_CONTEXT_LENGTH"
-            conflicts[names] = _not_a_multiple(tokens, length)
-        if self.train.precision == "fp8":
-            conflicts |= self._fp8_conflicts()
-        if self.evaluate.tokens == "published" and self.evaluate.split != "val":
-            conflicts["EVALUATE_TOKENS", "EVALUATE_SPLIT"] = (
-                "published results are on held-out text"
-            )
-        return conflicts
-
-    def _fp8_conflicts(self) -> dict[tuple[str, str], str]:
-        conflicts = {
-            ("TRAIN_PRECISION", f"MODEL_{name.upper()}"): _not_a_multiple(side, _FP8_MULTIPLE)
-            for name, side in self.model.model_dump(include={"context_length", "embd_size"}).items()
-            if side % _FP8_MULTIPLE
+        train, width, length = self.train, self.model.embd_size, self.model.context_length
+        multiples = {
+            ("MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"): (width, self.model.num_heads),
+            ("TRAIN_TOKENS_PER_STEP", "MODEL_CONTEXT_LENGTH"): (train.tokens_per_step, length),
         }
-        if not self.train.compile:
+        if train.precision == "fp8":
+            multiples["TRAIN_PRECISION", "MODEL_CONTEXT_LENGTH"] = (length, _FP8_MULTIPLE)
+            multiples["TRAIN_PRECISION", "MODEL_EMBD_SIZE"] = (width, _FP8_MULTIPLE)
+        conflicts = {
+            names: _not_a_multiple(number, divisor)
+            for names, (number, divisor) in multiples.items()
+            if number % divisor
+        }
+        if train.precision == "fp8" and not train.compile:
             conflicts["TRAIN_PRECISION", "TRAIN_COMPILE"] = "fp8 needs compiled code"
+        if train.warmup_steps != "auto" and 0 < train.max_steps <= train.warmup_steps:
+            reason = "the warm-up must be shorter than the run"
+            conflicts["TRAIN_WARMUP_STEPS", "TRAIN_MAX_STEPS"] = reason
+        if self.sample.prompt and self.sample.prompt_file:
+            reason = "only one of them can be the prompt; the flag --prompt= clears a recipe's"
+            conflicts["SAMPLE_PROMPT", "SAMPLE_PROMPT_FILE"] = reason
+        if self.evaluate.tokens == "published" and self.evaluate.split != "val":
+            reason = "published results are on held-out text"
+            conflicts["EVALUATE_TOKENS", "EVALUATE_SPLIT"] = reason
         return conflicts
 
     @property
@@ -114,9 +100,7 @@ class Settings(BaseModel):
         return self.model_dump(mode="json", exclude={"general": {"hf_token"}})
 
 
-GROUPS: dict[str, type[Group]] = {
-    name: cast(type[Group], field.annotation) for name, field in Settings.model_fields.items()
-}
+GROUPS = {name: cast(type[Group], it.annotation) for name, it in Settings.model_fields.items()}
 VARIABLES = {variable: group for group in GROUPS.values() for variable in group.variables()}
 
 

@@ -65,13 +65,12 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
             if not reasons.keys() & {one, other}
         ]
     if faults:
-        several = len(faults) > 1
-        problem = "".join([f"{len(faults)} settings are wrong:", *(f"\n  {it}" for it in faults)])
-        raise UserError(
-            problem if several else faults[0],
-            f"correct {'them' if several else 'it'}; "
-            f"`{program()} {command} --help` and .env.example explain every setting",
-        )
+        lines = "".join(f"\n  {fault}" for fault in faults)
+        problem, it = (f"{len(faults)} settings are wrong:{lines}", "them")
+        if len(faults) == 1:
+            problem, it = faults[0], "it"
+        fix = f"`{program()} {command} --help` and .env.example explain every setting"
+        raise UserError(problem, f"correct {it}; {fix}")
     return settings
 
 

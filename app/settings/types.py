@@ -1,12 +1,13 @@
 """The types of settings: how texts become values, and what all groups of settings share."""
 
+import math
 import re
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _NOT_A_COUNT = "must be a whole number, such as 500, 20M, 1.5B or 1e7"
@@ -28,7 +29,7 @@ def parse_count(value: object) -> object:
     return int(number)
 
 
-def count_or(*words: str, at_least: int = 1, at_most: int | None = None) -> BeforeValidator:
+def count_or(*words: str, at_least: int = 1, at_most: float = math.inf) -> BeforeValidator:
     """Accept a count within bounds, or one of the words."""
     or_words = f", or {' or '.join(words)}"
 
@@ -42,8 +43,8 @@ def count_or(*words: str, at_least: int = 1, at_most: int | None = None) -> Befo
             raise ValueError(f"{error}{or_words}") from None
         if isinstance(count, int) and count < at_least:
             raise ValueError(f"must be at least {at_least}{or_words}")
-        if isinstance(count, int) and at_most is not None and count > at_most:
-            raise ValueError(f"must be at most {at_most}{or_words}")
+        if isinstance(count, int) and count > at_most:
+            raise ValueError(f"must be at most {at_most:g}{or_words}")
         return count
 
     return BeforeValidator(parse)
@@ -93,12 +94,8 @@ class Group(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        *_others: PydanticBaseSettingsSource,
-        **_named: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        cls, settings_cls: Any, init_settings: Any, *_others: Any, **_named: Any
+    ) -> tuple[Any, ...]:
         """Leave all sources to app.settings.sources, which names each one in its errors."""
         return (init_settings,)
 
@@ -116,10 +113,7 @@ class Group(BaseSettings):
     def default_text(cls, field: str) -> str:
         """Return a field's default as the text of its variable; empty without a default."""
         default = cls.model_fields[field].default
-        if default is None:
-            return ""
-        if isinstance(default, bool):
-            return str(default).lower()
         if isinstance(default, tuple):
             return ",".join(map(str, default))
-        return str(default)
+        text = str(default)
+        return "" if default is None else text.lower() if isinstance(default, bool) else text

@@ -198,10 +198,10 @@ def test_contradictions_are_reported_beside_other_faults_but_not_with_a_wrong_va
     assert faults(MODEL_NUM_HEADS="many", TRAIN_TOKENS_PER_STEP="5", TRAIN_MAX_STEPS="3") == [
         "MODEL_NUM_HEADS=many (flag --num-heads): "
         "must be a whole number, such as 500, 20M, 1.5B or 1e7",
-        "TRAIN_WARMUP_STEPS=3 (.env, line 1) and TRAIN_MAX_STEPS=3 (flag --max-steps): "
-        "the warm-up must be shorter than the run",
         "TRAIN_TOKENS_PER_STEP=5 (flag --tokens-per-step) and MODEL_CONTEXT_LENGTH=1024 (default): "
         "5 is not a multiple of 1024; 1024 is",
+        "TRAIN_WARMUP_STEPS=3 (.env, line 1) and TRAIN_MAX_STEPS=3 (flag --max-steps): "
+        "the warm-up must be shorter than the run",
     ]
 
 
