@@ -91,7 +91,7 @@ COMMANDS = {
     ),
     "export": Command(
         "app.tools.export.export:export",
-        "Write a trained model as a folder that transformers and other tools load.",
+        "Write a trained model as a folder that transformers loads.",
         ("export", "train.run_name", "train.dataset_dir", "general"),
     ),
 }
@@ -142,4 +142,5 @@ def run_command(words: Sequence[str]) -> None:
         parser.add_argument(argument, **details)
     parser.add_settings(command.flags)
     flags, options = parser.parse(arguments)
-    resolve_name(command.function)(load_settings(flags, name), **options)
+    settings = load_settings(flags, name)
+    resolve_name(command.function)(settings, **options)
