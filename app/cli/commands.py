@@ -71,7 +71,7 @@ COMMANDS = {
     ),
     "inspect": Command(
         "app.tools.inspect:inspect",
-        "Describe and verify a shard, a dataset folder, a checkpoint or a run.",
+        "Describe and verify a shard, a dataset, a checkpoint or a run.",
         ("general",),
         {"path": _PATH, "--verify": _VERIFY},
         usage="PATH ",
