@@ -84,7 +84,7 @@ COMMANDS = {
     ),
     "report": Command(
         "app.tools.report.report:report",
-        "Make a page and pictures of how one or several runs have learned.",
+        "Make a page and pictures of how one or more runs learned.",
         ("train.run_name", "general"),
         {"runs": _RUNS},
         usage="[RUN ...] ",
