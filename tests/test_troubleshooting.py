@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md quotes what the program says, word for word."""
+"""docs/troubleshooting.md quotes the program's messages word for word."""
 
 import ast
 import functools
@@ -17,12 +17,12 @@ BLOCKS = re.findall(r"^```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 RUN = [block for block in BLOCKS if block.startswith("$ ")]
 QUOTED = [block for block in BLOCKS if block not in RUN and not block.startswith("docker ")]
 SEPARATOR = "\n  fix: "
-# What has fewer letters of its own could stand for anything.
+# A pattern with fewer letters would match almost anything.
 LEAST_LETTERS = 6
 
 
 def pattern(node: ast.expr) -> str:
-    """A regular expression of the texts that an expression gives: what varies may be anything."""
+    """Return a regular expression of the texts that an expression can have."""
     match node:
         case ast.Constant(value=str(text)):
             return re.escape(text)
@@ -48,39 +48,39 @@ def expressions() -> Iterator[ast.AST]:
 
 @functools.cache
 def messages() -> list[re.Pattern[str]]:
-    """Of every error that the program raises: the problem and the fix."""
-    found = []
+    """Return the patterns of all errors: the problem and the fix."""
+    patterns = []
     for node in expressions():
         match node:
             case ast.Call(args=[problem, fix]):
                 text = pattern(problem)
                 if own_letters(text) + own_letters(pattern(fix)) > 2 * LEAST_LETTERS:
-                    found.append(re.compile(text + re.escape(SEPARATOR) + pattern(fix)))
-    return found
+                    patterns.append(re.compile(text + re.escape(SEPARATOR) + pattern(fix)))
+    return patterns
 
 
 @functools.cache
 def lines() -> list[re.Pattern[str]]:
-    """Of everything else that the program may print."""
-    found = []
+    """Return the patterns of all other texts that the program may print."""
+    patterns = []
     for node in expressions():
         if isinstance(node, ast.JoinedStr | ast.BinOp | ast.Constant | ast.IfExp):
             text = pattern(node).removesuffix(re.escape("\n"))
             if own_letters(text) > LEAST_LETTERS:
-                found.append(re.compile(text))
-    return found
+                patterns.append(re.compile(text))
+    return patterns
 
 
 @pytest.mark.parametrize("block", QUOTED, ids=lambda block: block[:40])
-def test_a_quoted_message_is_the_programs(block: str) -> None:
+def test_quoted_message_is_one_of_the_program(block: str) -> None:
     text = block.rstrip("\n")
     known = messages() if text.startswith("error: ") else lines()
-    said = text.removeprefix("error: ")
-    assert any(one.fullmatch(said) for one in known)
+    message = text.removeprefix("error: ")
+    assert any(one.fullmatch(message) for one in known)
 
 
 @pytest.mark.parametrize("block", RUN, ids=lambda block: block[:40])
-def test_a_command_says_what_the_page_says(
+def test_quoted_command_fails_as_quoted(
     block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settle(tmp_path, monkeypatch)
@@ -90,18 +90,18 @@ def test_a_command_says_what_the_page_says(
     assert shlex.split(typed)
 
 
-def test_another_word_is_noticed() -> None:
-    """The patterns are no wider than the messages."""
+def test_changed_message_is_noticed() -> None:
+    """The patterns do not match more than the messages."""
     for block in QUOTED:
         if block.startswith("error: "):
-            said = block.removeprefix("error: ").rstrip("\n")
-            for changed in (said.replace(SEPARATOR, "\n  fixed: "), f"{said} and more words"):
+            message = block.removeprefix("error: ").rstrip("\n")
+            for changed in (message.replace(SEPARATOR, "\n  fixed: "), f"{message} and more words"):
                 close = [one for one in messages() if one.fullmatch(changed)]
                 assert all(one.pattern.endswith(".*") for one in close), changed
 
 
-def test_the_page_has_every_exit_code_and_many_messages() -> None:
+def test_page_has_every_exit_code_and_many_messages() -> None:
     codes = {int(code) for code in re.findall(r"(?:^\| |, )(\d+)(?=[, ])", PAGE, re.MULTILINE)}
-    wanted = {*ExitCode} - {ExitCode.RANK_LOST, ExitCode.SIGPIPE}
-    assert {int(code) for code in wanted} <= codes
+    public = {*ExitCode} - {ExitCode.RANK_LOST, ExitCode.SIGPIPE}
+    assert {int(code) for code in public} <= codes
     assert 15 <= sum("error: " in block for block in BLOCKS) <= 30

@@ -52,7 +52,7 @@ def targets_of(rows: int, vocab_size: int) -> Tensor:
 @pytest.mark.parametrize("kind", LOGITS)
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize(("rows", "vocab_size"), ((1, 1), (3, 1), (1, 65), (5, 4096), (3, 50257)))
-def test_kernel_gives_what_float64_gives(
+def test_kernel_agrees_with_float64(
     rows: int, vocab_size: int, dtype: torch.dtype, kind: str
 ) -> None:
     from app.model.cross_entropy_kernel import softmax_gradient_
@@ -69,8 +69,8 @@ def test_kernel_gives_what_float64_gives(
     torch.testing.assert_close(losses.double(), expected, rtol=2e-6, atol=2e-6)
     # The interpreter cuts bits off where a GPU rounds.
     tolerance = 2**-7 if dtype == torch.bfloat16 else 4e-6
-    found = logits[:, :vocab_size].double()
-    torch.testing.assert_close(found, exact.grad, rtol=tolerance, atol=1e-6)
+    actual = logits[:, :vocab_size].double()
+    torch.testing.assert_close(actual, exact.grad, rtol=tolerance, atol=1e-6)
     assert not logits[:, vocab_size:].any()
 
 
@@ -84,7 +84,7 @@ def test_kernel_gives_what_float64_gives(
         ((3, 7), 65, True),
     ),
 )
-def test_loss_and_gradients_are_those_of_torchs_own(
+def test_loss_and_gradients_agree_with_torchs_cross_entropy(
     shape: tuple[int, ...], vocab_size: int, is_compiled: bool
 ) -> None:
     results = []
@@ -115,7 +115,7 @@ def test_under_autocast_logits_are_bf16_and_softmax_is_float32() -> None:
 
 
 @pytest.mark.parametrize("fp8", (False, True))
-def test_compiled_under_autocast_it_computes_the_same(fp8: bool) -> None:
+def test_compiled_code_under_autocast_agrees(fp8: bool) -> None:
     results = []
     for loss_of in (fused_output_loss, torch.compile(fused_output_loss)):
         hidden = numbers(48, 32).requires_grad_()
@@ -132,14 +132,14 @@ def test_compiled_under_autocast_it_computes_the_same(fp8: bool) -> None:
 
 
 @pytest.mark.parametrize("fp8", (False, True))
-def test_operator_keeps_torchs_rules(fp8: bool) -> None:
+def test_operator_passes_torchs_opcheck(fp8: bool) -> None:
     """Its fake implementation, its autograd formula, and both together under tracing."""
     x = numbers(16, 32).bfloat16().requires_grad_()
     weight = numbers(64, 32, seed=2).bfloat16().requires_grad_()
     torch.library.opcheck(linear_cross_entropy, (x, weight, targets_of(16, 50), 50, fp8))
 
 
-def test_logits_exist_once() -> None:
+def test_logits_are_allocated_once() -> None:
     large = 40 * 128
 
     class Allocations(TorchDispatchMode):
@@ -243,16 +243,16 @@ def test_products_in_8_bit_floats_are_close() -> None:
     a, b = numbers(32, 64).bfloat16(), numbers(64, 48, seed=1).bfloat16()
     exact = a.float() @ b.float()
     for scaled in (a, 1e-4 * a, 1e4 * a):
-        found = matmul_fp8(scaled, b).float()
-        error = (found - scaled.float() @ b.float()).norm() / (scaled.float() @ b.float()).norm()
+        actual = matmul_fp8(scaled, b).float()
+        error = (actual - scaled.float() @ b.float()).norm() / (scaled.float() @ b.float()).norm()
         assert error < 0.05
     gradient = a / a.abs().max()
-    found = matmul_fp8(gradient, b, a_is_gradient=True).float()
-    assert (found - gradient.float() @ b.float()).norm() / exact.norm() < 0.08
+    actual = matmul_fp8(gradient, b, a_is_gradient=True).float()
+    assert (actual - gradient.float() @ b.float()).norm() / exact.norm() < 0.08
     assert not matmul_fp8(torch.zeros_like(a), b).any()
 
 
-def test_fp8_loss_points_where_bf16_points() -> None:
+def test_fp8_gradient_has_the_direction_of_bf16s() -> None:
     results = []
     for fp8 in (False, True):
         hidden = numbers(64, 32).requires_grad_()

@@ -31,7 +31,7 @@ def model() -> GPT:
 @pytest.mark.parametrize("length", range(1, CONFIG.context_length + 1))
 @pytest.mark.parametrize("rows", (1, 3))
 @torch.no_grad()
-def test_a_prompt_and_then_single_tokens_score_as_all_at_once(length: int, rows: int) -> None:
+def test_cached_logits_are_those_of_one_forward_pass(length: int, rows: int) -> None:
     torch.manual_seed(rows)
     model = GPT(CONFIG)
     for parameter in model.parameters():
@@ -41,18 +41,18 @@ def test_a_prompt_and_then_single_tokens_score_as_all_at_once(length: int, rows:
     expected = model(idx)
     cache = KeyValueCache(CONFIG.num_layers, CONFIG.context_length)
     for first, end in ((0, length), *((i, i + 1) for i in range(length, CONFIG.context_length))):
-        found = model.next_logits(idx[:, first:end], cache)
-        torch.testing.assert_close(found, expected[:, end - 1], rtol=0, atol=1e-5)
+        actual = model.next_logits(idx[:, first:end], cache)
+        torch.testing.assert_close(actual, expected[:, end - 1], rtol=0, atol=1e-5)
         assert cache.length == end
 
 
 @torch.no_grad()
-def test_a_cleared_cache_has_forgotten_everything(model: GPT) -> None:
+def test_cleared_cache_is_empty(model: GPT) -> None:
     cache = KeyValueCache(CONFIG.num_layers, CONFIG.context_length)
     model.next_logits(torch.tensor([[1, 2, 3, 4]]), cache)
     cache.clear()
-    found = model.next_logits(torch.tensor([[5, 6]]), cache)
-    torch.testing.assert_close(found, model(torch.tensor([[5, 6]]))[:, -1])
+    actual = model.next_logits(torch.tensor([[5, 6]]), cache)
+    torch.testing.assert_close(actual, model(torch.tensor([[5, 6]]))[:, -1])
 
 
 @settings(deadline=None, max_examples=60)
@@ -69,13 +69,13 @@ def test_a_cleared_cache_has_forgotten_everything(model: GPT) -> None:
         }
     ),
 )
-def test_it_draws_what_recomputing_the_context_draws(
+def test_tokens_are_those_generated_without_a_cache(
     shape: GPTConfig, prompt: list[int], rows: int, max_tokens: int, drawn: dict[str, Any]
 ) -> None:
     model = far_from_uniform(shape)
-    begun = torch.tensor([prompt] * rows)
-    found = generate(model, begun, max_tokens, **drawn)
-    assert torch.equal(found, generate_without_cache(model, begun, max_tokens, **drawn))
+    prompts = torch.tensor([prompt] * rows)
+    actual = generate(model, prompts, max_tokens, **drawn)
+    assert torch.equal(actual, generate_without_cache(model, prompts, max_tokens, **drawn))
 
 
 def test_rows_with_different_prompts_do_not_mix(model: GPT) -> None:
@@ -92,7 +92,7 @@ def test_greedy_takes_the_likeliest_token_past_the_context(model: GPT) -> None:
         assert torch.equal(written[:, length], model(window)[:, -1].argmax(-1))
 
 
-def test_whoever_stops_early_has_paid_for_no_more(model: GPT) -> None:
+def test_tokens_are_computed_only_when_requested(model: GPT) -> None:
     forwards = []
     model.transformer.ln_f.register_forward_hook(lambda *_: forwards.append(1))
     stream = generate_tokens(model, PROMPT, 10**9, seed=1)
@@ -104,7 +104,7 @@ def test_whoever_stops_early_has_paid_for_no_more(model: GPT) -> None:
     assert torch.equal(torch.stack(first, dim=1), generate(model, PROMPT, 4, seed=1)[:, 3:])
 
 
-def test_only_the_new_token_is_computed_until_the_window_moves(model: GPT) -> None:
+def test_only_the_new_token_is_computed_while_all_fit_the_context(model: GPT) -> None:
     computed = []
     model.transformer.h[0].register_forward_pre_hook(
         lambda _, given: computed.append(given[0].shape[1])
@@ -113,20 +113,20 @@ def test_only_the_new_token_is_computed_until_the_window_moves(model: GPT) -> No
     assert computed == [3, *[1] * 9, 12, 12]
 
 
-def test_gradients_are_as_before_after_it_was_left_in_the_middle(model: GPT) -> None:
+def test_gradients_stay_enabled_between_tokens(model: GPT) -> None:
     stream = generate_tokens(model, PROMPT, 5)
     assert not next(stream).requires_grad
     assert torch.is_grad_enabled()
     assert model(PROMPT).requires_grad
 
 
-def test_same_seed_writes_the_same_and_another_seed_something_else(model: GPT) -> None:
+def test_text_depends_on_the_seed(model: GPT) -> None:
     first = generate(model, PROMPT, 30, seed=1, temperature=2.0)
     assert torch.equal(first, generate(model, PROMPT, 30, seed=1, temperature=2.0))
     assert not torch.equal(first, generate(model, PROMPT, 30, seed=2, temperature=2.0))
 
 
-def test_top_k_draws_only_from_the_k_likeliest(model: GPT) -> None:
+def test_top_k_samples_only_the_k_likeliest(model: GPT) -> None:
     prompt = torch.tensor([[7]])
     likely = set(model(prompt)[0, -1].topk(3).indices.tolist())
     drawn = {
@@ -136,10 +136,10 @@ def test_top_k_draws_only_from_the_k_likeliest(model: GPT) -> None:
     assert drawn == likely
 
 
-def test_draws_follow_the_models_distribution(model: GPT) -> None:
+def test_samples_follow_the_models_distribution(model: GPT) -> None:
     rows = 20_000
     prompt = torch.tensor([[7]])
     expected = (model(prompt)[0, -1] / 1.5).softmax(-1)
     drawn = generate(model, prompt.expand(rows, 1), 1, temperature=1.5)[:, -1]
-    found = drawn.bincount(minlength=CONFIG.vocab_size) / rows
-    assert (found - expected).abs().max() < 4 * (0.25 / rows) ** 0.5
+    actual = drawn.bincount(minlength=CONFIG.vocab_size) / rows
+    assert (actual - expected).abs().max() < 4 * (0.25 / rows) ** 0.5

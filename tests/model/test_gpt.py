@@ -76,11 +76,11 @@ def test_loss_and_gradients_are_the_written_out_mathematics(model: GPT) -> None:
     idx, targets = tokens(2, 9), tokens(2, 9, seed=2)
     weights = {name: value.double().requires_grad_() for name, value in model.state_dict().items()}
     logits = reference_logits(weights, idx)
-    chosen = logits.log_softmax(-1).gather(-1, targets[..., None])
-    (-chosen.mean()).backward()
+    log_probabilities = logits.log_softmax(-1).gather(-1, targets[..., None])
+    (-log_probabilities.mean()).backward()
     loss = model(idx, targets)
     loss.backward()
-    torch.testing.assert_close(loss.double(), -chosen.mean(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss.double(), -log_probabilities.mean(), rtol=1e-5, atol=1e-6)
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
         torch.testing.assert_close(
@@ -92,7 +92,7 @@ def test_fifty_steps_are_those_of_the_written_out_mathematics(model: GPT) -> Non
     weights = {name: value.double().requires_grad_() for name, value in model.state_dict().items()}
     own = torch.optim.AdamW(model.parameters(), lr=1e-3)
     written_out = torch.optim.AdamW(weights.values(), lr=1e-3)
-    found: list[float] = []
+    actual: list[float] = []
     expected: list[float] = []
     for step in range(50):
         idx, targets = tokens(2, 9, seed=step % 5), tokens(2, 9, seed=100 + step % 5)
@@ -102,12 +102,12 @@ def test_fifty_steps_are_those_of_the_written_out_mathematics(model: GPT) -> Non
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
-            (expected if optimizer is written_out else found).append(value.item())
+            (expected if optimizer is written_out else actual).append(value.item())
     assert expected[-1] < expected[0] - 0.5
-    assert found == pytest.approx(expected, abs=1e-4)
+    assert actual == pytest.approx(expected, abs=1e-4)
 
 
-def test_residual_stream_is_bf16_under_autocast_only_where_that_is_chosen() -> None:
+def test_residual_stream_is_bf16_only_under_autocast_and_if_configured() -> None:
     idx, targets = tokens(2, 16), tokens(2, 16, seed=2)
     losses = []
     for bf16_residual in (False, True):
@@ -123,7 +123,7 @@ def test_residual_stream_is_bf16_under_autocast_only_where_that_is_chosen() -> N
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-2, atol=0)
 
 
-def test_state_dict_has_the_usual_names_and_one_tied_embedding(model: GPT) -> None:
+def test_state_dict_has_gpt2s_names_and_one_tied_embedding(model: GPT) -> None:
     names = model.state_dict().keys()
     assert "lm_head.weight" not in names
     assert {name for name in names if ".h." not in name} == {
@@ -165,7 +165,7 @@ def test_initial_weights_have_the_published_spread() -> None:
             assert not parameter.any(), name
 
 
-def test_initial_loss_is_that_of_a_uniform_guess() -> None:
+def test_initial_loss_is_that_of_a_uniform_distribution() -> None:
     torch.manual_seed(0)
     loss = GPT(CONFIG)(tokens(8, 16), tokens(8, 16, seed=2))
     assert loss.item() == pytest.approx(math.log(CONFIG.vocab_size), abs=0.1)
@@ -179,7 +179,7 @@ def test_bf16_autocast_returns_a_float32_loss_close_to_float32(model: GPT) -> No
     torch.testing.assert_close(loss, model(idx, targets), rtol=2e-2, atol=0)
 
 
-def test_cross_entropy_is_torchs_own(model: GPT) -> None:
+def test_default_loss_is_torchs_cross_entropy(model: GPT) -> None:
     idx, targets = tokens(2, 16), tokens(2, 16, seed=2)
     logits = model(idx)
     assert logits.shape == (2, 16, CONFIG.vocab_size)

@@ -53,9 +53,9 @@ def away_from_zero(config: GPTConfig) -> GPT:
 def test_logits_are_the_same(shape: GPTConfig, tmp_path: Path) -> None:
     model = away_from_zero(shape)
     tokens = real_text(shape.context_length)
-    found, expected = converted(model, tmp_path)(tokens).logits, model(tokens)
+    actual, expected = converted(model, tmp_path)(tokens).logits, model(tokens)
     assert expected.std() > 0.1
-    assert (found - expected).abs().max() < 1e-4
+    assert (actual - expected).abs().max() < 1e-4
 
 
 @torch.no_grad()
@@ -110,7 +110,7 @@ def test_bfloat16_rounds_the_scaled_weights_once(tmp_path: Path) -> None:
     torch.testing.assert_close(theirs(tokens).logits.float(), model(tokens), rtol=0.05, atol=0.1)
 
 
-def test_the_head_is_stored_once_and_nothing_is_shared_with_the_model() -> None:
+def test_head_is_stored_once_and_no_memory_is_shared_with_the_model() -> None:
     model = away_from_zero(SHAPES[1])
     before = {name: value.clone() for name, value in model.state_dict().items()}
     weights = gpt2_weights(model, torch.float32)

@@ -74,7 +74,7 @@ def data_dir(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_run_tells_the_versions_that_are_known(data_dir: Path) -> None:
+def test_run_records_the_versions_of_installed_packages(data_dir: Path) -> None:
     facts = json.loads((data_dir / "runs/run/settings.json").read_text(encoding="utf-8"))
     assert {"python", "torch", "numpy"} <= set(facts["versions"])
     assert not {"datasets", UNTOLD} & set(facts["versions"])
@@ -84,7 +84,7 @@ def test_the_run_tells_the_versions_that_are_known(data_dir: Path) -> None:
     "words",
     (("sample",), ("evaluate",), ("export",), ("inspect", "text"), ("inspect", "runs/run")),
 )
-def test_a_command_does_not_miss_what_it_does_not_need(
+def test_command_runs_without_packages_that_it_does_not_need(
     python: Path, data_dir: Path, words: tuple[str, ...]
 ) -> None:
     ended = run(python, data_dir, *words)
@@ -106,7 +106,7 @@ def test_doctor_has_all_its_rows(python: Path, data_dir: Path) -> None:
         (("report",), "vl-convert-python"),
     ),
 )
-def test_a_command_names_the_package_that_it_needs(
+def test_command_names_the_missing_package(
     python: Path, data_dir: Path, words: tuple[str, ...], package: str
 ) -> None:
     ended = run(python, data_dir, *words)
@@ -117,14 +117,14 @@ def test_a_command_names_the_package_that_it_needs(
     )
 
 
-def test_without_torch_train_and_doctor_say_so(data_dir: Path, tmp_path: Path) -> None:
+def test_train_and_doctor_report_a_missing_torch(data_dir: Path, tmp_path: Path) -> None:
     python = environment(tmp_path, "torch")
-    said = "this needs the Python package torch, which is not installed"
+    message = "this needs the Python package torch, which is not installed"
     ended = run(python, data_dir, "train", "--run-name", "new")
     assert ended.returncode == ExitCode.USER
     assert ended.stdout.splitlines()[-1] == "starting torch"
-    assert ended.stderr.startswith(f"error: {said}\n  fix: install it as README.md describes")
+    assert ended.stderr.startswith(f"error: {message}\n  fix: install it as README.md describes")
     ended = run(python, data_dir, "doctor")
     assert ended.returncode == ExitCode.BUG
-    assert f"fail  device        {said}" in ended.stdout
+    assert f"fail  device        {message}" in ended.stdout
     assert not ended.stderr

@@ -48,7 +48,7 @@ def names(folder: Path) -> set[str]:
 
 
 @torch.no_grad()
-def test_a_trained_model_is_the_same_in_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transformers_computes_the_same_logits_and_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type_in("export", monkeypatch) == ExitCode.DONE
     theirs, info = AutoModelForCausalLM.from_pretrained(EXPORT, output_loading_info=True)
     assert isinstance(theirs, GPT2LMHeadModel)
@@ -65,7 +65,7 @@ def test_a_trained_model_is_the_same_in_transformers(monkeypatch: pytest.MonkeyP
 
 
 @torch.no_grad()
-def test_any_checkpoint_can_be_exported_anywhere_below_data_dir(
+def test_checkpoint_and_folder_can_be_selected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert type_in("export --step 10 --out-dir models/early", monkeypatch) == ExitCode.DONE
@@ -76,7 +76,7 @@ def test_any_checkpoint_can_be_exported_anywhere_below_data_dir(
     assert read(Path("data/models/early"), "export.json")["step"] == 10
 
 
-def test_the_folder_has_what_others_look_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_has_the_files_that_other_programs_expect(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type_in("export", monkeypatch) == ExitCode.DONE
     assert names(EXPORT) == set(FILES)
     assert len({path.stat().st_mode for path in EXPORT.iterdir()}) == 1
@@ -100,7 +100,7 @@ def test_the_folder_has_what_others_look_for(monkeypatch: pytest.MonkeyPatch) ->
     assert GenerationConfig.from_pretrained(EXPORT).eos_token_id == 50256
 
 
-def test_bfloat16_takes_half_the_space(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_halves_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type_in("export", monkeypatch) == ExitCode.DONE
     whole = (EXPORT / "model.safetensors").stat().st_size
     assert type_in("export --dtype bfloat16", monkeypatch) == ExitCode.DONE
@@ -108,7 +108,7 @@ def test_bfloat16_takes_half_the_space(monkeypatch: pytest.MonkeyPatch) -> None:
     assert GPT2LMHeadModel.from_pretrained(EXPORT).dtype == torch.bfloat16
 
 
-def test_the_card_tells_where_the_weights_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_card_names_the_origin_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type_in("export", monkeypatch) == ExitCode.DONE
     card = (EXPORT / "README.md").read_text(encoding="utf-8")
     state = open_checkpoint(RUN / "checkpoints" / "step-000020").state
@@ -121,7 +121,7 @@ def test_the_card_tells_where_the_weights_come_from(monkeypatch: pytest.MonkeyPa
     assert origin["dataset"]["fingerprint"] == state.identity["dataset_fingerprint"]
 
 
-def test_a_dataset_that_is_gone_is_named_by_its_fingerprint(
+def test_missing_dataset_is_named_by_its_fingerprint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shutil.rmtree("data/words")
@@ -130,7 +130,7 @@ def test_a_dataset_that_is_gone_is_named_by_its_fingerprint(
     assert fingerprint in (EXPORT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_program_in_the_card_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_in_the_model_card_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type_in("export", monkeypatch) == ExitCode.DONE
     card = (EXPORT / "README.md").read_text(encoding="utf-8")
     program = re.search(r"```python\n(.*?)```", card, re.DOTALL)
@@ -159,7 +159,7 @@ def test_export_needs_no_transformers() -> None:
     assert names(EXPORT) == set(FILES)
 
 
-def test_an_export_replaces_the_one_before_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_replaces_the_earlier_one_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type_in("export --step 10", monkeypatch) == ExitCode.DONE
     first = {path.name: path.read_bytes() for path in EXPORT.iterdir()}
     kept = Path("kept")
@@ -173,14 +173,14 @@ def test_an_export_replaces_the_one_before_as_a_whole(monkeypatch: pytest.Monkey
     assert not [name for name in names(EXPORT.parent) if "partial" in name]
 
 
-def test_the_same_checkpoint_gives_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_checkpoint_gives_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type_in("export", monkeypatch) == ExitCode.DONE
     assert type_in("export --out-dir again", monkeypatch) == ExitCode.DONE
     for file in FILES:
         assert (EXPORT / file).read_bytes() == Path("data/again", file).read_bytes()
 
 
-def test_a_link_stays_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_symbolic_link_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("disk").mkdir()
     EXPORT.symlink_to(Path("disk").resolve())
     assert type_in("export", monkeypatch) == ExitCode.DONE
@@ -188,7 +188,7 @@ def test_a_link_stays_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names(Path("disk")) == set(FILES)
 
 
-def test_a_full_disk_leaves_the_export_before_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_the_earlier_export_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type_in("export --step 10", monkeypatch) == ExitCode.DONE
     before = {path.name: path.read_bytes() for path in EXPORT.iterdir()}
     # The weights take more than this, or nothing would be tested.
@@ -201,7 +201,7 @@ def test_a_full_disk_leaves_the_export_before_as_it_was(monkeypatch: pytest.Monk
     assert not [name for name in names(EXPORT.parent) if "partial" in name]
 
 
-def test_an_export_that_was_cut_short_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leftovers_of_a_killed_export_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type_in("export --step 10", monkeypatch) == ExitCode.DONE
     # Killed between its two renames, after a copy that was killed earlier.
     EXPORT.rename(EXPORT.with_name("export.old.partial"))

@@ -112,7 +112,7 @@ def lm_eval() -> dict[str, dict[str, Any]]:
     return results
 
 
-def test_its_loss_is_that_of_evaluate(
+def test_lm_eval_loss_is_that_of_evaluate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, say: Say
 ) -> None:
     assert LM_EVAL.exists(), "make test-lm-eval makes its environment"

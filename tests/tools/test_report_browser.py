@@ -19,13 +19,13 @@ Open = Callable[..., Page]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture
 def complaints() -> list[str]:
-    """What the browser's console says, and what is asked of a network."""
+    """Messages of the browser's console, and requests to a network."""
     return []
 
 
@@ -102,7 +102,7 @@ CHARTS = ("loss", "learning_rate", "grad_norm", "throughput", "memory", "time")
 
 
 @pytest.mark.parametrize("scheme", ("light", "dark"))
-def test_every_chart_is_drawn_without_network_or_complaint(
+def test_every_chart_is_drawn_without_network_and_console_messages(
     opened: Open, run: Path, complaints: list[str], scheme: str
 ) -> None:
     shown = opened(run, scheme=scheme)
@@ -112,7 +112,7 @@ def test_every_chart_is_drawn_without_network_or_complaint(
     assert complaints == []
 
 
-def test_colours_are_those_of_the_system_until_one_chooses(opened: Open, run: Path) -> None:
+def test_theme_is_the_systems_until_one_is_selected(opened: Open, run: Path) -> None:
     backgrounds = {}
     for scheme in ("light", "dark"):
         shown = opened(run, scheme=scheme)
@@ -125,9 +125,7 @@ def test_colours_are_those_of_the_system_until_one_chooses(opened: Open, run: Pa
     assert len({colour for colour, _ in backgrounds.values()}) == 2
 
 
-def test_charts_go_over_steps_tokens_or_time(
-    opened: Open, run: Path, complaints: list[str]
-) -> None:
+def test_x_axis_can_be_steps_tokens_or_time(opened: Open, run: Path, complaints: list[str]) -> None:
     shown = opened(run)
     bar = picture(shown, "time")
     pictures = {}
@@ -140,7 +138,7 @@ def test_charts_go_over_steps_tokens_or_time(
     assert complaints == []
 
 
-def test_the_loss_is_shown_close_full_or_with_logarithms(
+def test_loss_axis_can_be_usual_full_or_logarithmic(
     opened: Open, tmp_path: Path, complaints: list[str]
 ) -> None:
     run, other = (make_run(tmp_path / str(steps), rows(steps)) for steps in (150, 200))
@@ -154,19 +152,19 @@ def test_the_loss_is_shown_close_full_or_with_logarithms(
     assert complaints == []
 
 
-def test_the_mouse_reads_values(opened: Open, run: Path) -> None:
+def test_tooltip_shows_the_nearest_point(opened: Open, run: Path) -> None:
     shown = opened(run)
     assert shown.locator("#tip").is_hidden()
     shown.locator("#chart-loss canvas").hover()
     shown.wait_for_selector("#tip:not([hidden])")
-    told = shown.locator("#tip").inner_text()
-    assert "tokens" in told
-    assert "smoothed" in told or "held-out" in told
+    tooltip = shown.locator("#tip").inner_text()
+    assert "tokens" in tooltip
+    assert "smoothed" in tooltip or "held-out" in tooltip
     shown.mouse.move(2, 2)
     shown.wait_for_selector("#tip", state="hidden")
 
 
-def test_the_slider_goes_through_the_samples(opened: Open, run: Path) -> None:
+def test_slider_selects_the_samples(opened: Open, run: Path) -> None:
     shown = opened(run)
     articles = shown.locator(".samples article")
     assert articles.count() == 3
@@ -177,7 +175,7 @@ def test_the_slider_goes_through_the_samples(opened: Open, run: Path) -> None:
     assert articles.nth(2).locator("pre").last.inner_text() == "東京 <b>🙂</b>"
 
 
-def test_runs_lie_over_each_other_and_can_be_left_out(
+def test_runs_are_overlaid_and_can_be_hidden(
     opened: Open, run: Path, other: Path, complaints: list[str]
 ) -> None:
     shown = opened(run, other)
@@ -193,7 +191,7 @@ def test_runs_lie_over_each_other_and_can_be_left_out(
 
 
 @pytest.mark.parametrize("count", (1, 2))
-def test_a_phone_needs_no_scrolling_sideways(
+def test_page_fits_the_width_of_a_phone(
     opened: Open, run: Path, other: Path, complaints: list[str], count: int
 ) -> None:
     shown = opened(*(run, other)[:count], width=390)
@@ -207,7 +205,7 @@ def test_a_phone_needs_no_scrolling_sideways(
     assert complaints == []
 
 
-def test_a_long_run_is_soon_drawn(opened: Open, tmp_path: Path, complaints: list[str]) -> None:
+def test_long_run_has_few_points(opened: Open, tmp_path: Path, complaints: list[str]) -> None:
     long = make_run(tmp_path / "long", rows(40_000, 250))
     shown = opened(long)
     values = "JSON.parse(document.getElementById('data').textContent).charts.loss.spec.data.values"

@@ -10,7 +10,7 @@ def smooth_all(values: list[float], reach: int) -> list[float]:
     return smooth(np.array(values), np.arange(len(values)), reach).tolist()
 
 
-def test_smoothing_has_exact_values() -> None:
+def test_smoothing_of_a_written_out_example() -> None:
     assert smooth_all([5, 1, 4], 0) == [5, 1, 4]
     # Windows [0], [0..2], [1..3], [2..3] of 1, 2, 6, 4: below four values nothing is left out.
     assert smooth_all([1, 2, 6, 4], 1) == [1, 3, 4, 5]
@@ -28,7 +28,7 @@ def test_smoothing_keeps_straight_lines_and_ignores_spikes() -> None:
     assert np.allclose(smooth(spiked, inner, 10), line[:490], atol=0.02)
 
 
-def test_smoothing_counts_only_finite_values() -> None:
+def test_smoothing_ignores_values_that_are_not_finite() -> None:
     nan = float("nan")
     assert smooth_all([1, nan, 3], 1) == [1, 2, 3]
     assert np.isnan(smooth_all([nan, nan], 1)).all()
@@ -51,11 +51,11 @@ def test_few_points_keep_ends_and_extremes(values: list[float], buckets: int) ->
         assert curve[points].min() == curve[known].min()
 
 
-def test_a_short_curve_keeps_every_point() -> None:
+def test_short_curve_keeps_every_point() -> None:
     assert points_to_draw(np.arange(38.0), 400).tolist() == list(range(38))
 
 
-def test_the_usual_range_leaves_out_the_start_and_spikes() -> None:
+def test_usual_range_leaves_out_the_start_and_spikes() -> None:
     values = np.concatenate([np.linspace(11, 4, 20), np.linspace(4, 3, 980)])
     values[500] = 1e6
     low, high = usual_range(values)
@@ -63,7 +63,7 @@ def test_the_usual_range_leaves_out_the_start_and_spikes() -> None:
     assert usual_range(np.array([np.nan])).size == 0
 
 
-def test_an_axis_is_never_empty() -> None:
+def test_axis_is_never_empty() -> None:
     for values in ([], [np.nan], [0.0], [3.0], [3.0, 4.0]):
         low, high = with_margin(np.array(values))
         assert low < high

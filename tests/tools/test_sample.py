@@ -27,7 +27,7 @@ SPEED = re.compile(r"(\d+) tokens in \d+\.\d s: \d+\.\d tokens/s\n")
 
 @pytest.fixture(autouse=True)
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GPT:
-    """A newcomer's folder with a run; its model."""
+    """Change to a new user's folder that has a run; return its model."""
     settle(tmp_path, monkeypatch)
     monkeypatch.setenv("TRAIN_RUN_NAME", "small")
     monkeypatch.setenv("TRAIN_DEVICE", "cpu")
@@ -35,7 +35,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GPT:
 
 
 def expected(model: GPT, **changes: object) -> str:
-    """What the command prints to standard output."""
+    """Return the standard output of the command."""
     cfg = SampleSettings.model_validate(changes).model_dump(exclude={"prompt_file", "step"})
     texts = generate_texts(model, Tokenizer(), Sampling(**cfg))
     return f"{FOLDER}:\n" + "".join(f"---\n{text}\n" for text in texts)
@@ -56,19 +56,19 @@ def sampling(*words: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.parametrize("rows", (1, 3))
-def test_it_prints_all_texts_and_the_speed_apart(
+def test_texts_go_to_stdout_and_the_speed_to_stderr(
     model: GPT, rows: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = f"sample --prompt 'Once ' --num-samples {rows} --max-tokens 30 --seed 4"
     assert type_in(line, monkeypatch) == ExitCode.DONE
     out, err = capsys.readouterr()
     assert out == expected(model, prompt="Once ", num_samples=rows, max_tokens=30, seed=4)
-    told = SPEED.fullmatch(err)
-    assert told
-    assert int(told[1]) == 30 * rows
+    speed = SPEED.fullmatch(err)
+    assert speed
+    assert int(speed[1]) == 30 * rows
 
 
-def test_a_document_that_ends_is_not_counted_beyond_its_end(
+def test_tokens_after_the_end_of_a_document_are_not_counted(
     model: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Greedy, a model of zeros takes the first of its equals, but for the bias of its last norm.
@@ -86,9 +86,7 @@ def test_a_document_that_ends_is_not_counted_beyond_its_end(
 
 @pytest.mark.parametrize("end", (b"", b"\n", b"\r\n"))
 @pytest.mark.parametrize("way", ("file", "stdin"))
-def test_the_prompt_comes_from_a_file_or_from_standard_input(
-    model: GPT, way: str, end: bytes
-) -> None:
+def test_prompt_is_read_from_a_file_or_standard_input(model: GPT, way: str, end: bytes) -> None:
     prompt = "Ça va?\n\n  世界"
     Path("prompt.txt").write_bytes(prompt.encode() + end)
     name = "prompt.txt" if way == "file" else "-"
@@ -108,7 +106,7 @@ def test_the_prompt_comes_from_a_file_or_from_standard_input(
         ("sample --prompt-file data", "Is a directory: data"),
     ),
 )
-def test_a_prompt_that_cannot_be_is_told(
+def test_unusable_prompt_is_refused(
     line: str, problem: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("latin.txt").write_bytes("Ça".encode("latin-1"))
@@ -118,7 +116,7 @@ def test_a_prompt_that_cannot_be_is_told(
     assert problem in err
 
 
-def test_a_prompt_longer_than_the_context_is_told_and_its_end_counts(
+def test_prompt_longer_than_the_context_is_noted_and_truncated(
     model: GPT, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     continued = set()
@@ -132,7 +130,7 @@ def test_a_prompt_longer_than_the_context_is_told_and_its_end_counts(
     assert len(continued) == 1
 
 
-def test_text_comes_piece_by_piece_and_ctrl_c_ends_it_at_once() -> None:
+def test_text_is_streamed_and_ctrl_c_ends_it_at_once() -> None:
     with sampling("--max-tokens", "1000000") as process:
         assert process.stdout is not None
         begun = b""
@@ -149,7 +147,7 @@ def test_text_comes_piece_by_piece_and_ctrl_c_ends_it_at_once() -> None:
     assert out.endswith(b"\n")
 
 
-def test_a_closed_pipe_ends_it_quietly() -> None:
+def test_closed_pipe_ends_the_command_silently() -> None:
     with sampling("--max-tokens", "1000000") as process:
         assert process.stdout is not None
         assert process.stdout.readline().decode() == f"{FOLDER}:\n"
@@ -159,7 +157,7 @@ def test_a_closed_pipe_ends_it_quietly() -> None:
     assert process.returncode == ExitCode.SIGPIPE
 
 
-def test_a_terminal_that_lacks_characters_gets_question_marks(
+def test_characters_that_a_terminal_lacks_become_question_marks(
     model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")

@@ -78,24 +78,26 @@ def test_any_text_has_tiktokens_tokens(
 
 
 @pytest.mark.parametrize("text", (*TEXTS, *WITH_SPECIAL))
-def test_tokenizers_alone_reads_its_file(folder: Path, gpt2: tiktoken.Encoding, text: str) -> None:
+def test_tokenizers_library_reads_its_file(
+    folder: Path, gpt2: tiktoken.Encoding, text: str
+) -> None:
     fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
     assert fast.encode(text).ids == gpt2.encode(text, allowed_special="all")
 
 
-def test_the_vocabulary_is_the_published_one(folder: Path) -> None:
+def test_vocabulary_is_the_published_one(folder: Path) -> None:
     for ours, published in (("merges.txt", "vocab.bpe"), ("vocab.json", "encoder.json")):
         digest = hashlib.sha256((folder / ours).read_bytes()).hexdigest()
         assert digest == VOCABULARY[published]
 
 
-def test_special_tokens_and_length_are_the_models(theirs: PreTrainedTokenizerBase) -> None:
+def test_special_tokens_and_length_are_those_of_the_model(theirs: PreTrainedTokenizerBase) -> None:
     assert theirs.bos_token_id == theirs.eos_token_id == theirs.unk_token_id == END_OF_TEXT
     assert len(theirs) == END_OF_TEXT + 1
     assert theirs.model_max_length == 1024
 
 
-def test_the_files_are_those_that_are_named(folder: Path) -> None:
+def test_files_are_those_listed(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == set(TOKENIZER_FILES)
     for name in TOKENIZER_FILES:
         if name.endswith(".json"):
