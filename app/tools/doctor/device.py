@@ -55,8 +55,12 @@ class DeviceChecks:
     """
 
     def __init__(self, settings: Settings, *, can_cache: bool) -> None:
-        self._cfg = cfg = settings.train
-        self._can_cache = can_cache
+        cfg = settings.train
+        # Uncompiled code takes more memory: the choice of the micro-batch must know.
+        self._cfg = cfg if can_cache else cfg.model_copy(update={"compile": False})
+        self._not_compiled = "not needed: TRAIN_COMPILE=false"
+        if cfg.compile and not can_cache:
+            self._not_compiled = "not tried: DATA_DIR's cache cannot be written"
         self._config = GPTConfig(**settings.model.model_dump())
         processes = processes_to_launch(cfg.processes, cfg.device)
         self._device = select_device(cfg.device, cfg.precision, cfg.deterministic)
@@ -128,7 +132,7 @@ class DeviceChecks:
             # which torch takes powers of two.
             copy = 2 * CHECKPOINT_BYTES_PER_PARAMETER * self._num_parameters
             needed, free = processes * _HOST_BYTES + copy, available_bytes(torch.device("cpu"))
-            found = f"{format_bytes(free)} of main memory free; {format_bytes(needed)} are needed"
+            found = f"{format_bytes(free)} of main memory free; about {format_bytes(needed)} needed"
             fix = "use a machine with more memory"
             yield graded("host memory", found, ("warn", free < needed, fix))
 
@@ -192,11 +196,9 @@ class DeviceChecks:
         if self._on_gpu:
             torch.cuda.empty_cache()
         missing = " and ".join(missing_build_tools(self._here.type))
-        compiled = self._cfg.compile and self._can_cache and not missing
+        compiled = self._cfg.compile and not missing
         if not self._cfg.compile:
-            yield Finding("compile", "skip", "not needed: TRAIN_COMPILE=false")
-        elif not self._can_cache:
-            yield Finding("compile", "skip", "not tried: DATA_DIR's cache cannot be written")
+            yield Finding("compile", "skip", self._not_compiled)
         elif missing:
             found = f"torch.compile does not find {missing}: training would be slower"
             yield Finding("compile", "fail", found, "install it, or set TRAIN_COMPILE=false")

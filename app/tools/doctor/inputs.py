@@ -1,5 +1,6 @@
 """Checks of what the run reads: text, vocabulary, shards, and the run's own folder."""
 
+import os
 from collections.abc import Iterator
 from functools import partial
 
@@ -33,14 +34,13 @@ def check_dataset(context: Context) -> Iterator[Finding]:
         found = f"{folder} is not complete: {tokens:,} tokens so far"
         yield Finding("dataset", "warn", found, "run prepare, or let it end; it continues")
         return
-    dataset = open_dataset(folder)
+    dataset, length = open_dataset(folder), settings.model.context_length
+    epoch_tokens = length * dataset.num_sequences(length)
     context.fingerprint = dataset.fingerprint
     context.val_tokens = sum(map(len, dataset.val))
-    length = settings.model.context_length
-    epoch_tokens = length * dataset.num_sequences(length)
     verified = "headers and sizes are right; --verify compares every SHA-256"
     if context.verify:
-        shards = len(list(ShardVerification(dataset)))
+        shards = len(list(ShardVerification(dataset, os.cpu_count() or 1)))
         verified = f"the SHA-256 of all {shards} shards is right" if shards else "no hash is known"
     run_tokens = settings.train.max_steps * settings.train.tokens_per_step
     yield Finding(
