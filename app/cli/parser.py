@@ -35,13 +35,14 @@ class Parser(argparse.ArgumentParser):
             for variable, field in group.variables().items():
                 # A secret on the command line would show in the list of processes.
                 if only in ("", field) and field != "hf_token":
-                    info, default = group.model_fields[field], group.default_text(field)
-                    text = f"{info.description}{f' [{default}]' if default else ''} ({variable})"
+                    default = group.default_text(field)
+                    shown = f" [{default}]" if default else ""
+                    text = f"{group.description(field)}{shown} ({variable})"
                     sections[group_name].add_argument(
                         flag_name(variable),
                         dest=variable,
                         action=_Once,
-                        metavar=_metavar(info.annotation),
+                        metavar=_metavar(group.model_fields[field].annotation),
                         help=text.replace("%", "%%"),
                     )
 

@@ -31,11 +31,12 @@ def run(words: Sequence[str]) -> int:
 def exit_code_of(command: Callable[[], object]) -> int:
     """Run a command, report an expected failure and return the exit code; let a bug pass."""
     code: int = ExitCode.DONE
+    message = ""
     try:
         command()
         sys.stdout.flush()
     except AppError as error:
-        code = _fail(error)
+        code, message = error.exit_code, f"error: {error}"
     except SystemExit:
         # argparse has printed the help.
         pass
@@ -46,15 +47,16 @@ def exit_code_of(command: Callable[[], object]) -> int:
         expected = translate_error(error)
         if expected is None:
             raise
-        code = _fail(expected)
+        code, message = expected.exit_code, f"error: {expected}"
     except Stopped as stopped:
-        _print_error(f"stopped: {stopped}")
-        code = stopped.exit_code
+        code, message = stopped.exit_code, f"stopped: {stopped}"
     except ExitWithCode as request:
         code = request.exit_code
     except KeyboardInterrupt:
-        _print_error("stopped")
-        code = ExitCode.SIGINT
+        code, message = ExitCode.SIGINT, "stopped"
+    # The terminal may be gone.
+    with suppress(OSError):
+        print(message, end="\n" if message else "", file=sys.stderr, flush=True)
     _drop_unwritable_output()
     return code
 
@@ -68,17 +70,6 @@ def run_as_process(run: Callable[[Sequence[str]], int]) -> NoReturn:
     # Everything is written. Threads that still wait for the network, a disk or another rank must
     # not delay the end, and nor must torch and CUDA, which free their memory piece by piece.
     os._exit(exit_code)
-
-
-def _fail(error: AppError) -> ExitCode:
-    _print_error(f"error: {error}")
-    return error.exit_code
-
-
-def _print_error(line: str) -> None:
-    # The terminal may be gone.
-    with suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
 
 
 def _drop_unwritable_output() -> None:

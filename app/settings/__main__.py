@@ -16,7 +16,7 @@ def env_example() -> str:
     for name, group in GROUPS.items():
         lines.append(f"\n# ----- {name}: {group.__doc__} -----\n")
         for variable, field in group.variables().items():
-            lines.append(f"\n# {group.model_fields[field].description}\n")
+            lines.append(f"\n# {group.description(field)}\n")
             lines.append(f"#{variable}={group.default_text(field)}\n")
     lines.append("\n# ----- containers: What compose.yaml and the image are made with. -----\n")
     for variable, (default, description) in containers.VARIABLES.items():

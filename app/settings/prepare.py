@@ -16,42 +16,32 @@ class PrepareSettings(Group):
 
     model_config = SettingsConfigDict(env_prefix="PREPARE_")
 
-    dataset: str = Field(
-        "HuggingFaceFW/fineweb",
-        description="dataset id on the Hugging Face Hub; or a local file, folder or glob of .txt "
-        ".md .py .jsonl .parquet (also .gz .bz2 .xz .zst); or stdlib: Python's standard library",
-    )
-    dataset_config: str | None = Field(
-        "sample-10BT",
-        description="configuration of a Hub dataset; another DATASET has its own default",
-    )
-    dataset_revision: str = Field("main", description="branch, tag or commit of a Hub dataset")
-    split: str = Field("train", description="split of a Hub dataset")
-    text_column: str = Field("text", description="column that holds the text")
-    shuffle_files: bool = Field(
-        True, description="read local files in a fixed random order instead of by name"
-    )
-    total_tokens: Annotated[int | Literal["all"], count_or("all")] = Field(
-        20_000_000, description="training tokens, or all; held-out tokens come on top"
-    )
-    val_tokens: Count = Field(
-        1_048_576, ge=0, description="held-out tokens, taken from the start of the text; 0: none"
-    )
-    shard_size: Count = Field(
-        100_000_000, gt=0, lt=2**31, description="tokens per shard; the last shard may have fewer"
-    )
-    out_dir: Location | None = Field(
-        None,
-        description="dataset folder, below DATA_DIR; by default named after dataset and tokens: "
-        "fineweb20M, fineweb10B",
-    )
-    workers: Annotated[int | Literal["auto"], count_or("auto", at_most=1024)] = Field(
-        "auto", description="tokenizer threads; auto: one per core"
-    )
-    retry_seconds: Annotated[tuple[Seconds, ...], BeforeValidator(parse_list)] = Field(
-        (1, 3, 10, 30, 60),
-        description="seconds to wait before each retry when the Hub does not answer",
-    )
+    dataset: str = "HuggingFaceFW/fineweb"
+    """dataset id on the Hugging Face Hub; or a local file, folder or glob of .txt .md .py .jsonl
+    .parquet (also .gz .bz2 .xz .zst); or stdlib: Python's standard library"""
+    dataset_config: str | None = "sample-10BT"
+    """configuration of a Hub dataset; another DATASET has its own default"""
+    dataset_revision: str = "main"
+    """branch, tag or commit of a Hub dataset"""
+    split: str = "train"
+    """split of a Hub dataset"""
+    text_column: str = "text"
+    """column that holds the text"""
+    shuffle_files: bool = True
+    """read local files in a fixed random order instead of by name"""
+    total_tokens: Annotated[int | Literal["all"], count_or("all")] = 20_000_000
+    """training tokens, or all; held-out tokens come on top"""
+    val_tokens: Count = Field(1_048_576, ge=0)
+    """held-out tokens, taken from the start of the text; 0: none"""
+    shard_size: Count = Field(100_000_000, gt=0, lt=2**31)
+    """tokens per shard; the last shard may have fewer"""
+    out_dir: Location | None = None
+    """dataset folder, below DATA_DIR; by default named after dataset and tokens: fineweb20M,
+    fineweb10B"""
+    workers: Annotated[int | Literal["auto"], count_or("auto", at_most=1024)] = "auto"
+    """tokenizer threads; auto: one per core"""
+    retry_seconds: Annotated[tuple[Seconds, ...], BeforeValidator(parse_list)] = (1, 3, 10, 30, 60)
+    """seconds to wait before each retry when the Hub does not answer"""
 
     @property
     def config(self) -> str | None:

@@ -7,7 +7,7 @@ A setting `field` of a group with prefix `PREFIX_` is the variable `PREFIX_FIELD
 from pathlib import Path
 from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, SecretStr
 
 from app.settings.prepare import PrepareSettings
 from app.settings.tools import EvaluateSettings, ExportSettings, PlaygroundSettings, SampleSettings
@@ -21,15 +21,12 @@ _FP8_MULTIPLE = 16
 class GeneralSettings(Group):
     """What every command needs."""
 
-    data_dir: Location = Field(
-        Path("data"), description="folder of the datasets, of runs/ and of cache/"
-    )
-    recipe: str | None = Field(
-        None, description="recipe to take settings from, such as demo; or a file: ./NAME.env"
-    )
-    hf_token: SecretStr | None = Field(
-        None, description="access token of the Hugging Face Hub; never printed or stored"
-    )
+    data_dir: Location = Path("data")
+    """folder of the datasets, of runs/ and of cache/"""
+    recipe: str | None = None
+    """recipe to take settings from, such as demo; or a file: ./NAME.env"""
+    hf_token: SecretStr | None = None
+    """access token of the Hugging Face Hub; never printed or stored"""
 
 
 class Settings(BaseModel):

@@ -7,28 +7,28 @@ from pydantic_settings import SettingsConfigDict
 
 from app.settings.types import Count, Group, Location, Number, count_or
 
-_STEP = "step of the checkpoint to use; by default the latest"
-
 
 class SampleSettings(Group):
     """Text from a trained model."""
 
     model_config = SettingsConfigDict(env_prefix="SAMPLE_")
 
-    prompt: str = Field("", description="text to continue; by default a new document")
-    prompt_file: str | None = Field(
-        None, description="file with the prompt of `sample`; -: standard input"
-    )
-    num_samples: Count = Field(2, ge=1, le=1000, description="texts to generate")
-    max_tokens: Count = Field(200, ge=1, description="largest number of tokens in a text")
-    temperature: Number = Field(
-        0.8, ge=0, le=100, description="0: always the likeliest token; 1: the model's own odds"
-    )
-    top_k: Count = Field(50, ge=0, description="draw from the k likeliest tokens; 0: from all")
-    seed: Count = Field(
-        0, ge=0, lt=2**32, description="random seed; the same seed gives the same text"
-    )
-    step: Count | None = Field(None, ge=0, description=_STEP)
+    prompt: str = ""
+    """text to continue; by default a new document"""
+    prompt_file: str | None = None
+    """file with the prompt of `sample`; -: standard input"""
+    num_samples: Count = Field(2, ge=1, le=1000)
+    """texts to generate"""
+    max_tokens: Count = Field(200, ge=1)
+    """largest number of tokens in a text"""
+    temperature: Number = Field(0.8, ge=0, le=100)
+    """0: always the likeliest token; 1: the model's own odds"""
+    top_k: Count = Field(50, ge=0)
+    """draw from the k likeliest tokens; 0: from all"""
+    seed: Count = Field(0, ge=0, lt=2**32)
+    """random seed; the same seed gives the same text"""
+    step: Count | None = Field(None, ge=0)
+    """step of the checkpoint to use; by default the latest"""
 
 
 class PlaygroundSettings(Group):
@@ -36,12 +36,11 @@ class PlaygroundSettings(Group):
 
     model_config = SettingsConfigDict(env_prefix="PLAYGROUND_")
 
-    host: str = Field(
-        "127.0.0.1",
-        description="address to listen on, and the name that browsers must use; the default "
-        "serves this machine only",
-    )
-    port: Count = Field(8000, ge=0, lt=65536, description="port to listen on; 0: any free port")
+    host: str = "127.0.0.1"
+    """address to listen on, and the name that browsers must use; the default serves this machine
+    only"""
+    port: Count = Field(8000, ge=0, lt=65536)
+    """port to listen on; 0: any free port"""
 
 
 class EvaluateSettings(Group):
@@ -49,15 +48,13 @@ class EvaluateSettings(Group):
 
     model_config = SettingsConfigDict(env_prefix="EVALUATE_")
 
-    split: Literal["val", "train"] = Field(
-        "val", description="val: held-out text; train: training text"
-    )
-    tokens: Annotated[int | Literal["all", "published"], count_or("all", "published")] = Field(
-        "all",
-        description="tokens to measure on, from the start of the split; published: the first "
-        "10,485,760, as in published results on FineWeb",
-    )
-    step: Count | None = Field(None, ge=0, description=_STEP)
+    split: Literal["val", "train"] = "val"
+    """val: held-out text; train: training text"""
+    tokens: Annotated[int | Literal["all", "published"], count_or("all", "published")] = "all"
+    """tokens to measure on, from the start of the split; published: the first 10,485,760, as in
+    published results on FineWeb"""
+    step: Count | None = Field(None, ge=0)
+    """step of the checkpoint to use; by default the latest"""
 
 
 class ExportSettings(Group):
@@ -65,10 +62,9 @@ class ExportSettings(Group):
 
     model_config = SettingsConfigDict(env_prefix="EXPORT_")
 
-    out_dir: Location | None = Field(
-        None, description="folder to write, below DATA_DIR; by default export in the run's folder"
-    )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="dtype of the weights; bfloat16 halves the file and rounds them"
-    )
-    step: Count | None = Field(None, ge=0, description=_STEP)
+    out_dir: Location | None = None
+    """folder to write, below DATA_DIR; by default export in the run's folder"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """dtype of the weights; bfloat16 halves the file and rounds them"""
+    step: Count | None = Field(None, ge=0)
+    """step of the checkpoint to use; by default the latest"""

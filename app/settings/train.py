@@ -23,13 +23,16 @@ class ModelSettings(Group):
 
     model_config = SettingsConfigDict(env_prefix="MODEL_", protected_namespaces=())
 
-    context_length: Count = Field(1024, ge=2, le=65536, description="tokens in a sequence (T)")
-    vocab_size: Count = Field(
-        50257, ge=50257, le=50257, description="rows of the embedding: the tokens of GPT-2's BPE"
-    )
-    num_layers: Count = Field(12, ge=1, description="transformer blocks")
-    embd_size: Count = Field(768, ge=1, description="width of the residual stream")
-    num_heads: Count = Field(12, ge=1, description="attention heads; must divide the width")
+    context_length: Count = Field(1024, ge=2, le=65536)
+    """tokens in a sequence (T)"""
+    vocab_size: Count = Field(50257, ge=50257, le=50257)
+    """rows of the embedding: the tokens of GPT-2's BPE"""
+    num_layers: Count = Field(12, ge=1)
+    """transformer blocks"""
+    embd_size: Count = Field(768, ge=1)
+    """width of the residual stream"""
+    num_heads: Count = Field(12, ge=1)
+    """attention heads; must divide the width"""
 
 
 class TrainSettings(Group):
@@ -37,105 +40,71 @@ class TrainSettings(Group):
 
     model_config = SettingsConfigDict(env_prefix="TRAIN_")
 
-    dataset_dir: Location | None = Field(
-        None, description="dataset folder, below DATA_DIR; by default the one that prepare writes"
-    )
-    run_name: RunName | None = Field(
-        None,
-        description="the run's folder below DATA_DIR/runs; by default the dataset folder's name",
-    )
-    tokens_per_step: Count = Field(
-        524_288, gt=0, lt=2**31, description="tokens per optimizer step, over all processes"
-    )
-    micro_batch_size: Annotated[int | Literal["auto"], count_or("auto")] = Field(
-        "auto",
-        description="sequences per forward pass on each process; auto: the largest that fits in "
-        "memory and still helps",
-    )
-    max_steps: Count = Field(38, gt=0, description="optimizer steps of the whole run")
-    optimizer: Literal["muon", "adamw"] = Field(
-        "muon",
-        description="muon: Muon for the blocks' matrices, AdamW for the rest; adamw: AdamW for all",
-    )
-    shard_optimizer: bool = Field(
-        False,
-        description="divide the optimizer state among the processes, for models whose state is "
-        "too large for one GPU",
-    )
-    learning_rate: Number = Field(3.6e-3, gt=0, le=1, description="peak learning rate")
-    betas: Annotated[tuple[Beta, Beta], BeforeValidator(parse_pair)] = Field(
-        (0.9, 0.95), description="AdamW's decay rates of the gradient's mean and mean square"
-    )
-    lr_schedule: Literal["constant", "cosine", "linear"] = Field(
-        "cosine", description="learning rate after the warm-up: constant, or a decay"
-    )
-    warmup_steps: Annotated[int | Literal["auto"], count_or("auto", at_least=0)] = Field(
-        "auto", description="steps of linear warm-up; auto: a hundredth of the run"
-    )
-    min_lr_ratio: Number = Field(
-        0.1, ge=0, le=1, description="learning rate after the decay, as a fraction of the peak"
-    )
-    weight_decay: Number = Field(0.1, ge=0, le=1, description="decoupled weight decay")
-    weight_decay_on: Literal["matrices", "all"] = Field(
-        "matrices",
-        description="matrices: no decay of biases and layer norms; all: decay of every tensor",
-    )
-    grad_clip: Number = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
-    shuffle: bool = Field(
-        True, description="visit the sequences in random order, another one in each epoch"
-    )
-    seed: Count = Field(
-        0, ge=0, lt=2**32, description="random seed of the initial weights and of the data order"
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: cuda if there is a GPU, else cpu"
-    )
-    precision: Literal["auto", "bf16", "float32", "fp8"] = Field(
-        "auto",
-        description="auto: bf16 autocast where that is faster, else float32; fp8: bf16, with the "
-        "output layer in 8-bit floats on GPUs that support them",
-    )
-    residual: Literal["bf16", "float32"] = Field(
-        "bf16",
-        description="dtype of the residual stream when training in bf16: bf16 is faster and takes "
-        "less memory, float32 is the original's",
-    )
-    compile: bool = Field(
-        True, description="compile the model; false: start sooner, but train more slowly"
-    )
-    deterministic: AutoOrBool = Field(
-        "auto", description="bit-identical results from run to run; auto: on a CPU only"
-    )
-    val_every: Count = Field(
-        250, ge=0, description="steps between held-out losses, also at the end; 0: never"
-    )
-    val_tokens: Count = Field(
-        1_048_576, gt=0, description="held-out tokens that each held-out loss is measured on"
-    )
-    sample_every: Count = Field(
-        250, ge=0, description="steps between text samples, also at the end; 0: never"
-    )
-    checkpoint_every: Count = Field(
-        250, ge=0, description="steps between checkpoints, also at the end; 0: only at the end"
-    )
-    keep_checkpoints: Count = Field(
-        2, ge=1, description="latest checkpoints to keep, besides the best"
-    )
-    processes: Annotated[int | Literal["auto"], count_or("auto", at_most=1024)] = Field(
-        "auto", description="training processes on this machine; auto: one per GPU; one on a CPU"
-    )
-    max_restarts: Count = Field(
-        3, ge=0, description="how often to restart all processes after one has died"
-    )
-    rank_timeout_seconds: Number = Field(
-        600,
-        gt=0,
-        le=86400,
-        description="time without an answer after which a process counts as dead",
-    )
-    price_per_hour: Number | None = Field(
-        None, ge=0, description="price of the machine per hour, in any currency, to show the cost"
-    )
-    resume: Literal["auto", "never"] = Field(
-        "auto", description="auto: continue the run if it exists; never: refuse an existing run"
-    )
+    dataset_dir: Location | None = None
+    """dataset folder, below DATA_DIR; by default the one that prepare writes"""
+    run_name: RunName | None = None
+    """the run's folder below DATA_DIR/runs; by default the dataset folder's name"""
+    tokens_per_step: Count = Field(524_288, gt=0, lt=2**31)
+    """tokens per optimizer step, over all processes"""
+    micro_batch_size: Annotated[int | Literal["auto"], count_or("auto")] = "auto"
+    """sequences per forward pass on each process; auto: the largest that fits in memory and still
+    helps"""
+    max_steps: Count = Field(38, gt=0)
+    """optimizer steps of the whole run"""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """muon: Muon for the blocks' matrices, AdamW for the rest; adamw: AdamW for all"""
+    shard_optimizer: bool = False
+    """divide the optimizer state among the processes, for models whose state is too large for one
+    GPU"""
+    learning_rate: Number = Field(3.6e-3, gt=0, le=1)
+    """peak learning rate"""
+    betas: Annotated[tuple[Beta, Beta], BeforeValidator(parse_pair)] = (0.9, 0.95)
+    """AdamW's decay rates of the gradient's mean and mean square"""
+    lr_schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """learning rate after the warm-up: constant, or a decay"""
+    warmup_steps: Annotated[int | Literal["auto"], count_or("auto", at_least=0)] = "auto"
+    """steps of linear warm-up; auto: a hundredth of the run"""
+    min_lr_ratio: Number = Field(0.1, ge=0, le=1)
+    """learning rate after the decay, as a fraction of the peak"""
+    weight_decay: Number = Field(0.1, ge=0, le=1)
+    """decoupled weight decay"""
+    weight_decay_on: Literal["matrices", "all"] = "matrices"
+    """matrices: no decay of biases and layer norms; all: decay of every tensor"""
+    grad_clip: Number = Field(1.0, ge=0)
+    """largest gradient norm; 0: no clipping"""
+    shuffle: bool = True
+    """visit the sequences in random order, another one in each epoch"""
+    seed: Count = Field(0, ge=0, lt=2**32)
+    """random seed of the initial weights and of the data order"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda if there is a GPU, else cpu"""
+    precision: Literal["auto", "bf16", "float32", "fp8"] = "auto"
+    """auto: bf16 autocast where that is faster, else float32; fp8: bf16, with the output layer in
+    8-bit floats on GPUs that support them"""
+    residual: Literal["bf16", "float32"] = "bf16"
+    """dtype of the residual stream when training in bf16: bf16 is faster and takes less memory,
+    float32 is the original's"""
+    compile: bool = True
+    """compile the model; false: start sooner, but train more slowly"""
+    deterministic: AutoOrBool = "auto"
+    """bit-identical results from run to run; auto: on a CPU only"""
+    val_every: Count = Field(250, ge=0)
+    """steps between held-out losses, also at the end; 0: never"""
+    val_tokens: Count = Field(1_048_576, gt=0)
+    """held-out tokens that each held-out loss is measured on"""
+    sample_every: Count = Field(250, ge=0)
+    """steps between text samples, also at the end; 0: never"""
+    checkpoint_every: Count = Field(250, ge=0)
+    """steps between checkpoints, also at the end; 0: only at the end"""
+    keep_checkpoints: Count = Field(2, ge=1)
+    """latest checkpoints to keep, besides the best"""
+    processes: Annotated[int | Literal["auto"], count_or("auto", at_most=1024)] = "auto"
+    """training processes on this machine; auto: one per GPU; one on a CPU"""
+    max_restarts: Count = Field(3, ge=0)
+    """how often to restart all processes after one has died"""
+    rank_timeout_seconds: Number = Field(600, gt=0, le=86400)
+    """time without an answer after which a process counts as dead"""
+    price_per_hour: Number | None = Field(None, ge=0)
+    """price of the machine per hour, in any currency, to show the cost"""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: continue the run if it exists; never: refuse an existing run"""

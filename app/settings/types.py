@@ -90,7 +90,7 @@ Location = Annotated[Path, BeforeValidator(expand_home)]
 class Group(BaseSettings):
     """Settings that share a prefix."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @classmethod
     def settings_customise_sources(
@@ -108,6 +108,11 @@ class Group(BaseSettings):
     def variables(cls) -> dict[str, str]:
         """Map environment variables to field names."""
         return {f"{cls.prefix()}{name}".upper(): name for name in cls.model_fields}
+
+    @classmethod
+    def description(cls, field: str) -> str:
+        """Return a field's docstring on one line."""
+        return " ".join((cls.model_fields[field].description or "").split())
 
     @classmethod
     def default_text(cls, field: str) -> str:

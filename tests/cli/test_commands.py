@@ -60,7 +60,7 @@ def test_every_setting_of_a_command_has_a_flag_that_tells_variable_and_default(
         field = VARIABLES[variable].variables()[variable]
         default = VARIABLES[variable].default_text(field)
         shown = f" [{default}]" if default else ""
-        description = VARIABLES[variable].model_fields[field].description
+        description = VARIABLES[variable].description(field)
         flag = f"--{field.replace('_', '-')}"
         assert re.search(rf"{flag} \S+ {re.escape(f'{description}{shown} ({variable})')}", words), (
             variable

@@ -261,7 +261,7 @@ def test_the_example_explains_every_setting_in_a_line_above_it(example: str) -> 
     for group in GROUPS.values():
         for variable, field in group.variables().items():
             place = lines.index(f"#{variable}={group.default_text(field)}")
-            assert lines[place - 1] == f"# {group.model_fields[field].description}"
+            assert lines[place - 1] == f"# {group.description(field)}"
 
 
 def test_the_example_copied_as_it_is_changes_nothing(example: str) -> None:
