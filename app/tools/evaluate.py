@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -70,16 +70,8 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Return what evaluations.jsonl has of it."""
-        return {
-            "loss": self.loss,
-            "standard_error": self.standard_error,
-            "bits_per_byte": self.bits_per_byte,
-            "windows": self.sequences,
-            "tokens": self.tokens,
-            "bytes": self.bytes,
-            "perplexity": self.perplexity,
-            "perplexity_interval": self.perplexity_interval,
-        }
+        values = {"perplexity": self.perplexity, "perplexity_interval": self.perplexity_interval}
+        return {("windows" if k == "sequences" else k): v for k, v in asdict(self).items()} | values
 
 
 def summarize(losses: npt.NDArray[np.float64], context_length: int, num_bytes: int) -> Evaluation:

@@ -11,7 +11,6 @@ from app.tools.report.layers import (
     SHORT,
     Spec,
     colored,
-    colored_by_run,
     curve_rows,
     dots,
     held_out_rows,
@@ -55,20 +54,21 @@ class _Curve:
     labels: str
     scale: float = 1.0
     is_smoothed: bool = True
+    # Values that the axis shows as well; by default 0.
     beside: Callable[[Floats], Floats] = lambda _: np.zeros(1)
 
 
-def _around_the_median(values: Floats) -> Floats:
-    # 10 % on each side, so that ordinary jitter does not look like trouble.
-    return np.array([0.9, 1.1]) * np.median(values)
-
-
+_TRAIN_LOSS = _Curve(
+    *("loss", "Training loss", "nats per token", "train_loss", PLAIN),
+    beside=lambda _: np.empty(0),
+)
 _CURVES = (
     _Curve("learning_rate", "Learning rate", "", "lr", _RATE, is_smoothed=False),
     _Curve("grad_norm", "Gradient norm", "before clipping", "grad_norm", PLAIN),
     _Curve(
         *("throughput", "Throughput", "tokens/s", "tokens_per_second", SHORT),
-        beside=_around_the_median,
+        # 10 % around the median, so that ordinary jitter does not look like trouble.
+        beside=lambda values: np.array([0.9, 1.1]) * np.median(values),
     ),
     _Curve("mfu", "MFU", "of the data sheet's FLOP/s", "mfu", "format(datum.value, '.0%')"),
     _Curve(
@@ -103,7 +103,7 @@ def _loss(run: Run) -> Chart | None:
 
 def _losses(runs: Sequence[Run]) -> list[Chart | None]:
     """Return the charts of several runs' held-out and training losses."""
-    train = _curve(runs, _Curve("loss", "Training loss", "nats per token", "train_loss", PLAIN))
+    train = _curve(runs, _TRAIN_LOSS)
     rows = [row for run in runs for row in held_out_rows(run)]
     if not rows:
         return [train]
@@ -111,8 +111,9 @@ def _losses(runs: Sequence[Run]) -> list[Chart | None]:
     last = np.array([finite(run.metrics["val_loss"])[-1:].max(initial=-np.inf) for run in runs])
     # Without the highest tenth: a first value far above the others would squeeze them.
     shown = with_margin(np.append(np.sort(losses)[: -(len(losses) // 10) or None], finite(last)))
-    marks = dots(colored_by_run(runs), are_many=len(rows) > 40 * len(runs), line=True)
-    spec = layered(runs, rows, shown, PLAIN, colored_by_run(runs), [marks])
+    color = colored([run.name for run in runs])
+    marks = dots(color, are_many=len(rows) > 40 * len(runs), line=True)
+    spec = layered(runs, rows, shown, PLAIN, color, [marks])
     full = with_margin(losses)
     return [
         Chart("held_out_loss", "Held-out loss", "nats per token", spec, full, is_large=True),
@@ -129,16 +130,12 @@ def _curve(runs: Sequence[Run], curve: _Curve) -> Chart | None:
     if curve.key in ("throughput", "mfu"):
         values = [column[len(column) > 1 :] for column in values]
     usual = [usual_range(column) for column in values]
-    is_loss = curve.column == "train_loss"
-    beside = (
-        []
-        if is_loss
-        else [curve.beside(finite(column)) for column in values if finite(column).size]
-    )
+    measured = [finite(column) for column in values if finite(column).size]
+    beside = [curve.beside(column) for column in measured]
     shown = with_margin(np.concatenate(usual + beside))
-    spec = layered(runs, rows, shown, curve.labels, colored_by_run(runs), [])
-    everything = with_margin(np.concatenate([finite(column) for column in values]))
-    full = everything if is_loss else None
+    spec = layered(runs, rows, shown, curve.labels, colored([run.name for run in runs]), [])
+    is_loss = curve is _TRAIN_LOSS
+    full = with_margin(np.concatenate(measured)) if is_loss else None
     return Chart(curve.key, curve.title, curve.unit, spec, full, is_large=is_loss)
 
 

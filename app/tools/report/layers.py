@@ -24,17 +24,14 @@ def time_unit(seconds: float) -> tuple[str, float]:
     return next((unit for unit in units if seconds >= 2 * unit[1]), ("seconds", 1.0))
 
 
-def _last(runs: Sequence[Run], column: str) -> float:
+def _largest(runs: Sequence[Run], column: str) -> float:
     return max(float(run.metrics[column][-1]) for run in runs)
-
-
-def _time_unit(runs: Sequence[Run]) -> tuple[str, float]:
-    return time_unit(_last(runs, "seconds"))
 
 
 def x_axes(runs: Sequence[Run]) -> dict[str, Spec]:
     """Return the encodings of x, by the name of the choice."""
-    unit, length = _time_unit(runs)
+    tokens, seconds = _largest(runs, "tokens"), _largest(runs, "seconds")
+    unit, length = time_unit(seconds)
 
     def axis(field: str, title: str, last: float, labels: str) -> Spec:
         # The margin keeps the last point from being cut off.
@@ -42,11 +39,10 @@ def x_axes(runs: Sequence[Run]) -> dict[str, Spec]:
         encoding = {"field": field, "title": title, "axis": {"labelExpr": labels}}
         return encoding | {"type": "quantitative", "scale": scale}
 
-    last = {name: _last(runs, name) for name in ("tokens", "seconds")}
     return {
         "step": axis("step", "steps", max(run.steps for run in runs), SHORT),
-        "tokens": axis("tokens", "tokens", last["tokens"], SHORT),
-        "time": axis("time", unit, last["seconds"] / length, PLAIN),
+        "tokens": axis("tokens", "tokens", tokens, SHORT),
+        "time": axis("time", unit, seconds / length, PLAIN),
     }
 
 
@@ -96,11 +92,6 @@ def colored(names: Sequence[str]) -> Spec:
     return {"color": {"field": "run", "type": "nominal", "scale": scale, "legend": legend}}
 
 
-def colored_by_run(runs: Sequence[Run]) -> Spec:
-    """Return the encoding of a color per run."""
-    return colored([run.name for run in runs])
-
-
 def layered(
     runs: Sequence[Run],
     rows: list[Spec],
@@ -110,9 +101,9 @@ def layered(
     more: list[Spec],
 ) -> Spec:
     """Return a chart: the curves of `rows`, the layers `more`, and the point nearest the mouse."""
-    name, seconds = _time_unit(runs)
+    unit, seconds_per_unit = time_unit(_largest(runs, "seconds"))
     fields = (
-        *(("step", "steps", ","), ("tokens", "tokens", ","), ("time", name, ".3~f")),
+        *(("step", "steps", ","), ("tokens", "tokens", ","), ("time", unit, ".3~f")),
         *(("raw", "measured", ".4~g"), ("smooth", "smoothed", ".4~g")),
         ("held_out", "held-out", ".5~g"),
     )
@@ -141,25 +132,23 @@ def layered(
             **color,
         },
     }  # fmt: skip
-    y = {
-        "axis": {"labelExpr": labels},
-        "title": None,
-        "scale": {"domain": list(shown), "nice": False},
-    }
     # Without the measured values of several runs, which would hide each other.
     curves = {"raw": thin, "smooth": thick} if len(runs) == 1 else {"smooth": thick}
     has_curves = any("smooth" in row for row in rows)
     layers = [_curve(field, mark, color) for field, mark in curves.items() if has_curves]
     return {
         "data": {"values": rows},
-        "transform": [{"calculate": f"datum.seconds / {seconds}", "as": "time"}],
+        "transform": [{"calculate": f"datum.seconds / {seconds_per_unit}", "as": "time"}],
         "encoding": {
             "x": x_axes(runs)["tokens"],
-            "y": {"type": "quantitative", **y},
+            "y": {
+                "type": "quantitative", "axis": {"labelExpr": labels}, "title": None,
+                "scale": {"domain": list(shown), "nice": False},
+            },
             "detail": {"field": "run"},
         },
         "layer": [*layers, *more, hover],
-    }
+    }  # fmt: skip
 
 
 def _curve(field: str, mark: Spec, color: Spec) -> Spec:

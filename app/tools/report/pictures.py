@@ -62,33 +62,28 @@ def picture(chart: Chart) -> bytes:
 def overview(runs: Sequence[Run], figures: Sequence[Figure], charts: Sequence[Chart]) -> bytes:
     """Return a PNG of the key figures, the losses, and the charts that explain them."""
     by_key = {chart.key: chart for chart in charts}
-    large = [by_key[key] for key in ("held_out_loss", "loss") if key in by_key]
-    small = [by_key[key] for key in ("learning_rate", "grad_norm", "throughput") if key in by_key]
+    color = {"scale": {"color": "independent"}}
     rows: list[Spec] = [_figures(figures)] if len(runs) == 1 else []
-    width = _WIDTH / max(1, len(large)) - _PADDING
-    rows += [_side_by_side([_titled(chart, width, 340) for chart in large])]
-    width = _WIDTH / max(1, len(small)) - _PADDING
-    rows += [_side_by_side([_titled(chart, width, 130) for chart in small])]
-    rows += [_titled(by_key["time"], _WIDTH - _PADDING, 26 * len(runs))]
+    for height, *keys in (
+        (340, "held_out_loss", "loss"),
+        (130, "learning_rate", "grad_norm", "throughput"),
+    ):
+        if side_by_side := [by_key[key] for key in keys if key in by_key]:
+            width = _WIDTH / len(side_by_side) - _PADDING
+            titled = [_titled(chart, width, height) for chart in side_by_side]
+            rows.append({"hconcat": titled, "spacing": _GAP, "resolve": color})
+    rows.append(_titled(by_key["time"], _WIDTH - _PADDING, 26 * len(runs)))
     name = " · ".join(run.name for run in runs)
     return _png({
         "title": {
             "text": name, "subtitle": [describe(run) for run in runs], "fontSize": 22,
             "subtitleFontSize": 13, "offset": 18, "limit": _WIDTH,
         },
-        "vconcat": [row for row in rows if row.get("hconcat", True)],
+        "vconcat": rows,
         "spacing": 22,
         "padding": 32,
-        "resolve": {"scale": {"color": "independent"}},
+        "resolve": color,
     })  # fmt: skip
-
-
-def _side_by_side(parts: list[Spec]) -> Spec:
-    return {
-        "hconcat": parts,
-        "spacing": _GAP,
-        "resolve": {"scale": {"color": "independent"}},
-    }
 
 
 def _figures(figures: Sequence[Figure]) -> Spec:
