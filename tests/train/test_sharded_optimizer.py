@@ -38,7 +38,7 @@ def stepped(sharded):
     torch.manual_seed(0)
     model = GPT(config)
     optimizers = build_optimizers(model, TrainSettings(optimizer=sys.argv[1]))
-    optimizers = ShardedOptimizers(optimizers) if sharded else optimizers
+    optimizers = ShardedOptimizers(*optimizers.parts) if sharded else optimizers
     optimizers.set_learning_rate(1e-2)
     for _ in range(2):
         for parameter in model.parameters():
