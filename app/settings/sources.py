@@ -7,7 +7,7 @@ names, unreadable lines, conflicting settings.
 import difflib
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,12 +65,12 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
             if not reasons.keys() & {one, other}
         ]
     if faults:
-        lines = "".join(f"\n  {fault}" for fault in faults)
-        problem, it = (f"{len(faults)} settings are wrong:{lines}", "them")
-        if len(faults) == 1:
-            problem, it = faults[0], "it"
-        fix = f"`{program()} {command} --help` and .env.example explain every setting"
-        raise UserError(problem, f"correct {it}; {fix}")
+        problem, fix = faults[0], "correct it"
+        if len(faults) > 1:
+            lines = "".join(f"\n  {fault}" for fault in faults)
+            problem, fix = f"{len(faults)} settings are wrong:{lines}", "correct them"
+        where = f"`{program()} {command} --help` and .env.example explain every setting"
+        raise UserError(problem, f"{fix}; {where}")
     return settings
 
 
@@ -88,9 +88,9 @@ def _collect(flags: Mapping[str, str]) -> tuple[Values, list[str], bool]:
     recipe, recipe_faults = _read_recipe(above["RECIPE"]) if "RECIPE" in above else ({}, [])
     faults += recipe_faults
     # In a container the whole environment is ours, and holds what .env sets.
-    faults += _unknown_names(environment, typos_too=in_container())
-    faults += _unknown_names(dotenv, typos_too=True)
-    faults += [_unknown_name(name, value) for name, value in recipe.items() if name not in _KNOWN]
+    faults += _unknown_names(environment, _has_prefix_or_typo if in_container() else _has_prefix)
+    faults += _unknown_names(dotenv, _has_prefix_or_typo)
+    faults += _unknown_names(recipe, bool)
     return recipe | above, faults, not recipe_faults
 
 
@@ -138,21 +138,20 @@ def _read_recipe(recipe: Value) -> tuple[Values, list[str]]:
     return values, faults
 
 
-def _unknown_names(values: Values, *, typos_too: bool) -> list[str]:
-    """Report names with our prefixes that are no settings, and others that nearly are."""
+def _unknown_names(values: Values, is_ours: Callable[[str], object]) -> list[str]:
     return [
-        _unknown_name(name, value)
+        f"{name} ({value.origin}): there is no such setting{suggestion(name, _KNOWN)}"
         for name, value in values.items()
-        if name not in _KNOWN
-        and (
-            name.startswith(_PREFIXES)
-            or (typos_too and difflib.get_close_matches(name, _KNOWN, cutoff=0.85))
-        )
+        if name not in _KNOWN and is_ours(name)
     ]
 
 
-def _unknown_name(name: str, value: Value) -> str:
-    return f"{name} ({value.origin}): there is no such setting{suggestion(name, _KNOWN)}"
+def _has_prefix(name: str) -> bool:
+    return name.startswith(_PREFIXES)
+
+
+def _has_prefix_or_typo(name: str) -> bool:
+    return _has_prefix(name) or bool(difflib.get_close_matches(name, _KNOWN, cutoff=0.85))
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

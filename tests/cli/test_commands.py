@@ -52,7 +52,7 @@ def test_help_fits_the_terminal(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_setting_of_a_command_has_a_flag_that_tells_variable_and_default(
+def test_help_lists_the_flag_variable_and_default_of_every_setting(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = " ".join(help_of(command, monkeypatch, capsys).split())
@@ -82,7 +82,7 @@ def test_the_help_lists_every_command(
         assert re.search(rf"(?m)^    {name}\s+{command.description[:30]}", shown)
 
 
-def test_no_command_shows_the_help(
+def test_without_a_command_the_help_is_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = help_of("", monkeypatch, capsys)
@@ -100,7 +100,7 @@ def test_a_value_may_look_like_a_flag() -> None:
     assert parser.parse(["--prompt=--a_b"])[0] == {"SAMPLE_PROMPT": "--a_b"}
 
 
-def test_flags_take_dashes_and_underscores(
+def test_flags_accept_dashes_and_underscores(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, flag in enumerate(("--total-tokens 1k", "--total_tokens 2k", "--total_tokens=3k")):
@@ -110,7 +110,7 @@ def test_flags_take_dashes_and_underscores(
         assert f"{number + 1},000 training" in capsys.readouterr().out
 
 
-def test_wrong_settings_are_told_before_torch_is_loaded() -> None:
+def test_wrong_settings_are_reported_before_torch_is_imported() -> None:
     code = (
         "import sys; from app.cli.process import run; run(['train', '--seed=x']); "
         "print(list(sys.modules))"
@@ -127,7 +127,7 @@ def test_wrong_settings_are_told_before_torch_is_loaded() -> None:
     assert "'torch'" not in ended.stdout
 
 
-def test_a_reader_that_has_seen_enough_ends_the_program_quietly(
+def test_a_closed_pipe_ends_the_program_quietly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     line = "prepare --dataset stdlib --total-tokens 1k --val-tokens 0"
@@ -147,14 +147,14 @@ def test_a_reader_that_has_seen_enough_ends_the_program_quietly(
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "said"),
+    ("number", "code", "message"),
     (
         (signal.SIGINT, ExitCode.SIGINT, "stopped\n"),
         (signal.SIGTERM, ExitCode.SIGTERM, "stopped: by SIGTERM\n"),
     ),
 )
-def test_a_signal_before_the_command_starts_ends_the_program_in_order(
-    number: signal.Signals, code: ExitCode, said: str
+def test_a_signal_before_the_command_starts_ends_the_program_cleanly(
+    number: signal.Signals, code: ExitCode, message: str
 ) -> None:
     os.mkfifo(".env")
     started = subprocess.Popen(
@@ -169,10 +169,10 @@ def test_a_signal_before_the_command_starts_ends_the_program_in_order(
     with Path(".env").open("w"):
         started.send_signal(number)
         _, err = started.communicate(timeout=60)
-    assert (started.returncode, err) == (code, said)
+    assert (started.returncode, err) == (code, message)
 
 
-def test_where_its_extra_is_missing_the_cluster_says_so() -> None:
+def test_the_cluster_reports_that_its_extra_is_missing() -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "app.cluster", "prepare"],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
@@ -184,7 +184,7 @@ def test_where_its_extra_is_missing_the_cluster_says_so() -> None:
     assert "make test-cluster" in ended.stderr
 
 
-def test_a_full_disk_is_told_from_a_bug() -> None:
+def test_a_full_disk_is_not_reported_as_a_bug() -> None:
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(
             [sys.executable, "-m", "app", "prepare", "--dataset=stdlib", "--total-tokens=1k"],
@@ -199,7 +199,7 @@ def test_a_full_disk_is_told_from_a_bug() -> None:
     assert ended.stderr.count("\n") == 2
 
 
-def test_a_model_too_large_for_any_memory_is_told_from_a_bug(
+def test_a_model_too_large_for_any_memory_is_not_reported_as_a_bug(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     type_in("prepare --dataset stdlib --total-tokens 2k --val-tokens 0 --out-dir few", monkeypatch)

@@ -1,4 +1,4 @@
-"""What a command imports before it can say what is wrong, or what it begins with."""
+"""What a command imports before it reports an error, or prints where it starts."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def start(*words: str) -> subprocess.Popen[str]:
-    """Start a command that tells what it imports between the lines that it prints."""
+    """Start a command that prints its imports between its other lines."""
     return subprocess.Popen(
         [sys.executable, "-X", "importtime", "-m", "app", *words],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
@@ -46,7 +46,7 @@ def start(*words: str) -> subprocess.Popen[str]:
 
 
 def packages(printed: str) -> set[str]:
-    """Those that are installed, and were imported."""
+    """Return the installed packages that were imported."""
     return set(_IMPORTED.findall(printed)) & packages_distributions().keys() - _START
 
 
@@ -61,7 +61,7 @@ def test_every_command_names_a_function_that_takes_its_arguments(name: str) -> N
 
 
 @pytest.mark.parametrize("words", (("--help",), *((name, "--help") for name in COMMANDS)))
-def test_help_imports_what_reads_settings(words: tuple[str, ...]) -> None:
+def test_help_imports_only_what_the_settings_need(words: tuple[str, ...]) -> None:
     printed, _ = start(*words).communicate()
     assert "usage: " in printed
     assert packages(printed) <= SETTINGS
@@ -82,7 +82,7 @@ def test_help_imports_what_reads_settings(words: tuple[str, ...]) -> None:
     ),
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_what_is_wrong_is_told_before_anything_heavy_is_imported(
+def test_errors_are_reported_before_anything_heavy_is_imported(
     words: tuple[str, ...], says: str, needs: set[str]
 ) -> None:
     process = start(*words)
@@ -92,7 +92,7 @@ def test_what_is_wrong_is_told_before_anything_heavy_is_imported(
     assert packages(printed) <= SETTINGS | needs
 
 
-def test_train_says_what_it_begins_with_before_torch_is_imported() -> None:
+def test_train_prints_where_it_starts_before_torch_is_imported() -> None:
     prepare(
         DatasetSpec(
             TextSource("stdlib"), "stdlib", total_tokens=2000, val_tokens=0, shard_size=2000

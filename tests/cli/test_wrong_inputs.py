@@ -1,4 +1,4 @@
-"""What a new user gets wrong, and what the program says: the list is the test."""
+"""Mistakes of a new user, and the error that the program prints for each."""
 
 import json
 import subprocess
@@ -97,7 +97,7 @@ def exported_and_used() -> None:
 
 @dataclass(frozen=True)
 class Wrong:
-    """What a user did, typed and read. Before it, there are `texts`, `words` and the run `tiny`."""
+    """A mistake, what was typed, and its error. `texts`, `words` and the run `tiny` exist."""
 
     did: str
     typed: str
@@ -608,27 +608,27 @@ def files() -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
 
 
-def is_told(error: str, problem: str, fix: str) -> None:
+def assert_reported(error: str, problem: str, fix: str) -> None:
     """One message and one fix, readable, and nothing else."""
     assert error.startswith("error: ")
-    said, found, advice = error.removeprefix("error: ").partition("\n  fix: ")
-    assert problem in said
-    assert found
+    message, separator, advice = error.removeprefix("error: ").partition("\n  fix: ")
+    assert problem in message
+    assert separator
     assert fix in advice
     assert advice.endswith("\n")
     assert advice.count("\n") == 1
-    assert "Traceback" not in said
+    assert "Traceback" not in message
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.did)
-def test_a_wrong_input_is_told_with_its_fix(
+def test_a_wrong_input_is_reported_with_its_fix(
     wrong: Wrong, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong.first()
     before = files()
     capsys.readouterr()
     code = type_in(wrong.typed, monkeypatch)
-    is_told(capsys.readouterr().err, wrong.problem, wrong.fix)
+    assert_reported(capsys.readouterr().err, wrong.problem, wrong.fix)
     assert code == ExitCode.USER
     after = files()
     assert {path: after.get(path) for path in before} == before, "something was lost"
@@ -637,17 +637,17 @@ def test_a_wrong_input_is_told_with_its_fix(
 @pytest.mark.parametrize(
     "did", ("three bad numbers", "a typo in .env", "more held-out tokens than there are")
 )
-def test_a_real_process_tells_the_same(did: str) -> None:
+def test_a_real_process_reports_the_same(did: str) -> None:
     wrong = next(wrong for wrong in WRONG if wrong.did == did)
     wrong.first()
     ended = run_really(wrong.typed)
-    is_told(ended.stderr, wrong.problem, wrong.fix)
+    assert_reported(ended.stderr, wrong.problem, wrong.fix)
     assert (ended.returncode, ended.stdout) == (ExitCode.USER, "")
 
 
-def test_a_gpu_that_is_not_there() -> None:
+def test_a_missing_gpu_is_reported() -> None:
     ended = run_really("CUDA_VISIBLE_DEVICES= train --device cuda --run-name new")
-    is_told(
+    assert_reported(
         ended.stderr,
         "TRAIN_DEVICE=cuda, but no GPU can be used here",
         "check `nvidia-smi`, or set TRAIN_DEVICE=auto to use the CPU",
@@ -667,7 +667,7 @@ with open(sys.argv[1], "w") as file:
 @pytest.mark.parametrize(
     ("command", "place"), (("train --max-steps 3", RUN), ("prepare", "data/words"))
 )
-def test_a_folder_that_another_process_works_on(
+def test_a_folder_in_use_by_another_process_is_refused(
     command: str, place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with subprocess.Popen(
@@ -680,7 +680,7 @@ def test_a_folder_that_another_process_works_on(
         assert other.stdout.readline() == "held\n"
         code = type_in(command, monkeypatch)
         other.communicate()
-    is_told(
+    assert_reported(
         capsys.readouterr().err,
         f"another process is working on {place}",
         f"wait for that {command.split()[0]} to end, or stop it",
@@ -689,5 +689,5 @@ def test_a_folder_that_another_process_works_on(
     assert type_in(command, monkeypatch) == ExitCode.DONE
 
 
-def test_there_are_many_of_them() -> None:
+def test_at_least_fifty_different_mistakes_are_tried() -> None:
     assert len({wrong.did for wrong in WRONG}) == len(WRONG) >= 50

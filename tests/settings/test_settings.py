@@ -52,7 +52,7 @@ def example() -> str:
         ("5.0", 5),
     ),
 )
-def test_counts_are_read_as_people_write_them(text: str, count: int) -> None:
+def test_counts_may_have_units_exponents_and_underscores(text: str, count: int) -> None:
     settings = load_settings({"PREPARE_TOTAL_TOKENS": text, "PREPARE_SHARD_SIZE": "9"}, "prepare")
     assert settings.prepare.total_tokens == count
 
@@ -61,7 +61,7 @@ def test_counts_are_read_as_people_write_them(text: str, count: int) -> None:
     "text",
     ("lots", "1.5", "20 M", "20,000", "1,5B", "0x10", "M", "1e-3", "20Mi", "--5", "nan", "1e999"),
 )
-def test_what_is_no_whole_number_is_refused(text: str) -> None:
+def test_a_text_that_is_not_a_whole_number_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must be a whole number"):
         parse_count(text)
 
@@ -75,7 +75,7 @@ def test_counts_are_exact(digits: int, unit: str, decimals: int) -> None:
 
 
 @given(st.integers(0, 10**16))
-def test_a_short_count_says_the_same_number(count: int) -> None:
+def test_a_short_count_is_the_same_number(count: int) -> None:
     assert parse_count(short_count(count)) == count
 
 
@@ -89,12 +89,12 @@ def test_a_short_count_says_the_same_number(count: int) -> None:
         (999, "999"),
     ),
 )
-def test_a_short_count_is_what_people_say(count: int, short: str) -> None:
+def test_a_short_count_uses_the_largest_exact_unit(count: int, short: str) -> None:
     assert short_count(count) == short
 
 
 @pytest.mark.parametrize(
-    ("chosen", "folder"),
+    ("values", "folder"),
     (
         ({}, "fineweb20M"),
         ({"total_tokens": "all"}, "fineweb10B"),
@@ -109,12 +109,14 @@ def test_a_short_count_is_what_people_say(count: int, short: str) -> None:
         ({"dataset": "stdlib", "out_dir": "elsewhere"}, "elsewhere"),
     ),
 )
-def test_a_dataset_folder_is_named_after_what_it_holds(chosen: dict[str, Any], folder: str) -> None:
-    assert PrepareSettings(**chosen).dataset_dir == Path(folder)
+def test_a_dataset_folder_is_named_after_dataset_and_tokens(
+    chosen: dict[str, Any], folder: str
+) -> None:
+    assert PrepareSettings(**values).dataset_dir == Path(folder)
 
 
 @pytest.mark.parametrize(
-    ("chosen", "config"),
+    ("values", "config"),
     (
         ({}, "sample-10BT"),
         ({"dataset": "HuggingFaceFW/fineweb"}, "sample-10BT"),
@@ -122,13 +124,13 @@ def test_a_dataset_folder_is_named_after_what_it_holds(chosen: dict[str, Any], f
         ({"dataset": "HuggingFaceFW/fineweb-edu", "dataset_config": "sample-10BT"}, "sample-10BT"),
     ),
 )
-def test_the_configuration_belongs_to_the_dataset(
-    chosen: dict[str, Any], config: str | None
+def test_the_default_configuration_applies_to_its_dataset_only(
+    values: dict[str, Any], config: str | None
 ) -> None:
-    assert PrepareSettings(**chosen).config == config
+    assert PrepareSettings(**values).config == config
 
 
-def test_everything_lives_below_data_dir() -> None:
+def test_relative_folders_are_below_data_dir() -> None:
     settings = load_settings({"DATA_DIR": "/disk", "PREPARE_OUT_DIR": "words"}, "train")
     assert settings.prepare_dir == Path("/disk/words")
     assert settings.train_dataset_dir == Path("/disk/words")
@@ -138,7 +140,7 @@ def test_everything_lives_below_data_dir() -> None:
     assert settings.run_dir == Path("data/runs/a")
 
 
-def test_a_home_folder_is_found_in_every_path(
+def test_a_leading_tilde_is_expanded_in_every_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -153,11 +155,11 @@ def test_a_home_folder_is_found_in_every_path(
     ("text", "value"),
     (("auto", "auto"), ("1", "true"), ("Yes", "true"), ("off", "false"), ("false", "false")),
 )
-def test_deterministic_understands_every_yes_and_no(text: str, value: str) -> None:
+def test_deterministic_accepts_the_usual_words_for_yes_and_no(text: str, value: str) -> None:
     assert load_settings({"TRAIN_DETERMINISTIC": text}, "train").train.deterministic == value
 
 
-def test_settings_never_change() -> None:
+def test_settings_are_frozen() -> None:
     settings = defaults()
     with pytest.raises(ValidationError, match="frozen"):
         settings.train.max_steps = 1  # type: ignore[misc]
@@ -165,12 +167,12 @@ def test_settings_never_change() -> None:
         settings.model = ModelSettings()  # type: ignore[misc]
 
 
-def test_a_name_that_is_no_setting_is_refused() -> None:
+def test_an_unknown_field_is_refused() -> None:
     with pytest.raises(ValidationError, match="lerning_rate"):
         TrainSettings(lerning_rate=1)  # type: ignore[call-arg]
 
 
-def test_the_hub_token_shows_nowhere() -> None:
+def test_the_hub_token_is_never_printed() -> None:
     Path(".env").write_text(f"HF_TOKEN={TOKEN}\n", encoding="utf-8")
     settings = defaults()
     token = settings.general.hf_token
@@ -184,7 +186,7 @@ def test_the_hub_token_shows_nowhere() -> None:
     assert "hf_token" not in settings.public()["general"]
 
 
-def test_public_settings_are_every_other_setting_as_json() -> None:
+def test_public_settings_are_all_but_secrets_as_json() -> None:
     public = defaults().public()
     named = {f"{name}.{field}" for name, group in public.items() for field in group}
     fields = {f"{name}.{field}" for name, group in GROUPS.items() for field in group.model_fields}
@@ -239,13 +241,13 @@ def test_public_settings_are_every_other_setting_as_json() -> None:
         ),
     ),
 )
-def test_contradictions_name_both_settings_and_what_would_do(
+def test_conflicts_name_both_settings_and_valid_values(
     groups: dict[str, Group], conflicts: dict[tuple[str, str], str]
 ) -> None:
     assert defaults().model_copy(update=groups).conflicts() == conflicts
 
 
-def test_the_example_is_what_the_program_writes(example: str) -> None:
+def test_the_example_is_up_to_date(example: str) -> None:
     written = subprocess.run(
         [sys.executable, "-m", "app.settings.__main__"],
         cwd=REPOSITORY,
@@ -256,7 +258,7 @@ def test_the_example_is_what_the_program_writes(example: str) -> None:
     assert written.stdout == example, "python -m app.settings.__main__ > .env.example"
 
 
-def test_the_example_explains_every_setting_in_a_line_above_it(example: str) -> None:
+def test_the_example_describes_every_setting_in_the_line_above_it(example: str) -> None:
     lines = example.splitlines()
     for group in GROUPS.values():
         for variable, field in group.variables().items():
@@ -272,7 +274,7 @@ def test_the_example_copied_as_it_is_changes_nothing(example: str) -> None:
     assert settings.prepare.model_fields_set == set()
 
 
-def test_the_example_with_every_line_in_force_gives_the_defaults(example: str) -> None:
+def test_the_example_with_every_line_uncommented_gives_the_defaults(example: str) -> None:
     expected = defaults()
     uncommented = re.sub(r"(?m)^#([A-Z_]+=.+)$", r"\1", example)
     for group in GROUPS.values():

@@ -33,11 +33,11 @@ def write(name: str, *lines: str) -> None:
     Path(name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-PLACES = ("flag", "environment", ".env", "recipe", "default")
+SOURCES = ("flag", "environment", ".env", "recipe", "default")
 
 
-@pytest.mark.parametrize(("above", "below"), tuple(itertools.combinations(PLACES, 2)))
-def test_the_place_above_wins(above: str, below: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("above", "below"), tuple(itertools.combinations(SOURCES, 2)))
+def test_the_source_above_wins(above: str, below: str, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = {"RECIPE": "./mine.env"}
     write("mine.env", "TRAIN_SEED=4" if "recipe" in (above, below) else "")
     write(".env", "TRAIN_SEED=3" if ".env" in (above, below) else "")
@@ -45,10 +45,12 @@ def test_the_place_above_wins(above: str, below: str, monkeypatch: pytest.Monkey
         monkeypatch.setenv("TRAIN_SEED", "2")
     if above == "flag":
         flags["TRAIN_SEED"] = "1"
-    assert load(**flags).train.seed == PLACES.index(above) + 1
+    assert load(**flags).train.seed == SOURCES.index(above) + 1
 
 
-def test_each_place_gives_what_those_above_leave_open(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_source_supplies_what_others_do_not_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     write("mine.env", *(f"TRAIN_{name}=14" for name in ("SEED", "MAX_STEPS", "VAL_EVERY")))
     write(".env", "TRAIN_SEED=13", "TRAIN_MAX_STEPS=13", "RECIPE=./mine.env")
     monkeypatch.setenv("TRAIN_SEED", "12")
@@ -58,7 +60,7 @@ def test_each_place_gives_what_those_above_leave_open(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.env")))
-def test_every_recipe_is_in_force_where_it_is_named(
+def test_every_recipe_can_be_named_in_every_source(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = {
@@ -76,7 +78,7 @@ def test_every_recipe_is_in_force_where_it_is_named(
     assert by_flag.general.recipe == name
 
 
-def test_the_recipe_is_chosen_by_the_same_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_follows_the_same_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     for number, place in enumerate(("flag", "environment", "dotenv"), start=1):
         write(f"{place}.env", f"TRAIN_SEED={number}")
     write(".env", "RECIPE=./dotenv.env")
@@ -98,13 +100,13 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (train.seed, train.max_steps, train.run_name) == (4, 33, None)
 
 
-def test_an_empty_prompt_is_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_prompt_flag_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAMPLE_PROMPT", "Once")
     assert load().sample.prompt == "Once"
     assert load(SAMPLE_PROMPT="").sample.prompt == ""
 
 
-def test_a_dotenv_file_is_read_as_everybody_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dotenv_file_has_the_usual_syntax(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHO", "me")
     content = (
         "\ufeff# a comment\r\n"
@@ -123,7 +125,7 @@ def test_a_dotenv_file_is_read_as_everybody_reads_it(monkeypatch: pytest.MonkeyP
     assert settings.train.run_name == "me-1"
 
 
-def test_every_fault_is_reported_once_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_fault_is_reported_once_with_its_origin(monkeypatch: pytest.MonkeyPatch) -> None:
     write("mine.env", "TRAIN_SEED=minus one", "TRAIN_OPTIMISER=adamw", "LEARNING_RATE=1")
     write(".env", "", "# mine", "MODEL_NUM_LAYERS=0", "TRAIN_BETAS=2,3", "RECIPIE=demo")
     monkeypatch.setenv("TRAIN_LERNING_RATE", "3e-4")
@@ -193,7 +195,7 @@ def test_reasons_are_plain_words(variable: str, text: str, reason: str) -> None:
     assert faults(**{variable: text}) == [f"{variable}={text} (flag --{field}): {reason}"]
 
 
-def test_contradictions_are_reported_beside_other_faults_but_not_with_a_wrong_value() -> None:
+def test_conflicts_are_reported_unless_one_of_the_two_values_is_invalid() -> None:
     write(".env", "TRAIN_WARMUP_STEPS=3", "MODEL_EMBD_SIZE=100")
     assert faults(MODEL_NUM_HEADS="many", TRAIN_TOKENS_PER_STEP="5", TRAIN_MAX_STEPS="3") == [
         "MODEL_NUM_HEADS=many (flag --num-heads): "
@@ -205,14 +207,14 @@ def test_contradictions_are_reported_beside_other_faults_but_not_with_a_wrong_va
     ]
 
 
-def test_a_missing_recipe_is_reported_with_the_rest_but_contradicts_nothing() -> None:
+def test_a_missing_recipe_is_reported_with_other_faults_but_without_conflicts() -> None:
     unknown, number = faults(RECIPE="dmeo", TRAIN_SEED="x", TRAIN_TOKENS_PER_STEP="4097")
     assert unknown.startswith("RECIPE=dmeo (flag --recipe): there is no such recipe among demo, ")
     assert unknown.endswith("; did you mean demo?")
     assert number.startswith("TRAIN_SEED=x")
 
 
-def test_a_recipe_file_may_be_missing_or_name_another() -> None:
+def test_a_missing_recipe_file_and_a_nested_recipe_are_faults() -> None:
     assert faults(RECIPE="./mine.env") == [
         "RECIPE=./mine.env (flag --recipe): there is no such file"
     ]
@@ -222,7 +224,7 @@ def test_a_recipe_file_may_be_missing_or_name_another() -> None:
     ]
 
 
-def test_lines_that_say_nothing_are_faults() -> None:
+def test_lines_without_an_assignment_are_faults() -> None:
     write(".env", "TRAIN_SEED 5", "TRAIN_MAX_STEPS", "", "SAMPLE_PROMPT='open", "TRAIN_VAL_EVERY=x")
     assert faults()[:3] == [
         ".env, line 1: not of the form NAME=VALUE",
@@ -232,17 +234,17 @@ def test_lines_that_say_nothing_are_faults() -> None:
     assert faults()[3].startswith("TRAIN_VAL_EVERY=x (.env, line 5)")
 
 
-def test_a_name_that_stands_twice_in_a_file_is_a_fault() -> None:
+def test_a_name_set_twice_in_a_file_is_a_fault() -> None:
     write(".env", "TRAIN_SEED=1", "", "TRAIN_MAX_STEPS=", "TRAIN_MAX_STEPS=50", "TRAIN_SEED=2")
     assert faults() == ["TRAIN_SEED is set twice in .env: lines 1, 5"]
 
 
-def test_a_file_that_is_no_text_is_a_fault() -> None:
+def test_a_file_that_is_not_utf8_is_a_fault() -> None:
     Path(".env").write_bytes(b"TRAIN_RUN_NAME=caf\xe9\n")
     assert faults() == [".env is not UTF-8 text"]
 
 
-def test_other_programs_variables_are_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_other_programs_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_HOME", "DATADIR", "TRAINING", "MODELS", "LEARNING_RATE", "RECIPES"):
         monkeypatch.setenv(name, "anything")
     load()
@@ -254,7 +256,7 @@ def test_no_fault_shows_the_hub_token(monkeypatch: pytest.MonkeyPatch) -> None:
     assert TOKEN not in "".join(faults())
 
 
-def test_nothing_is_said_outside_the_error(capfd: pytest.CaptureFixture[str]) -> None:
+def test_faults_print_nothing_but_the_error(capfd: pytest.CaptureFixture[str]) -> None:
     write(".env", "TRAIN_SEED 5", "TRAIN_X=1")
     faults()
     assert capfd.readouterr() == ("", "")
