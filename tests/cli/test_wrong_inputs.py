@@ -256,14 +256,14 @@ WRONG = (
         "an empty folder",
         "prepare --dataset empty --out-dir new",
         "no text in empty: none of 0 files ends in .txt .md .py .jsonl .parquet",
-        "name other files; compressed ones may also end in .gz",
+        "choose other files; compressed ones may also end in .gz",
         first=folder("empty"),
     ),
     Wrong(
         "a kind of file that holds no text",
         "prepare --dataset paper.pdf --out-dir new",
         "no text in paper.pdf: none of 1 files ends in .txt .md .py .jsonl .parquet",
-        "name other files",
+        "choose other files",
         first=file("paper.pdf", "%PDF-1.7"),
     ),
     Wrong(

@@ -110,7 +110,7 @@ def test_a_short_count_uses_the_largest_exact_unit(count: int, short: str) -> No
     ),
 )
 def test_a_dataset_folder_is_named_after_dataset_and_tokens(
-    chosen: dict[str, Any], folder: str
+    values: dict[str, Any], folder: str
 ) -> None:
     assert PrepareSettings(**values).dataset_dir == Path(folder)
 
