@@ -14,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from app.formats import flatten
+from app.progress import ignore_terminal_errors
 from app.runs.metrics import PAUSES, StepRecord, total_seconds
 
 _NAME = "events.out.tfevents."
@@ -83,11 +84,13 @@ class EventLog:
             with suppress(OSError):
                 self._writer.close()
             self._writer = None
-        tqdm.write(
-            f"training goes on without TensorBoard events in {self._folder}: {error}; "
-            "the next start writes all of them again",
-            file=sys.stderr,
-        )
+        # The log that standard error leads to may be on the same full disk.
+        with ignore_terminal_errors():
+            tqdm.write(
+                f"training goes on without TensorBoard events in {self._folder}: {error}; "
+                "the next start writes all of them again",
+                file=sys.stderr,
+            )
 
 
 def _history(
