@@ -1,6 +1,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from safetensors.torch import load
 from torch import Tensor
 
+from app.data.dataset import Dataset, open_dataset
 from app.prepare.pipeline import prepare
 from app.prepare.sources import DatasetSpec, TextSource
 from app.runs.checkpoint import Snapshot, open_checkpoint, write_checkpoint
@@ -75,6 +77,31 @@ def tiny(data_dir: Path) -> TinySettings:
         return load_settings(flags | {"DATA_DIR": str(data_dir)}, "train")
 
     return settings
+
+
+@dataclass
+class HeldBack:
+    """A dataset one of whose shards has bytes only when they are fed: it is a named pipe."""
+
+    dataset: Dataset
+    pipe: Path
+    shard: Path
+
+    def feed(self, *, damaged: bool = False) -> None:
+        content = bytearray(self.shard.read_bytes())
+        content[-1] ^= damaged
+        self.pipe.write_bytes(content)
+
+
+@pytest.fixture
+def held_back(tmp_path: Path, text_shards: Path) -> HeldBack:
+    dataset, folder = open_dataset(text_shards), tmp_path / "held-back"
+    folder.mkdir()
+    first, *others = sorted(text_shards.glob("*.bin"))
+    for shard in others:
+        (folder / shard.name).symlink_to(shard)
+    os.mkfifo(folder / first.name)
+    return HeldBack(replace(dataset, folder=folder), folder / first.name, first)
 
 
 def rewrite_checkpoint(

@@ -5,34 +5,8 @@ import torch
 
 from app.model.gpt import GPT, GPTConfig
 from app.settings.train import TrainSettings
-from app.train.lr_schedule import LRSchedule
 from app.train.muon import Muon
 from app.train.optimizer import build_optimizers
-
-
-def rates(
-    decay: Literal["constant", "cosine", "linear"], *, warmup: int, steps: int, ratio: float
-) -> list[float]:
-    schedule = LRSchedule(1.0, decay, warmup, steps, ratio)
-    return [schedule.learning_rate(step) for step in range(steps)]
-
-
-def test_warmup_begins_above_zero_and_ends_at_the_peak() -> None:
-    assert rates("constant", warmup=4, steps=6, ratio=0) == [0.25, 0.5, 0.75, 1, 1, 1]
-
-
-def test_linear_decay_ends_at_its_part_of_the_peak() -> None:
-    expected = [0.5, 1.0, 0.8, 0.6, 0.4, 0.2]
-    assert rates("linear", warmup=2, steps=6, ratio=0.2) == pytest.approx(expected)
-
-
-def test_cosine_decay_is_half_way_in_the_middle() -> None:
-    found = rates("cosine", warmup=0, steps=4, ratio=0.0)
-    assert found == pytest.approx([0.8535534, 0.5, 0.1464466, 0.0])
-
-
-def test_without_warmup_the_first_step_has_the_peak_of_a_constant_rate() -> None:
-    assert rates("constant", warmup=0, steps=2, ratio=0.1) == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("optimizer", ("adamw", "muon"))

@@ -1,0 +1,162 @@
+"""Checkpoints of a tiny model: written and read again, and damage in every region detected."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.errors import UserError
+from app.runs.checkpoint import (
+    MODEL_FILE,
+    OPTIMIZER_FILE,
+    Checkpoint,
+    Snapshot,
+    checkpoint_folder,
+    checkpoint_steps,
+    latest_checkpoint,
+    latest_valid,
+    open_checkpoint,
+    prune_checkpoints,
+    remove_partial_checkpoints,
+    write_checkpoint,
+)
+from app.runs.checkpoint_state import STATE_FILE, CorruptCheckpoint
+from tests.train.tiny_model import adamw, checkpoint_state, new_model, train_one_step
+
+FILES = (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE)
+
+
+@pytest.fixture(scope="module")
+def snapshot() -> Snapshot:
+    model, taken = new_model(), Snapshot()
+    optimizers = adamw(model)
+    train_one_step(model, optimizers)
+    taken.take(model, optimizers)
+    return taken
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, snapshot: Snapshot) -> Path:
+    folder = tmp_path_factory.mktemp("written")
+    for step in (4, 8):
+        write_checkpoint(checkpoint_folder(folder, step), snapshot, checkpoint_state(step))
+    return folder
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path, written: Path) -> Path:
+    """A folder with the checkpoints of steps 4 and 8."""
+    return shutil.copytree(written, tmp_path / "checkpoints")
+
+
+def flip_byte(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << place % 8
+    path.write_bytes(content)
+
+
+def check(folder: Path) -> Checkpoint:
+    checkpoint = open_checkpoint(folder)
+    checkpoint.verify()
+    return checkpoint
+
+
+def test_a_checkpoint_is_read_as_it_was_written(checkpoints: Path) -> None:
+    model = new_model()
+    optimizers = adamw(model)
+    train_one_step(model, optimizers)
+    other = new_model(seed=1)
+    others = adamw(other)
+
+    checkpoint = check(checkpoints / "step-000008")
+    assert checkpoint.step == checkpoint.state.step == 8
+    checkpoint.load(other, others)
+    torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
+    expected = dict(optimizers.named_state(model))
+    torch.testing.assert_close(dict(others.named_state(other)), expected, rtol=0, atol=0)
+    assert checkpoint.tensors()["optimizer"].keys() == expected.keys()
+
+
+def test_a_checkpoint_of_another_model_is_refused_with_the_difference(checkpoints: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(UserError, match="does not fit the model"):
+        open_checkpoint(checkpoints / "step-000008").load_model(model)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("region", range(8))
+def test_a_flipped_byte_in_any_region_of_any_file_is_detected(
+    checkpoints: Path, file: str, region: int
+) -> None:
+    """In the first byte, the last one and between: lengths, header, tensors, JSON."""
+    folder = checkpoints / "step-000008"
+    size = (folder / file).stat().st_size
+    flip_byte(folder / file, (0, 1, 8, 20, size // 3, size // 2, size - 2, size - 1)[region])
+    with pytest.raises(CorruptCheckpoint, match=file):
+        check(folder)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    "damage", (truncate, lambda path: path.write_bytes(b""), Path.unlink), ids=("half", "0", "none")
+)
+def test_the_checkpoint_before_a_damaged_one_is_the_latest_valid(
+    checkpoints: Path, file: str, damage: Callable[[Path], None]
+) -> None:
+    damage(checkpoints / "step-000008" / file)
+    checkpoint, (error,) = latest_valid(checkpoints)
+    assert checkpoint is not None
+    assert checkpoint.step == 4
+    assert str(checkpoints / "step-000008") in error.problem
+    assert error.fix.startswith(f"delete {checkpoints / 'step-000008'} to continue")
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_damaged(checkpoints: Path) -> None:
+    shutil.copytree(checkpoints / "step-000008", checkpoints / "step-000009")
+    with pytest.raises(CorruptCheckpoint, match="has the checkpoint of step 8"):
+        open_checkpoint(checkpoints / "step-000009")
+
+
+def test_a_loaded_model_needs_no_optimizer_state(checkpoints: Path) -> None:
+    (checkpoints / "step-000008" / OPTIMIZER_FILE).unlink()
+    assert latest_checkpoint(checkpoints.parent).step == 8
+    assert latest_checkpoint(checkpoints.parent, 4).step == 4
+
+
+def test_a_missing_run_or_step_is_refused_with_those_that_exist(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"no checkpoint of step 5\n.*one of: 4, 8"):
+        latest_checkpoint(tmp_path, 5)
+    with pytest.raises(UserError, match=r"there is no run .*\n.*TRAIN_RUN_NAME to one of: check"):
+        latest_checkpoint(tmp_path / "missing")
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        latest_checkpoint(checkpoints)
+
+
+def test_pruning_keeps_the_last_checkpoints_and_the_best(
+    tmp_path: Path, snapshot: Snapshot
+) -> None:
+    for step, val_loss in enumerate((5.0, 3.0, 4.0, None, 6.0, 4.0)):
+        state = checkpoint_state(step, val_loss=val_loss)
+        write_checkpoint(checkpoint_folder(tmp_path, step), snapshot, state)
+        prune_checkpoints(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("step-000001", "step-000004", "step-000005")
+    ]
+
+
+def test_a_checkpoint_whose_replacement_was_killed_is_restored(checkpoints: Path) -> None:
+    whole = checkpoints / "step-000008"
+    whole.rename(whole.with_name("step-000008.old.partial"))
+    whole.with_name("step-000008.partial").mkdir()
+    remove_partial_checkpoints(checkpoints)
+    assert checkpoint_steps(checkpoints) == [4, 8]
+    assert len(list(checkpoints.iterdir())) == 2
+    check(whole)

@@ -1,0 +1,104 @@
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.errors import UserError
+from app.runs.checkpoint_state import (
+    STATE_FILE,
+    CheckpointState,
+    CorruptCheckpoint,
+    PendingWork,
+)
+from app.runs.metrics import StepRecord
+from tests.train.tiny_model import checkpoint_state
+
+RECORD = StepRecord(3, 1024, 4.5, lr=1e-3, grad_norm=0.5, step_ms=12.0, val_ms=7.0)
+
+
+def rewrite(folder: Path, content: dict[str, Any]) -> None:
+    """Write state.json with the right hash of other content."""
+    rest = {name: value for name, value in content.items() if name != "sha256_of_the_rest"}
+    whole = json.dumps(rest, sort_keys=True).encode()
+    rest["sha256_of_the_rest"] = hashlib.sha256(whole).hexdigest()
+    (folder / STATE_FILE).write_text(json.dumps(rest))
+
+
+def read_json(folder: Path) -> dict[str, Any]:
+    content = json.loads((folder / STATE_FILE).read_text())
+    assert isinstance(content, dict)
+    return content
+
+
+@pytest.mark.parametrize(
+    "pending", (PendingWork(), PendingWork(record=RECORD), PendingWork(samples=True))
+)
+def test_a_state_is_read_as_it_was_written(tmp_path: Path, pending: PendingWork) -> None:
+    state = checkpoint_state(4, val_loss=3.5, identity={"seed": 0}, pending=pending)
+    state.write(tmp_path)
+    assert CheckpointState.read(tmp_path) == state
+
+
+@pytest.mark.parametrize(
+    ("pending", "is_true", "left"),
+    (
+        (PendingWork(), False, {}),
+        (PendingWork(samples=True), True, {"samples": True}),
+        (PendingWork(record=RECORD), True, {"record": RECORD.to_json()}),
+    ),
+)
+def test_pending_work_is_true_if_there_is_any(
+    pending: PendingWork, *, is_true: bool, left: dict[str, Any]
+) -> None:
+    assert bool(pending) is is_true
+    assert pending.to_json() == left
+
+
+def test_the_keys_of_state_json_are_those_that_other_programs_read(tmp_path: Path) -> None:
+    checkpoint_state(4, val_loss=3.5).write(tmp_path)
+    assert read_json(tmp_path).keys() == {
+        *("step", "micro_batch_size", "model", "settings", "identity", "versions"),
+        *("windows_consumed", "val_loss", "left", "metrics_lines", "samples_bytes"),
+        *("state_version", "sha256", "sha256_of_the_rest"),
+    }
+
+
+def test_missing_keys_are_all_named(tmp_path: Path) -> None:
+    checkpoint_state(4).write(tmp_path)
+    content = read_json(tmp_path)
+    del content["windows_consumed"], content["model"]
+    rewrite(tmp_path, content)
+    with pytest.raises(CorruptCheckpoint, match="it lacks model, windows_consumed"):
+        CheckpointState.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ("", "{", "[]", "4", '{"state_version": 2}', '{"state_version": 2, "step": "x"}')
+)
+def test_what_is_not_a_state_is_damaged(tmp_path: Path, content: str) -> None:
+    (tmp_path / STATE_FILE).write_text(content)
+    with pytest.raises(CorruptCheckpoint, match=r"state\.json"):
+        CheckpointState.read(tmp_path)
+
+
+def test_a_changed_value_is_damage(tmp_path: Path) -> None:
+    checkpoint_state(4).write(tmp_path)
+    content = read_json(tmp_path) | {"windows_consumed": 17}
+    (tmp_path / STATE_FILE).write_text(json.dumps(content))
+    with pytest.raises(CorruptCheckpoint, match="its SHA-256 is another"):
+        CheckpointState.read(tmp_path)
+
+
+def test_another_version_is_not_called_damage(tmp_path: Path) -> None:
+    checkpoint_state(4).write(tmp_path)
+    newer = read_json(tmp_path) | {"state_version": 3}
+    rewrite(tmp_path, newer)
+    with pytest.raises(UserError, match="version 3, this program reads 2") as refused:
+        CheckpointState.read(tmp_path)
+    assert not isinstance(refused.value, CorruptCheckpoint)
+    # The first version had no hash of itself.
+    (tmp_path / STATE_FILE).write_text(json.dumps({"state_version": 1}))
+    with pytest.raises(UserError, match="version 1, this program reads 2"):
+        CheckpointState.read(tmp_path)

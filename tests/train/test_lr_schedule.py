@@ -1,0 +1,49 @@
+from typing import Literal
+
+import pytest
+
+from app.settings.train import TrainSettings
+from app.train.lr_schedule import LRSchedule
+
+
+def learning_rates(
+    decay: Literal["constant", "cosine", "linear"], *, warmup: int, steps: int, ratio: float
+) -> list[float]:
+    schedule = LRSchedule(1.0, decay, warmup, steps, ratio)
+    return [schedule.learning_rate(step) for step in range(steps)]
+
+
+def test_warmup_begins_above_zero_and_ends_at_the_peak() -> None:
+    assert learning_rates("constant", warmup=4, steps=6, ratio=0) == [0.25, 0.5, 0.75, 1, 1, 1]
+
+
+def test_linear_decay_ends_at_the_minimum() -> None:
+    expected = [0.5, 1.0, 0.8, 0.6, 0.4, 0.2]
+    assert learning_rates("linear", warmup=2, steps=6, ratio=0.2) == pytest.approx(expected)
+
+
+def test_cosine_decay_is_half_way_in_the_middle_and_ends_at_the_minimum() -> None:
+    rates = learning_rates("cosine", warmup=0, steps=4, ratio=0.0)
+    assert rates == pytest.approx([0.8535534, 0.5, 0.1464466, 0.0])
+    assert learning_rates("cosine", warmup=3, steps=9, ratio=0.1)[-1] == pytest.approx(0.1)
+
+
+def test_a_constant_rate_without_warmup_is_the_peak_from_the_first_step() -> None:
+    assert learning_rates("constant", warmup=0, steps=2, ratio=0.1) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("warmup_steps", "max_steps", "expected"),
+    (("auto", 1000, 10), ("auto", 38, 0), ("auto", 150, 2), (7, 1000, 7), (0, 1000, 0)),
+)
+def test_an_automatic_warmup_is_one_percent_of_the_steps(
+    warmup_steps: int | Literal["auto"], max_steps: int, expected: int
+) -> None:
+    cfg = TrainSettings(
+        learning_rate=0.5,
+        lr_schedule="linear",
+        warmup_steps=warmup_steps,
+        max_steps=max_steps,
+        min_lr_ratio=0.25,
+    )
+    assert LRSchedule.from_settings(cfg) == LRSchedule(0.5, "linear", expected, max_steps, 0.25)
