@@ -35,15 +35,14 @@ class Parser(argparse.ArgumentParser):
             for variable, field in group.variables().items():
                 # A secret on the command line would show in the list of processes.
                 if only in ("", field) and field != "hf_token":
-                    default = group.default_text(field)
-                    shown = f" [{default}]" if default else ""
-                    text = f"{group.description(field)}{shown} ({variable})"
+                    default = f" [{text}]" if (text := group.default_text(field)) else ""
+                    help_text = f"{group.description(field)}{default} ({variable})"
                     sections[group_name].add_argument(
                         flag_name(variable),
                         dest=variable,
                         action=_Once,
                         metavar=_metavar(group.model_fields[field].annotation),
-                        help=text.replace("%", "%%"),
+                        help=help_text.replace("%", "%%"),
                     )
 
     def parse(self, words: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
@@ -66,11 +65,11 @@ class Parser(argparse.ArgumentParser):
         if faults:
             self.error(f"unknown argument: {', '.join(faults)}")
         options = vars(parsed)
-        texts = {name: options.pop(name) for name in VARIABLES if name in options}
-        return {name: text for name, text in texts.items() if text is not None}, options
+        flags = {name: options.pop(name) for name in VARIABLES if name in options}
+        return {name: text for name, text in flags.items() if text is not None}, options
 
     def _hint(self, word: str) -> str:
-        same = [name for name in VARIABLES if word in (name, flag_name(name))]
+        same = [name for name in VARIABLES if word.partition("=")[0] in (name, flag_name(name))]
         if same:
             return f" (set {' or '.join(same)} in the environment or in .env)"
         return suggestion(word, self._option_string_actions)
@@ -79,13 +78,7 @@ class Parser(argparse.ArgumentParser):
 class _Once(argparse.Action):
     """Store the text of a flag; refuse a second one, and an empty one."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         before = getattr(namespace, self.dest)
         if before is not None:
             raise UserError(

@@ -204,6 +204,12 @@ WRONG = (
         "see `python -m app prepare --help`",
     ),
     Wrong(
+        "a variable among the arguments",
+        "train TRAIN_MAX_STEPS=5",
+        "unknown argument: TRAIN_MAX_STEPS=5 (set TRAIN_MAX_STEPS in the environment or in .env)",
+        "see `python -m app train --help`",
+    ),
+    Wrong(
         "a flag twice",
         "train --max-steps 5 --max_steps=6",
         "--max-steps is given twice: 5 and 6",
