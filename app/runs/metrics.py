@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from app.errors import UserError
 from app.files import AppendOnlyFile, atomic_file
@@ -19,6 +19,7 @@ from app.hardware.proc import process_seconds
 PAUSES = ("setup_ms", "val_ms", "sample_ms", "save_ms")
 # exp() of anything larger overflows a float.
 _LARGEST_LOSS = 700.0
+_Int64 = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class StepRecord:
             record before: start of the process, evaluation, sampling, saving
     """
 
-    step: int
-    tokens: int
+    step: _Int64
+    tokens: _Int64
     train_loss: float
     lr: float | None = None
     grad_norm: float | None = None

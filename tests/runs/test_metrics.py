@@ -120,6 +120,7 @@ def test_a_missing_file_of_a_run_with_steps_is_refused(tmp_path: Path) -> None:
         ('{"step": 1, "tokens": 64, "train_loss": "4.5"}', "train_loss"),
         ('{"step": "1", "tokens": 64, "train_loss": 4.5}', "step"),
         ('{"step": 1.5, "tokens": 64, "train_loss": 4.5}', "step"),
+        (f'{{"step": {"9" * 400}, "tokens": 64, "train_loss": 4.5}}', "step"),
         ('{"step": 1, "tokens": 64, "train_loss": null}', "train_loss"),
         ('{"step": 1, "tokens": 64, "train_loss": 4.5, "lr": "fast"}', "lr"),
         ("[1, 64, 4.5]", ""),
