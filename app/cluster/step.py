@@ -29,7 +29,7 @@ def _plan(parts: Path, num_tasks: int) -> Plan:
     """Return the plan that `parts` belongs to; UserError if it is not the one of `num_tasks`."""
     plan = Plan.load(parts.parent)
     if plan is None or plan.key != parts.name or len(plan.tasks) < num_tasks:
-        raise UserError("the tasks were planned anew", "give the same command again")
+        raise UserError("the tasks were planned anew", "run the same command again")
     return plan
 
 
