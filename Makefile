@@ -1,4 +1,4 @@
-# Every target runs in .venv, which is made on first use and again when a lock changes.
+# Targets run in .venv, which is created on first use and again when a lock changes.
 PYTHON ?= python3
 TORCH ?= auto
 DATA_DIR ?= data
@@ -9,24 +9,24 @@ installed := .venv/.installed-$(TORCH)-$(notdir $(PYTHON))
 lm_eval_installed := .venv-lm-eval/.installed-$(TORCH)-$(notdir $(PYTHON))
 cluster_installed := .venv-cluster/.installed-$(TORCH)-$(notdir $(PYTHON))
 sky_installed := .venv-sky/.installed-$(notdir $(PYTHON))
-of_others := lock-dev.txt lock-lm-eval.txt lock-cluster.txt lock-sky.txt
-locks := $(filter-out $(of_others:%=requirements/%),$(wildcard requirements/*.txt))
+other_locks := lock-dev.txt lock-lm-eval.txt lock-cluster.txt lock-sky.txt
+locks := $(filter-out $(other_locks:%=requirements/%),$(wildcard requirements/*.txt))
 
 .PHONY: help demo test test-containers test-browser test-lm-eval test-cluster test-sky check soak lock format clean
 
-help: ## Show this list
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo 'Variables: PYTHON=python3.12, TORCH=auto|cpu|cuda, ARGS="pytest arguments"'
 
 demo: export RECIPE = demo
-demo: $(installed) ## From text to a trained model and its report on this machine's CPU, in minutes
+demo: $(installed) ## Prepare text, train a small GPT on this machine's CPU and report on it, in minutes
 	$(python) -m app prepare
 	$(python) -m app train
 	$(python) -m app sample
 	$(python) -m app report
 	@echo "Done. The report: $(DATA_DIR)/runs/demo/report/report.html and .png"
 
-test: $(installed) ## Run the tests, side by side
+test: $(installed) ## Run the tests in parallel
 	@$(python) -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-containers: $(installed) ## Build the images and test them on this machine's container engine
@@ -38,16 +38,16 @@ test-browser: $(installed) ## Test the pages in this machine's Chromium
 test-lm-eval: $(installed) $(lm_eval_installed) ## Score an exported model with lm-eval, without a network
 	@$(python) -m pytest -m lm_eval tests/tools/test_lm_eval.py $(ARGS)
 
-test-cluster: $(installed) $(cluster_installed) ## Prepare by tasks, with Ray and datatrove on this machine, and kill them
+test-cluster: $(installed) $(cluster_installed) ## Test preparing in tasks with Ray and datatrove on this machine, including kills
 	@$(python) -m pytest -m cluster tests/cluster $(ARGS)
 
-test-sky: $(installed) $(sky_installed) ## Let SkyPilot's own parsers read cloud/sky.yaml, without a network
+test-sky: $(installed) $(sky_installed) ## Check cloud/sky.yaml with SkyPilot's own parsers, without a network
 	@$(python) -m pytest -m sky tests/test_sky.py $(ARGS)
 
 soak: $(installed) ## Run the long tests: kills, restarts, full disks
 	@$(python) -m pytest -m soak $(ARGS)
 
-check: $(installed) ## Lint, formatting, types, layers, image, workflow, locks
+check: $(installed) ## Check lint, formatting, types, layers, image, workflow and locks
 	$(python) -m ruff check
 	$(python) -m ruff format --check
 	$(python) -m mypy
@@ -57,20 +57,20 @@ check: $(installed) ## Lint, formatting, types, layers, image, workflow, locks
 	.venv/bin/zizmor --quiet --offline --pedantic .github
 	$(python) requirements/lock.py --check
 
-format: $(installed) ## Format and fix what can be fixed
+format: $(installed) ## Format, and fix lint where possible
 	$(python) -m ruff check --fix
 	$(python) -m ruff format
 
-lock: $(installed) ## Lock what pyproject.toml asks for (newest versions: ARGS=--upgrade)
+lock: $(installed) ## Lock the requirements of pyproject.toml (newest versions: ARGS=--upgrade)
 	$(python) requirements/lock.py $(ARGS)
 
-clean: ## Remove environments and caches; data stays
+clean: ## Remove environments and caches, but no data
 	rm -rf .venv .venv-cluster .venv-lm-eval .venv-sky .*_cache .hypothesis build dist *.egg-info
 	find app tests requirements benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(installed): $(locks) requirements/lock-dev.txt requirements/install.sh
 	@requirements/install.sh "$(PYTHON)" "$(TORCH)" .venv lock.txt lock-dev.txt vocabulary.txt
-	@# uv installs no bytecode; without it each start compiles modules for seconds. The tests use little of transformers.
+	@# uv compiles no bytecode; without it each start takes seconds longer. The tests use little of transformers.
 	@$(python) -m compileall -q -j 0 -x /transformers/ .venv/lib >/dev/null || true
 	@touch $@
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Prepares and trains on machines that can be taken away: cloud/sky.yaml runs it on each of them.
+# Prepares and trains on machines that can be preempted: cloud/sky.yaml runs it on each of them.
 #
-# A bucket takes whole files; the program appends, renames and maps. So DATA_DIR is on the machine's own disk,
-# and what is complete is copied to BUCKET_DIR, from where the next machine takes it.
+# A bucket stores whole files, but the program appends to, renames and maps files. So DATA_DIR is on the machine's
+# own disk, and complete files are copied to BUCKET_DIR, from which the next machine copies them back.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 shopt -s nullglob
@@ -26,7 +26,7 @@ take() {
   mv "$DATA_DIR/$1.partial" "$DATA_DIR/$1"
 }
 
-# The last file says that the others are there. It is compared, because a copy that failed can be half a file.
+# The last file shows that the others are complete. Its content is compared, because a failed copy can be half a file.
 keep_folder() {
   local from=$DATA_DIR/$1 to=$BUCKET_DIR/$1 files=$2 last=$3
   ! cmp -s "$from/$last" "$to/$last" || return 0
@@ -35,15 +35,15 @@ keep_folder() {
 
 keep_run() {
   local from=$DATA_DIR/$run to=$BUCKET_DIR/$run newest_first folder
-  # Listed before the metrics are copied, which need a line for each of a checkpoint's steps.
+  # List the checkpoints before copying the metrics, which must have a line for each step of a checkpoint.
   mapfile -t newest_first < <(compgen -G "$from/checkpoints/step-*[0-9]/state.json" | sort -rV)
   ((${#newest_first[@]})) || return 0
   newest_first=("${newest_first[@]%/state.json}")
   mkdir -p "$to" && cp "$from"/*.json* "$from"/*.txt "$to" || return
-  # None is deleted in the bucket before this one is there.
+  # Delete none from the bucket before the newest is complete there.
   keep_folder "$run/checkpoints/${newest_first[0]##*/}" safetensors state.json || return
   for folder in "${newest_first[@]:1}"; do
-    # One that training deletes meanwhile, because there are newer ones, is none to keep.
+    # Training may delete an old checkpoint meanwhile, which then need not be copied.
     keep_folder "$run/checkpoints/${folder##*/}" safetensors state.json || true
   done
   for folder in "$to"/checkpoints/*; do
@@ -51,15 +51,15 @@ keep_run() {
   done
 }
 
-# What fails here is told by cp, and done the next time.
+# If something fails here, cp prints why, and the next call tries again.
 keep() {
-  # A shutdown sends SIGTERM to every process, also to those that copy.
+  # A shutdown sends SIGTERM to every process, also to a running cp.
   trap '' TERM INT
   keep_folder "$dataset" bin manifest.json || true
   keep_run
 }
 
-# Returns the exit code of a process. `wait` alone returns when a signal comes, too.
+# Waits for a process and returns its exit code. `wait` alone also returns when a signal arrives.
 finish() {
   while kill -0 "$1" 2>/dev/null; do wait "$1" || true; done
   wait "$1"
@@ -70,17 +70,17 @@ take "$run" settings.json
 "$python" -m app prepare
 train=("$python" -m app train)
 if ((nodes > 1)); then
-  # A node without it counts as one that sees another disk than the first one's, by mistake.
+  # Without this folder, training refuses a node because it seems to have another DATA_DIR than the first node.
   mkdir -p "$DATA_DIR/$run"
-  # A node whose name means 127.0.1.1 to itself would give the others that address.
+  # A node that resolves its own name to 127.0.1.1 would send the others that address.
   mapfile -t addresses <<<"$SKYPILOT_NODE_IPS"
   if read -r _ interface _ < <(ip -o -4 addr show to "${addresses[node]}"); then
     export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$interface}"
     export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-$interface}"
   fi
-  # Fixed ranks, so that the first node is the one that writes the run; and no restart among the nodes, since
-  # their disks have other checkpoints than the first one's until all restart from the bucket. An hour (3600 s),
-  # because preparing may last much longer on one than on another.
+  # Fixed ranks make the first node the one that writes the run. No restart by torchrun, because only the first
+  # node's disk has the checkpoints until all nodes restart from the bucket. The timeout is an hour (3600 s),
+  # because preparing may take much longer on one node than on another.
   train=("$python" -m torch.distributed.run --nnodes="$nodes" --node-rank="$node"
     --master-addr="${addresses[0]}" --master-port="${MASTER_PORT:-29500}" --rdzv-conf=timeout=3600
     --nproc-per-node="$SKYPILOT_NUM_GPUS_PER_NODE" --max-restarts=0 -m app train)
@@ -95,13 +95,13 @@ while ((node == 0)) && kill -0 "$training" 2>/dev/null; do
   sleep "${KEEP_SECONDS:-60}" &
   wait -n "$training" $! || true
   kill $! 2>/dev/null || true
-  # In the background: bash answers no signal before a command in the foreground has ended.
+  # In the background, because bash handles no signal before a foreground command has ended.
   keep &
   finish $! || true
 done
 code=0
 finish "$training" || code=$?
-# torchrun makes 1 of every exit code, and SkyPilot is to know a stop.
+# torchrun turns every exit code into 1, but SkyPilot must recognise a stop.
 [[ $code == 0 || ! $stopped ]] || code=143
 ((node == 0)) || exit "$code"
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# revision.sh CHECKOUT: print its commit without git; nothing outside of a git checkout.
-# .git/HEAD holds the commit, or names the branch, which is a file or a line of packed-refs.
+# revision.sh CHECKOUT: print its commit without needing git; print nothing if it is not a git checkout.
+# .git/HEAD holds the commit, or names the branch, whose commit is in a file or in a line of packed-refs.
 set -euo pipefail
 cd "$1/.git" 2>/dev/null || exit 0
 head=$(<HEAD)
