@@ -1,8 +1,8 @@
-"""Make the pictures of these pages from a real run, in this machine's Chromium.
+"""Make the pictures in these pages from a real run, with this machine's Chromium.
 
-    python docs/pictures.py RUN [RUN …]
+    python docs/pictures.py [RUN]
 
-The runs are below DATA_DIR/runs (data/runs by default), and have a report.
+RUN (default: demo) is a folder in DATA_DIR/runs (default: data/runs) that has a report.
 """
 
 import os
@@ -19,11 +19,11 @@ PROMPT = "import os\n\ndef read(path):\n"
 PICTURES = ROOT / "docs" / "pictures"
 
 
-def main(runs: list[str]) -> None:
+def main(run: str) -> None:
     data_dir = Path(os.environ.get("DATA_DIR", "data")).absolute()
     PICTURES.mkdir(exist_ok=True)
-    report = data_dir / "runs" / runs[0] / "report" / "report.html"
-    with chromium() as browser, playground(data_dir, run=runs[0]) as server:
+    report = data_dir / "runs" / run / "report" / "report.html"
+    with chromium() as browser, playground(data_dir, run=run) as server:
         for theme in ("light", "dark"):
             with opened(browser, report.as_uri(), theme=theme) as page:
                 page.wait_for_selector("body[data-drawn]")
@@ -33,4 +33,4 @@ def main(runs: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["demo"])
+    main(*(sys.argv[1:] or ["demo"]))
