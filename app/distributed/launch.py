@@ -17,11 +17,18 @@ from app.signals import exit_code_of, exit_now, on_stop_signals, print_in_handle
 
 # Any other exit code would only come again. A killed process has a negative one.
 _WORTH_A_RESTART = (ExitCode.BUG, ExitCode.RANK_LOST)
+# Set for the processes of a restart. They continue the run even with TRAIN_RESUME=never.
+_RESTARTED = "GPT_COMPOSE_RESTARTED"
 
 
 def launched() -> bool:
     """Return True if an elastic launcher, ours or torchrun, has started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def restarted() -> bool:
+    """Return True if the launcher has restarted this process after one was lost."""
+    return _RESTARTED in os.environ or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 def processes_to_launch(
@@ -101,8 +108,8 @@ def launch(command: list[str], processes: int, max_restarts: int) -> int:
                 file=sys.stderr,
                 flush=True,
             )
-            # The first start may have had TRAIN_RESUME=never, but now there is a run to resume.
-            code = _run_once([*command, "--resume", "auto"], processes)
+            os.environ[_RESTARTED] = "1"
+            code = _run_once(command, processes)
     if request.insists or (request.number and (code < 0 or code in _WORTH_A_RESTART)):
         return exit_code_of(request.number)
     if code == ExitCode.RANK_LOST:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from app.distributed.launch import launched
+from app.distributed.launch import launched, restarted
 from app.errors import ExitCode, ExitWithCode, RankLostError
 from app.signals import exit_now, print_in_handler
 
@@ -108,8 +108,7 @@ def init_world(device: torch.device, timeout_seconds: float) -> Iterator[World]:
             int(os.environ["LOCAL_WORLD_SIZE"]),
         )
         # The launcher of a machine that replaces a lost one counts from 0.
-        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-        yield replace(world, restarted=world.any(restarted))
+        yield replace(world, restarted=world.any(restarted()))
     except RuntimeError as error:
         # gloo raises plain RuntimeErrors, which only their text tells apart.
         message = str(error).partition("\n")[0]

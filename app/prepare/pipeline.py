@@ -14,6 +14,7 @@ from app.data.manifest import MANIFEST, Manifest, remove_leftovers
 from app.data.tokenizer import VOCABULARY
 from app.errors import ExitCode, Stopped, UserError
 from app.files import locked
+from app.formats import differences
 from app.prefetch import prefetch
 from app.prepare.documents import Batch, Documents, RowChunk, batches
 from app.prepare.encoder import DocumentEncoder
@@ -232,15 +233,11 @@ def _already_complete(folder: Path, manifest: Manifest) -> Manifest:
 
 def check_matches(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise UserError if the source or settings of a folder have changed; names each difference."""
-    differences = [
-        "the files have changed"
-        if key == "listing"
-        else f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
-        for key in (*before, *(now.keys() - before.keys()))
-        if before.get(key) != now.get(key)
-    ]
-    if differences:
+    changes = differences(before, now)
+    if "listing" in changes:
+        changes["listing"] = "the files have changed"
+    if changes:
         raise UserError(
-            f"{folder} was prepared differently: {'; '.join(differences)}",
+            f"{folder} was prepared differently: {'; '.join(changes.values())}",
             "set PREPARE_OUT_DIR to another folder, or delete this one to prepare it anew",
         )
