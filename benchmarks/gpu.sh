@@ -3,9 +3,9 @@
 #
 #   OUT=results ORIGINAL=DIR [DATASET=DIR] [WHEELS=DIR] [PYTHON=python3] benchmarks/gpu.sh
 #
-# writes $OUT/gpu.json after each measurement, and in the end $OUT/table.md. Run again with the same
-# OUT it goes on where it stopped. Python is what the machine has, with its torch; $WHEELS holds the
-# packages that it lacks. $DATASET is what `prepare` wrote, 20M tokens and some held-out ones.
+# writes $OUT/gpu.json after each measurement, and $OUT/table.md at the end. Run again with the same
+# OUT, it continues where it stopped. It uses the machine's Python and torch; $WHEELS holds the packages
+# that the machine lacks. $DATASET is a folder that `prepare` wrote: 20M tokens and some held-out ones.
 # DEVICE=cpu QUICK=1 LIMIT=1800 checks everything with a small model on any machine.
 set -euo pipefail
 
@@ -28,7 +28,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-# As on a machine that has run before: modules are not compiled again by each process.
+# As on a machine that has run the program before, modules are not compiled again by each process.
 unset PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX=$work/bytecode
 if [[ -n ${WHEELS:-} ]]; then

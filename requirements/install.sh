@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# install.sh PYTHON TORCH ENVIRONMENT LOCK...: make ENVIRONMENT with PYTHON, and install torch and exactly what the
-# locks say in it. TORCH: none, or see torch.sh.
+# install.sh PYTHON TORCH ENVIRONMENT LOCK...: create ENVIRONMENT with PYTHON, and install torch and exactly the
+# locked packages in it. TORCH: none, or see torch.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 base=$1 torch=$2 environment=$3 python=$3/bin/python locks=requirements

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # torch.sh TOOLS ENVIRONMENT TORCH: install the locked torch into ENVIRONMENT with the uv and pip of TOOLS.
-# TORCH: cpu; cuda (what registries have); auto: cpu if pip is set up to find that build, else cuda.
-# With TORCH_INDEX, the address of an index that has other builds, TORCH names one: cpu, cu126, …
+# TORCH: cpu; cuda (the default build); auto: cpu if pip is configured to find that build, else cuda.
+# With TORCH_INDEX, the URL of an index that has other builds, TORCH names one of them: cpu, cu126, …
 set -euo pipefail
 cd "$(dirname "$0")"
 tools=$1 environment=$2 torch=$3
@@ -13,14 +13,14 @@ install() {
 }
 
 install_cpu() {
-  local find_links # uv does not read pip's configuration
+  local find_links # because uv does not read pip's configuration
   find_links=$("$tools/pip" config list | sed -n "s/.*find-links='\(.*\)'/\1/p" | sed 's/\\n/ /g')
   UV_FIND_LINKS=${UV_FIND_LINKS-${find_links//[[:space:]]/,}} \
     install --require-hashes --no-deps -r torch-cpu.txt
 }
 
 install_cuda() {
-  # With a local CPU wheel in sight uv prefers it to the CUDA build, and then fails on its hash.
+  # If uv finds a local CPU wheel, it prefers it to the CUDA build, and then fails on its hash.
   UV_FIND_LINKS='' install --require-hashes --no-deps -r torch-cuda.txt
 }
 
@@ -36,7 +36,7 @@ case $torch in
   auto)
     errors=$(install_cpu 2>&1) || {
       grep -q 'torch' <<<"$errors" || { echo "$errors" >&2; fail "the installation failed"; }
-      echo "No locked CPU build of torch is at hand: taking the registry's, on Linux gigabytes with CUDA"
+      echo "pip finds no locked CPU build of torch: installing the default build, on Linux gigabytes with CUDA"
       install_cuda
     }
     ;;
