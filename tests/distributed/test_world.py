@@ -1,7 +1,5 @@
 """The collectives of one rank and of several, and that all ranks of a trainer make the same."""
 
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -33,12 +31,6 @@ def test_one_rank_needs_no_other() -> None:
     assert world.sum(ones) is ones
     assert ones.tolist() == [1, 1, 1]
     world.barrier()
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    with closing(Ranks(2, tmp_path_factory.mktemp("ranks"))) as ranks:
-        yield ranks
 
 
 def collectives(rank: int, size: int) -> dict[str, object]:

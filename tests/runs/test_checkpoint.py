@@ -71,6 +71,7 @@ def test_a_checkpoint_is_read_as_it_was_written(checkpoints: Path) -> None:
     others = adamw(other)
 
     checkpoint = check(checkpoints / "step-000008")
+    assert {path.name for path in checkpoint.folder.iterdir()} == set(FILES)
     assert checkpoint.step == checkpoint.state.step == 8
     checkpoint.load(other, others)
     torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)

@@ -91,6 +91,18 @@ def test_a_changed_value_is_damage(tmp_path: Path) -> None:
         CheckpointState.read(tmp_path)
 
 
+def test_a_flipped_bit_anywhere_is_damage(tmp_path: Path) -> None:
+    checkpoint_state(4, val_loss=3.5, pending=PendingWork(record=RECORD)).write(tmp_path)
+    path = tmp_path / STATE_FILE
+    content = path.read_bytes()
+    for place in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(CorruptCheckpoint):
+            CheckpointState.read(tmp_path)
+
+
 def test_another_version_is_not_called_damage(tmp_path: Path) -> None:
     checkpoint_state(4).write(tmp_path)
     newer = read_json(tmp_path) | {"state_version": 3}

@@ -1,6 +1,7 @@
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from app.prepare.sources import DatasetSpec, TextSource
 from app.runs.checkpoint import Snapshot, open_checkpoint, write_checkpoint
 from app.settings.settings import Settings
 from app.settings.sources import load_settings
+from tests.distributed.ranks import Ranks
 from tests.train.processes import TINY, Process, Start, Unbroken
 
 TinySettings = Callable[..., Settings]
@@ -31,6 +33,13 @@ def text_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder,
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Two processes that run a function together."""
+    with closing(Ranks(2, tmp_path_factory.mktemp("ranks"))) as ranks:
+        yield ranks
 
 
 @pytest.fixture

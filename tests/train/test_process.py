@@ -61,13 +61,6 @@ def test_a_signal_saves_a_checkpoint_and_the_run_continues(
     assert_same_run(continued.run_dir, unbroken())
 
 
-def test_the_lock_of_a_killed_process_is_gone(start: Start) -> None:
-    killed = start()
-    killed.signal_at("step:0/", signal.SIGKILL)
-    killed.end()
-    run_to_end(start)
-
-
 def own_the_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     # What has started the tests may have it ignored.

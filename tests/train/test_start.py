@@ -1,6 +1,7 @@
-"""What happens before torch is imported."""
+"""The start of a run, before torch is imported."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +10,26 @@ from typing import Literal
 import pytest
 
 from app.distributed.launch import processes_to_launch
+from app.errors import UserError
+from app.runs.checkpoint import (
+    MODEL_FILE,
+    OPTIMIZER_FILE,
+    Snapshot,
+    checkpoint_folder,
+    write_checkpoint,
+)
+from app.runs.checkpoint_state import PendingWork
+from app.runs.folder import RunFolder, RunIdentity
+from app.settings.settings import Settings
+from app.train.start import Start, open_same_data, open_training_data, plan_start, run_identity
+from tests.train.conftest import TinySettings
 from tests.train.processes import CHECKOUT
+from tests.train.tiny_model import checkpoint_state
 
-# A package of that name stands for torch, of which compiling takes seconds.
+# An empty package is torch here: compiling the real one takes seconds.
 IMPORT = """
 import sys
 from pathlib import Path
-from typing import Literal
 from app.train.start import keep_bytecode
 keep_bytecode(Path("cache"))
 import torch, subprocess
@@ -27,15 +41,15 @@ def bytecode(folder: Path) -> set[str]:
     return {path.name.partition(".")[0] for path in folder.rglob("*.pyc") if "torch" in path.parts}
 
 
-@pytest.mark.parametrize("came_with", (False, True))
-def test_bytecode_is_kept_for_the_next_start_where_torch_came_without(
-    tmp_path: Path, *, came_with: bool
+@pytest.mark.parametrize("has_bytecode", (False, True))
+def test_bytecode_is_kept_for_the_next_start_if_torch_has_none(
+    tmp_path: Path, *, has_bytecode: bool
 ) -> None:
     torch = tmp_path / "packages" / "torch"
     torch.mkdir(parents=True)
     for name in ("__init__.py", "part.py"):
         (torch / name).touch()
-    if came_with:
+    if has_bytecode:
         subprocess.run([sys.executable, "-m", "compileall", "-q", torch], check=True)
     before = bytecode(torch)
     variables = {
@@ -44,19 +58,110 @@ def test_bytecode_is_kept_for_the_next_start_where_torch_came_without(
     }
     command = [sys.executable, "-c", IMPORT]
     subprocess.run(command, cwd=tmp_path, env={**os.environ, **variables}, check=True)
-    assert bytecode(tmp_path / "cache") == (set() if came_with else {"__init__", "part"})
+    assert bytecode(tmp_path / "cache") == (set() if has_bytecode else {"__init__", "part"})
     assert bytecode(torch) == before
 
 
-@pytest.mark.parametrize(("given", "expected"), (("auto", 1), (1, 1), (3, 3)))
-def test_a_cpu_trains_in_one_process_unless_more_are_wanted(
-    given: int | Literal["auto"], expected: int
+@pytest.mark.parametrize(("requested", "expected"), (("auto", 1), (1, 1), (3, 3)))
+def test_a_cpu_trains_in_one_process_unless_more_are_requested(
+    requested: int | Literal["auto"], expected: int
 ) -> None:
-    assert processes_to_launch(given, "auto") == expected
+    assert processes_to_launch(requested, "cpu") == expected
 
 
-def test_what_a_launcher_has_started_launches_nothing(
+def test_a_process_of_a_launcher_launches_no_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
     assert processes_to_launch(3, "auto") == 1
+
+
+def save_without_tensors(settings: Settings, step: int, pending: PendingWork) -> None:
+    """Write a checkpoint of this run whose tensor files are empty."""
+    identity = run_identity(settings, open_training_data(settings).fingerprint)
+    state = checkpoint_state(step, identity=identity.to_json(), pending=pending)
+    snapshot = Snapshot()
+    snapshot.files = {MODEL_FILE: {}, OPTIMIZER_FILE: {}}
+    folder = checkpoint_folder(settings.run_dir / "checkpoints", step)
+    write_checkpoint(folder, snapshot, state)
+
+
+def plan(settings: Settings, *, restarted: bool = False) -> Start | None:
+    run = RunFolder(settings.run_dir)
+    return plan_start(settings, open_training_data(settings), run, restarted=restarted)
+
+
+@pytest.mark.parametrize(
+    ("step", "pending", "max_steps", "message"),
+    (
+        (None, PendingWork(), 10, "run: new"),
+        (4, PendingWork(), 10, "run: continues at step 4"),
+        (10, PendingWork(), 12, "run: continues at step 10"),
+        (10, PendingWork(samples=True), 10, "run: continues at step 10"),
+        (10, PendingWork(), 10, "run is finished: 10 steps are done"),
+        (12, PendingWork(), 10, "run is finished: 12 steps are done"),
+    ),
+)
+def test_a_run_continues_unless_all_its_steps_are_done(
+    tiny: TinySettings,
+    capsys: pytest.CaptureFixture[str],
+    step: int | None,
+    pending: PendingWork,
+    max_steps: int,
+    message: str,
+) -> None:
+    settings = tiny(TRAIN_MAX_STEPS=max_steps)
+    if step is not None:
+        save_without_tensors(settings, step, pending)
+    start = plan(settings)
+    dataset, decision = capsys.readouterr().out.splitlines()
+    assert re.search(r"text: \d,\d{3} training tokens \(\d\.\d\d epochs in 1\d steps\), ", dataset)
+    assert decision.endswith(message)
+    assert (start is None) == ("finished" in message)
+    if start is not None:
+        assert (start.checkpoint.step if start.checkpoint else None) == step
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    (
+        ({"MODEL_EMBD_SIZE": 32}, "embd_size was 16 and is now 32"),
+        ({"TRAIN_TOKENS_PER_STEP": 512}, "tokens_per_step was 256 and is now 512"),
+        ({"TRAIN_SEED": 1, "TRAIN_SHUFFLE": "false"}, "seed was 0 and is now 1"),
+        ({"TRAIN_OPTIMIZER": "adamw"}, "optimizer was 'muon' and is now 'adamw'"),
+    ),
+)
+def test_another_model_or_order_of_the_data_is_another_run(
+    tiny: TinySettings, change: dict[str, object], difference: str
+) -> None:
+    save_without_tensors(tiny(), 4, PendingWork())
+    with pytest.raises(UserError, match=difference):
+        plan(tiny(**change))
+
+
+def test_a_run_may_continue_with_another_schedule_and_other_intervals(tiny: TinySettings) -> None:
+    save_without_tensors(tiny(), 4, PendingWork())
+    start = plan(tiny(TRAIN_LEARNING_RATE=1e-4, TRAIN_VAL_EVERY=1, TRAIN_MICRO_BATCH_SIZE=8))
+    assert start is not None
+    assert start.checkpoint is not None
+
+
+def test_restarted_processes_continue_a_run_that_was_to_be_new(tiny: TinySettings) -> None:
+    settings = tiny(TRAIN_RESUME="never")
+    save_without_tensors(settings, 4, PendingWork())
+    with pytest.raises(UserError, match="exists, with 4 steps"):
+        plan(settings)
+    start = plan(settings, restarted=True)
+    assert start is not None
+    assert start.checkpoint is not None
+
+
+def test_a_rank_refuses_another_data_dir_than_that_of_rank_zero(tiny: TinySettings) -> None:
+    settings = tiny()
+    identity = run_identity(settings, open_training_data(settings).fingerprint)
+    with pytest.raises(UserError, match="run is not here, but on the first machine"):
+        open_same_data(settings, identity)
+    settings.run_dir.mkdir(parents=True)
+    assert open_same_data(settings, identity).fingerprint == identity.dataset_fingerprint
+    with pytest.raises(UserError, match="has other tokens here than on the first machine"):
+        open_same_data(settings, RunIdentity("other tokens", {}))

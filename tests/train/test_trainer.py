@@ -1,7 +1,9 @@
 """Whole runs of a tiny model on real text, in this process."""
 
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from app.runs.metrics import PAUSES
 from app.settings.settings import Settings
 from app.train.main import train
 from tests.train.conftest import TinySettings, rewrite_checkpoint
+from tests.train.processes import assert_same_run
 
 
 def metrics_of(settings: Settings) -> list[dict[str, Any]]:
@@ -56,10 +59,10 @@ def test_losses_are_those_of_a_loop_written_out(tiny: TinySettings) -> None:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=3e-3, betas=(0.9, 0.999), weight_decay=0.01, foreach=False
     )
-    windows = (len(stream) - 1) // 32
+    sequences = (len(stream) - 1) // 32
     expected = []
     for step in range(20):
-        rows = [(step * 8 + row) % windows * 32 for row in range(8)]
+        rows = [(step * 8 + row) % sequences * 32 for row in range(8)]
         inputs = torch.stack([stream[row : row + 32] for row in rows])
         targets = torch.stack([stream[row + 1 : row + 33] for row in rows])
         loss = model(inputs, targets)
@@ -89,7 +92,7 @@ def test_console_begins_and_ends_as_the_original(
 ) -> None:
     train(tiny(TRAIN_MAX_STEPS=3))
     lines = capsys.readouterr().out.splitlines()
-    # Before them stands what is known without the device.
+    # Lines that need no device come first.
     begin = lines.index("Using device: cpu")
     assert not any(line.startswith("step:") for line in lines[:begin])
     assert lines[begin : begin + 4] == [
@@ -129,6 +132,22 @@ def test_a_run_continues_with_another_micro_batch_size(tiny: TinySettings) -> No
     assert losses_of(continued) == pytest.approx(losses_of(unbroken), rel=1e-5)
 
 
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_continues(
+    tiny: TinySettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tiny(TRAIN_KEEP_CHECKPOINTS=3)
+    train(settings)
+    unbroken = shutil.copytree(settings.run_dir, settings.run_dir.with_name("unbroken"))
+    shutil.rmtree(settings.run_dir / "checkpoints/step-000010")
+    os.truncate(settings.run_dir / "checkpoints/step-000008/optimizer.safetensors", 100_000)
+    capsys.readouterr()
+    train(settings)
+    printed = capsys.readouterr()
+    assert "it is now step-000008.damaged" in printed.err
+    assert "continues at step 4" in printed.out
+    assert_same_run(settings.run_dir, unbroken)
+
+
 def test_weights_that_are_not_finite_end_the_run_before_the_update(tiny: TinySettings) -> None:
     train(tiny(TRAIN_MAX_STEPS=4))
     settings = tiny()
@@ -164,7 +183,7 @@ def test_settings_are_stored_with_versions_device_and_size(tiny: TinySettings) -
     assert stored["device"]["name"].startswith("CPU")
 
 
-def test_a_held_out_split_shorter_than_a_window_is_not_measured(
+def test_a_held_out_split_shorter_than_one_sequence_is_not_measured(
     tiny: TinySettings, data_dir: Path
 ) -> None:
     prepare(
@@ -187,4 +206,5 @@ def test_an_update_that_ruins_the_held_out_loss_is_not_saved(tiny: TinySettings)
     rewrite_checkpoint(settings.run_dir / "checkpoints/step-000004", "optimizer.safetensors", ruin)
     with pytest.raises(NotFiniteError, match="held out loss nan"):
         train(settings)
+    assert len(metrics_of(settings)) == 4
     assert checkpoints_of(settings) == ["step-000004"]
