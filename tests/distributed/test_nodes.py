@@ -30,14 +30,14 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a launcher runs: what enters it, its address and its network interface."""
+    """A machine: the command that enters it, its address and its network interface."""
 
     enter: tuple[str, ...]
     address: str
     interface: str
 
     def launch(self, data_dir: Path, nodes: str, meeting: "Machine", **changes: object) -> Process:
-        """Start torchrun here; `meeting` is the machine at which all meet."""
+        """Start torchrun here; the rendezvous is on the machine `meeting`."""
         rendezvous = {
             "is_host": str(meeting is self).lower(),
             "join_timeout": 300,
@@ -56,7 +56,7 @@ class Machine:
             (*self.enter, sys.executable, *launcher, "-m", "app", "train"),
             **SETTINGS | changes,
             GLOO_SOCKET_IFNAME=self.interface,
-            # Otherwise who takes a lost machine's place looks for the others where nobody is.
+            # Otherwise a replacement of a lost machine looks for the others at its address.
             TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1,
             TORCH_CPP_LOG_LEVEL="ERROR",
         )
@@ -92,7 +92,7 @@ def is_made(command: str) -> bool:
 
 
 def lose(machine: Process) -> None:
-    """Kill all its processes at once."""
+    """Kill all processes of a machine at once."""
     for process in (machine.process.pid, *machine.workers().values()):
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
@@ -114,10 +114,10 @@ def test_two_machines_take_the_steps_of_one_process(
     assert_same_losses(one.run_dir, unbroken)
 
 
-def test_when_a_machine_is_lost_the_other_goes_on_alone(
+def test_when_a_machine_is_lost_the_other_continues_alone(
     machines: tuple[Machine, Machine], data_dir: Path, unbroken: Unbroken
 ) -> None:
-    # A new run, even if it begins again: what it then finds is its own.
+    # TRAIN_RESUME=never applies to the first start only.
     left, lost = (
         machine.launch(data_dir, "1:2", machines[0], TRAIN_RESUME="never") for machine in machines
     )
@@ -131,7 +131,7 @@ def test_when_a_machine_is_lost_the_other_goes_on_alone(
     assert_same_losses(left.run_dir, unbroken)
 
 
-def test_another_takes_the_place_of_the_machine_that_wrote_the_checkpoints(
+def test_the_machine_of_rank_zero_can_be_replaced(
     machines: tuple[Machine, Machine], data_dir: Path, unbroken: Unbroken
 ) -> None:
     first, other = machines

@@ -1,4 +1,4 @@
-"""Real processes that train together over gloo: the same run, whoever dies."""
+"""Real processes that train together over gloo: the same run, whichever of them dies."""
 
 import os
 import signal
@@ -30,21 +30,21 @@ def is_alive(process: int) -> bool:
     return Path(f"/proc/{process}").exists()
 
 
-def test_any_number_of_processes_takes_the_same_steps(unbroken: Unbroken) -> None:
+def test_any_number_of_processes_makes_the_same_steps(unbroken: Unbroken) -> None:
     alone = unbroken()
     expected = [line["val_loss"] for line in measured(alone) if "val_loss" in line]
-    for processes, windows in ((1, 8), (2, 1), (2, 4), (4, 2)):
-        run = unbroken(TRAIN_PROCESSES=processes, TRAIN_MICRO_BATCH_SIZE=windows)
+    for processes, micro_batch_size in ((1, 8), (2, 1), (2, 4), (4, 2)):
+        run = unbroken(TRAIN_PROCESSES=processes, TRAIN_MICRO_BATCH_SIZE=micro_batch_size)
         torch.testing.assert_close(losses(run), losses(alone), rtol=0, atol=1e-5)
         held_out = [line["val_loss"] for line in measured(run) if "val_loss" in line]
         assert held_out == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("rank", (0, 3))
-def test_after_the_death_of_a_rank_all_continue_as_if_nothing_had_been(
+def test_a_run_that_lost_a_rank_equals_an_unbroken_one(
     data_dir: Path, unbroken: Unbroken, rank: int
 ) -> None:
-    # A new run, even if it is restarted: what it then finds is its own.
+    # TRAIN_RESUME=never applies to the first start only.
     command = (*TRAIN, "--resume", "never")
     broken = Process(data_dir, command, TRAIN_PROCESSES=4, TRAIN_MICRO_BATCH_SIZE=2)
     broken.wait_for("step:5/")
@@ -58,8 +58,8 @@ def test_after_the_death_of_a_rank_all_continue_as_if_nothing_had_been(
     assert_same_run(broken.run_dir, whole)
 
 
-def test_a_rank_that_hangs_is_lost_after_a_time(start: Start, unbroken: Unbroken) -> None:
-    # A new run, even if it begins again: what it then finds is its own.
+def test_a_rank_that_hangs_is_lost_after_the_timeout(start: Start, unbroken: Unbroken) -> None:
+    # TRAIN_RESUME=never applies to the first start only.
     broken = start(
         TRAIN_PROCESSES=2,
         TRAIN_MICRO_BATCH_SIZE=4,
@@ -74,7 +74,7 @@ def test_a_rank_that_hangs_is_lost_after_a_time(start: Start, unbroken: Unbroken
     assert_same_run(broken.run_dir, unbroken(TRAIN_PROCESSES=2, TRAIN_MICRO_BATCH_SIZE=4))
 
 
-def test_restarts_are_bounded_and_the_code_is_that_of_the_first(start: Start) -> None:
+def test_restarts_are_limited_and_the_exit_code_is_that_of_the_first_failure(start: Start) -> None:
     broken = start(TRAIN_PROCESSES=2, TRAIN_MAX_RESTARTS=0)
     broken.wait_for("step:1/")
     os.kill(broken.workers()[1], signal.SIGKILL)
@@ -86,20 +86,20 @@ def test_restarts_are_bounded_and_the_code_is_that_of_the_first(start: Start) ->
 @pytest.mark.parametrize(
     ("number", "code"), ((signal.SIGTERM, 143), (signal.SIGINT, 130)), ids=["SIGTERM", "SIGINT"]
 )
-def test_a_run_of_four_is_stopped_and_continued_by_two(
+def test_a_run_of_four_processes_is_stopped_and_continued_by_two(
     start: Start, unbroken: Unbroken, number: signal.Signals, code: int
 ) -> None:
     stopped = start(TRAIN_PROCESSES=4, TRAIN_MICRO_BATCH_SIZE=2)
     stopped.signal_at("step:1/", number)
-    found, output = stopped.end()
-    assert found == code, output
+    exit_code, output = stopped.end()
+    assert exit_code == code, output
     assert output.count("stopped: ") == 1
     assert "Traceback" not in output
     continued = run_to_end(start, TRAIN_PROCESSES=2, TRAIN_MICRO_BATCH_SIZE=2)
     torch.testing.assert_close(losses(continued.run_dir), losses(unbroken()), rtol=0, atol=1e-5)
 
 
-def test_a_second_signal_ends_even_what_hangs(start: Start) -> None:
+def test_a_second_signal_ends_even_a_hanging_process(start: Start) -> None:
     broken = start(TRAIN_PROCESSES=2)
     broken.wait_for("step:1/")
     os.kill(broken.workers()[1], signal.SIGSTOP)
@@ -125,7 +125,7 @@ except RankLostError as error:
 
 
 def run_as_only_rank(program: str) -> subprocess.CompletedProcess[str]:
-    """Run a program as a launcher would that starts one process."""
+    """Run a program as the only process of a launcher."""
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "x"}
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     return subprocess.run(
@@ -136,14 +136,14 @@ def run_as_only_rank(program: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_what_is_no_lost_connection_is_told() -> None:
+def test_an_error_of_the_network_is_explained() -> None:
     ended = run_as_only_rank(LOSES_THE_OTHERS)
     assert ended.returncode == 0, ended.stderr
     assert "rank 0: the processes have lost each other: NCCL error: unhandled" in ended.stdout
     assert "NCCL_DEBUG=INFO" in ended.stdout
 
 
-IS_STOPPED_WHERE_EXCEPTIONS_ARE_DROPPED = """
+STOPS_WHERE_EXCEPTIONS_ARE_DROPPED = """
 import os, signal, sys, weakref
 import torch
 from app.cli.process import run_as_process
@@ -160,12 +160,12 @@ run_as_process(train)
 """
 
 
-def test_a_stop_counts_where_exceptions_are_dropped() -> None:
-    ended = run_as_only_rank(IS_STOPPED_WHERE_EXCEPTIONS_ARE_DROPPED)
+def test_a_stop_works_where_python_drops_exceptions() -> None:
+    ended = run_as_only_rank(STOPS_WHERE_EXCEPTIONS_ARE_DROPPED)
     assert (ended.returncode, ended.stderr) == (143, "stopped: by SIGTERM\n")
 
 
-def test_a_fault_of_all_is_told_once(start: Start) -> None:
+def test_a_wrong_setting_is_reported_once(start: Start) -> None:
     code, output = start(TRAIN_PROCESSES=2, TRAIN_DATASET_DIR="missing").end()
     assert code == 2, output
     assert output.count("error:") == 1

@@ -17,7 +17,7 @@ from tests.train.processes import CHECKOUT, TINY, Unbroken, free_port, losses, m
 pytestmark = pytest.mark.processes
 
 SCRIPT = CHECKOUT / "cloud" / "train.slurm"
-# A task a node; as Slurm, it tells who they are to those that are to have a signal.
+# One task per node; it keeps their process numbers, to signal them as Slurm does.
 SRUN = """\
 #!/usr/bin/env bash
 while [[ $1 == --* ]]; do shift; done
@@ -32,7 +32,7 @@ exit $highest
 """
 SCONTROL = """\
 #!/usr/bin/env bash
-echo "$*" >>asked
+echo "$*" >>requests
 [[ $1 != show ]] || printf '127.0.0.1\\n127.0.0.1\\n'
 """
 
@@ -58,14 +58,14 @@ class Cluster:
             "SLURM_JOB_ID": str(free_port() - 10_000),
             "SLURM_JOB_NODELIST": "node[1-2]",
             "SLURM_GPUS_ON_NODE": "1",
-            # What the names of a cluster's nodes lead to.
+            # The address of each node.
             "PET_LOCAL_ADDR": "127.0.0.1",
             "GLOO_SOCKET_IFNAME": "lo",
         }
 
     def submit(self, **changes: str) -> subprocess.Popen[str]:
-        """Start the job, or start it again."""
-        for file in ("tasks", "asked"):
+        """Start the job for the first time or again."""
+        for file in ("tasks", "requests"):
             (self.folder / file).unlink(missing_ok=True)
         job = subprocess.Popen(
             ["bash", str(SCRIPT)],
@@ -80,16 +80,16 @@ class Cluster:
         return job
 
     def signal(self, number: signal.Signals) -> None:
-        """Signal every task, and not the job's own shell."""
+        """Signal every task but not the job's own shell."""
         for task in (self.folder / "tasks").read_text().split():
             os.kill(int(task), number)
 
     @property
     def is_requeued(self) -> bool:
-        """Whether the job has asked to be started again."""
+        """Return True if the job has requested to be started again."""
         job = self._environment["SLURM_JOB_ID"]
-        asked = self.folder / "asked"
-        return asked.exists() and f"requeue {job}" in asked.read_text().splitlines()
+        requests = self.folder / "requests"
+        return requests.exists() and f"requeue {job}" in requests.read_text().splitlines()
 
     def close(self) -> None:
         self._ending.close()
@@ -125,7 +125,7 @@ def end(job: subprocess.Popen[str]) -> tuple[int, str]:
     return job.returncode, output
 
 
-def test_stopped_by_slurm_it_saves_is_requeued_and_continues(
+def test_a_job_that_slurm_stops_saves_is_requeued_and_continues(
     cluster: Cluster, unbroken: Unbroken
 ) -> None:
     stopped = cluster.submit()
@@ -150,14 +150,14 @@ def test_stopped_by_slurm_it_saves_is_requeued_and_continues(
     assert "is finished: 10 steps are done" in output
 
 
-def test_what_would_only_happen_again_is_not_requeued(cluster: Cluster) -> None:
+def test_a_failure_that_would_repeat_is_not_requeued(cluster: Cluster) -> None:
     code, output = end(cluster.submit(SLURM_GPUS_ON_NODE="many"))
     assert code != 0
     assert "Unsupported nproc_per_node value: many" in output
     assert not cluster.is_requeued
 
 
-def test_a_wrong_setting_ends_it_before_a_node_works(cluster: Cluster) -> None:
+def test_a_wrong_setting_ends_the_job_before_a_task_starts(cluster: Cluster) -> None:
     code, output = end(cluster.submit(TRAIN_MAX_STEPS="-1"))
     assert code != 0
     assert "TRAIN_MAX_STEPS=-1 (environment): must be more than 0" in output

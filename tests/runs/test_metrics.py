@@ -1,6 +1,7 @@
 """metrics.jsonl: what it holds, what a new start keeps of it, and damaged lines."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -143,7 +144,11 @@ def test_a_damaged_line_is_named_and_stays(tmp_path: Path, damaged: str, fault: 
     assert path.read_text() == content
 
 
-def test_a_value_that_is_not_finite_is_never_written(tmp_path: Path) -> None:
+def test_a_value_that_is_not_finite_is_read_but_never_written(tmp_path: Path) -> None:
+    """The report shows runs of other programs, too."""
+    (tmp_path / "other.jsonl").write_text('{"step": 0, "tokens": 32, "train_loss": NaN}\n')
+    (record,) = read_metrics(tmp_path / "other.jsonl")
+    assert math.isnan(record.train_loss)
     log = MetricsLog(tmp_path / "metrics.jsonl", 0)
     with pytest.raises(ValueError, match="JSON"):
         log.append(StepRecord(0, 32, float("nan")))

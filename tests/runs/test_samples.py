@@ -21,7 +21,7 @@ def test_texts_are_read_as_they_were_written(tmp_path: Path, texts: list[str]) -
     assert read_samples(path) == [(250, texts), (500, ["last"])]
 
 
-def test_half_a_character_costs_only_itself(tmp_path: Path) -> None:
+def test_half_a_character_is_replaced_and_the_rest_is_read(tmp_path: Path) -> None:
     path = tmp_path / "samples.txt"
     path.write_bytes(format_samples(1, ["ab"])[:-2] + "京".encode()[:2])
     assert read_samples(path) == [(1, ["ab\ufffd"])]

@@ -36,7 +36,7 @@ def read_events(run_dir: Path) -> EventAccumulator:
 
 
 def texts_of(settings: Settings, tag: str) -> dict[int, list[str]]:
-    """Step -> what TensorBoard's page of texts gets as Markdown."""
+    """Return the Markdown of TensorBoard's text page by step."""
     reader = read_events(settings.run_dir)
     metadata = reader.SummaryMetadata(tag)
     assert metadata.plugin_data.plugin_name == "text"
@@ -47,7 +47,7 @@ def texts_of(settings: Settings, tag: str) -> dict[int, list[str]]:
 
 
 def samples_of(settings: Settings) -> dict[int, list[str]]:
-    """What samples.txt holds, as code in Markdown, at the last of the steps done."""
+    """Return the texts of samples.txt as Markdown code, by the last completed step."""
     return {
         done - 1: ["".join(f"    {line}\n" for line in text.split("\n")) for text in texts]
         for done, texts in read_samples(settings.run_dir / "samples.txt")
@@ -63,7 +63,7 @@ def events_of(settings: Settings) -> Points:
 
 
 def expected_of(settings: Settings) -> Points:
-    """What metrics.jsonl holds; TensorBoard's scalars are float32."""
+    """Return the points of metrics.jsonl, in float32 as TensorBoard's scalars are."""
     records = metrics_of(settings)
     columns = {
         name: [
@@ -115,11 +115,13 @@ def test_settings_are_a_table_and_hyperparameters(tiny: TinySettings) -> None:
         assert any(row.startswith(line) for row in table.split("\n")), line
     metadata = read_events(settings.run_dir).SummaryMetadata("_hparams_/session_start_info")
     assert metadata.plugin_data.plugin_name == "hparams"
-    told = HParamsPluginData.FromString(metadata.plugin_data.content).session_start_info.hparams
-    assert told["train.learning_rate"].number_value == 0.01
-    assert told["train.shuffle"].bool_value is True
-    assert told["train.optimizer"].string_value == settings.train.optimizer
-    assert {name.partition(".")[0] for name in told} == {"train", "model"}
+    hyperparameters = HParamsPluginData.FromString(
+        metadata.plugin_data.content
+    ).session_start_info.hparams
+    assert hyperparameters["train.learning_rate"].number_value == 0.01
+    assert hyperparameters["train.shuffle"].bool_value is True
+    assert hyperparameters["train.optimizer"].string_value == settings.train.optimizer
+    assert {name.partition(".")[0] for name in hyperparameters} == {"train", "model"}
 
 
 def test_any_text_is_an_event(tmp_path: Path) -> None:
@@ -138,7 +140,7 @@ def test_any_text_is_an_event(tmp_path: Path) -> None:
 def test_events_are_cut_back_to_the_checkpoint(tiny: TinySettings) -> None:
     settings = tiny(TRAIN_KEEP_CHECKPOINTS=10)
     train(settings)
-    # What a kill after step 9 would have left, in the middle of writing an event.
+    # As after a kill in step 9, in the middle of writing an event.
     for step in (8, 10):
         folder = settings.run_dir / "checkpoints" / f"step-{step:06d}"
         folder.rename(settings.run_dir / folder.name)
@@ -149,7 +151,7 @@ def test_events_are_cut_back_to_the_checkpoint(tiny: TinySettings) -> None:
     assert len(events_of(settings)["train_loss"]) == 10
 
 
-def test_a_stopped_and_killed_process_leaves_events_and_continues_them(
+def test_a_stopped_or_killed_process_leaves_events_and_continues_them(
     data_dir: Path, tiny: TinySettings
 ) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -175,7 +177,7 @@ def test_a_run_that_starts_over_has_no_event_of_the_one_before(tiny: TinySetting
     assert events_of(settings) == expected_of(settings)
 
 
-def test_rewritten_steps_lie_as_far_apart_in_time_as_they_took(tiny: TinySettings) -> None:
+def test_the_times_of_rewritten_steps_differ_by_their_durations(tiny: TinySettings) -> None:
     train(tiny(TRAIN_MAX_STEPS=6))
     settings = tiny(TRAIN_MAX_STEPS=7)
     train(settings)
@@ -188,7 +190,7 @@ def test_rewritten_steps_lie_as_far_apart_in_time_as_they_took(tiny: TinySetting
     assert reader.FirstEventTimestamp() == pytest.approx(times[0] - took[0], abs=1e-4)
 
 
-def test_training_goes_on_where_events_cannot_be_written(
+def test_training_goes_on_if_events_cannot_be_written(
     tiny: TinySettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = tiny(TRAIN_MAX_STEPS=3)

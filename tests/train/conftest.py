@@ -62,7 +62,7 @@ def start(data_dir: Path) -> Start:
 
 @pytest.fixture(scope="session")
 def unbroken(text_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
-    """The folder of a run that nothing befell: unbroken(TRAIN_PROCESSES=4); one for all tests."""
+    """The folder of an uninterrupted run: unbroken(TRAIN_PROCESSES=4). All tests share it."""
     data_dir = tmp_path_factory.mktemp("unbroken")
     (data_dir / "text").symlink_to(text_shards)
 
@@ -116,7 +116,7 @@ def held_back(tmp_path: Path, text_shards: Path) -> HeldBack:
 def rewrite_checkpoint(
     folder: Path, file: str, change: Callable[[dict[str, Tensor]], None]
 ) -> None:
-    """Write a checkpoint again with other tensors in one of its files: with right hashes."""
+    """Change the tensors in one file of a checkpoint, and its hashes with them."""
     state = open_checkpoint(folder).state
     snapshot = Snapshot()
     for path in folder.glob("*.safetensors"):

@@ -78,13 +78,13 @@ class Process:
         )
 
     def signal_at(self, beginning: str, number: signal.Signals) -> None:
-        """Send a signal when a line that begins so is printed."""
+        """Send a signal once a line with this beginning is printed."""
         self.wait_for(beginning)
         self.process.send_signal(number)
 
     def workers(self) -> dict[int, int]:
-        """Rank -> process number of those that it has launched."""
-        found = {}
+        """Return the process number of each rank that it has launched."""
+        workers = {}
         for place in children().get(self.process.pid, ()):
             try:
                 words = (place / "environ").read_bytes().split(b"\0")
@@ -92,11 +92,11 @@ class Process:
                 continue
             ranks = [word[5:] for word in words if word.startswith(b"RANK=")]
             if ranks:
-                found[int(ranks[0])] = int(place.name)
-        return found
+                workers[int(ranks[0])] = int(place.name)
+        return workers
 
     def wait_for(self, beginning: str) -> None:
-        """Read on until a line that begins so is printed."""
+        """Read until a line with this beginning is printed."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith(beginning):
@@ -104,7 +104,7 @@ class Process:
         pytest.fail(f"no line began with {beginning!r}: {self.end()}")
 
     def end(self) -> tuple[int, str]:
-        """Exit code, and everything printed since."""
+        """Wait for the end; return the exit code and everything printed since."""
         out, err = self.process.communicate(timeout=300)
         return self.process.returncode, out + err
 
@@ -114,7 +114,7 @@ Unbroken = Callable[..., Path]
 
 
 def free_port() -> int:
-    """One that cloud/train.slurm can choose, too; by chance, since tests run side by side."""
+    """Return a random free port of the range of cloud/train.slurm; tests run side by side."""
     for port in random.SystemRandom().sample(range(10_000, 30_000), 100):
         with socket.socket() as trial:
             try:
@@ -133,7 +133,7 @@ def run_to_end(start: Start, **changes: object) -> Process:
 
 
 def assert_same_run(one: Path, other: Path, last_step: int = 10) -> None:
-    """Weights, optimizer state, samples and all metrics but timings are equal, bit for bit."""
+    """Assert that weights, optimizer state, samples and all metrics but timings are identical."""
     for file in ("model.safetensors", "optimizer.safetensors"):
         place = Path("checkpoints", f"step-{last_step:06d}", file)
         assert (one / place).read_bytes() == (other / place).read_bytes()
@@ -142,7 +142,7 @@ def assert_same_run(one: Path, other: Path, last_step: int = 10) -> None:
 
 
 def losses(run_dir: Path) -> Tensor:
-    """Of the training, float32 [steps]."""
+    """Return the training losses, float32 [steps]."""
     return torch.tensor([line["train_loss"] for line in measured(run_dir)])
 
 

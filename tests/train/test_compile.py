@@ -1,4 +1,4 @@
-"""Compiled code does what the model does, and only the training step is compiled."""
+"""Compiled code computes the model's loss, and only the training step is compiled."""
 
 import itertools
 from pathlib import Path
@@ -29,7 +29,7 @@ def batch(seed: int) -> Tensor:
 
 
 def losses_of(model: GPT, loss_of: LossFunction, *, bf16: bool, steps: int) -> list[float]:
-    """Trains on a few batches again and again, so that the loss falls."""
+    """Train on a few batches again and again, so that the loss falls."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for step in range(steps):
@@ -43,15 +43,15 @@ def losses_of(model: GPT, loss_of: LossFunction, *, bf16: bool, steps: int) -> l
     return losses
 
 
-def test_compiled_training_is_that_of_the_plain_path() -> None:
-    """In float32 exactly within rounding, in bf16 within its own, for 50 steps."""
+def test_compiled_training_equals_uncompiled_training() -> None:
+    """For 50 steps, in float32 and in bf16 but for their rounding."""
     plain = new_model()
     expected = losses_of(plain, plain, bf16=False, steps=50)
     assert expected[-1] < expected[0] - 1
     for bf16, tolerance in ((False, 1e-4), (True, 3e-2)):
         model = new_model()
-        found = losses_of(model, compiled_loss(model, DEVICE), bf16=bf16, steps=50)
-        assert found == pytest.approx(expected, abs=tolerance)
+        losses = losses_of(model, compiled_loss(model, DEVICE), bf16=bf16, steps=50)
+        assert losses == pytest.approx(expected, abs=tolerance)
 
 
 def test_evaluation_and_sampling_compile_nothing() -> None:
@@ -70,13 +70,13 @@ def test_evaluation_and_sampling_compile_nothing() -> None:
     assert dict(counters["stats"]) == made
 
 
-def test_code_that_is_not_deterministic_is_not_taken_for_code_that_is(
+def test_the_cache_keeps_deterministic_code_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch._dynamo.utils import counters
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    found = []
+    cache_misses = []
     for deterministic in ("false", "true", "false"):
         torch.compiler.reset()
         counters.clear()
@@ -84,5 +84,5 @@ def test_code_that_is_not_deterministic_is_not_taken_for_code_that_is(
         with device.forward_pass():
             loss = compiled_loss(new_model(), device)(batch(0)[:, :-1], batch(0)[:, 1:])
         loss.backward()
-        found.append(counters["aot_autograd"]["autograd_cache_miss"])
-    assert found[0] == found[1] > found[2] == 0
+        cache_misses.append(counters["aot_autograd"]["autograd_cache_miss"])
+    assert cache_misses[0] == cache_misses[1] > cache_misses[2] == 0

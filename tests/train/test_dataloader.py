@@ -14,7 +14,7 @@ from tests.prepare.conftest import write_shard
 
 LENGTH = 5
 TOKENS = np.random.default_rng(0).integers(0, 50257, 403).astype(np.uint16)
-WINDOWS = num_sequences(TOKENS.size, LENGTH)
+SEQUENCES = num_sequences(TOKENS.size, LENGTH)
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def loader(
 ) -> BatchLoader:
     return BatchLoader(
         stream,
-        SequenceOrder(WINDOWS, seed=5, shuffle=True),
+        SequenceOrder(SEQUENCES, seed=5, shuffle=True),
         BatchPlan(sequences_per_step=12, world_size=ranks, micro_batch_size=size),
         rank=rank,
         sequences_consumed=first,
@@ -41,13 +41,13 @@ def loader(
 
 
 def expected(first: int, count: int) -> list[list[int]]:
-    """Inputs and last target of the run's windows, cut from TOKENS."""
-    order = SequenceOrder(WINDOWS, seed=5, shuffle=True).sequences(first, count)
+    """Return inputs and last target of the run's sequences, cut from TOKENS."""
+    order = SequenceOrder(SEQUENCES, seed=5, shuffle=True).sequences(first, count)
     return [TOKENS[i * LENGTH : i * LENGTH + LENGTH + 1].tolist() for i in order.tolist()]
 
 
 def drawn(loader: BatchLoader, batches: int) -> list[list[int]]:
-    """Inputs and last target of every window in the next batches."""
+    """Return inputs and last target of every sequence in the next batches."""
     rows = []
     for _ in range(batches):
         inputs, targets = loader.next_batch()
@@ -56,7 +56,7 @@ def drawn(loader: BatchLoader, batches: int) -> list[list[int]]:
 
 
 def test_batches_equal_slices_of_the_stream_for_two_epochs(stream: TokenStream) -> None:
-    batches = 2 * WINDOWS // 3
+    batches = 2 * SEQUENCES // 3
     with loader(stream) as opened:
         assert drawn(opened, batches) == expected(0, batches * 3)
 
@@ -93,7 +93,7 @@ def test_ranks_and_micro_batches_share_the_same_step(
     assert rows == expected(0, 12)
 
 
-def test_first_position_resumes_in_place(stream: TokenStream) -> None:
+def test_a_resumed_run_begins_at_the_sequences_consumed(stream: TokenStream) -> None:
     with loader(stream, first=24) as resumed:
         assert drawn(resumed, 8) == expected(24, 24)
 
@@ -102,7 +102,7 @@ def test_fault_in_the_reading_thread_reaches_the_caller(tmp_path: Path) -> None:
     write_shard(tmp_path / "short.bin", TOKENS[:50])
     short = TokenStream([open_shard(tmp_path / "short.bin")])
     with loader(short) as opened, pytest.raises(IndexError):
-        drawn(opened, WINDOWS)
+        drawn(opened, SEQUENCES)
 
 
 def test_leaving_ends_the_thread(stream: TokenStream) -> None:
@@ -117,5 +117,5 @@ def test_leaving_by_an_exception_ends_the_thread() -> None:
     before = set(threading.enumerate())
     short = TokenStream([TOKENS[:50]])
     with pytest.raises(IndexError), loader(short) as opened:
-        drawn(opened, WINDOWS)
+        drawn(opened, SEQUENCES)
     assert not set(threading.enumerate()) - before

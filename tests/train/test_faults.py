@@ -28,19 +28,19 @@ RANDOM_KILLS = 100
 
 @dataclass
 class Saving:
-    """Runs of ten steps, saved after 4, 8 and 10, that pass points of their writing."""
+    """Runs of ten steps that save after 4, 8 and 10, and may fail at any point of a save."""
 
     data_dir: Path
     faults: Faults
     points: list[Point]
 
     def run(self, name: str, fault: Fault | None = None) -> tuple[int, str]:
-        """Train the run until it is done or a fault ends it."""
+        """Train the run until it is finished or a fault ends it."""
         variables = self.faults.environment(fault)
         return Process(self.data_dir, **variables, TRAIN_RUN_NAME=name).end()
 
-    def is_reached(self, name: str) -> None:
-        """Train the run to its end: it is as the unbroken one."""
+    def assert_continues(self, name: str) -> None:
+        """Train the run to its end, and assert that it equals the unbroken one."""
         code, output = self.run(name)
         assert code == 0, output
         assert_same_run(self.data_dir / "runs" / name, self.data_dir / "runs" / "unbroken")
@@ -59,39 +59,39 @@ def saving(tmp_path_factory: pytest.TempPathFactory, text_shards: Path) -> Savin
     return saving
 
 
-def what(point: Point) -> tuple[str, str]:
-    """Call and file, whichever run and step; tensors are written under a name of the moment."""
+def kind_of(point: Point) -> tuple[str, str]:
+    """Return call and file without run and step; tensors have temporary names at first."""
     file = re.sub(r"^[^/]*/?", "", point.file)
     return point.kind, re.sub(r"\.tmp\w+", "tensors", re.sub(r"step-\d+", "step", file))
 
 
 def last_of_each(points: list[Point]) -> list[Point]:
-    """The last save is the one that prunes as well."""
-    return list({what(point): point for point in points if "checkpoints" in point.file}.values())
+    """Return a point of each kind in the last save, which also prunes."""
+    return list({kind_of(point): point for point in points if "checkpoints" in point.file}.values())
 
 
 def test_killed_at_each_kind_of_point_of_a_save_equals_unbroken(saving: Saving) -> None:
     points = last_of_each(saving.points)
-    kinds = {kind for kind, _ in map(what, points)}
+    kinds = {kind for kind, _ in map(kind_of, points)}
     assert {"write", "torn", "fsync", "rename", "unlink"} <= kinds
-    # At the others a kill finds what one at these finds.
-    chosen = [point for point in points if point.kind in ("torn", "rename")]
-    for point in chosen:
+    # A kill at another point leaves the same files as a kill at one of these.
+    representative = [point for point in points if point.kind in ("torn", "rename")]
+    for point in representative:
         code, output = saving.run("killed", Fault(point.number, signal.SIGKILL))
         assert code == -signal.SIGKILL, (point, output)
-        saving.is_reached("killed")
+        saving.assert_continues("killed")
 
 
 @pytest.mark.soak
 def test_killed_at_every_point_equals_unbroken(saving: Saving, say: Say) -> None:
     for point in saving.points:
         code, output = saving.run("killed", Fault(point.number, signal.SIGKILL))
-        # A write less or more in a race of two threads moves the last points.
+        # Two threads race, so that the number of the last points varies.
         assert code == -signal.SIGKILL or point.number > len(saving.points) - 3, (point, output)
-        # Again, in the continuation.
+        # Once more, in the continued run.
         again = min(point.number, random.Random(point.number).randrange(1, len(saving.points)))
         saving.run("killed", Fault(again, signal.SIGKILL))
-        saving.is_reached("killed")
+        saving.assert_continues("killed")
     say(f"{len(saving.points)} points, and one each in the continuation")
 
 
@@ -120,7 +120,7 @@ def test_killed_at_random_moments_equals_unbroken(data_dir: Path, say: Say) -> N
 
 @dataclass
 class Disk:
-    """A small one: a tmpfs; or, where mounting is forbidden, errors as a full one gives."""
+    """A small disk: a tmpfs or, where mounting is forbidden, the errors of a full disk."""
 
     data_dir: Path
     fault: dict[str, str]
@@ -129,7 +129,7 @@ class Disk:
 
 @pytest.fixture
 def disk(saving: Saving, tmp_path: Path, text_shards: Path) -> Iterator[Disk]:
-    """With room for one checkpoint of ten megabytes, and not for a second."""
+    """A disk with room for one checkpoint of ten megabytes but not for two."""
     folder = tmp_path / "disk"
     folder.mkdir()
     for kind in ("-Urm", "-m"):
@@ -142,13 +142,13 @@ def disk(saving: Saving, tmp_path: Path, text_shards: Path) -> Iterator[Disk]:
     saves = [
         point
         for point in saving.points
-        if what(point)[0] == "torn" and "/step-000008" in point.file
+        if kind_of(point)[0] == "torn" and "/step-000008" in point.file
     ]
     fault = saving.faults.environment(Fault(saves[0].number, fails=errno.ENOSPC))
     yield Disk(folder, fault | {"FAULTS_FOLDER": str(folder / "runs")}, lambda: None)
 
 
-def test_a_full_disk_keeps_the_run_going_and_the_checkpoint_before(
+def test_on_a_full_disk_training_goes_on_and_the_earlier_checkpoint_stays(
     saving: Saving, disk: Disk
 ) -> None:
     full = Process(disk.data_dir, **disk.fault)
@@ -167,8 +167,8 @@ def test_a_full_disk_keeps_the_run_going_and_the_checkpoint_before(
 
 
 @pytest.fixture
-def much_to_measure(data_dir: Path) -> dict[str, object]:
-    """Settings of runs that measure and sample for seconds."""
+def slow_evaluation(data_dir: Path) -> dict[str, object]:
+    """Settings of runs that evaluate and sample for seconds."""
     prepare(
         DatasetSpec(TextSource("stdlib"), "long", total_tokens=9000, val_tokens=20_000),
         data_dir / "long",
@@ -182,14 +182,14 @@ def much_to_measure(data_dir: Path) -> dict[str, object]:
     }
 
 
-def test_a_signal_in_any_phase_keeps_all_and_the_rest_is_done_later(
-    start: Start, much_to_measure: dict[str, object]
+def test_a_signal_in_any_phase_loses_nothing_and_the_next_start_does_the_rest(
+    start: Start, slow_evaluation: dict[str, object]
 ) -> None:
     # tests/train/test_trainer_steps.py stops one rank at each place.
-    settings = much_to_measure | {"TRAIN_PROCESSES": 2}
+    settings = slow_evaluation | {"TRAIN_PROCESSES": 2}
     unbroken = run_to_end(start, **settings, TRAIN_RUN_NAME="unbroken")
-    # Before the held-out loss, in steps, while what was left is done, and before the last sample.
-    for phase, said in (
+    # In an evaluation, in the work that it left pending, in a step, and in the last sample.
+    for phase, message in (
         ("step:4/", "step-000005; the same command continues"),
         ("after 5 steps: val_loss", "stopped: no new step to save"),
         ("step:7/", "; the same command continues"),
@@ -200,7 +200,7 @@ def test_a_signal_in_any_phase_keeps_all_and_the_rest_is_done_later(
         code, output = stopped.end()
         assert code == ExitCode.SIGTERM, output
         assert "Traceback" not in output
-        assert said in output
+        assert message in output
     continued = run_to_end(start, **settings)
     assert_same_run(continued.run_dir, unbroken.run_dir)
     last = Path("checkpoints/step-000010")
@@ -210,7 +210,7 @@ def test_a_signal_in_any_phase_keeps_all_and_the_rest_is_done_later(
 
 
 @pytest.mark.parametrize("processes", (1, 2))
-def test_a_signal_while_the_compiler_works_ends_at_once(start: Start, processes: int) -> None:
+def test_a_signal_during_compilation_ends_the_process_at_once(start: Start, processes: int) -> None:
     compiled = {"TRAIN_COMPILE": "true", "TRAIN_PROCESSES": processes}
     stopped = start(**compiled)
     stopped.signal_at("the first step waits for the compiler", signal.SIGTERM)
@@ -221,15 +221,15 @@ def test_a_signal_while_the_compiler_works_ends_at_once(start: Start, processes:
     assert not measured(stopped.run_dir)
 
 
-def test_a_signal_while_a_checkpoint_is_written_waits_for_it(saving: Saving) -> None:
+def test_a_signal_during_a_save_waits_for_it(saving: Saving) -> None:
     point = next(
         point
         for point in saving.points
-        if what(point) == ("torn", "checkpoints/step.partial/tensors")
+        if kind_of(point) == ("torn", "checkpoints/step.partial/tensors")
     )
     code, output = saving.run("stopped", Fault(point.number, signal.SIGTERM))
     assert code == ExitCode.SIGTERM, output
     saved = {path.name for path in (saving.data_dir / "runs/stopped/checkpoints").iterdir()}
     assert "step-000004" in saved
     assert not any(name.endswith(".partial") for name in saved)
-    saving.is_reached("stopped")
+    saving.assert_continues("stopped")

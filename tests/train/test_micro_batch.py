@@ -1,4 +1,4 @@
-"""The choice of a micro-batch, and its estimate held against what real processes take."""
+"""The choice of a micro-batch, and its estimate compared with the memory of real processes."""
 
 import json
 import re
@@ -35,26 +35,26 @@ def estimated(
     return estimate_memory(cfg, CONFIG, device(precision, device_type), world_size)
 
 
-def chosen(requested: int | str, previous: int | None = None, world_size: int = 1) -> int:
-    """The choice for steps of 12 sequences."""
+def micro_batch_size(requested: int | str, previous: int | None = None, world_size: int = 1) -> int:
+    """Return the choice for steps of 12 sequences."""
     cfg = TrainSettings(micro_batch_size=requested, tokens_per_step=12 * 256)
     cpu = device("float32", "cpu")
     return choose_micro_batch_size(cfg, CONFIG, previous, cpu, world_size, world_size)
 
 
 @pytest.mark.parametrize(
-    ("requested", "previous", "world_size", "micro_batch_size"),
+    ("requested", "previous", "world_size", "expected"),
     ((6, None, 1, 6), (6, 4, 2, 6), ("auto", 4, 1, 4), ("auto", 2, 3, 2)),
 )
-def test_a_requested_size_comes_first_then_the_checkpoints(
-    requested: int | str, previous: int | None, world_size: int, micro_batch_size: int
+def test_a_requested_size_takes_precedence_over_that_of_the_checkpoint(
+    requested: int | str, previous: int | None, world_size: int, expected: int
 ) -> None:
-    assert chosen(requested, previous, world_size) == micro_batch_size
+    assert micro_batch_size(requested, previous, world_size) == expected
 
 
-def test_a_size_is_chosen_where_the_checkpoints_no_longer_divides_the_step() -> None:
-    """It would be 8 of 12; 12 sequences are no more tokens than make a CPU faster."""
-    assert chosen("auto", 8) in (1, 2, 3, 4, 6, 12)
+def test_a_size_of_the_checkpoint_that_no_longer_divides_the_step_is_replaced() -> None:
+    """8 does not divide 12."""
+    assert micro_batch_size("auto", 8) in (1, 2, 3, 4, 6, 12)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_step_that_cannot_be_divided_is_refused(
     requested: int | str, world_size: int, problem: str, fix: str
 ) -> None:
     with pytest.raises(UserError) as error:
-        chosen(requested, world_size=world_size)
+        micro_batch_size(requested, world_size=world_size)
     assert error.value.problem == problem
     assert error.value.fix.startswith(fix)
 
@@ -124,7 +124,7 @@ print(device.peak_memory_bytes())
     ("precision", "code"),
     (("float32", "plain"), ("bf16", "plain"), ("bf16", "compiled")),
 )
-def test_the_estimate_is_an_upper_bound_of_what_a_process_takes(
+def test_the_estimate_is_an_upper_bound_of_the_memory_of_a_process(
     precision: Precision, code: str
 ) -> None:
     estimate = estimated(precision, "cpu", compile=code == "compiled")
@@ -143,7 +143,7 @@ def test_the_estimate_computes_nothing() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000
 
 
-def test_a_divided_state_needs_less_but_not_less_than_the_largest_parameter() -> None:
+def test_divided_state_takes_at_least_the_bytes_of_the_largest_parameter() -> None:
     whole, eighth, least = (
         estimated("bf16", "cuda", ranks, shard_optimizer=True).fixed_bytes
         for ranks in (1, 8, 10**9)

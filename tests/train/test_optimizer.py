@@ -11,7 +11,7 @@ from app.train.optimizer import build_optimizers
 
 @pytest.mark.parametrize("optimizer", ("adamw", "muon"))
 @pytest.mark.parametrize(("decay_on", "kept"), (("matrices", True), ("all", False)))
-def test_decay_leaves_biases_and_norms_alone_unless_asked(
+def test_biases_and_norms_decay_only_with_decay_on_all(
     optimizer: Literal["adamw", "muon"], decay_on: Literal["matrices", "all"], kept: bool
 ) -> None:
     torch.manual_seed(0)
@@ -19,8 +19,8 @@ def test_decay_leaves_biases_and_norms_alone_unless_asked(
     for parameter in model.parameters():
         parameter.data.fill_(1.0)
         parameter.grad = torch.zeros_like(parameter)
-    chosen = TrainSettings(optimizer=optimizer, weight_decay=0.5, weight_decay_on=decay_on)
-    optimizers = build_optimizers(model, chosen)
+    cfg = TrainSettings(optimizer=optimizer, weight_decay=0.5, weight_decay_on=decay_on)
+    optimizers = build_optimizers(model, cfg)
     optimizers.set_learning_rate(0.1)
     optimizers.step()
     for name, parameter in model.named_parameters():
@@ -28,7 +28,7 @@ def test_decay_leaves_biases_and_norms_alone_unless_asked(
         torch.testing.assert_close(parameter, torch.full_like(parameter, expected), msg=name)
 
 
-def test_muon_takes_the_matrices_of_the_blocks_and_makes_their_updates_orthogonal() -> None:
+def test_muon_updates_the_matrices_of_the_blocks_orthogonally() -> None:
     torch.manual_seed(0)
     model = GPT(GPTConfig(8, 50, 1, 8, 2))
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -48,7 +48,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_makes_their_updates_orthogona
 
 @pytest.mark.parametrize("shape", ((24, 24), (16, 48), (48, 16)))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-def test_muon_is_torchs_muon_but_for_its_rounding(
+def test_muon_equals_torchs_muon_but_for_rounding(
     shape: tuple[int, int], dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)

@@ -24,7 +24,7 @@ from tests.train.processes import (
 pytestmark = pytest.mark.processes
 
 
-def test_killed_twice_and_continued_equals_unbroken(start: Start) -> None:
+def test_a_run_that_is_killed_twice_and_continued_equals_an_unbroken_one(start: Start) -> None:
     threads = len(os.sched_getaffinity(0))
     compiled = {
         "TRAIN_COMPILE": "true",
@@ -32,7 +32,7 @@ def test_killed_twice_and_continued_equals_unbroken(start: Start) -> None:
         "OMP_NUM_THREADS": threads,
     }
     unbroken = run_to_end(start, **compiled, TRAIN_RUN_NAME="unbroken")
-    # Killed after steps that no checkpoint holds: 4 and 8 are saved, 7 and 9 reached.
+    # Checkpoints are saved after 4 and 8 steps, so that steps 4 to 6, and 8, are lost.
     for reached in ("step:6/", "step:8/"):
         killed = start(**compiled)
         killed.signal_at(reached, signal.SIGKILL)
@@ -50,8 +50,8 @@ def test_a_signal_saves_a_checkpoint_and_the_run_continues(
 ) -> None:
     stopped = start()
     stopped.signal_at("step:1/", number)
-    found, output = stopped.end()
-    assert found == code, output
+    exit_code, output = stopped.end()
+    assert exit_code == code, output
     assert "Traceback" not in output
     saved = [path.name for path in (stopped.run_dir / "checkpoints").iterdir()]
     assert len(saved) == 1
@@ -61,9 +61,9 @@ def test_a_signal_saves_a_checkpoint_and_the_run_continues(
     assert_same_run(continued.run_dir, unbroken())
 
 
-def own_the_terminal() -> None:
+def make_controlling_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    # What has started the tests may have it ignored.
+    # The parent of the tests may ignore it.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
@@ -71,7 +71,7 @@ def test_a_lost_terminal_saves_a_checkpoint(data_dir: Path) -> None:
     keyboard, terminal = os.openpty()
     environment = os.environ | TINY | {"DATA_DIR": str(data_dir), "PYTHONPATH": str(CHECKOUT)}
     process = subprocess.Popen(
-        # A request to stop while text is measured leaves the step's line to what continues.
+        # After a stop in an evaluation the line of the step would be written by the next start.
         [sys.executable, "-m", "app", "train", "--max-steps", "100000", "--val-every", "0"],
         cwd=data_dir,
         env=environment,
@@ -79,11 +79,11 @@ def test_a_lost_terminal_saves_a_checkpoint(data_dir: Path) -> None:
         stdout=terminal,
         stderr=terminal,
         start_new_session=True,
-        preexec_fn=own_the_terminal,
+        preexec_fn=make_controlling_terminal,
     )
     os.close(terminal)
     printed = b""
-    # A terminal gets no more than a line a second.
+    # A terminal gets at most one line a second.
     while not re.search(rb"step:([5-9]|\d\d)", printed):
         printed += os.read(keyboard, 65536)
     os.close(keyboard)

@@ -1,4 +1,4 @@
-"""cloud/spot.sh on machines that vanish with their disks: the bucket, here a folder, is left."""
+"""cloud/spot.sh on machines that vanish with their disks; only the bucket, a folder, stays."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ from tests.train.processes import CHECKOUT, TINY, Unbroken, free_port, measured
 
 pytestmark = pytest.mark.processes
 
-# Long enough to be killed in the middle of it. What `text_shards` holds, prepared on the machine.
+# Long enough to be killed halfway. Each machine prepares the dataset of `text_shards`.
 JOB = TINY | {
     "TRAIN_MAX_STEPS": "100",
     "TRAIN_CHECKPOINT_EVERY": "10",
@@ -41,13 +41,13 @@ LAST = Path("checkpoints/step-000100")
 # Trains until it is stopped.
 ENDLESS = {"TRAIN_MAX_STEPS": "1000000"}
 
-# A command that is found before the system's, and what it does first.
+# A stand-in for a command: it does something else first.
 STAND_IN = """#!/usr/bin/env bash
 name=${0##*/} PATH=${PATH#*:} here=$(dirname "$0")
 %s
 exec "$name" "$@"
 """
-# Not for ever: a test that fails has to end.
+# Not for ever, so that a failing test ends.
 UNTIL_ALLOWED = """
   trap 'echo "the copying was stopped"; exit 1' TERM
   echo "the bucket is slow: $$"
@@ -62,7 +62,7 @@ class Machine:
     Args:
         folder: its disk.
         bucket: where it is mounted.
-        stand_ins: command -> what its stand-in does first, in bash.
+        stand_ins: by command, the bash code that runs first.
         variables: of its environment.
     """
 
@@ -100,7 +100,7 @@ class Machine:
         )
 
     def wait_for(self, beginning: str) -> str:
-        """What is printed up to the end of the first line that begins so."""
+        """Return the output up to the first line with this beginning."""
         assert self.process.stdout is not None
         lines = []
         for line in self.process.stdout:
@@ -110,16 +110,16 @@ class Machine:
         pytest.fail(f"no line began with {beginning!r}: {''.join(lines)}")
 
     def allow(self) -> None:
-        """Let a copy go on that waits UNTIL_ALLOWED."""
+        """Let a copy that waits UNTIL_ALLOWED continue."""
         (self.commands / "allowed").touch()
 
     def newest(self) -> str:
-        """The name of its last checkpoint."""
+        """Return the name of the machine's last checkpoint."""
         states = self.run_dir.glob("checkpoints/step-*/state.json")
         return max(state.parent.name for state in states)
 
     def torchrun(self) -> tuple[list[str], dict[str, str]]:
-        """The words of the torchrun that it runs, and its environment."""
+        """Return the command line and the environment of its torchrun."""
         for place in children().get(self.process.pid, ()):
             try:
                 words = (place / "cmdline").read_text().split("\0")[:-1]
@@ -161,7 +161,7 @@ class Cloud:
         return machine
 
     def nodes(self, *stand_ins: dict[str, str], addresses: str, **variables: str) -> list[Machine]:
-        """Machines that train together, those of several `addresses`."""
+        """Start machines that train together, one for each line of `addresses`."""
         shared = variables | {
             "SKYPILOT_NUM_NODES": str(len(stand_ins)),
             "SKYPILOT_NUM_GPUS_PER_NODE": "1",
@@ -174,7 +174,7 @@ class Cloud:
         ]
 
     def has(self, machine: Machine, checkpoint: str) -> bool:
-        """Whether the bucket has a machine's dataset and checkpoint."""
+        """Return True if the bucket has a machine's dataset and checkpoint."""
         kept = [self.bucket / "text", self.run / "checkpoints" / checkpoint]
         originals = [machine.data_dir / "text", machine.run_dir / "checkpoints" / checkpoint]
         return list(map(contents, kept)) == list(map(contents, originals))
@@ -192,7 +192,7 @@ def cloud(tmp_path: Path, data_dir: Path) -> Iterator[Cloud]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    # Without a lock.
+    # All but the lock.
     return {place.name: place.read_bytes() for place in folder.glob("[!.]*")}
 
 
@@ -213,14 +213,14 @@ def test_another_machine_continues_from_the_bucket(cloud: Cloud, unbroken: Unbro
     assert "continues at step " in output
     expected = unbroken(**SAME)
     assert_same_end(second.run_dir, expected)
-    # All that the machine had goes with it, but the bucket has the run.
+    # The machine's disk is lost with it, but the bucket has the run.
     assert_same_end(cloud.run, expected)
     assert {place.name for place in (cloud.run / "checkpoints").iterdir()} == {
         place.name for place in (second.run_dir / "checkpoints").iterdir()
     }
 
 
-def test_a_half_copied_checkpoint_is_not_the_one_that_continues(cloud: Cloud) -> None:
+def test_a_half_copied_checkpoint_is_skipped(cloud: Cloud) -> None:
     first = cloud.machine()
     first.wait_for("kept step-")
     first.wait_for("kept step-")
@@ -252,19 +252,19 @@ def test_the_last_checkpoint_is_kept_when_training_ends_during_a_copy(cloud: Clo
     }"""
     machine = cloud.machine({"cp": until_trained})
     machine.wait_for("the training has ended")
-    # There is no training to pass it on to.
+    # There is no training process to pass the signal on to.
     machine.process.terminate()
     code, output = machine.end()
     assert code == 0, output
     assert cloud.has(machine, LAST.name), output
-    # The one before it was there as well, and could wait.
+    # The earlier checkpoint could wait.
     assert output.index("kept step-000100") < output.index("kept step-000090")
 
 
-def test_what_the_bucket_has_stays_until_it_has_a_newer_one(cloud: Cloud) -> None:
+def test_a_checkpoint_stays_in_the_bucket_until_there_is_a_newer_one(cloud: Cloud) -> None:
     takes_one = """[[ $* != *.safetensors* ]] ||
       ! compgen -G "$BUCKET_DIR/runs/run/checkpoints/*/state.json" >/dev/null || exit 1"""
-    # For the last tries no pauses.
+    # No pauses between the last attempts.
     machine = cloud.machine({"cp": takes_one, "sleep": "[[ $1 == 0.1 ]] || exit 0"})
     code, output = machine.end()
     assert code == 1, output
@@ -294,12 +294,12 @@ def test_an_error_of_the_bucket_does_not_end_the_job(cloud: Cloud, command: str)
     assert cloud.has(machine, "step-000030")
 
 
-def test_a_copy_that_lasts_does_not_delay_a_stop(cloud: Cloud) -> None:
+def test_a_slow_copy_does_not_delay_a_stop(cloud: Cloud) -> None:
     slow = f"if [[ $* == *.safetensors* ]]; then {UNTIL_ALLOWED} fi"
     machine = cloud.machine({"cp": slow}, **ENDLESS)
     copying = machine.wait_for("the bucket is slow").split()[-1]
     machine.process.terminate()
-    # A shutdown sends it to every process.
+    # A shutdown sends the signal to every process.
     os.kill(int(copying), signal.SIGTERM)
     assert "nothing else went on" not in machine.wait_for("stopping:")
     machine.allow()
@@ -328,7 +328,7 @@ def test_several_machines_without_a_shared_disk(cloud: Cloud, unbroken: Unbroken
 
 def test_several_machines_train_while_the_dataset_is_copied_and_stop(cloud: Cloud) -> None:
     slow = f"if [[ $* == *.bin* ]]; then {UNTIL_ALLOWED} fi"
-    # The second one's is that of no interface here.
+    # The second address belongs to no interface of this machine.
     first, other = cloud.nodes({"cp": slow}, {}, addresses="127.0.0.1\n203.0.113.9", **ENDLESS)
     assert "nothing else went on" not in first.wait_for("step:2/")
     assert not (cloud.bucket / "text" / "manifest.json").exists()

@@ -37,7 +37,7 @@ def checkpoints_of(settings: Settings) -> list[str]:
     return sorted(path.name for path in (settings.run_dir / "checkpoints").iterdir())
 
 
-def test_losses_are_those_of_a_loop_written_out(tiny: TinySettings) -> None:
+def test_losses_equal_those_of_a_loop_that_is_written_out(tiny: TinySettings) -> None:
     settings = tiny(
         TRAIN_OPTIMIZER="adamw",
         TRAIN_SHUFFLE="false",
