@@ -25,10 +25,10 @@ def main() -> NoReturn:
 def run(words: Sequence[str]) -> int:
     """Run the command that the words name and return its exit code."""
     # Imported late, so that Ctrl-C during the imports is handled, too.
-    return exit_code_of(lambda: resolve_name("app.cli.commands:run_command")(words))
+    return run_and_report(lambda: resolve_name("app.cli.commands:run_command")(words))
 
 
-def exit_code_of(command: Callable[[], object]) -> int:
+def run_and_report(command: Callable[[], object]) -> int:
     """Run a command, report an expected failure and return the exit code; let a bug pass."""
     code: int = ExitCode.DONE
     message = ""

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.cli.process import exit_code_of, run_as_process
+from app.cli.process import run_and_report, run_as_process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ Turn text into checked token shards on many machines. PREPARE_WORKERS are tasks 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; an unexpected exception passes through."""
-    return exit_code_of(lambda: _prepare(arguments))
+    return run_and_report(lambda: _prepare(arguments))
 
 
 def _prepare(arguments: Sequence[str]) -> None:

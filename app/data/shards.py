@@ -46,8 +46,8 @@ class ShardFile:
     def __init__(self, path: Path, expected: int) -> None:
         self.path, self.tokens = path, 0
         self._expected = expected
-        self._ending = ExitStack()
-        self._file = self._ending.enter_context(atomic_file(path))
+        self._stack = ExitStack()
+        self._file = self._stack.enter_context(atomic_file(path))
         self._digest = hashlib.sha256()
         self._put(_header(expected))
 
@@ -58,7 +58,7 @@ class ShardFile:
 
     def commit(self) -> str:
         """Complete the shard, and return its SHA-256."""
-        with self._ending:
+        with self._stack:
             if self.tokens != self._expected:
                 self._file.seek(0)
                 self._file.write(_header(self.tokens))
@@ -70,7 +70,7 @@ class ShardFile:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        with suppress(_Discarded), self._ending:
+        with suppress(_Discarded), self._stack:
             raise _Discarded
 
     def _put(self, content: bytes | memoryview) -> None:

@@ -60,7 +60,7 @@ class Tokenizer:
         return lambda token: decoder.decode(self._encoding.decode_single_token_bytes(token))
 
 
-def bytes_of_tokens() -> npt.NDArray[np.int64]:
+def token_byte_lengths() -> npt.NDArray[np.int64]:
     """Return the UTF-8 bytes of text of each token, int64 [50257]; 0 for `<|endoftext|>`."""
     lengths = [len(_encoding().decode_single_token_bytes(token)) for token in range(END_OF_TEXT)]
     return np.array([*lengths, 0], dtype=np.int64)

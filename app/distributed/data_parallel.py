@@ -12,7 +12,7 @@ from app.distributed.world import World
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
-class DataParallel:
+class DataParallelLoss:
     """A loss whose backward pass averages the gradients over the ranks.
 
     Args:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from app.errors import UserError
 from app.files import PARTIAL, REPLACED, atomic_folder, sha256_of
-from app.runs.checkpoint_state import STATE_FILE, CheckpointState, CorruptCheckpoint, advice
+from app.runs.checkpoint_state import STATE_FILE, CheckpointState, CorruptCheckpoint, damage_advice
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -64,15 +64,17 @@ class Checkpoint:
             try:
                 sha256 = sha256_of(path)
             except FileNotFoundError:
-                raise CorruptCheckpoint(f"{path} is missing", advice(self.folder)) from None
+                raise CorruptCheckpoint(f"{path} is missing", damage_advice(self.folder)) from None
             except OSError as error:
                 if error.errno != errno.EIO:
                     raise
-                raise CorruptCheckpoint(f"{path}: {error.strerror}", advice(self.folder)) from None
+                raise CorruptCheckpoint(
+                    f"{path}: {error.strerror}", damage_advice(self.folder)
+                ) from None
             if sha256 != self.state.sha256.get(file):
                 raise CorruptCheckpoint(
                     f"{path} is damaged: its SHA-256 is not that of {STATE_FILE}",
-                    advice(self.folder),
+                    damage_advice(self.folder),
                 )
 
     def load_model(self, model: nn.Module) -> None:
@@ -88,7 +90,7 @@ class Checkpoint:
             first = str(error).splitlines()[1:2]
             raise UserError(
                 f"{self.folder / MODEL_FILE} does not fit the model:{' '.join(first)}",
-                advice(self.folder),
+                damage_advice(self.folder),
             ) from None
 
     def load(self, model: nn.Module, optimizers: OptimizerState) -> None:
@@ -103,7 +105,7 @@ class Checkpoint:
             slots = {key.partition(".")[0] for key in tensors if key.partition(".")[2] == name}
             if not slots:
                 path = self.folder / OPTIMIZER_FILE
-                raise UserError(f"{path} has no state for {name}", advice(self.folder))
+                raise UserError(f"{path} has no state for {name}", damage_advice(self.folder))
             optimizers.load(parameter, {slot: tensors[f"{slot}.{name}"] for slot in sorted(slots)})
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -122,7 +124,7 @@ class Checkpoint:
             return load_file(self.folder / file)
         except (OSError, SafetensorError) as error:
             raise CorruptCheckpoint(
-                f"{self.folder / file} cannot be read: {error}", advice(self.folder)
+                f"{self.folder / file} cannot be read: {error}", damage_advice(self.folder)
             ) from None
 
 
@@ -206,7 +208,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     state = CheckpointState.read(folder)
     if folder.name != checkpoint_folder(folder, state.step).name:
-        raise CorruptCheckpoint(f"{folder} has the checkpoint of step {state.step}", advice(folder))
+        raise CorruptCheckpoint(
+            f"{folder} has the checkpoint of step {state.step}", damage_advice(folder)
+        )
     return Checkpoint(folder, state)
 
 
@@ -239,7 +243,7 @@ def latest_valid(
     return None, corrupt
 
 
-def no_valid_checkpoint(run_dir: Path, corrupt: list[CorruptCheckpoint]) -> UserError:
+def no_valid_checkpoint_error(run_dir: Path, corrupt: list[CorruptCheckpoint]) -> UserError:
     """Return the error of a run whose checkpoints are all damaged."""
     return UserError(
         f"{run_dir} has no good checkpoint: {'; '.join(one.problem for one in corrupt)}",
@@ -268,7 +272,7 @@ def latest_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:
     if step is None:
         checkpoint, corrupt = latest_valid(checkpoints, (MODEL_FILE,))
         if checkpoint is None:
-            raise no_valid_checkpoint(run_dir, corrupt)
+            raise no_valid_checkpoint_error(run_dir, corrupt)
         for error in corrupt:
             print(f"warning: {error.problem}", file=sys.stderr, flush=True)
         return checkpoint

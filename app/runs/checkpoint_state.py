@@ -23,7 +23,7 @@ class CorruptCheckpoint(UserError):
     """A checkpoint that is incomplete or has other bytes than were written."""
 
 
-def advice(folder: Path) -> str:
+def damage_advice(folder: Path) -> str:
     """Return what to do about a damaged checkpoint."""
     return f"delete {folder} to continue from the checkpoint before it"
 
@@ -105,10 +105,10 @@ class CheckpointState:
         path = folder / STATE_FILE
         if not path.is_file():
             raise CorruptCheckpoint(
-                f"{folder} is not a checkpoint: it has no {STATE_FILE}", advice(folder)
+                f"{folder} is not a checkpoint: it has no {STATE_FILE}", damage_advice(folder)
             )
         try:
-            content = read_json(path, advice(folder))
+            content = read_json(path, damage_advice(folder))
         except UserError as error:
             raise CorruptCheckpoint(error.problem, error.fix) from None
         is_as_written = content.get(_OWN_HASH) == _hash_of(content)
@@ -124,9 +124,13 @@ class CheckpointState:
         except ValidationError as error:
             names = {str(one["loc"][0]): None for one in error.errors()}
             keys = ", ".join(_KEYS.get(name, name) for name in names)
-            raise CorruptCheckpoint(f"{path} is damaged: it lacks {keys}", advice(folder)) from None
+            raise CorruptCheckpoint(
+                f"{path} is damaged: it lacks {keys}", damage_advice(folder)
+            ) from None
         if not is_as_written:
-            raise CorruptCheckpoint(f"{path} is damaged: its SHA-256 is another", advice(folder))
+            raise CorruptCheckpoint(
+                f"{path} is damaged: its SHA-256 is another", damage_advice(folder)
+            )
         return state
 
 

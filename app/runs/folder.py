@@ -15,7 +15,7 @@ from app.runs.checkpoint import (
     checkpoint_folder,
     checkpoint_steps,
     latest_valid,
-    no_valid_checkpoint,
+    no_valid_checkpoint_error,
     remove_partial_checkpoints,
 )
 from app.runs.checkpoint_state import CheckpointState
@@ -93,11 +93,11 @@ class RunFolder:
             UserError: the folder holds another run, or all its checkpoints are damaged.
         """
         remove_partial_checkpoints(self.checkpoints)
-        self.check_new(resume)
+        self.refuse_existing(resume)
         steps = checkpoint_steps(self.checkpoints)
         checkpoint, corrupt = latest_valid(self.checkpoints)
         if corrupt and checkpoint is None:
-            raise no_valid_checkpoint(self.path, corrupt)
+            raise no_valid_checkpoint_error(self.path, corrupt)
         if checkpoint:
             identity.check_matches(self.path, checkpoint.state)
         for error, step in zip(corrupt, reversed(steps), strict=False):
@@ -108,7 +108,7 @@ class RunFolder:
             print(f"warning: {error.problem}; it is now {aside.name}", file=sys.stderr, flush=True)
         return checkpoint
 
-    def check_new(self, resume: Literal["auto", "never"]) -> None:
+    def refuse_existing(self, resume: Literal["auto", "never"]) -> None:
         """Raise UserError if the folder has a run and none is to be continued."""
         steps = checkpoint_steps(self.checkpoints)
         if resume == "never" and (steps or self.settings.exists()):
@@ -117,7 +117,7 @@ class RunFolder:
                 "set TRAIN_RUN_NAME to a new name, or TRAIN_RESUME=auto to continue it",
             )
 
-    def last_saved(self) -> str:
-        """Return where the run would continue: the last checkpoint, or its beginning."""
+    def last_saved(self) -> Path | None:
+        """Return the folder of the last checkpoint, from which the run would continue."""
         steps = checkpoint_steps(self.checkpoints)
-        return str(checkpoint_folder(self.checkpoints, steps[-1])) if steps else "its beginning"
+        return checkpoint_folder(self.checkpoints, steps[-1]) if steps else None

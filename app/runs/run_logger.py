@@ -78,7 +78,7 @@ class RunLogger:
         except OSError as error:
             self._warn(error)
 
-    def fsync(self) -> tuple[int, int]:
+    def sync(self) -> tuple[int, int]:
         """Make metrics and samples durable; return their lines and bytes for a checkpoint.
 
         Raises:
@@ -87,4 +87,6 @@ class RunLogger:
         return self._metrics.sync(), self._samples.sync()
 
     def _warn(self, error: OSError) -> None:
-        self._print_line(f"warning: {error}; it is kept, and written when the disk takes it")
+        self._print_line(
+            f"warning: {error}; the entry is kept and will be written once there is room"
+        )

@@ -178,9 +178,9 @@ def _max_tokens(
 
 
 def _measure(model: GPT, text: HeldOutText, device: Device) -> Evaluation:
-    from app.data.tokenizer import bytes_of_tokens
+    from app.data.tokenizer import token_byte_lengths
 
-    losses, num_bytes, bytes_per_token = np.empty(text.num_sequences), 0, bytes_of_tokens()
+    losses, num_bytes, bytes_per_token = np.empty(text.num_sequences), 0, token_byte_lengths()
     measured = 0
     with TokenProgress(text.num_sequences * text.context_length) as progress:
         for batch, targets in text.losses(model, device, _batch_size(model.config, device)):

@@ -21,13 +21,13 @@ class Checkpointer:
     """Saves checkpoints in a thread, one at a time, and prunes old ones. Only rank 0 writes.
 
     Nothing is saved before the hashes of the dataset's shards are known to be right. A save that
-    fails because of the disk is reported, and training goes on: there may be room again for the
+    fails because of the disk is reported, and training continues: there may be room again for the
     next one. Use it as a context manager: leaving it waits for a running save.
 
     Args:
-        keep: number of latest checkpoints to keep, beside the one with the lowest held-out loss.
-        log: of rank 0, flushed to the disk before each save; None on the other ranks.
-        verification: of the shards, on rank 0; None on the other ranks.
+        keep: number of latest checkpoints to keep, besides the one with the lowest held-out loss.
+        log: rank 0's logger, flushed to the disk before each save; None on the other ranks.
+        verification: rank 0's verification of the shards; None on the other ranks.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class Checkpointer:
         replace: bool = False,
         max_verification_seconds: float | None = None,
     ) -> None:
-        """Wait for the save before, copy everything, and write it in the thread. Collective.
+        """Wait for the previous save, snapshot everything, and write it in the thread. Collective.
 
         Args:
-            state: of the checkpoint, without the lengths of metrics and samples.
+            state: the checkpoint's state, without the lengths of metrics and samples.
             replace: replace a checkpoint of the same step; otherwise that one stays.
             max_verification_seconds: limit on the wait for the shards' hashes, after which nothing
                 is saved.
@@ -94,12 +94,12 @@ class Checkpointer:
     def _begin(
         self, state: CheckpointState, log: RunLogger, *, replace: bool
     ) -> CheckpointState | None:
-        """Return the state with the lengths of durable metrics and samples; None: save nothing."""
+        """Return the state with the synced file lengths, or None if there is nothing to save."""
         self._report()
         if checkpoint_folder(self._run.checkpoints, state.step).exists() and not replace:
             return None
         try:
-            metrics_lines, samples_bytes = log.fsync()
+            metrics_lines, samples_bytes = log.sync()
         except OSError as error:
             self._report_failure(error)
             return None
@@ -152,8 +152,8 @@ class Checkpointer:
         self._failure = error
         known = translate_error(error)
         self._print_line(
-            f"warning: no checkpoint could be saved: {known.problem if known else error}; "
-            "training goes on, and tries again when the next one is due"
+            f"warning: checkpoint not saved: {known.problem if known else error}; "
+            "training continues, and tries again at the next checkpoint"
         )
 
     def __enter__(self) -> Self:

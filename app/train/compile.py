@@ -19,7 +19,7 @@ from app.model.gpt import GPT
 def set_compile_cache_dir(cache_dir: Path) -> None:
     """Keep compiled code in `cache_dir`, unless the environment names another folder.
 
-    Call it before torch's compiler is imported. If the path holds a space, torch's own folder in
+    Call it before torch's compiler is imported. If the path contains a space, torch's own folder in
     /tmp is used.
     """
     inductor_dir = str((cache_dir / "inductor").absolute())
@@ -30,7 +30,7 @@ def set_compile_cache_dir(cache_dir: Path) -> None:
 
 
 def missing_build_tools(device_type: str) -> list[str]:
-    """Return what torch.compile requires and is missing here, each with the command to install it.
+    """Return what torch.compile lacks on this machine, each with the command to install it.
 
     It generates C++ for a CPU, Triton and C for a GPU, all of which need Python's headers.
     """
@@ -47,7 +47,7 @@ def missing_build_tools(device_type: str) -> list[str]:
     return missing
 
 
-def is_compiled(requested: bool, device: Device) -> bool:
+def should_compile(requested: bool, device: Device) -> bool:
     """Return True if compiled code is requested and torch.compile works here.
 
     Raises:
@@ -64,7 +64,7 @@ def is_compiled(requested: bool, device: Device) -> bool:
 
 
 def compile_note(requested: bool, device: Device) -> str:
-    """Return a line on whether the run is compiled, and why not."""
+    """Return a line on whether the run is compiled and, if not, why."""
     if not requested:
         return "not compiled: TRAIN_COMPILE=false"
     if missing := missing_build_tools(device.torch_device.type):
@@ -93,19 +93,19 @@ def compiled_loss(model: GPT, device: Device) -> LossFunction:
     # Blocks differ only in their weights, so all share the code of the first.
     blocks = [torch.compile(block) for block in model.transformer.h]
 
-    def by_blocks(inputs: Tensor, targets: Tensor) -> Tensor:
+    def compiled_forward(inputs: Tensor, targets: Tensor) -> Tensor:
         x = embed(inputs)
         for block in blocks:
             x = block(x)
         return loss(x, targets, fp8=device.precision == "fp8")
 
-    return by_blocks
+    return compiled_forward
 
 
 def compile_cache_summary() -> str:
     """Return a line on how much compiled code came from the cache."""
-    # Not imported above: that would fix the place of the cache.
+    # Importing it earlier would lock in the cache folder.
     from torch._dynamo.utils import counters
 
-    misses, hits = (counters["aot_autograd"][f"autograd_cache_{one}"] for one in ("miss", "hit"))
+    misses, hits = (counters["aot_autograd"][f"autograd_cache_{kind}"] for kind in ("miss", "hit"))
     return f"{misses} pieces of the model were compiled, {hits} came from the cache"

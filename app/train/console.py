@@ -15,7 +15,7 @@ from app.progress import ignore_terminal_errors
 from app.runs.metrics import StepRecord
 
 _GIB = 1 << 30
-# On a terminal, where the bar shows every step, more lines could not be read.
+# On a terminal the bar shows every step; more frequent lines would be unreadable.
 _SECONDS_BETWEEN_LINES = 1.0
 _BAR = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} steps, {elapsed} so far, {remaining} left"
 
@@ -28,7 +28,7 @@ class Console:
         max_steps: number of steps of the run.
         quiet: print nothing, because another rank does.
         device_bytes: memory of the device; None if unknown.
-        price_per_hour: of the machine; None if unknown.
+        price_per_hour: price of the machine; None if unknown.
         earlier_seconds: what earlier starts spent on the run.
     """
 
@@ -89,7 +89,7 @@ class Console:
         self._val_loss = val_loss
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Close the bar, leaving its last state on screen."""
         with ignore_terminal_errors():
             if self._record and not self._bar.disable:
                 self._show_figures(self._record)
@@ -102,7 +102,7 @@ class Console:
         self._figures.set_description_str(_fit(self._fields(record), "  ", width - 1))
 
     def _fields(self, record: StepRecord) -> list[str]:
-        """Return the latest figures, of which a narrow terminal drops the last ones."""
+        """Return the latest figures, most important first; a narrow terminal drops the rest."""
         fields = [f"loss {record.train_loss:.4f}"]
         if self._val_loss is not None:
             fields.append(f"held-out {self._val_loss:.4f}")
@@ -134,7 +134,7 @@ def _fit(fields: list[str], separator: str, width: int) -> str:
 def introduction(
     device: Device, plan: BatchPlan, context_length: int, num_parameters: int, compiling: str
 ) -> str:
-    """Return the first lines of a run, which begin as the original program's."""
+    """Return a run's opening lines; the first ones match the original program's."""
     ranks = f"{plan.world_size} x " if plan.world_size > 1 else ""
     deterministic = "deterministic" if device.deterministic else "not deterministic"
     return (
@@ -148,7 +148,7 @@ def introduction(
 
 
 def step_line(record: StepRecord, max_steps: int) -> str:
-    """Return a step's line, which begins as the original program's."""
+    """Return a step's line, which begins like the original program's."""
     mfu = f" mfu:{record.mfu:.1%}" if record.mfu is not None else ""
     return (
         f"step:{record.step}/{max_steps} train_loss:{record.train_loss:.4f} "

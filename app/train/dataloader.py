@@ -24,7 +24,7 @@ class BatchLoader:
         order: order of its sequences.
         plan: how the sequences of a step are divided among ranks and micro-batches.
         sequences_consumed: sequences that the run has consumed so far.
-        device: destination. Copies to a GPU are pinned and asynchronous.
+        device: destination. Copies to a GPU are asynchronous, from pinned memory.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What to tell the user when a loss is not finite or memory is exhausted."""
+"""What to report when a loss is not finite or memory is exhausted."""
 
 import math
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ def write_diagnosis(
 
     Args:
         error: what is not finite.
-        step: its update was not made; its gradients are still there.
-        sequences: of the step, in the token stream of the training split.
+        step: the step, whose update was skipped; its gradients are still there.
+        sequences: the step's sequences in the token stream of the training split.
 
     Returns:
-        the error, with the place of the file and where the run continues.
+        the error, with the file's path and the point from which the run restarts.
     """
     tensors = {
         name: {
@@ -44,7 +44,12 @@ def write_diagnosis(
             {"step": step, "problem": problem, "tensors": tensors, "windows": list(sequences)},
         )
         problem = f"{problem}; {path} has the batch and all norms"
-    return NotFiniteError(problem, f"{error.fix}; the run continues from {run.last_saved()}")
+    last = run.last_saved()
+    return NotFiniteError(
+        problem,
+        f"{error.fix}; the run "
+        f"{f'continues from {last}' if last else 'restarts from the beginning'}",
+    )
 
 
 def _json(number: float) -> float | str:
@@ -58,5 +63,5 @@ def out_of_memory(device: Device, plan: BatchPlan) -> ExhaustedError:
     advice = f"set TRAIN_MICRO_BATCH_SIZE={smaller[-1]}" if smaller else "use a smaller model"
     return ExhaustedError(
         f"{device.name} ran out of memory with a micro-batch of {plan.micro_batch_size} sequences",
-        f"{advice}; the run stays the same run",
+        f"{advice}; the run continues with it",
     )

@@ -9,7 +9,7 @@ from math import isfinite
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from app.distributed.data_parallel import DataParallel
+from app.distributed.data_parallel import DataParallelLoss
 from app.distributed.world import World
 from app.errors import NotFiniteError
 from app.hardware.device import Device
@@ -27,9 +27,9 @@ class StepResult:
         step: its number, from 0
         train_loss: mean over the step's tokens, nats per token, before the update
         lr: learning rate
-        grad_norm: norm of all gradients together, before clipping
+        grad_norm: global gradient norm before clipping
         seconds: duration of the step
-        data_seconds: part of it that the step waited for batches
+        data_seconds: part of it spent waiting for batches
     """
 
     step: int
@@ -42,7 +42,7 @@ class StepResult:
 
 def train_steps(
     model: GPT,
-    parallel: DataParallel,
+    parallel: DataParallelLoss,
     optimizers: Optimizers,
     loader: BatchLoader,
     schedule: LRSchedule,
@@ -60,12 +60,13 @@ def train_steps(
 
     Args:
         parallel: the loss of `model`, compiled or not.
-        grad_clip: largest gradient norm; 0 for no clipping.
-        should_stop: called before each micro-batch with True if it is the step's last. If it
-            returns True the loop ends without the step. At the last the ranks must agree.
+        grad_clip: gradient norm to clip to; 0 for no clipping.
+        should_stop: called before each micro-batch with True if it is the step's last. True ends
+            the loop and discards the step. At the last micro-batch all ranks must return the same
+            value.
 
     Raises:
-        NotFiniteError: loss or gradient norm are not finite; that update is not made.
+        NotFiniteError: loss or gradient norm is not finite; that update is skipped.
     """
     parameters = list(model.parameters())
     model.train()

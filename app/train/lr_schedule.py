@@ -13,8 +13,8 @@ class LRSchedule:
 
     Attributes:
         peak: highest learning rate
-        decay: none (constant), or cosine or linear to `min_ratio` of the peak at the last step
-        warmup_steps: the first of them has peak / warmup_steps, not 0
+        decay: constant, or a cosine or linear decay to `min_ratio` of the peak at the last step
+        warmup_steps: steps of the warm-up; the first one uses peak / warmup_steps, not 0
         max_steps: number of steps of the run
         min_ratio: last learning rate as a fraction of the peak
     """
@@ -27,7 +27,7 @@ class LRSchedule:
 
     @classmethod
     def from_settings(cls, cfg: TrainSettings) -> Self:
-        """Return the schedule of a run; TRAIN_WARMUP_STEPS=auto is 1 % of its steps."""
+        """Return the schedule of a run; TRAIN_WARMUP_STEPS=auto is 1% of its steps."""
         one_percent = round(0.01 * cfg.max_steps)
         warmup = one_percent if cfg.warmup_steps == "auto" else cfg.warmup_steps
         return cls(cfg.learning_rate, cfg.lr_schedule, warmup, cfg.max_steps, cfg.min_lr_ratio)

@@ -18,10 +18,11 @@ from app.train.trainer import Trainer
 
 
 def train(settings: Settings, dataset: Dataset | None = None, start: Start | None = None) -> None:
-    """Train a run from where it is to its last step, as one of its ranks.
+    """Train a run from its last checkpoint to its last step, as one of its ranks.
 
     Args:
-        dataset, start: if they are open and decided already; the run is locked then.
+        dataset, start: pass both if the caller has already opened the dataset, planned the start
+            and locked the run.
 
     Raises:
         UserError: data, run folder or settings do not fit.
@@ -29,8 +30,8 @@ def train(settings: Settings, dataset: Dataset | None = None, start: Start | Non
         ExhaustedError: the micro-batch does not fit into the GPU's memory.
         OSError: the last checkpoint could not be saved; those before are unchanged.
         RankLostError: another rank has died or hangs.
-        Stopped: by SIGINT or SIGTERM, after a checkpoint.
-        ExitWithCode: one of these, which rank 0 reports.
+        Stopped: SIGINT or SIGTERM stopped the run, after a checkpoint.
+        ExitWithCode: on other ranks, in place of an error that rank 0 reports.
     """
     cfg, run = settings.train, RunFolder(settings.run_dir)
     set_compile_cache_dir(settings.general.data_dir / "cache")
@@ -40,9 +41,9 @@ def train(settings: Settings, dataset: Dataset | None = None, start: Start | Non
         stop_on_signals() as stop,
         ExitStack() as stack,
     ):
-        # On CPUs each rank has measured by itself which precision is faster.
+        # On CPUs each rank has measured independently which precision is faster.
         device = replace(device, precision=world.broadcast(device.precision))
-        plan = None
+        decision = None
         if world.is_rank_zero:
             # A wrong setting is reported once: the other ranks have not opened anything yet.
             if start is None:
@@ -50,7 +51,7 @@ def train(settings: Settings, dataset: Dataset | None = None, start: Start | Non
                 stack.enter_context(run.lock(wait=world.restarted))
                 start = plan_start(settings, dataset, run, restarted=world.restarted)
             if start is not None:
-                plan = (
+                decision = (
                     start,
                     choose_micro_batch_size(
                         cfg,
@@ -61,9 +62,9 @@ def train(settings: Settings, dataset: Dataset | None = None, start: Start | Non
                         world.local_size,
                     ),
                 )
-        if (plan := world.broadcast(plan)) is None:
+        if (decision := world.broadcast(decision)) is None:
             return
-        start, micro_batch_size = plan
+        start, micro_batch_size = decision
         dataset = dataset or open_same_data(settings, start.identity)
         try:
             Trainer(settings, start, micro_batch_size, dataset, run, device, world, stop).fit()

@@ -1,4 +1,4 @@
-"""The micro-batch: as many sequences as fit into memory and make training faster."""
+"""The micro-batch size: the largest size that fits in memory and still speeds up training."""
 
 import torch
 from torch import Tensor
@@ -11,18 +11,18 @@ from app.hardware.device import Device, Precision
 from app.hardware.memory import MemoryEstimate, available_bytes, largest_batch_that_fits
 from app.model.gpt import GPT, GPTConfig
 from app.settings.train import TrainSettings
-from app.train.compile import is_compiled
+from app.train.compile import should_compile
 
 _LIBRARIES_BYTES = {"cuda": 1_500_000_000, "cpu": 500_000_000}
 # Logits and their gradients. Compiled for a GPU they share their memory, and fp8 adds two copies;
-# compiled for a CPU there are both, and room for a third; uncompiled, float32 copies of each.
+# compiled for a CPU both exist, plus room for a third copy; uncompiled, float32 copies of each.
 _BYTES_PER_LOGIT = {
     "cuda": {"bf16": 2, "fp8": 4, "float32": 4},
     "cpu": {"bf16": 6, "float32": 12},
     "uncompiled": {"bf16": 14, "fp8": 14, "float32": 16},
 }
-# A weight and its gradient, in float32; on the CPU is also the snapshot that a checkpoint is
-# written from, of the weight and its optimizer state.
+# A weight and its gradient, in float32; on a CPU, also the checkpoint snapshot of the weight and
+# its optimizer state.
 _BYTES_PER_PARAMETER = {"cuda": 8, "cpu": 20}
 # Two moments in float32.
 _STATE_BYTES_PER_PARAMETER = 8
@@ -79,7 +79,7 @@ def choose_micro_batch_size(
 def estimate_memory(
     cfg: TrainSettings, config: GPTConfig, device: Device, world_size: int
 ) -> MemoryEstimate:
-    """Return an upper bound of the memory that training takes on each rank, computing nothing.
+    """Return an upper bound on each rank's training memory, without running the model.
 
     The blocks are counted as uncompiled code keeps them for the backward pass; compiled code keeps
     less of them.
@@ -94,14 +94,14 @@ def estimate_memory(
     largest_shard = parameters // shards + config.vocab_size * config.embd_size
     fixed = _BYTES_PER_PARAMETER[device_type] * parameters + (2 * one - two)
     fixed += _STATE_BYTES_PER_PARAMETER * min(parameters, largest_shard)
-    code = device_type if is_compiled(cfg.compile, device) else "uncompiled"
+    code = device_type if should_compile(cfg.compile, device) else "uncompiled"
     logits = config.context_length * config.vocab_size
     head = _BYTES_PER_LOGIT[code][precision] * logits
     return MemoryEstimate(fixed + _LIBRARIES_BYTES[device_type], two - one + head)
 
 
 def _activation_bytes(model: GPT, precision: Precision, batch_size: int) -> int:
-    """Count the bytes that backward needs of the embedding and the blocks, without the head."""
+    """Count the bytes of activations that the embedding and blocks save for backward."""
     parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     saved: dict[int, tuple[Tensor, int]] = {}
 

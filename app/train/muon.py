@@ -1,7 +1,7 @@
 """Muon: momentum whose update is made orthogonal.
 
-Jordan et al., "Muon: an optimizer for hidden layers" (2024). torch has one too, but a matrix at a
-time and always in bf16, which takes a CPU 25 times as long as float32.
+Jordan et al., "Muon: an optimizer for hidden layers" (2024). torch has one too, but it
+handles one matrix at a time, always in bf16, which takes a CPU 25 times as long as float32.
 """
 
 import math
@@ -20,11 +20,11 @@ _ITERATIONS = 5
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum and decoupled weight decay, for matrices.
 
-    Updates have AdamW's usual size (Liu et al., "Muon is scalable for LLM training", 2025), so
-    that AdamW's learning rates and decay fit.
+    Updates are scaled to AdamW's typical size (Liu et al., "Muon is scalable for LLM training",
+    2025), so AdamW's learning rates and weight decay carry over.
 
     Args:
-        dtype: of the iterations; bf16 is as good, where it is fast.
+        dtype: dtype of the iterations; bf16 is as good, where it is fast.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Update every matrix that has a gradient; there is no use for a closure."""
+        """Update every matrix that has a gradient; `closure` is ignored."""
         for group in self.param_groups:
             by_shape = defaultdict(list)
             for parameter in group["params"]:
@@ -57,7 +57,7 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_add_(parameters, updates.unbind(), alpha=-group["lr"] * size)
 
     def _directions(self, parameters: list[nn.Parameter], momentum: float) -> tuple[Tensor, ...]:
-        gradients = [one.grad for one in parameters if one.grad is not None]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

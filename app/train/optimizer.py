@@ -63,14 +63,14 @@ def build_optimizers(
     """Build AdamW for every parameter, or Muon for the blocks' matrices and AdamW for the rest.
 
     AdamW: Loshchilov and Hutter, 2019. Muon: app.train.muon. Both use one learning rate.
-    Embeddings are matrices too, but each row is trained by itself, so AdamW has them.
-    With weight decay on `matrices`, biases and layer norms do not decay: their scale has a meaning.
+    Embeddings are matrices too, but each row is updated independently, so they go to AdamW.
+    With weight decay on `matrices`, biases and layer norms do not decay: their scale matters.
 
     Args:
-        muon_dtype: of Muon's iterations.
-        world: ranks among which the optimizer state is divided, with TRAIN_SHARD_OPTIMIZER.
+        muon_dtype: dtype of Muon's iterations.
+        world: ranks among which the optimizer state is sharded, with TRAIN_SHARD_OPTIMIZER.
     """
-    embeddings = {one.weight for one in model.modules() if isinstance(one, nn.Embedding)}
+    embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     for_adamw: dict[float, list[nn.Parameter]] = {cfg.weight_decay: [], 0.0: []}
     for_muon = []
     for parameter in model.parameters():

@@ -1,7 +1,7 @@
-"""Optimizer state that is divided among the ranks, so that no GPU holds all of it.
+"""Optimizer state that is sharded among the ranks, so that no GPU holds all of it.
 
 Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models" (2020),
-first stage: the optimizer's state is divided, weights and gradients are not.
+first stage: the optimizer's state is sharded, weights and gradients are not.
 """
 
 from collections.abc import Iterator
@@ -14,17 +14,17 @@ from app.train.optimizer import Optimizers
 
 
 class ShardedOptimizers(Optimizers):
-    """Optimizers of which each rank owns whole parameters, keeps their state and updates them.
+    """Optimizers in which each rank owns whole parameters, keeps their state and updates them.
 
     After an update the new weights are broadcast. All ranks must construct it, with the same
     optimizers, before the first step.
 
     Args:
-        parts: optimizers of all parameters, without state; their parameter groups are taken over.
+        parts: optimizers of all parameters, without state; their parameter groups are reused.
     """
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
-        # The groups contain everything that was an argument of the optimizers.
+        # The groups contain all of the optimizers' arguments.
         sharded = [ZeroRedundancyOptimizer(part.param_groups, type(part)) for part in parts]
         super().__init__(*sharded)
         self._own = Optimizers(*(part.optim for part in sharded))
@@ -39,7 +39,7 @@ class ShardedOptimizers(Optimizers):
             self._own.load(parameter, state)
 
     def named_state(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """Yield the state of all parameters, broadcast by the ranks that own it.
+        """Yield the state of all parameters, broadcast by the ranks that own them.
 
         Collective: all ranks must iterate to the end. It takes memory for one tensor at a time.
         """
@@ -65,8 +65,8 @@ class ShardedOptimizers(Optimizers):
 
     def _owns(self, parameter: nn.Parameter) -> bool:
         return any(
-            one is parameter
+            owned is parameter
             for part in self._own.parts
             for group in part.param_groups
-            for one in group["params"]
+            for owned in group["params"]
         )

@@ -22,8 +22,8 @@ class Start:
     """Decisions that rank 0 makes before the run and broadcasts to the other ranks.
 
     Attributes:
-        identity: of the run
-        checkpoint: where the run continues; None for a new run
+        identity: the run's identity
+        checkpoint: the checkpoint that the run continues from; None for a new run
     """
 
     identity: RunIdentity
@@ -60,7 +60,7 @@ def start_training(settings: Settings) -> None:
 
 
 def keep_bytecode(cache_dir: Path) -> None:
-    """Keep the bytecode of this process and its children in `cache_dir` if torch has none.
+    """Cache bytecode in `cache_dir`, for children too, if torch was installed without it.
 
     uv installs none, and PYTHONDONTWRITEBYTECODE, which is meant for source folders, is often set:
     each start would then compile thousands of modules. Call it before torch is imported.
@@ -88,9 +88,9 @@ def open_same_data(settings: Settings, identity: RunIdentity) -> Dataset:
     """Open the dataset on a rank other than 0; UserError if DATA_DIR is not that of rank 0."""
     dataset = open_dataset(settings.train_dataset_dir)
     if dataset.fingerprint != identity.dataset_fingerprint:
-        problem = f"{dataset.folder} has other tokens here than on the first machine"
+        problem = f"{dataset.folder} differs from the first machine's"
     elif not settings.run_dir.is_dir():
-        problem = f"{settings.run_dir} is not here, but on the first machine"
+        problem = f"{settings.run_dir} exists on the first machine but not on this one"
     else:
         return dataset
     raise UserError(problem, "mount one folder as DATA_DIR on all machines")
@@ -113,7 +113,7 @@ def plan_start(
     print_line(_describe(dataset, settings))
     checkpoint = run.resume_from(identity, "auto" if restarted else cfg.resume)
     if checkpoint and checkpoint.step >= cfg.max_steps and not checkpoint.state.pending:
-        print_line(f"{run.path} is finished: {checkpoint.step} steps are done")
+        print_line(f"{run.path} is finished: all {checkpoint.step} steps are done")
         return None
     print_line(f"{run.path}: " + (f"continues at step {checkpoint.step}" if checkpoint else "new"))
     return Start(identity, checkpoint)

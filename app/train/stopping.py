@@ -9,7 +9,7 @@ from app.signals import exit_code_of, exit_now, on_stop_signals, print_in_handle
 
 
 class Interrupted(Exception):
-    """A request to stop has interrupted evaluation or sampling."""
+    """A stop request interrupted evaluation or sampling."""
 
 
 @dataclass
@@ -17,9 +17,9 @@ class StopRequest:
     """The request to stop, if a signal has come.
 
     Attributes:
-        exit_code: that of the signal; None if none has come
-        has_progress: True once a step is complete. Before, a signal ends the process at once: there
-            is nothing to save, and compiling may take minutes
+        exit_code: the signal's exit code; None if none has come
+        has_progress: True once a step is complete. Before that, a signal ends the process at
+            once: there is nothing to save, and compiling may take minutes
     """
 
     exit_code: ExitCode | None = None
@@ -40,7 +40,7 @@ class StopRequest:
             print_in_handler("stopped: no new step to save; the same command continues")
             exit_now(number)
         self.exit_code = exit_code_of(number)
-        print_in_handler("stopping: saving a checkpoint first; a second signal leaves at once")
+        print_in_handler("stopping: saving a checkpoint first; a second signal quits immediately")
 
 
 @contextmanager

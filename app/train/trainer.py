@@ -11,7 +11,7 @@ from app.data.dataset import Dataset, ShardVerification
 from app.data.sequences import BatchPlan, SequenceOrder
 from app.data.token_stream import TokenStream
 from app.data.tokenizer import Tokenizer
-from app.distributed.data_parallel import DataParallel
+from app.distributed.data_parallel import DataParallelLoss
 from app.distributed.world import World
 from app.errors import ExitCode, NotFiniteError, Stopped
 from app.hardware.device import Device
@@ -25,7 +25,7 @@ from app.runs.provenance import run_metadata, versions
 from app.runs.run_logger import RunLogger
 from app.settings.settings import Settings
 from app.train.checkpointer import Checkpointer
-from app.train.compile import compile_cache_summary, compile_note, compiled_loss, is_compiled
+from app.train.compile import compile_cache_summary, compile_note, compiled_loss, should_compile
 from app.train.console import Console, introduction, summary
 from app.train.dataloader import BatchLoader
 from app.train.diagnosis import out_of_memory, write_diagnosis
@@ -35,17 +35,21 @@ from app.train.optimizer import build_optimizers
 from app.train.start import Start
 from app.train.stopping import Interrupted, StopRequest
 
-# A stopped run waits this long for the hashes of the shards: a scheduler kills it before long.
+# A stopped run waits this long for the hashes of the shards: a scheduler will soon kill it.
 _MAX_VERIFICATION_SECONDS = 60
 
 
 class Trainer:
     """One rank's part of a run.
 
-    The collectives of a step, in this order on all ranks: in the loop, at the last micro-batch (or
-    earlier, if a signal has come) the vote to stop, the exchange of gradients, the sum of losses;
-    after it, the vote and the sum of an evaluation, the broadcast whether it is time to save, and
-    the broadcast and gather of a save.
+    The collectives of a step, in this order on all ranks:
+
+    1. in the loop, at the last micro-batch (or earlier, after a signal), the vote to stop
+    2. the all-reduce of the gradients
+    3. the sum of the losses
+    4. in an evaluation, the vote to stop and the sum of its losses
+    5. the broadcast of whether to save
+    6. in a save, the broadcast of whether it begins and the gather of the optimizer state
     """
 
     def __init__(
@@ -65,9 +69,9 @@ class Trainer:
         self.plan = BatchPlan(
             cfg.tokens_per_step // config.context_length, world.size, micro_batch_size
         )
-        # Shards are hashed while the model is built and the first steps are made.
+        # Shards are hashed while the model is built and the first steps run.
         verification = ShardVerification(dataset) if world.is_rank_zero else None
-        self.compiled = is_compiled(cfg.compile, device)
+        self.compiled = should_compile(cfg.compile, device)
         self.order = SequenceOrder(
             dataset.num_sequences(config.context_length), cfg.seed, cfg.shuffle
         )
@@ -151,18 +155,18 @@ class Trainer:
         if stopped:
             raise Stopped(
                 self.stop.exit_code or ExitCode.SIGTERM,
-                f"{self.run.last_saved()}; the same command continues",
+                f"{self.run.last_saved() or 'no checkpoint saved'}; the same command continues",
             )
         tokens = (self.steps_completed - self.first_step) * self.cfg.tokens_per_step
         self.print_line(summary(time.perf_counter() - started, tokens))
 
     def steps(self) -> Iterator[StepResult]:
-        """Return the training loop."""
+        """Run the training loop, yielding the result of each step."""
         cfg = self.cfg
         loss = compiled_loss(self.model, self.device) if self.compiled else self.model
         return train_steps(
             self.model,
-            DataParallel(self.model, loss, self.device.torch_device, self.world),
+            DataParallelLoss(self.model, loss, self.device.torch_device, self.world),
             self.optimizers,
             self.loader,
             LRSchedule.from_settings(cfg),
@@ -175,16 +179,16 @@ class Trainer:
         )
 
     def should_stop(self, is_last: bool) -> bool:
-        """Return True if any rank is to stop. The ranks vote at the last micro-batch of a step.
+        """Return True if any rank must stop. The ranks vote at the last micro-batch of a step.
 
-        A rank that is to stop votes earlier, and waits there for the others.
+        A rank that must stop votes earlier, and waits there for the others.
         """
         if self.stop.requested or is_last:
             return self.world.any(self.stop.requested)
         return False
 
     def after_step(self, result: StepResult) -> None:
-        """Print and log a step, and do what follows it."""
+        """Print and log a step, then do whatever is due."""
         self.steps_completed, self.stop.has_progress = result.step + 1, True
         record = self.record(result)
         self.console.step(record)
@@ -197,7 +201,7 @@ class Trainer:
         """Evaluate, log, sample and save when their intervals are reached. Collective.
 
         Args:
-            record: of the step; None if its line is written already.
+            record: the step's record; None if its line has already been written.
 
         Raises:
             NotFiniteError: the held-out loss is not finite; nothing is saved.
@@ -305,7 +309,7 @@ class Trainer:
             )
 
     def record(self, result: StepResult) -> StepRecord:
-        """Return the record of a step, without what follows it."""
+        """Return the record of a step, before evaluation and pauses are added."""
         tokens_per_second = self.cfg.tokens_per_step / result.seconds
         flops, peak = self.model.flops_per_token() * tokens_per_second, self.device.peak_flops
         return StepRecord(
@@ -322,13 +326,13 @@ class Trainer:
         )
 
     def diagnosed(self, error: NotFiniteError) -> NotFiniteError:
-        """Return the error with the place of its diagnosis, once all ranks are here."""
+        """Return the error with the path of its diagnosis, once all ranks have arrived."""
         # A running save ends before any rank exits.
         with suppress(OSError):
             self.checkpointer.wait()
         if self.world.is_rank_zero:
             # Without gradients it was the held-out loss of a step that is completed.
-            has_gradients = any(one.grad is not None for one in self.model.parameters())
+            has_gradients = any(p.grad is not None for p in self.model.parameters())
             step = self.steps_completed if has_gradients else self.steps_completed - 1
             count = self.plan.sequences_per_step
             sequences = self.order.sequences(step * count, count).tolist()

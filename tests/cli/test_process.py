@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from app.cli.process import exit_code_of
+from app.cli.process import run_and_report
 from app.errors import (
     ExhaustedError,
     ExitCode,
@@ -43,7 +43,7 @@ def test_each_expected_end_has_its_exit_code_and_message(
     def fail() -> None:
         raise error
 
-    assert exit_code_of(fail) == code
+    assert run_and_report(fail) == code
     assert capsys.readouterr() == ("", message)
 
 
@@ -51,7 +51,7 @@ def test_a_full_disk_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "data/x")
 
-    assert exit_code_of(fail) == ExitCode.EXHAUSTED
+    assert run_and_report(fail) == ExitCode.EXHAUSTED
     assert capsys.readouterr().err.startswith("error: the disk is full: cannot write data/x\n")
 
 
@@ -60,9 +60,9 @@ def test_a_bug_passes() -> None:
         raise ValueError("a bug")
 
     with pytest.raises(ValueError, match="a bug"):
-        exit_code_of(fail)
+        run_and_report(fail)
 
 
 def test_success_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code_of(lambda: print("done")) == 0
+    assert run_and_report(lambda: print("done")) == 0
     assert capsys.readouterr() == ("done\n", "")

@@ -160,5 +160,5 @@ def test_a_machine_with_another_data_dir_is_refused(
     )
     _, output = two.end()
     lose(one)
-    assert "is not here, but on the first machine" in output
+    assert "exists on the first machine but not on this one" in output
     assert "mount one folder as DATA_DIR on all machines" in output

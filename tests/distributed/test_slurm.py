@@ -147,7 +147,7 @@ def test_a_job_that_slurm_stops_saves_is_requeued_and_continues(
 
     code, output = end(cluster.submit())
     assert code == 0, output
-    assert "is finished: 10 steps are done" in output
+    assert "is finished: all 10 steps are done" in output
 
 
 def test_a_failure_that_would_repeat_is_not_requeued(cluster: Cluster) -> None:

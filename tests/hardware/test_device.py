@@ -10,7 +10,7 @@ import torch
 
 from app.errors import UserError
 from app.hardware.device import Device, select_device
-from app.train.compile import is_compiled
+from app.train.compile import should_compile
 
 SELECT = """
 from app.hardware.device import select_device
@@ -62,6 +62,6 @@ def test_8_bit_floats_are_refused_without_a_compiler(monkeypatch: pytest.MonkeyP
     with pytest.raises(
         UserError, match=r"fp8 needs .* does not find .*a C\+\+ compiler"
     ) as refusal:
-        is_compiled(True, device)
+        should_compile(True, device)
     assert "TRAIN_PRECISION=auto" in refusal.value.fix
-    assert not is_compiled(True, replace(device, precision="bf16"))
+    assert not should_compile(True, replace(device, precision="bf16"))

@@ -51,14 +51,14 @@ def test_every_difference_from_another_run_is_named(tmp_path: Path) -> None:
 def test_a_new_folder_starts_a_new_run(tmp_path: Path) -> None:
     for resume in ("auto", "never"):
         assert RunFolder(tmp_path / "run").resume_from(IDENTITY, resume) is None
-    assert RunFolder(tmp_path / "run").last_saved() == "its beginning"
+    assert RunFolder(tmp_path / "run").last_saved() is None
 
 
 def test_a_run_continues_from_its_last_checkpoint(run: RunFolder) -> None:
     checkpoint = run.resume_from(IDENTITY, "auto")
     assert checkpoint is not None
     assert checkpoint.step == 8
-    assert run.last_saved() == str(checkpoint.folder)
+    assert run.last_saved() == checkpoint.folder
 
 
 def test_another_run_is_refused_and_nothing_is_renamed(run: RunFolder) -> None:

@@ -41,7 +41,7 @@ def test_a_continued_run_has_each_step_and_sample_once(run: RunFolder) -> None:
     for step in range(2):
         log.add_step(record(step))
     log.add_samples(2, ["second"])
-    lengths = log.fsync()
+    lengths = log.sync()
     log.add_step(record(2))
     log.add_samples(3, ["third"])
 
@@ -53,7 +53,7 @@ def test_a_continued_run_has_each_step_and_sample_once(run: RunFolder) -> None:
     log.add_samples(3, ["another third"])
     assert steps(run) == [0, 1, 2]
     assert read_samples(run.samples) == [(2, ["second"]), (3, ["another third"])]
-    assert log.fsync() == (3, run.samples.stat().st_size)
+    assert log.sync() == (3, run.samples.stat().st_size)
 
 
 def test_metrics_of_a_run_without_a_checkpoint_are_kept_aside(run: RunFolder) -> None:
@@ -89,10 +89,10 @@ def test_what_the_disk_refuses_is_reported_and_written_once_there_is_room(run: R
             log.add_step(record(step))
             log.add_samples(step + 1, [f"text {step}" * 20])
         with pytest.raises(OSError, match="File too large"):
-            log.fsync()
+            log.sync()
     assert steps(run) == [0]
     assert [line.partition(":")[0] for line in lines] == ["warning"] * 4
-    assert all("it is kept, and written when the disk takes it" in line for line in lines)
-    assert log.fsync() == (3, run.samples.stat().st_size)
+    assert all("the entry is kept and will be written once there is room" in line for line in lines)
+    assert log.sync() == (3, run.samples.stat().st_size)
     assert steps(run) == [0, 1, 2]
     assert [step for step, _ in read_samples(run.samples)] == [1, 2, 3]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from app.data.tokenizer import END_OF_TEXT, bytes_of_tokens, vocabulary_files
+from app.data.tokenizer import END_OF_TEXT, token_byte_lengths, vocabulary_files
 from app.errors import ExitCode
 from app.model.gpt import GPT, GPTConfig
 from app.runs.checkpoint import open_checkpoint
@@ -152,7 +152,7 @@ def test_tokens_without_text_have_no_bits_per_byte() -> None:
 
 
 def test_bytes_of_tokens_are_those_of_the_vocabulary() -> None:
-    table, texts = bytes_of_tokens(), text_of_tokens()
+    table, texts = token_byte_lengths(), text_of_tokens()
     assert table.shape == (END_OF_TEXT + 1,)
     assert table[END_OF_TEXT] == 0
     assert table[:END_OF_TEXT].tolist() == [len(texts[i]) for i in range(END_OF_TEXT)]

@@ -174,8 +174,8 @@ def test_a_save_that_fails_is_reported_and_the_next_one_succeeds(
             with pytest.raises(OSError, match=r"File too large.*\.safetensors"):
                 saving.checkpointer.wait()
         warning = saving.lines[-1]
-        assert warning.startswith("warning: no checkpoint could be saved: this file is too large")
-        assert warning.endswith("; training goes on, and tries again when the next one is due")
+        assert warning.startswith("warning: checkpoint not saved: this file is too large")
+        assert warning.endswith("; training continues, and tries again at the next checkpoint")
         assert [path.name for path in saving.run.checkpoints.iterdir()] == ["step-000001"]
         saving.save(3)
         saving.checkpointer.wait()

@@ -27,7 +27,7 @@ def test_out_of_memory_names_the_next_smaller_micro_batch(
 ) -> None:
     error = out_of_memory(CPU, BatchPlan(12, world_size, micro_batch_size))
     assert f"a micro-batch of {micro_batch_size} sequences" in error.problem
-    assert error.fix == f"{advice}; the run stays the same run"
+    assert error.fix == f"{advice}; the run continues with it"
 
 
 def test_a_diagnosis_has_the_batch_and_the_norms_of_each_tensor(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_a_diagnosis_has_the_batch_and_the_norms_of_each_tensor(tmp_path: Path) 
 
     path = tmp_path / "not-finite-000003.json"
     assert error.problem == f"step 3: loss nan; {path} has the batch and all norms"
-    assert error.fix == "lower TRAIN_LEARNING_RATE; the run continues from its beginning"
+    assert error.fix == "lower TRAIN_LEARNING_RATE; the run restarts from the beginning"
     diagnosis = json.loads(path.read_text())
     assert (diagnosis["step"], diagnosis["windows"]) == (3, [5, 1])
     assert diagnosis["tensors"].keys() == parameters.keys()

@@ -154,7 +154,7 @@ def test_on_a_full_disk_training_goes_on_and_the_earlier_checkpoint_stays(
     full = Process(disk.data_dir, **disk.fault)
     code, output = full.end()
     assert code == ExitCode.EXHAUSTED, output
-    assert "warning: no checkpoint could be saved: the disk is full" in output
+    assert "warning: checkpoint not saved: the disk is full" in output
     assert "step:9/10" in output
     assert "error: the disk is full" in output
     assert "Traceback" not in output
@@ -206,7 +206,7 @@ def test_a_signal_in_any_phase_loses_nothing_and_the_next_start_does_the_rest(
     last = Path("checkpoints/step-000010")
     losses = [open_checkpoint(run.run_dir / last).state.val_loss for run in (continued, unbroken)]
     assert losses[0] == losses[1] is not None
-    assert "is finished: 10 steps are done" in start(**settings).end()[1]
+    assert "is finished: all 10 steps are done" in start(**settings).end()[1]
 
 
 @pytest.mark.parametrize("processes", (1, 2))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.distributed.data_parallel import DataParallel
+from app.distributed.data_parallel import DataParallelLoss
 from app.distributed.world import World
 from app.errors import NotFiniteError
 from app.model.gpt import GPT
@@ -42,7 +42,7 @@ def steps(
     with new_loader(SEQUENCES_PER_STEP // accumulation_steps) as loader:
         yield from train_steps(
             model,
-            DataParallel(model, loss or model, CPU.torch_device, World()),
+            DataParallelLoss(model, loss or model, CPU.torch_device, World()),
             optimizers,
             loader,
             LRSchedule(learning_rate, "constant", 0, max_steps, 0.0),

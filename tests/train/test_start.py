@@ -98,8 +98,8 @@ def plan(settings: Settings, *, restarted: bool = False) -> Start | None:
         (4, PendingWork(), 10, "run: continues at step 4"),
         (10, PendingWork(), 12, "run: continues at step 10"),
         (10, PendingWork(samples=True), 10, "run: continues at step 10"),
-        (10, PendingWork(), 10, "run is finished: 10 steps are done"),
-        (12, PendingWork(), 10, "run is finished: 12 steps are done"),
+        (10, PendingWork(), 10, "run is finished: all 10 steps are done"),
+        (12, PendingWork(), 10, "run is finished: all 12 steps are done"),
     ),
 )
 def test_a_run_continues_unless_all_its_steps_are_done(
@@ -159,9 +159,9 @@ def test_restarted_processes_continue_a_run_that_was_to_be_new(tiny: TinySetting
 def test_a_rank_refuses_another_data_dir_than_that_of_rank_zero(tiny: TinySettings) -> None:
     settings = tiny()
     identity = run_identity(settings, open_training_data(settings).fingerprint)
-    with pytest.raises(UserError, match="run is not here, but on the first machine"):
+    with pytest.raises(UserError, match="run exists on the first machine but not on this one"):
         open_same_data(settings, identity)
     settings.run_dir.mkdir(parents=True)
     assert open_same_data(settings, identity).fingerprint == identity.dataset_fingerprint
-    with pytest.raises(UserError, match="has other tokens here than on the first machine"):
+    with pytest.raises(UserError, match="differs from the first machine's"):
         open_same_data(settings, RunIdentity("other tokens", {}))

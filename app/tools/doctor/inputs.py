@@ -10,7 +10,7 @@ from app.data.shards import open_shard
 from app.errors import NetworkError
 from app.files import locked
 from app.formats import format_bytes, plural
-from app.runs.checkpoint import latest_valid, no_valid_checkpoint
+from app.runs.checkpoint import latest_valid, no_valid_checkpoint_error
 from app.runs.folder import RunFolder
 from app.tools.doctor.checks import Context, Finding, run_check
 from app.train.start import run_identity
@@ -65,11 +65,11 @@ def check_run(context: Context) -> Iterator[Finding]:
     if (folder / ".lock").exists():
         with locked(folder, "train"):
             pass
-    RunFolder(folder).check_new(settings.train.resume)
+    RunFolder(folder).refuse_existing(settings.train.resume)
     checkpoint, damages = latest_valid(folder / "checkpoints")
     if checkpoint is None:
         if damages:
-            raise no_valid_checkpoint(folder, damages)
+            raise no_valid_checkpoint_error(folder, damages)
         yield Finding("run", "pass", f"{folder}: no checkpoint yet, starts with step 0")
         return
     # Without a dataset yet, the settings at least can be compared.
