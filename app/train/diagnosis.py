@@ -45,11 +45,9 @@ def write_diagnosis(
         )
         problem = f"{problem}; {path} has the batch and all norms"
     last = run.last_saved()
-    return NotFiniteError(
-        problem,
-        f"{error.fix}; the run "
-        f"{f'continues from {last}' if last else 'restarts from the beginning'}",
-    )
+    if last is None:
+        return NotFiniteError(problem, f"{error.fix}; the run restarts from the beginning")
+    return NotFiniteError(problem, f"{error.fix}; the run continues from {last}")
 
 
 def _json(number: float) -> float | str:
