@@ -26,7 +26,7 @@ class Dataset:
         folder: of the shards
         manifest: None for shards that another program has written
         train, val: uint16 [count] for each shard, in order
-        fingerprint: SHA-256 that changes with the tokens
+        fingerprint: SHA-256 of the hashes of all shards; without a manifest, of names and counts
     """
 
     folder: Path

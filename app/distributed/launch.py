@@ -141,10 +141,9 @@ def _run_once(command: list[str], processes: int) -> int:
         codes = [failure.exitcode for failure in error.failures.values()]
         # A process that lost another one, or was ended because of that, is not the cause.
         later = (ExitCode.RANK_LOST, ExitCode.SIGTERM, -signal.SIGTERM)
-        first = [code for code in codes if code != ExitCode.RANK_LOST]
         if ExitCode.RANK_LOST in codes:
-            first = [code for code in codes if code not in later]
-        return next(iter(first), ExitCode.RANK_LOST)
+            codes = [code for code in codes if code not in later]
+        return next(iter(codes), ExitCode.RANK_LOST)
     return ExitCode.DONE
 
 
@@ -168,7 +167,7 @@ def _send(number: int, requested: int) -> None:
     """Send all processes a signal. If there are none yet, exit with the code of `requested`."""
     children = child_processes(os.getpid())
     if not children:
-        print_in_handler("stopped: nothing has begun; the same command continues")
+        print_in_handler("stopped: no process was running; the same command continues")
         exit_now(requested)
     for child in children:
         with suppress(ProcessLookupError):

@@ -39,4 +39,7 @@ _GPUS = {
 
 def find_gpu(name: str) -> GPU | None:
     """Return the data sheet of the GPU with this name; None if it is not in the table."""
+    if re.search(r"\bLaptop\b|\bD\b", name):
+        # Slower chips under the name of a faster one.
+        return None
     return next((gpu for part, gpu in _GPUS.items() if re.search(rf"\b{part}\b", name)), None)

@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -61,16 +62,8 @@ class Checkpoint:
         """
         for file in files:
             path = self.folder / file
-            try:
+            with _damage_as_corrupt(path):
                 sha256 = sha256_of(path)
-            except FileNotFoundError:
-                raise CorruptCheckpoint(f"{path} is missing", damage_advice(self.folder)) from None
-            except OSError as error:
-                if error.errno != errno.EIO:
-                    raise
-                raise CorruptCheckpoint(
-                    f"{path}: {error.strerror}", damage_advice(self.folder)
-                ) from None
             if sha256 != self.state.sha256.get(file):
                 raise CorruptCheckpoint(
                     f"{path} is damaged: its SHA-256 is not that of {STATE_FILE}",
@@ -87,9 +80,9 @@ class Checkpoint:
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
-            first = str(error).splitlines()[1:2]
+            first = "".join(str(error).splitlines()[1:2]).strip()
             raise UserError(
-                f"{self.folder / MODEL_FILE} does not fit the model:{' '.join(first)}",
+                f"{self.folder / MODEL_FILE} does not fit the model: {first}",
                 damage_advice(self.folder),
             ) from None
 
@@ -120,12 +113,27 @@ class Checkpoint:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        try:
-            return load_file(self.folder / file)
-        except (OSError, SafetensorError) as error:
-            raise CorruptCheckpoint(
-                f"{self.folder / file} cannot be read: {error}", damage_advice(self.folder)
-            ) from None
+        path = self.folder / file
+        with _damage_as_corrupt(path):
+            try:
+                return load_file(path)
+            except SafetensorError as error:
+                raise CorruptCheckpoint(
+                    f"{path} cannot be read: {error}", damage_advice(self.folder)
+                ) from None
+
+
+@contextmanager
+def _damage_as_corrupt(path: Path) -> Iterator[None]:
+    """Raise CorruptCheckpoint if a file is missing or the disk cannot read it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise CorruptCheckpoint(f"{path} is missing", damage_advice(path.parent)) from None
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise CorruptCheckpoint(f"{path}: {error.strerror}", damage_advice(path.parent)) from None
 
 
 class Snapshot:

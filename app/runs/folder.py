@@ -27,8 +27,8 @@ class RunIdentity:
 
     Attributes:
         dataset_fingerprint: of the tokens
-        settings: name -> value of the model's settings and of those that give the order of the
-            data. Learning rate and number of steps may change.
+        settings: name -> value of the settings that may not change: the model's, the optimizer and
+            what determines the data order. Learning rate and number of steps may change.
     """
 
     dataset_fingerprint: str

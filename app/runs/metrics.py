@@ -15,7 +15,7 @@ from app.errors import UserError
 from app.files import AppendOnlyFile, atomic_file
 from app.hardware.proc import process_seconds
 
-# Time between a step and the one before. Only the first record after a start has setup_ms.
+# Time outside steps. Only the first record after a start has setup_ms.
 PAUSES = ("setup_ms", "val_ms", "sample_ms", "save_ms")
 # exp() of anything larger overflows a float.
 _LARGEST_LOSS = 700.0
@@ -38,8 +38,8 @@ class StepRecord:
         memory_bytes: most memory in use so far
         data_ms: part of step_ms that the step waited for batches
         val_loss: held-out loss after the step, nats per token
-        setup_ms, val_ms, sample_ms, save_ms: time that passed before this step, and after the
-            record before: start of the process, evaluation, sampling, saving
+        setup_ms, val_ms, sample_ms, save_ms: time outside the step, since the previous record:
+            start of the process, evaluation (also the one after this step), sampling, saving
     """
 
     step: _Int64

@@ -62,7 +62,7 @@ class RunLogger:
         if self._events is None:
             self._records.append(record)
         else:
-            self._records = []
+            self._records.clear()
             self._events.append(record)
         try:
             self._metrics.append(record)

@@ -14,7 +14,6 @@ from app.hardware.proc import process_seconds
 from app.progress import ignore_terminal_errors
 from app.runs.metrics import StepRecord
 
-_GIB = 1 << 30
 # On a terminal the bar shows every step; more frequent lines would be unreadable.
 _SECONDS_BETWEEN_LINES = 1.0
 _BAR = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} steps, {elapsed} so far, {remaining} left"
@@ -154,7 +153,7 @@ def step_line(record: StepRecord, max_steps: int) -> str:
         f"step:{record.step}/{max_steps} train_loss:{record.train_loss:.4f} "
         f"train_time:{record.step_ms:.0f}ms token/s:{record.tokens_per_second:.2f} "
         f"lr:{record.lr:.2e} grad_norm:{record.grad_norm:.3f}{mfu} "
-        f"memory:{(record.memory_bytes or 0) / _GIB:.1f}GiB"
+        f"memory:{format_gib(record.memory_bytes or 0).replace(' ', '')}"
     )
 
 

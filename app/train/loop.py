@@ -91,7 +91,7 @@ def train_steps(
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = get_total_norm(gradients)
         train_loss, grad_norm = torch.stack((loss_sum, norm)).tolist()
-        check_finite(step, loss=train_loss, gradient_norm=grad_norm)
+        check_finite(step, {"loss": train_loss, "gradient norm": grad_norm})
         if grad_clip:
             clip_grads_with_norm_(parameters, grad_clip, norm)
         optimizers.step()
@@ -102,10 +102,10 @@ def train_steps(
         yield StepResult(step, train_loss, learning_rate, grad_norm, seconds, data_seconds)
 
 
-def check_finite(step: int, **values: float) -> None:
-    """Raise NotFiniteError if one of a step's named values is infinite or not a number."""
+def check_finite(step: int, values: dict[str, float]) -> None:
+    """Raise NotFiniteError if one of a step's values, by name, is infinite or not a number."""
     if not all(map(isfinite, values.values())):
-        named = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
+        named = ", ".join(f"{name} {value}" for name, value in values.items())
         raise NotFiniteError(
             f"step {step}: {named}",
             "lower TRAIN_LEARNING_RATE, lengthen TRAIN_WARMUP_STEPS or clip harder "

@@ -26,11 +26,11 @@ def train(settings: Settings, dataset: Dataset | None = None, start: Start | Non
 
     Raises:
         UserError: data, run folder or settings do not fit.
-        NotFiniteError: the loss or the gradient norm is not a number.
+        NotFiniteError: the loss or the gradient norm is not finite.
         ExhaustedError: the micro-batch does not fit into the GPU's memory.
         OSError: the last checkpoint could not be saved; those before are unchanged.
         RankLostError: another rank has died or hangs.
-        Stopped: SIGINT or SIGTERM stopped the run, after a checkpoint.
+        Stopped: by SIGINT, SIGTERM or SIGHUP, after a checkpoint.
         ExitWithCode: on other ranks, in place of an error that rank 0 reports.
     """
     cfg, run = settings.train, RunFolder(settings.run_dir)
@@ -38,7 +38,7 @@ def train(settings: Settings, dataset: Dataset | None = None, start: Start | Non
     device = select_device(cfg.device, cfg.precision, cfg.deterministic, local_rank())
     with (
         init_world(device.torch_device, cfg.rank_timeout_seconds) as world,
-        stop_on_signals() as stop,
+        stop_on_signals(quiet=local_rank() > 0) as stop,
         ExitStack() as stack,
     ):
         # On CPUs each rank has measured independently which precision is faster.

@@ -34,7 +34,7 @@ def start_training(settings: Settings) -> None:
     """Train in this process, or launch one process per GPU with this process's command line.
 
     Raises:
-        ExitWithCode: the launched processes have failed, and have printed why.
+        ExitWithCode: of the launched processes, which have printed what failed.
     """
     # Before torch is imported; launched processes inherit it.
     keep_bytecode(settings.general.data_dir / "cache")
@@ -121,10 +121,10 @@ def plan_start(
 
 def run_identity(settings: Settings, dataset_fingerprint: str) -> RunIdentity:
     """Return what must stay the same for a run with these settings to be the same run."""
-    order = {"tokens_per_step", "seed", "shuffle", "optimizer"}
+    fixed = {"tokens_per_step", "seed", "shuffle", "optimizer"}
     return RunIdentity(
         dataset_fingerprint,
-        settings.model.model_dump() | settings.train.model_dump(include=order),
+        settings.model.model_dump() | settings.train.model_dump(include=fixed),
     )
 
 

@@ -148,7 +148,7 @@ class Trainer:
                 raise out_of_memory(self.device, self.plan) from error
             stopped = self.world.any(not self.is_last or bool(self.pending))
             if stopped:
-                self.save_checkpoint()
+                self.save_checkpoint(max_verification_seconds=_MAX_VERIFICATION_SECONDS)
             self.checkpointer.wait()
             # No rank exits before rank 0 has saved.
             self.world.barrier()
@@ -243,7 +243,8 @@ class Trainer:
         if state and state.pending:
             self.val_loss = state.val_loss
             self.complete_step(state.pending.record)
-            self.save_checkpoint(replace=True)
+            limit = _MAX_VERIFICATION_SECONDS if self.pending else None
+            self.save_checkpoint(replace=True, max_verification_seconds=limit)
 
     def evaluate(self) -> float | None:
         """Return the held-out loss, nats per token; None if there is no held-out text. Collective.
@@ -270,7 +271,7 @@ class Trainer:
                 raise Interrupted
             val_loss = self.world.sum(total).item() / self.held_out.num_sequences
         self.console.evaluated(self.steps_completed, val_loss)
-        check_finite(self.steps_completed, held_out_loss=val_loss)
+        check_finite(self.steps_completed - 1, {"held-out loss": val_loss})
         return val_loss
 
     def sample(self, log: RunLogger) -> None:
@@ -281,17 +282,11 @@ class Trainer:
         log.add_samples(self.steps_completed, texts)
         self.print_line(f"after {self.steps_completed} steps it writes: {texts[0]!r:.200}")
 
-    def save_checkpoint(self, *, replace: bool = False) -> None:
-        """Start to save a checkpoint of the steps completed. Collective.
-
-        Args:
-            replace: replace a checkpoint of the same step.
-
-        Raises:
-            UserError: a shard of the dataset is damaged.
-        """
+    def save_checkpoint(
+        self, *, replace: bool = False, max_verification_seconds: float | None = None
+    ) -> None:
+        """Start to save a checkpoint of the steps completed, as Checkpointer.save. Collective."""
         self.checkpoint_due = False
-        stopping = self.stop.requested and not self.is_last
         with self.pauses.measuring("save_ms"):
             state = dataclasses.replace(
                 self.state,
@@ -305,7 +300,7 @@ class Trainer:
                 self.model,
                 self.optimizers,
                 replace=replace,
-                max_verification_seconds=_MAX_VERIFICATION_SECONDS if stopping else None,
+                max_verification_seconds=max_verification_seconds,
             )
 
     def record(self, result: StepResult) -> StepRecord:

@@ -204,7 +204,7 @@ def test_an_update_that_ruins_the_held_out_loss_is_not_saved(tiny: TinySettings)
         slots["exp_avg.transformer.ln_f.weight"][3] = torch.nan
 
     rewrite_checkpoint(settings.run_dir / "checkpoints/step-000004", "optimizer.safetensors", ruin)
-    with pytest.raises(NotFiniteError, match="held out loss nan"):
+    with pytest.raises(NotFiniteError, match="held-out loss nan"):
         train(settings)
     assert len(metrics_of(settings)) == 4
     assert checkpoints_of(settings) == ["step-000004"]
