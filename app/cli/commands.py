@@ -38,7 +38,7 @@ class Command:
 _MODEL_FLAGS = ("train.run_name", "train.device", "general")
 _JSON_HELP = "print one JSON object instead of a table"
 _JSON = {"action": "store_true", "dest": "as_json", "help": _JSON_HELP}
-_PATH = {"metavar": "PATH", "help": "as it is, or below DATA_DIR"}
+_PATH = {"metavar": "PATH", "help": "path as given, or relative to DATA_DIR"}
 _RUNS_HELP = "below DATA_DIR/runs; by default TRAIN_RUN_NAME"
 _RUNS = {"metavar": "RUN", "nargs": "*", "help": _RUNS_HELP}
 _VERIFY = {"action": "store_true", "help": "compare every hash as well"}
@@ -61,7 +61,7 @@ COMMANDS = {
     ),
     "playground": Command(
         "app.tools.playground.server:playground",
-        "Serve a page on this machine on which to try a trained model.",
+        "Serve a local web page for trying a trained model.",
         ("playground", *_MODEL_FLAGS),
     ),
     "evaluate": Command(
@@ -84,14 +84,14 @@ COMMANDS = {
     ),
     "report": Command(
         "app.tools.report.report:report",
-        "Make a page and pictures of how one or more runs learned.",
+        "Write a page and pictures of how one or more runs learned.",
         ("train.run_name", "general"),
         {"runs": _RUNS},
         usage="[RUN ...] ",
     ),
     "export": Command(
         "app.tools.export.export:export",
-        "Write a trained model as a folder that transformers loads.",
+        "Write a trained model as a folder that transformers can load.",
         ("export", "train.run_name", "train.dataset_dir", "general"),
     ),
 }
@@ -108,7 +108,7 @@ Every setting is a flag, an environment variable, a line of .env or of a recipe;
 the first of these that sets it wins. .env.example lists all settings, and
 `{program} COMMAND --help` those of a command.
 
-The order of work:
+Typical order of work:
   RECIPE=demo {program} doctor      what is missing, how long it takes
   RECIPE=demo {program} prepare     text -> shards
   RECIPE=demo {program} train       shards -> a trained GPT
@@ -117,21 +117,21 @@ The order of work:
 """
 
 
-def run_command(words: Sequence[str]) -> None:
-    """Run the command that the words name, or print the help.
+def run_command(argv: Sequence[str]) -> None:
+    """Run the command given by the arguments, or print the help.
 
     Raises:
-        AppError: the words or a setting are wrong, or the command failed.
-        SystemExit: the words ask for a command's help.
+        AppError: an argument or a setting is wrong, or the command failed.
+        SystemExit: the arguments request a command's help.
     """
-    if not words or words[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help"):
         lines = (f"    {name:<11} {command.description}" for name, command in COMMANDS.items())
         text = _HELP.format(program=program(), commands="\n".join(lines))
-        print(text, end="", file=sys.stdout if words else sys.stderr)
-        if words:
+        print(text, end="", file=sys.stdout if argv else sys.stderr)
+        if argv:
             return
         raise ExitWithCode(ExitCode.USER)
-    name, *arguments = words
+    name, *arguments = argv
     if name not in COMMANDS:
         problem = f"{name!r} is not a command{suggestion(name, COMMANDS)}"
         raise UserError(problem, f"see `{program()} --help`")

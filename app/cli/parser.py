@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
                     )
 
     def parse(self, words: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
-        """Return the texts of the settings' flags by variable, and the other arguments by name.
+        """Return the raw flag values by variable name, and the other arguments by name.
 
         --total_tokens is accepted for --total-tokens.
 

@@ -22,10 +22,10 @@ def main() -> NoReturn:
     run_as_process(run)
 
 
-def run(words: Sequence[str]) -> int:
-    """Run the command that the words name and return its exit code."""
+def run(argv: Sequence[str]) -> int:
+    """Run the command given by the arguments and return its exit code."""
     # Imported late, so that Ctrl-C during the imports is handled, too.
-    return run_and_report(lambda: resolve_name("app.cli.commands:run_command")(words))
+    return run_and_report(lambda: resolve_name("app.cli.commands:run_command")(argv))
 
 
 def run_and_report(command: Callable[[], object]) -> int:
@@ -41,7 +41,7 @@ def run_and_report(command: Callable[[], object]) -> int:
         # argparse has printed the help.
         pass
     except BrokenPipeError:
-        # The reader of the output, head or less, has read enough.
+        # The reader of the output, head or less, has closed the pipe.
         code = ExitCode.SIGPIPE
     except (OSError, MemoryError, RuntimeError, ImportError) as error:
         expected = translate_error(error)
@@ -68,12 +68,12 @@ def run_as_process(run: Callable[[Sequence[str]], int]) -> NoReturn:
     sys.excepthook = _die
     exit_code = run(sys.argv[1:])
     # Everything is written. Threads that still wait for the network, a disk or another rank must
-    # not delay the end, and nor must torch and CUDA, which free their memory piece by piece.
+    # not delay the exit; nor must torch and CUDA, which free their memory piece by piece.
     os._exit(exit_code)
 
 
 def _drop_unwritable_output() -> None:
-    """Flush stdout; if that fails, redirect it, or the interpreter would complain at its end."""
+    """Flush stdout, or redirect it so that the interpreter does not complain at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -81,7 +81,10 @@ def _drop_unwritable_output() -> None:
 
 
 def _die(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print a bug's traceback and end at once: threads and other ranks may never do so."""
+    """Print a bug's traceback and exit at once.
+
+    Otherwise Python waits for threads and other ranks, which may never end by themselves.
+    """
     sys.__excepthook__(kind, error, trace)
     _drop_unwritable_output()
     os._exit(ExitCode.BUG)

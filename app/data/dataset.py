@@ -23,8 +23,8 @@ class Dataset:
     """The shards of a folder, memory-mapped.
 
     Attributes:
-        folder: of the shards
-        manifest: None for shards that another program has written
+        folder: the shards' folder
+        manifest: None for shards that a different program has written
         train, val: uint16 [count] for each shard, in order
         fingerprint: SHA-256 of the hashes of all shards; without a manifest, of names and counts
     """
@@ -39,12 +39,12 @@ class Dataset:
         """Return the number of training sequences in an epoch.
 
         Raises:
-            UserError: the training tokens are fewer than one sequence has.
+            UserError: there are too few training tokens for one sequence.
         """
         count = sequences.num_sequences(sum(map(len, self.train)), context_length)
         if count == 0:
             raise UserError(
-                f"{self.folder} holds less than one sequence of training tokens: "
+                f"{self.folder} has too few training tokens for one sequence: "
                 f"{context_length + 1} are needed (MODEL_CONTEXT_LENGTH and one more)",
                 "prepare more text, or lower MODEL_CONTEXT_LENGTH",
             )
@@ -55,7 +55,7 @@ def open_dataset(folder: Path) -> Dataset:
     """Open a folder that `prepare` or llm.c has written.
 
     Raises:
-        UserError: there is no dataset, it is incomplete, or a shard is not the one listed.
+        UserError: there is no dataset, it is incomplete, or a shard does not match the manifest.
     """
     fix = f"run `{program()} prepare` with the same settings, or correct TRAIN_DATASET_DIR"
     if not folder.is_dir():
@@ -94,8 +94,8 @@ class ShardVerification:
     to compare.
 
     Args:
-        dataset: to verify.
-        threads: that hash, at most one per core; a disk can be faster than one core.
+        dataset: the dataset to verify.
+        threads: number of hashing threads, capped at the core count.
     """
 
     def __init__(self, dataset: Dataset, threads: int = 4) -> None:
@@ -106,7 +106,7 @@ class ShardVerification:
             Thread(target=_verify, args=(dataset.folder, remaining), daemon=True).start()
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the name of each shard, in order, when its hash turns out right.
+        """Yield the name of each shard, in order, once its hash is verified.
 
         Raises:
             UserError: a hash is wrong, or a shard cannot be read.
@@ -120,7 +120,7 @@ class ShardVerification:
         return self.wait(0)
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait for the end of the verification or of this time; return True if it is done."""
+        """Wait until verification ends or the timeout passes; return True if it has ended."""
         ended, running = concurrent.futures.wait(
             self._results.values(), seconds, return_when=FIRST_EXCEPTION
         )

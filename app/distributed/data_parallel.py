@@ -18,7 +18,7 @@ class DataParallelLoss:
     Args:
         model: its weights are broadcast from rank 0.
         loss: (inputs, targets), int64 [B, T] each, to the mean loss of `model`.
-        device: of the model.
+        device: the model's device.
         world: with one rank the loss stays as it is.
     """
 
@@ -27,15 +27,15 @@ class DataParallelLoss:
     ) -> None:
         self._loss, self._ddp = loss, None
         if world.size > 1:
-            # Otherwise Dynamo cuts compiled code at DDP's buckets in every pass, to overlap the
-            # exchange of gradients in the last one with it.
+            # Dynamo would split the graph at DDP's bucket boundaries in every micro-batch, to
+            # overlap an all-reduce that only the last one does.
             torch._dynamo.config.optimize_ddp = False
             self._loss = self._ddp = DistributedDataParallel(
                 _LossModule(model, loss),
                 device_ids=[device] if device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
-                # Otherwise DDP regroups the gradients after the first step, and a resumed run would
-                # add them up in another order.
+                # Otherwise DDP rebuilds its buckets after the first step, and a resumed run would
+                # sum in a different order.
                 find_unused_parameters=True,
             )
 
@@ -44,7 +44,7 @@ class DataParallelLoss:
         return self._loss(inputs, targets)
 
     def no_sync(self) -> AbstractContextManager[None]:
-        """Return a context for backward passes whose gradients are exchanged by a later one."""
+        """Return a context for backward passes whose gradients a later pass all-reduces."""
         return self._ddp.no_sync() if self._ddp else nullcontext()
 
 

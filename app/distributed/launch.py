@@ -15,7 +15,7 @@ from app.hardware.proc import child_processes
 from app.progress import print_line
 from app.signals import exit_code_of, exit_now, on_stop_signals, print_in_handler
 
-# Any other exit code would only come again. A killed process has a negative one.
+# Any other exit code would only recur. A process killed by a signal has a negative exit code.
 _WORTH_A_RESTART = (ExitCode.BUG, ExitCode.RANK_LOST)
 # Set for the processes of a restart. They continue the run even with TRAIN_RESUME=never.
 _RESTARTED = "GPT_COMPOSE_RESTARTED"
@@ -34,11 +34,11 @@ def restarted() -> bool:
 def processes_to_launch(
     requested: int | Literal["auto"], device: Literal["auto", "cpu", "cuda"]
 ) -> int:
-    """Return how many processes train on this machine; 1 in a process of a launcher.
+    """Return how many processes train on this machine; 1 if a launcher started this process.
 
     Args:
         requested: number of processes; auto: one per GPU.
-        device: on which they train.
+        device: the kind of device on which they train.
 
     Raises:
         UserError: there are fewer GPUs than processes.
@@ -59,9 +59,8 @@ def processes_to_launch(
 def _may_have_several_gpus() -> bool:
     """Return False if the system shows one GPU at most, without importing torch.
 
-    NVIDIA's driver has a device file per GPU, and a container has those that it was given. WSL
-    (dxg) and AMD's driver (kfd) have one file for all. A process gets one part of a divided GPU
-    (MIG).
+    NVIDIA's driver has a device file per GPU, and a container has those passed to it. WSL
+    (dxg) and AMD's driver (kfd) have one file for all. A process sees one MIG slice only.
     """
     several = len(list(Path("/dev").glob("nvidia[0-9]*"))) > 1
     return several or Path("/dev/dxg").exists() or Path("/dev/kfd").exists()
@@ -79,9 +78,9 @@ def launch(command: list[str], processes: int, max_restarts: int) -> int:
     """Run a command in several processes until all have ended; restart them if one has died.
 
     Args:
-        command: of each process, without Python itself.
-        processes: how many; each finds its own number in RANK, WORLD_SIZE and LOCAL_RANK.
-        max_restarts: how often all processes are restarted.
+        command: command line of each process, without Python itself.
+        processes: how many; each finds its rank in RANK, WORLD_SIZE and LOCAL_RANK.
+        max_restarts: maximum number of restarts.
 
     Returns:
         0, or the exit code of the first process that failed; 128 + N after signal N.
@@ -139,7 +138,7 @@ def _run_once(command: list[str], processes: int) -> int:
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
-        # A process that lost another one, or was ended because of that, is not the cause.
+        # A process that lost another one, or was terminated because of it, is not the cause.
         later = (ExitCode.RANK_LOST, ExitCode.SIGTERM, -signal.SIGTERM)
         if ExitCode.RANK_LOST in codes:
             codes = [code for code in codes if code not in later]

@@ -34,7 +34,7 @@ class World:
     """All ranks of a run. Every method is collective: all ranks must call it, in the same order.
 
     Attributes:
-        rank: of this process; 0 writes the run's folder
+        rank: this process's rank; 0 writes the run's folder
         size: number of processes on all machines (world size)
         local_size: number of processes on this machine
         restarted: True if a launcher has restarted the processes after one was lost
@@ -78,7 +78,7 @@ class World:
 
 
 def local_rank() -> int:
-    """Return the number of this process on its machine, which is that of its GPU."""
+    """Return this process's index on its machine, also its GPU's index."""
     return int(os.environ["LOCAL_RANK"]) if launched() else 0
 
 
@@ -88,7 +88,7 @@ def init_world(device: torch.device, timeout_seconds: float) -> Iterator[World]:
 
     Args:
         device: decides the backend: NCCL for GPUs, gloo for CPUs.
-        timeout_seconds: a rank that does not answer for so long is lost.
+        timeout_seconds: after this long without an answer, a rank counts as lost.
 
     Raises:
         RankLostError: another rank does not answer, or the network fails.
@@ -107,10 +107,10 @@ def init_world(device: torch.device, timeout_seconds: float) -> Iterator[World]:
             distributed.get_world_size(),
             int(os.environ["LOCAL_WORLD_SIZE"]),
         )
-        # The launcher of a machine that replaces a lost one counts from 0.
+        # A replacement machine's launcher starts its restart count at 0.
         yield replace(world, restarted=world.any(restarted()))
     except RuntimeError as error:
-        # gloo raises plain RuntimeErrors, which only their text tells apart.
+        # gloo raises plain RuntimeErrors, distinguishable only by message.
         message = str(error).partition("\n")[0]
         from_gloo = "gloo" in message or "pair closure" in message
         if not (isinstance(error, distributed.DistError) or from_gloo):
@@ -120,8 +120,9 @@ def init_world(device: torch.device, timeout_seconds: float) -> Iterator[World]:
             raise ExitWithCode(ExitCode.RANK_LOST) from None
         if "timed out" not in message.lower() and "timeout" not in message.lower():
             raise RankLostError(
-                f"rank {os.environ['RANK']}: the processes have lost each other: {error!s:.1000}",
-                "NCCL_DEBUG=INFO tells more; usual causes: a full /dev/shm, GPUs without memory, "
+                f"rank {os.environ['RANK']}: lost contact with the other processes: "
+                f"{error!s:.1000}",
+                "NCCL_DEBUG=INFO shows more; usual causes: a full /dev/shm, GPUs out of memory, "
                 "a driver that is too old",
             ) from error
         raise RankLostError(

@@ -1,1 +1,1 @@
-"""Running a model that is not being trained."""
+"""Evaluation and sampling."""

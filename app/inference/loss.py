@@ -18,7 +18,7 @@ class HeldOutText:
     Args:
         stream: tokens of the split.
         context_length: tokens per sequence, T.
-        max_tokens: limit on the tokens to predict, rounded down to whole sequences but not below
+        max_tokens: limit on the tokens to predict, rounded down to whole sequences, at least
             one; None for all.
 
     Attributes:
@@ -46,7 +46,7 @@ class HeldOutText:
         """Measure a rank's share of the sequences, batch by batch, in the stream's order.
 
         Args:
-            model: not compiled: a smaller last batch would be compiled again.
+            model: uncompiled: a smaller last batch would trigger a recompile.
             device: the model's, with the precision of its forward pass.
             batch_size: sequences per forward pass, B; the last batch may have fewer.
             rank, world_size: batch i belongs to rank i mod world_size.

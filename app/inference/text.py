@@ -12,12 +12,12 @@ from app.model.gpt import GPT
 
 @dataclass(frozen=True)
 class Sampling:
-    """What to generate, and how to draw it.
+    """What to generate, and the sampling parameters.
 
     Attributes:
         prompt: beginning of the document to continue; may be empty
         num_samples: continuations, drawn side by side
-        max_tokens: limit on the tokens of each
+        max_tokens: limit on the tokens of each continuation
         temperature, top_k, seed: see app.model.generate.generate_tokens
     """
 
@@ -36,7 +36,7 @@ def stream_texts(
 
     Yields:
         for each token, the text that it adds to each sample: "" while a character is incomplete,
-        None once the model has ended the document. Stops when all of them have ended.
+        None once the model has ended the document. Stops when every sample has ended.
     """
     rows = range(sampling.num_samples)
     prompt = _prompt_tokens(tokenizer, sampling.prompt)
@@ -68,7 +68,7 @@ def generate_texts(
 ) -> list[str]:
     """Return num_samples texts, each the prompt and a continuation of it.
 
-    A text ends where the model ends the document, or with its last complete character.
+    A text ends where the model ends the document, or after its last complete character.
 
     Args:
         check_stop: called before each token; it stops the generation by raising.

@@ -1,4 +1,6 @@
-"""Checkpoints: a folder of two tensor files and one of JSON, complete under its final name.
+"""Checkpoints: a folder of two tensor files and a JSON file.
+
+The folder gets its final name only when complete.
 
 No pickle: safetensors holds the tensors, JSON the rest. state.json has the SHA-256 of each file and
 of itself, so that damage is detected before anything is read.
@@ -58,7 +60,7 @@ class Checkpoint:
         """Compare the hashes of files with those in state.json.
 
         Raises:
-            CorruptCheckpoint: a file is missing, or its bytes are not those that were written.
+            CorruptCheckpoint: a file is missing, or differs from what was written.
         """
         for file in files:
             path = self.folder / file
@@ -66,7 +68,7 @@ class Checkpoint:
                 sha256 = sha256_of(path)
             if sha256 != self.state.sha256.get(file):
                 raise CorruptCheckpoint(
-                    f"{path} is damaged: its SHA-256 is not that of {STATE_FILE}",
+                    f"{path} is damaged: its SHA-256 does not match the one in {STATE_FILE}",
                     damage_advice(self.folder),
                 )
 
@@ -74,7 +76,7 @@ class Checkpoint:
         """Load the weights into a model of the same shape.
 
         Raises:
-            UserError: the file is damaged or of another model.
+            UserError: the file is damaged or belongs to a different model.
         """
         tensors = self._read(MODEL_FILE)
         try:
@@ -90,7 +92,7 @@ class Checkpoint:
         """Load the weights, and the optimizer state of every parameter.
 
         Raises:
-            UserError: a file is damaged or of another model.
+            UserError: a file is damaged or belongs to a different model.
         """
         self.load_model(model)
         tensors = self._read(OPTIMIZER_FILE)
@@ -139,7 +141,7 @@ def _damage_as_corrupt(path: Path) -> Iterator[None]:
 class Snapshot:
     """Copies of weights and optimizer state in CPU memory, by file and name.
 
-    The memory is allocated once and filled again for each checkpoint. For tensors of a GPU it is
+    The memory is allocated once and filled again for each checkpoint. For GPU tensors it is
     pinned, so that copies run at the full rate of the bus.
     """
 
@@ -174,7 +176,7 @@ def checkpoint_folder(checkpoints: Path, step: int) -> Path:
 def write_checkpoint(folder: Path, snapshot: Snapshot, state: CheckpointState) -> None:
     """Write a checkpoint to `folder`: all of it, or nothing under that name.
 
-    A checkpoint that is there already is replaced.
+    An existing checkpoint is replaced.
     """
     with atomic_folder(folder) as partial, ThreadPoolExecutor(len(snapshot.files)) as writers:
         paths = [partial / file for file in snapshot.files]
@@ -200,7 +202,7 @@ def save_tensors(
     try:
         save_file(tensors, path, metadata)
     except SafetensorError as error:
-        # The number of the system's error is left only in its message.
+        # The errno survives only in the message text.
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
@@ -211,13 +213,13 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint's state.json.
 
     Raises:
-        CorruptCheckpoint: it is missing or damaged, or of another step than its folder's name says.
-        UserError: it is of another version.
+        CorruptCheckpoint: it is missing or damaged, or its step is not its folder's.
+        UserError: its version is not supported.
     """
     state = CheckpointState.read(folder)
     if folder.name != checkpoint_folder(folder, state.step).name:
         raise CorruptCheckpoint(
-            f"{folder} has the checkpoint of step {state.step}", damage_advice(folder)
+            f"{folder} holds the checkpoint of step {state.step}", damage_advice(folder)
         )
     return Checkpoint(folder, state)
 
@@ -233,7 +235,7 @@ def checkpoint_steps(checkpoints: Path) -> list[int]:
 def latest_valid(
     checkpoints: Path, files: Iterable[str] = TENSOR_FILES
 ) -> tuple[Checkpoint | None, list[CorruptCheckpoint]]:
-    """Find the last checkpoint without damage, and the damage of the later ones, last first.
+    """Find the latest intact checkpoint, and the errors of newer damaged ones, newest first.
 
     Args:
         checkpoints: the folder of a run's checkpoints.
@@ -254,8 +256,8 @@ def latest_valid(
 def no_valid_checkpoint_error(run_dir: Path, corrupt: list[CorruptCheckpoint]) -> UserError:
     """Return the error of a run whose checkpoints are all damaged."""
     return UserError(
-        f"{run_dir} has no good checkpoint: {'; '.join(one.problem for one in corrupt)}",
-        "put the files back from a copy, or set TRAIN_RUN_NAME to a new name to start again",
+        f"{run_dir} has no intact checkpoint: {'; '.join(error.problem for error in corrupt)}",
+        "restore the files from a backup, or set TRAIN_RUN_NAME to a new name to start again",
     )
 
 
@@ -315,7 +317,7 @@ def val_loss_of(checkpoints: Path, step: int) -> float | None:
 
 
 def remove_partial_checkpoints(checkpoints: Path) -> None:
-    """Delete what a killed save or pruning has left. No other process may be saving."""
+    """Delete what an interrupted save or prune left behind. No other process may be saving."""
     for before in checkpoints.glob(f"*{REPLACED}"):
         folder = before.with_name(before.name.removesuffix(REPLACED))
         if not folder.exists():

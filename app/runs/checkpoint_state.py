@@ -1,4 +1,4 @@
-"""state.json: everything of a checkpoint but its tensors."""
+"""state.json: everything in a checkpoint except its tensors."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ _KEYS = {"sequences_consumed": "windows_consumed", "pending": "left"}
 
 
 class CorruptCheckpoint(UserError):
-    """A checkpoint that is incomplete or has other bytes than were written."""
+    """A checkpoint that is incomplete or differs from what was written."""
 
 
 def damage_advice(folder: Path) -> str:
@@ -30,7 +30,7 @@ def damage_advice(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class PendingWork:
-    """Work of the last step that a stop left to the next start; false if there is none.
+    """Work of the last step that a stop left to the next start; falsy if empty.
 
     Attributes:
         record: the step's record, which still lacks its held-out loss
@@ -60,7 +60,7 @@ class CheckpointState:
         model: the shape of the model
         settings: all settings, without secrets
         identity: what must not change for the run to remain the same
-        versions: of Python and packages
+        versions: versions of Python and packages
         sequences_consumed: training sequences so far
         val_loss: held-out loss of these weights; None if it was not measured
         pending: what a stop left undone
@@ -100,7 +100,7 @@ class CheckpointState:
 
         Raises:
             CorruptCheckpoint: it is missing or damaged.
-            UserError: it is of another version.
+            UserError: its version is not supported.
         """
         path = folder / STATE_FILE
         if not path.is_file():
@@ -122,14 +122,14 @@ class CheckpointState:
         try:
             state = TypeAdapter(cls).validate_python(fields)
         except ValidationError as error:
-            names = {str(one["loc"][0]): None for one in error.errors()}
+            names = {str(fault["loc"][0]): None for fault in error.errors()}
             keys = ", ".join(_KEYS.get(name, name) for name in names)
             raise CorruptCheckpoint(
-                f"{path} is damaged: it lacks {keys}", damage_advice(folder)
+                f"{path} is damaged: missing or invalid: {keys}", damage_advice(folder)
             ) from None
         if not is_as_written:
             raise CorruptCheckpoint(
-                f"{path} is damaged: its SHA-256 is another", damage_advice(folder)
+                f"{path} is damaged: its SHA-256 does not match", damage_advice(folder)
             )
         return state
 

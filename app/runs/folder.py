@@ -26,9 +26,9 @@ class RunIdentity:
     """What must stay the same for a run to be the same run: its data and its model.
 
     Attributes:
-        dataset_fingerprint: of the tokens
+        dataset_fingerprint: fingerprint of the tokens
         settings: name -> value of the settings that may not change: the model's, the optimizer and
-            what determines the data order. Learning rate and number of steps may change.
+            those that determine the data order. Learning rate and number of steps may change.
     """
 
     dataset_fingerprint: str
@@ -38,7 +38,7 @@ class RunIdentity:
         """Raise UserError that names every difference from a checkpoint."""
         changes = differences(state.identity, self.to_json())
         if "dataset_fingerprint" in changes:
-            changes["dataset_fingerprint"] = "the dataset holds other tokens"
+            changes["dataset_fingerprint"] = "the dataset holds different tokens"
         if changes:
             raise UserError(
                 f"{run_dir} is another run: {'; '.join(changes.values())}",
@@ -56,7 +56,7 @@ class RunFolder:
     Attributes:
         checkpoints: folder of the checkpoints
         metrics: file with a line per step
-        samples: file of the texts that the model wrote during training
+        samples: file of the texts that the model generated during training
         settings: file of resolved settings, versions and facts about the machine
         tensorboard: folder of TensorBoard's events
     """
@@ -70,10 +70,10 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
 
     def lock(self, *, wait: bool) -> AbstractContextManager[None]:
-        """Create the folder, and own it within the block.
+        """Create the folder, and hold its lock within the block.
 
         Args:
-            wait: wait for another process that owns it; otherwise that is a UserError.
+            wait: wait if another process holds it; otherwise raise UserError.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         return locked(self.path, "train", waits=wait)
@@ -86,8 +86,8 @@ class RunFolder:
         A damaged checkpoint is reported, and renamed. No other process may be saving.
 
         Args:
-            identity: of the run that is to continue.
-            resume: `never` refuses a run that has been started.
+            identity: identity of the run to continue.
+            resume: `never` refuses an existing run.
 
         Raises:
             UserError: the folder holds another run, or all its checkpoints are damaged.
@@ -109,7 +109,7 @@ class RunFolder:
         return checkpoint
 
     def refuse_existing(self, resume: Literal["auto", "never"]) -> None:
-        """Raise UserError if the folder has a run and none is to be continued."""
+        """Raise UserError if the folder already holds a run and `resume` is never."""
         steps = checkpoint_steps(self.checkpoints)
         if resume == "never" and (steps or self.settings.exists()):
             raise UserError(

@@ -18,7 +18,7 @@ def load_gpt(checkpoint: Checkpoint, device: Device) -> GPT:
         raise UserError(
             f"{checkpoint.folder}/state.json is damaged: {error}", "use another checkpoint"
         ) from None
-    # The residual stream's dtype in training, so that the held-out loss is training's.
+    # The residual stream's dtype in training, so that the held-out loss matches training's.
     residual = checkpoint.state.settings.get("train", {}).get("residual")
     model = GPT(config, bf16_residual=residual == "bf16")
     checkpoint.load_model(model)

@@ -24,19 +24,19 @@ _Int64 = Annotated[int, Field(ge=0, lt=2**63)]
 
 @dataclass(frozen=True)
 class StepRecord:
-    """The measurements of one optimizer step: a line of metrics.jsonl. None is: not measured.
+    """The measurements of one optimizer step: a line of metrics.jsonl. None means not measured.
 
     Attributes:
         step: its number, from 0
         tokens: tokens trained on so far, this step included
         train_loss: mean over the step's tokens, nats per token, before the update
         lr: learning rate
-        grad_norm: norm of all gradients together, before clipping
+        grad_norm: global gradient norm before clipping
         step_ms: time of the step, milliseconds
-        tokens_per_second: of all ranks
+        tokens_per_second: rate of all ranks together
         mfu: model FLOPs utilization, a fraction; None where the peak is not known
-        memory_bytes: most memory in use so far
-        data_ms: part of step_ms that the step waited for batches
+        memory_bytes: peak memory so far
+        data_ms: part of step_ms spent waiting for data
         val_loss: held-out loss after the step, nats per token
         setup_ms, val_ms, sample_ms, save_ms: time outside the step, since the previous record:
             start of the process, evaluation (also the one after this step), sampling, saving
@@ -111,9 +111,9 @@ def perplexity(loss: float) -> float:
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl. Opening it cuts off the steps that no checkpoint holds.
+    """Appends to metrics.jsonl. Opening it drops the lines written after the checkpoint.
 
-    Lines that a full disk refuses are kept, and written once there is room.
+    Lines that cannot be written to a full disk are buffered, and written once there is room.
 
     Args:
         path: the file; created if it is missing.

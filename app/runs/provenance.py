@@ -27,7 +27,7 @@ def run_metadata(
 
     Args:
         settings: all settings, without secrets.
-        device: what is known of the device.
+        device: what is known about the device.
         parameters: size of the model.
     """
     return {
@@ -43,7 +43,7 @@ def run_metadata(
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that matter for the numbers.
+    """Return the versions of Python and of the packages that affect results.
 
     A package that is absent is left out: training needs no `datasets`.
     """
@@ -55,7 +55,7 @@ def versions() -> dict[str, str]:
 
 
 def _dataset_metadata(dataset: Dataset) -> dict[str, Any]:
-    """Return what settings.json keeps of the dataset, which may be deleted later."""
+    """Return what settings.json keeps about the dataset, which may be deleted later."""
     manifest = asdict(dataset.manifest) if dataset.manifest else {}
     return {
         "folder": dataset.folder.name,
@@ -70,7 +70,7 @@ def _dataset_metadata(dataset: Dataset) -> dict[str, Any]:
 def git_revision() -> str | None:
     """Return the commit of the program, with `-dirty` if files differ; None if it is not known.
 
-    An image has the commit it was built from in a file, without a word on changed files.
+    An image has the commit it was built from in a file, with no dirty flag.
     """
     folder = Path(__file__).parents[2]
     if (folder / "revision").exists():
@@ -78,8 +78,8 @@ def git_revision() -> str | None:
     git = shutil.which("git")
     if git is None or not (folder / ".git").exists():
         return None
-    words = [git, "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    command = [git, "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
     described = subprocess.run(
-        [*words, "--exclude", "*"], capture_output=True, text=True, check=False
+        [*command, "--exclude", "*"], capture_output=True, text=True, check=False
     )
     return described.stdout.strip() or None

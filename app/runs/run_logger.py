@@ -22,10 +22,10 @@ class RunLogger:
         metadata: the content of settings.json.
 
     Attributes:
-        earlier_seconds: what earlier starts spent on the steps that the run keeps
+        earlier_seconds: time that earlier processes spent on the steps kept
 
     Raises:
-        UserError: lines of metrics.jsonl are missing or damaged; nothing has changed then.
+        UserError: lines of metrics.jsonl are missing or damaged; in that case nothing is modified.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class RunLogger:
 
     def add_step(self, record: StepRecord) -> None:
         """Append a step's line to metrics.jsonl, and its points to TensorBoard's events."""
-        # Events are replaced once a step is done: a start that fails changes nothing.
+        # Events are replaced only after the first step, so a failed start changes nothing.
         if self._events is None:
             with suppress(OSError):
                 samples = read_samples(self._run.samples)
@@ -70,7 +70,7 @@ class RunLogger:
             self._warn(error)
 
     def add_samples(self, step: int, texts: list[str]) -> None:
-        """Append the texts that the model wrote after `step` steps to samples.txt."""
+        """Append the texts that the model generated after `step` steps to samples.txt."""
         if self._events is not None:
             self._events.append_samples(step, texts)
         try:

@@ -1,4 +1,4 @@
-"""samples.txt: what a model wrote on its way, under a heading for each text."""
+"""samples.txt: what a model generated during training, under a heading for each text."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ def format_samples(step: int, texts: Sequence[str]) -> bytes:
 
 
 def read_samples(path: Path) -> list[tuple[int, list[str]]]:
-    """(steps done, texts) in the order of samples.txt; none if there is no file.
+    """Return (steps done, texts) in the order of samples.txt; empty if there is no file.
 
     What stands before the first heading is left out; bytes that are not UTF-8 are replaced.
     """

@@ -23,7 +23,7 @@ _NOT_DRAWN = {"step", "tokens", "data_ms", *PAUSES}
 
 
 class EventLog:
-    """Appends to a run's event file. Opening it replaces an earlier one by all that is given.
+    """Appends to a run's event file. Opening it replaces any earlier one with the given history.
 
     It is written in the caller's thread, because tensorboard's own EventFileWriter imports all of
     tensorflow where that is installed, and its thread dies with a traceback on a full disk.
@@ -67,7 +67,7 @@ class EventLog:
             self._write([_scalars(record, time.time())])
 
     def append_samples(self, step: int, texts: Sequence[str]) -> None:
-        """Write the texts that the model wrote after `step` steps."""
+        """Write the texts that the model generated after `step` steps."""
         if self._writer is not None:
             self._write([_samples(step, texts, time.time())])
 
@@ -84,11 +84,11 @@ class EventLog:
             with suppress(OSError):
                 self._writer.close()
             self._writer = None
-        # The log that standard error leads to may be on the same full disk.
+        # Stderr may be redirected to a log on the same full disk.
         with ignore_terminal_errors():
             tqdm.write(
-                f"training goes on without TensorBoard events in {self._folder}: {error}; "
-                "the next start writes all of them again",
+                f"warning: training continues without TensorBoard events in {self._folder}: "
+                f"{error}; the next start writes all of them again",
                 file=sys.stderr,
             )
 
@@ -98,7 +98,7 @@ def _history(
     samples: Sequence[tuple[int, Sequence[str]]],
     metadata: dict[str, Any],
 ) -> list[bytes]:
-    """Return the events of a new file, for steps that ended one after the other until now."""
+    """Return a new file's events, timed as if the steps had run back to back and ended now."""
     from tensorboard.compat.proto.event_pb2 import Event
 
     began = time.time() - total_seconds(records)
@@ -114,7 +114,7 @@ def _history(
         end += total_seconds([record])
         ends[record.step + 1] = end
         events.append(_scalars(record, end))
-    # Texts of a step without a record, if there are any, are the latest.
+    # Samples of a step without a record get the latest time.
     return events + [_samples(step, texts, ends.get(step, end)) for step, texts in samples]
 
 

@@ -431,7 +431,7 @@ WRONG = (
     Wrong(
         "windows longer than the dataset",
         "train --context-length 4000 --tokens-per-step 4000 --run-name new",
-        "data/words holds less than one sequence of training tokens: 4001 are needed",
+        "data/words has too few training tokens for one sequence: 4001 are needed",
         "prepare more text, or lower MODEL_CONTEXT_LENGTH",
     ),
     # Runs
@@ -470,15 +470,15 @@ WRONG = (
     Wrong(
         "weights cut off",
         "train --max-steps 3",
-        f"{RUN} has no good checkpoint: {CHECKPOINT}/model.safetensors is damaged",
-        "put the files back from a copy, or set TRAIN_RUN_NAME to a new name to start again",
+        f"{RUN} has no intact checkpoint: {CHECKPOINT}/model.safetensors is damaged",
+        "restore the files from a backup, or set TRAIN_RUN_NAME to a new name to start again",
         first=cut(f"{CHECKPOINT}/model.safetensors", 10_000),
     ),
     Wrong(
         "a checkpoint's state that is damaged",
         "train --max-steps 3",
-        f"{RUN} has no good checkpoint: {CHECKPOINT}/state.json is not valid JSON",
-        "put the files back from a copy, or set TRAIN_RUN_NAME to a new name to start again",
+        f"{RUN} has no intact checkpoint: {CHECKPOINT}/state.json is not valid JSON",
+        "restore the files from a backup, or set TRAIN_RUN_NAME to a new name to start again",
         first=cut(f"{CHECKPOINT}/state.json", 100),
     ),
     Wrong(
@@ -496,8 +496,8 @@ WRONG = (
     Wrong(
         "weights cut off, to write with",
         "sample",
-        f"{RUN} has no good checkpoint: {CHECKPOINT}/model.safetensors is damaged",
-        "put the files back from a copy, or set TRAIN_RUN_NAME to a new name to start again",
+        f"{RUN} has no intact checkpoint: {CHECKPOINT}/model.safetensors is damaged",
+        "restore the files from a backup, or set TRAIN_RUN_NAME to a new name to start again",
         first=cut(f"{CHECKPOINT}/model.safetensors", 10_000),
     ),
     Wrong(

@@ -38,7 +38,7 @@ def test_sequences_cross_the_ends_of_shards(
 
 
 def test_less_than_one_sequence_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="less than one sequence of training tokens: 8 are needed"):
+    with pytest.raises(UserError, match="too few training tokens for one sequence: 8 are needed"):
         dataset_of(tmp_path, 3, 4).num_sequences(7)
 
 

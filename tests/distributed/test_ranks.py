@@ -139,7 +139,7 @@ def run_as_only_rank(program: str) -> subprocess.CompletedProcess[str]:
 def test_an_error_of_the_network_is_explained() -> None:
     ended = run_as_only_rank(LOSES_THE_OTHERS)
     assert ended.returncode == 0, ended.stderr
-    assert "rank 0: the processes have lost each other: NCCL error: unhandled" in ended.stdout
+    assert "rank 0: lost contact with the other processes: NCCL error: unhandled" in ended.stdout
     assert "NCCL_DEBUG=INFO" in ended.stdout
 
 

@@ -120,7 +120,7 @@ def test_the_checkpoint_before_a_damaged_one_is_the_latest_valid(
 
 def test_a_checkpoint_under_the_name_of_another_step_is_damaged(checkpoints: Path) -> None:
     shutil.copytree(checkpoints / "step-000008", checkpoints / "step-000009")
-    with pytest.raises(CorruptCheckpoint, match="has the checkpoint of step 8"):
+    with pytest.raises(CorruptCheckpoint, match="holds the checkpoint of step 8"):
         open_checkpoint(checkpoints / "step-000009")
 
 

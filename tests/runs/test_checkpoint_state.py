@@ -70,7 +70,7 @@ def test_missing_keys_are_all_named(tmp_path: Path) -> None:
     content = read_json(tmp_path)
     del content["windows_consumed"], content["model"]
     rewrite(tmp_path, content)
-    with pytest.raises(CorruptCheckpoint, match="it lacks model, windows_consumed"):
+    with pytest.raises(CorruptCheckpoint, match="missing or invalid: model, windows_consumed"):
         CheckpointState.read(tmp_path)
 
 
@@ -87,7 +87,7 @@ def test_a_changed_value_is_damage(tmp_path: Path) -> None:
     checkpoint_state(4).write(tmp_path)
     content = read_json(tmp_path) | {"windows_consumed": 17}
     (tmp_path / STATE_FILE).write_text(json.dumps(content))
-    with pytest.raises(CorruptCheckpoint, match="its SHA-256 is another"):
+    with pytest.raises(CorruptCheckpoint, match="its SHA-256 does not match"):
         CheckpointState.read(tmp_path)
 
 

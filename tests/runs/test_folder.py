@@ -38,7 +38,7 @@ def test_every_difference_from_another_run_is_named(tmp_path: Path) -> None:
     other = RunIdentity("others", {"num_layers": 3, "seed": 0, "optimizer": "muon"})
     differences = "; ".join(
         (
-            "the dataset holds other tokens",
+            "the dataset holds different tokens",
             "num_layers was 2 and is now 3",
             "shuffle was True and is now None",
             "optimizer was None and is now 'muon'",
@@ -97,7 +97,7 @@ def test_a_damaged_checkpoint_is_reported_and_renamed(
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused(run: RunFolder) -> None:
     for file in run.checkpoints.glob(f"*/{MODEL_FILE}"):
         file.unlink()
-    with pytest.raises(UserError, match=r"has no good checkpoint: .*step-000008.*step-000004"):
+    with pytest.raises(UserError, match=r"has no intact checkpoint: .*step-000008.*step-000004"):
         run.resume_from(IDENTITY, "auto")
     assert len(list(run.checkpoints.iterdir())) == 2
 

@@ -39,7 +39,7 @@ def test_states_of_a_dataset(new_context: NewContext, data_dir: Path) -> None:
     only(check_dataset, new_context(), "pass", "headers and sizes are right")
     only(check_dataset, new_context(verify=True), "fail", f"shard {shard} is damaged")
     context = new_context(MODEL_CONTEXT_LENGTH=7000, TRAIN_TOKENS_PER_STEP=7000)
-    only(check_dataset, context, "fail", "less than one sequence")
+    only(check_dataset, context, "fail", "too few training tokens for one sequence")
     assert context.fingerprint is None, "prepare will still need its text"
     manifest = Manifest.load(text)
     assert manifest is not None
@@ -75,7 +75,7 @@ def test_states_of_a_run(new_context: NewContext, data_dir: Path) -> None:
     only(check_run, new_context(TRAIN_SEED=1), "fail", "is another run: seed was 0")
     checkpoint = data_dir / "runs" / "run" / "checkpoints" / "step-000004"
     flip(checkpoint / "model.safetensors")
-    only(check_run, with_dataset(), "fail", "has no good checkpoint")
+    only(check_run, with_dataset(), "fail", "has no intact checkpoint")
     shutil.rmtree(checkpoint)
     only(check_run, with_dataset(), "pass", "no checkpoint yet")
 
