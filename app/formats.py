@@ -12,7 +12,7 @@ _TIME_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 def format_count(value: float) -> str:
     """Return a number with three significant digits: 124439808 -> "124M"."""
     value = float(f"{value:.3g}")
-    scale, unit = next((one for one in _SCALES if abs(value) >= one[0]), (1, ""))
+    scale, unit = next((item for item in _SCALES if abs(value) >= item[0]), (1, ""))
     return f"{value / scale:.3g}{unit}"
 
 
@@ -33,7 +33,7 @@ def plural(count: int, singular: str, plural_form: str = "") -> str:
 
 def format_bytes(count: float) -> str:
     """Return bytes in decimal units, as disks are sold: 1_500_000_000 -> "1.5 GB"."""
-    scale, unit = next((one for one in _BYTE_SCALES if count >= one[0]), (1000, "KB"))
+    scale, unit = next((item for item in _BYTE_SCALES if count >= item[0]), (1000, "KB"))
     return f"{count / scale:.3g} {unit}"
 
 

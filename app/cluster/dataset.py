@@ -1,4 +1,4 @@
-"""Makes one dataset of the parts of all tasks.
+"""Combines the parts of all tasks into one dataset.
 
 The tokens of the parts, one after the other, are those of the single-machine run. Shards are moved,
 not copied, except the first ones, which hold held-out text, and one that is cut off.
@@ -21,7 +21,7 @@ from app.prepare.sources import DatasetSpec
 
 @dataclass(frozen=True)
 class _Stretch:
-    """Tokens [begin, end) of the stream, in the shard that begins at token `at` of it."""
+    """Tokens [begin, end) of the stream; the shard holding them starts at stream token `at`."""
 
     path: Path
     shard: ShardInfo
@@ -55,7 +55,7 @@ class Stream:
         spec: the dataset to make.
 
     Attributes:
-        tokens: of all parts
+        tokens: number of tokens in all parts
         start, end: the training tokens, as far as the parts have them
         between: tokens left out between the held-out and the training tokens
         full: True if the parts have all requested tokens
@@ -91,7 +91,7 @@ class Stream:
 
         Args:
             name: the beginning of the shards' names.
-            manifest: of the dataset, still without shards.
+            manifest: the dataset's manifest, still without shards.
         """
         shards: list[ShardInfo] = []
         held_out, size = self._spec.held_out_tokens, self._spec.shard_size

@@ -103,7 +103,7 @@ class _Job:
         self.plan = Plan.load(folder) or Plan(uuid4().hex, spec.name)
 
     def encode(self, run: Run) -> Stream | None:
-        """Run the tasks until their tokens are enough; None if some are not done yet."""
+        """Run tasks until they have produced enough tokens; None if some are still unfinished."""
         parts = self._folder / self.plan.key
         parts.mkdir(exist_ok=True)
         everything = replace(self._spec, total_tokens=None, val_tokens=0)

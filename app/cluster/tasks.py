@@ -25,7 +25,7 @@ PLAN = "plan.json"
 
 
 class Task(NamedTuple):
-    """The rows from `start` up to `end`; (file, 0) is also the end of the file before.
+    """The rows from `start` up to `end`. An end of (file, 0) means the end of the previous file.
 
     `text_bytes` is the rough size of their text.
     """

@@ -66,7 +66,7 @@ def linear_cross_entropy(
     Returns:
         loss: float32 scalar, softmax and sum in float32.
         gradient: softmax minus one-hot [N, padded vocabulary], of x's dtype, in the logits' memory;
-            the gradient of the mean is smaller by a factor of N.
+            divide by N for the gradient of the mean.
     """
     # Imported here, because Triton comes only with torch's CUDA builds.
     from app.model.cross_entropy_kernel import softmax_gradient_

@@ -1,4 +1,4 @@
-"""The GPT: the mathematics of GPT-2 with the attention output scaled by depth.
+"""The GPT: the mathematics of GPT-2 with the attention output scaled by 1/sqrt(2·layers).
 
 Radford et al., "Language Models are Unsupervised Multitask Learners" (2019): pre-norm blocks,
 learned positions, tied embedding and head. GELU is exact, not the tanh approximation.
@@ -42,10 +42,11 @@ class CausalSelfAttention(nn.Module):
         self.output_scale = 1 / math.sqrt(2 * config.num_layers)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """Map x [B, T, C] to [B, T, C], scaled by depth.
+        """Map x [B, T, C] to [B, T, C], with the output scaled by 1/sqrt(2·layers).
 
         Args:
-            cache: holds the earlier tokens, which x attends to as well. T is 1 unless it is empty.
+            cache: holds the earlier tokens, which x attends to as well. T must be 1 unless
+                the cache is empty.
         """
         B, T, C = x.shape
         heads = (B, T, self.num_heads, C // self.num_heads)
@@ -60,7 +61,10 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with a GELU between them, four times as wide as the residual stream."""
+    """Two linear layers with a GELU between them.
+
+    The hidden layer is four times as wide as the residual stream.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -136,7 +140,7 @@ class GPT(nn.Module):
         """Return the logits of the token after the last one, [B, vocab].
 
         Args:
-            idx: the tokens after those in the cache, int [B, T]; T is 1 unless it is empty.
+            idx: the tokens after those in the cache, int [B, T]; T must be 1 unless it is empty.
             cache: `idx` is appended to it.
         """
         x = self.embed(idx, cache.length)

@@ -25,7 +25,7 @@ _MAX_BYTES_PER_ENCODER = 512 << 20
 
 @dataclass
 class _FastEncoder:
-    """An encoder of gigatoken's, and the bytes of text that it has encoded."""
+    """A gigatoken encoder, and how many bytes of text it has encoded."""
 
     encoder: Any
     bytes: int = 0

@@ -108,7 +108,7 @@ def hub_documents(place: str | Path, source: TextSource, hf_token: str | None) -
     """Find the documents of a hub dataset; see app.prepare.sources.open_documents.
 
     Args:
-        place: a hub id, or a folder, which has no revision.
+        place: a Hub dataset ID, or a local folder (which has no revision).
 
     Raises:
         UserError: there is no such dataset, configuration or split.

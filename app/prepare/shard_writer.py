@@ -29,11 +29,11 @@ class Cursor:
 
     Attributes:
         file, row: position of its first document
-        token: tokens of that document that earlier shards hold
-        skipped: rows without text before it
-        not_utf8: rows with replaced bytes before it
-        between: tokens left out between the held-out and the training split: the rest of the
-            document in which the held-out tokens end
+        token: how many of its tokens are already in earlier shards
+        skipped: rows so far that had no text
+        not_utf8: rows so far in which invalid bytes were replaced
+        between: tokens dropped between the splits: the tail of the document that the held-out split
+            ends in
     """
 
     file: int = 0

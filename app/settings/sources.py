@@ -60,9 +60,9 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
     settings = Settings(**groups)
     if is_complete:
         faults += [
-            f"{_describe(one, values)} and {_describe(other, values)}: {reason}"
-            for (one, other), reason in settings.conflicts().items()
-            if not reasons.keys() & {one, other}
+            f"{_describe(first, values)} and {_describe(other, values)}: {reason}"
+            for (first, other), reason in settings.conflicts().items()
+            if not reasons.keys() & {first, other}
         ]
     if faults:
         problem, fix = faults[0], "correct it"

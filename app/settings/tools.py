@@ -58,7 +58,7 @@ class EvaluateSettings(Group):
 
 
 class ExportSettings(Group):
-    """The model as a folder that transformers loads."""
+    """The model as a folder that transformers can load."""
 
     model_config = SettingsConfigDict(env_prefix="EXPORT_")
 

@@ -82,7 +82,10 @@ class Finding:
 
 
 def graded(check: str, found: str, *grades: tuple[Status, object, str]) -> Finding:
-    """Return a finding with the first grade (status, condition, fix) that applies, or a pass."""
+    """Return a finding for the first grade whose condition holds, or a pass if none does.
+
+    A grade is (status, condition, fix).
+    """
     status, fix = next(((status, fix) for status, applies, fix in grades if applies), ("pass", ""))
     return Finding(check, status, found, fix)
 

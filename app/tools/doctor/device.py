@@ -48,7 +48,7 @@ _LOSS_TOLERANCE = 0.05
 
 
 class DeviceChecks:
-    """The checks of the device that train would select; UserError if there is none.
+    """Checks for the device that `train` would select; UserError if there is none.
 
     Attributes:
         report: the measurements so far
@@ -252,7 +252,7 @@ class DeviceChecks:
 
 
 def _compared(check: str, found: str, rate: float, peak: float | None, share: float) -> Finding:
-    """Return the finding of a rate, which should be at least this share of the data sheet's."""
+    """Compare a measured rate with the data sheet; it should reach at least `share` of it."""
     if peak is None:
         return Finding(
             check, "pass", f"{found}; not compared: no data sheet of this device is known"

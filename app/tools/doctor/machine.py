@@ -245,9 +245,9 @@ def _slowdowns(gpu: ElementTree.Element) -> Iterator[str]:
 
 def _faults(gpu: ElementTree.Element) -> Iterator[str]:
     # A driver counts single kinds of errors, or all of them together; every kind is bad.
-    counts = [one for one in gpu.findall("ecc_errors/volatile/*") if "uncorrectable" in one.tag]
+    counts = [item for item in gpu.findall("ecc_errors/volatile/*") if "uncorrectable" in item.tag]
     counts += gpu.findall("ecc_errors/volatile/double_bit/total")
-    errors = sum(int(text) for one in counts if (text := (one.text or "").strip()).isdigit())
+    errors = sum(int(text) for item in counts if (text := (item.text or "").strip()).isdigit())
     if errors:
         yield f"{plural(errors, 'memory error')} not corrected since the driver was loaded"
     for path, fault in _FAULTS.items():

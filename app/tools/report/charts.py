@@ -26,12 +26,13 @@ _SERIES = "isValid(datum.smooth) ? 'training' : 'held-out'"
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart.
+    """A chart and how the page shows it.
 
     Attributes:
         key: names its picture, and its element in the page
         spec: Vega-Lite, without width, height and title
-        full_y: range of all values, spikes and first steps included; None if there is no choice
+        full_y: range of all values, spikes and first steps included; None if the page offers no
+            full-range view
         is_large: True if it is as wide as the page
     """
 

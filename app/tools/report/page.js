@@ -77,7 +77,7 @@
       const button = event.target.closest("button");
       if (!button) return;
       selected[group.dataset.choice] = button.value;
-      for (const one of group.querySelectorAll("button")) one.setAttribute("aria-pressed", one === button);
+      for (const other of group.querySelectorAll("button")) other.setAttribute("aria-pressed", other === button);
       draw();
     });
   }

@@ -88,7 +88,9 @@ def overview(runs: Sequence[Run], figures: Sequence[Figure], charts: Sequence[Ch
 
 def _figures(figures: Sequence[Figure]) -> Spec:
     """Return a row of the key figures."""
-    rows = [{"x": i, "value": one.value, "name": one.name} for i, one in enumerate(figures)]
+    rows = [
+        {"x": i, "value": figure.value, "name": figure.name} for i, figure in enumerate(figures)
+    ]
     text = {"type": "text", "align": "left", "baseline": "bottom"}
     x = {"field": "x", "type": "ordinal", "axis": None}
     return {
