@@ -171,12 +171,12 @@ class RayExecutor(ByParts, LocalPipelineExecutor):
 
 @contextmanager
 def engine(kind: str, workers: int | None, options: dict[str, str]) -> Iterator[tuple[Run, int]]:
-    """Provide the executor of the tasks, and how many it does at the same time.
+    """Provide the tasks' executor, and how many it runs at the same time.
 
     Args:
         kind: local, ray or slurm.
-        workers: None for one per core.
-        options: of sbatch.
+        workers: number of simultaneous tasks; None for one per core.
+        options: sbatch options.
 
     Raises:
         UserError: Slurm's partition is missing.

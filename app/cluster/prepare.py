@@ -39,9 +39,9 @@ def prepare(
     """Write the dataset that app.prepare.pipeline.prepare writes, with other ends of shards.
 
     Args:
-        folder: on a disk that all machines share.
+        folder: the dataset's folder, on a disk that all machines share.
         run: see app.cluster.executors.engine.
-        workers: tasks at the same time.
+        workers: number of simultaneous tasks.
         task_bytes: smallest size of a task's text; None for what suits workers and shards.
 
     Returns:
@@ -52,7 +52,7 @@ def prepare(
     """
     parts, settings = folder / "parts", spec.settings
     with preparing(folder):
-        # `app prepare` would begin anew: the added setting makes it refuse an incomplete folder.
+        # `app prepare` would start over: the added setting makes it refuse an incomplete folder.
         manifest, documents = resume(
             spec, folder, os.environ.get("HF_TOKEN"), {"prepared_by": "app.cluster"}
         )

@@ -23,8 +23,8 @@ class SlurmExecutor(ByParts, SlurmPipelineExecutor):
     """Runs tasks as arrays of Slurm jobs, in this environment and checkout on all machines.
 
     Args:
-        workers: jobs at the same time; -1 for all.
-        options: of sbatch, by name.
+        workers: largest number of simultaneous jobs; -1 for no limit.
+        options: sbatch options, by name.
     """
 
     def __init__(

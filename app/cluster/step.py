@@ -36,11 +36,11 @@ def _plan(parts: Path, num_tasks: int) -> Plan:
 class WritePart(PipelineStep):
     """Encodes the task of its rank, and writes its shards and their manifest.
 
-    A part gets its name when it is complete. If a task is done twice, since it was given to two
-    machines, the second part is thrown away.
+    A part gets its name when it is complete. If a task runs twice, because two machines were
+    given it, the second part is discarded.
 
     Args:
-        spec: of the parts: all tokens of each, none held out.
+        spec: the spec of each part: all its tokens, none held out.
         listing: the source as it was when the tasks were planned.
         parts: folder of the plan's parts, on a disk that all machines share.
     """
@@ -57,7 +57,7 @@ class WritePart(PipelineStep):
         return self.parts / f"{task:05d}"
 
     def done(self, num_tasks: int) -> set[int]:
-        """Return the tasks whose parts are there."""
+        """Return the tasks whose parts are complete."""
         names = {path.name for path in self.parts.iterdir()}
         return {task for task in range(num_tasks) if self.part(task).name in names}
 

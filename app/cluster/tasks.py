@@ -56,7 +56,7 @@ class Plan:
     """The tasks of a dataset, stored beside their parts; more may be added at the end.
 
     Attributes:
-        key: identifies the plan, so that a part of another plan is never mistaken for its own
+        key: identifies the plan, so that a part of a different plan is never mistaken for its own
         name: the beginning of the shards' names
         tasks: the first begins where the source does
     """

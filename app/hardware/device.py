@@ -27,8 +27,8 @@ class Device:
     Attributes:
         torch_device: cpu or cuda:N
         name: as its maker gives it
-        precision: of matrix products and activations; weights stay float32. fp8 is bf16 with the
-            output layer's products in 8-bit floats
+        precision: precision of matrix products and activations; weights stay float32. fp8 is bf16
+            with the output layer's products in 8-bit floats
         deterministic: only algorithms that give the same bits every time
         peak_flops: dense FLOP/s of the data sheet in this precision; None if unknown
     """

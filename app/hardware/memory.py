@@ -15,11 +15,11 @@ _USABLE = 0.85
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """An upper bound of the memory that a forward (and backward) pass takes.
+    """An upper bound on the memory that a forward (and backward) pass takes.
 
     Attributes:
-        fixed_bytes: whatever the size of the batch
-        bytes_per_sequence: for each sequence of the batch
+        fixed_bytes: bytes that do not depend on the batch size
+        bytes_per_sequence: further bytes for each sequence of the batch
     """
 
     fixed_bytes: int
@@ -34,7 +34,8 @@ def available_bytes(device: torch.device, processes: int = 1) -> int:
     """Return the bytes of the device's memory that this process may still allocate.
 
     Args:
-        processes: on this machine; each has a GPU of its own, but they share the main memory.
+        processes: number of processes on this machine; each has a GPU of its own, but they share
+            the main memory.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]

@@ -31,7 +31,7 @@ def gpt2_config(model: GPT, dtype: torch.dtype, end_of_text: int) -> dict[str, A
     """Return the content of config.json.
 
     Args:
-        model: whose weights the configuration describes.
+        model: the model to describe.
         dtype: dtype of the stored weights.
         end_of_text: token id that begins and ends documents.
     """

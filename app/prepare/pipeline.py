@@ -38,12 +38,12 @@ def prepare(
 
     Args:
         workers: threads that tokenize; they do not change the bytes.
-        hf_token: for private and gated hub datasets.
+        hf_token: access token for private and gated Hub datasets.
 
     Raises:
         UserError: the dataset cannot be prepared like this; no complete shard is lost.
         NetworkError: the hub or the vocabulary cannot be reached.
-        Stopped: by a signal.
+        Stopped: a signal stopped it.
     """
     with preparing(folder):
         manifest, documents = resume(spec, folder, hf_token)
@@ -91,7 +91,7 @@ def write_documents(
     workers: int,
     progress: TokenProgress | None = None,
 ) -> None:
-    """Encode rows in `workers` threads, and write them in another, until the writer is full."""
+    """Encode rows in `workers` threads, and write them in one more, until the writer is full."""
 
     def encode(batch: Batch) -> EncodedBatch:
         return EncodedBatch(batch, *encoder.encode(batch.texts()))
@@ -149,7 +149,7 @@ def resume(
         while_incomplete: further settings that the manifest has until the dataset is complete.
 
     Raises:
-        UserError: the folder holds another dataset, or there is no such source.
+        UserError: the folder holds a different dataset, or there is no such source.
         NetworkError: the hub does not answer.
     """
     source, extra = spec.source, while_incomplete or {}

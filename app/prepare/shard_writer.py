@@ -97,11 +97,11 @@ class EncodedBatch:
 class ShardWriter:
     """Cuts batches into tasks, and runs the tasks, which write and commit shards.
 
-    Batches are cut in one thread, and tasks run in another, in order. Leaving the block waits for
-    the task that is running; nothing is written after it.
+    Batches are cut in one thread, and tasks run in a second one, in order. Leaving the block
+    waits for the running task; nothing is written after it.
 
     Attributes:
-        manifest: of the shards that are committed; complete after finish()
+        manifest: manifest of the committed shards; complete after finish()
         cursor: the place in the source after the batches that are cut
         taken: tokens of each split in these batches
     """

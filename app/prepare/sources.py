@@ -96,7 +96,7 @@ def open_documents(source: TextSource, hf_token: str | None = None) -> Documents
     """Find the documents of a source without reading them.
 
     Args:
-        hf_token: for private and gated hub datasets.
+        hf_token: access token for private and gated Hub datasets.
 
     Raises:
         UserError: there is no such dataset, configuration, split or file.

@@ -41,7 +41,7 @@ class RunIdentity:
             changes["dataset_fingerprint"] = "the dataset holds different tokens"
         if changes:
             raise UserError(
-                f"{run_dir} is another run: {'; '.join(changes.values())}",
+                f"{run_dir} holds a different run: {'; '.join(changes.values())}",
                 "set TRAIN_RUN_NAME to a new name, or set these back to continue",
             )
 
@@ -90,7 +90,7 @@ class RunFolder:
             resume: `never` refuses an existing run.
 
         Raises:
-            UserError: the folder holds another run, or all its checkpoints are damaged.
+            UserError: the folder holds a different run, or all its checkpoints are damaged.
         """
         remove_partial_checkpoints(self.checkpoints)
         self.refuse_existing(resume)

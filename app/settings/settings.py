@@ -14,7 +14,7 @@ from app.settings.tools import EvaluateSettings, ExportSettings, PlaygroundSetti
 from app.settings.train import ModelSettings, TrainSettings
 from app.settings.types import Group, Location
 
-# torch._scaled_mm takes matrices whose sides are multiples of it.
+# torch._scaled_mm takes matrices whose sides are multiples of this.
 _FP8_MULTIPLE = 16
 
 
@@ -44,7 +44,7 @@ class Settings(BaseModel):
     export: ExportSettings
 
     def conflicts(self) -> dict[tuple[str, str], str]:
-        """Map two variables whose values do not go together to the reason and the remedy."""
+        """Map each pair of conflicting variables to the reason and the remedy."""
         train, width, length = self.train, self.model.embd_size, self.model.context_length
         multiples = {
             ("MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"): (width, self.model.num_heads),

@@ -40,9 +40,9 @@ class Evaluation:
 
     Attributes:
         loss: mean over all sequences, and so over all tokens; nats per token
-        standard_error: of `loss`, over other text of this kind; None with a single sequence. It
-            does not cover other training runs, and the difference of two models on the same
-            sequences is more certain.
+        standard_error: standard error of `loss` over other text of this kind; None with a single
+            sequence. It does not cover other training runs, and the difference of two models on
+            the same sequences is more certain.
         bits_per_byte: bits per byte of text in the targets; None without a byte. `<|endoftext|>`
             costs bits, but has no byte.
         sequences, tokens, bytes: what was measured
@@ -78,7 +78,7 @@ def summarize(losses: npt.NDArray[np.float64], context_length: int, num_bytes: i
     """Return the evaluation of sequences of `context_length` targets.
 
     Args:
-        losses: of each sequence, in the order of the stream; nats per token, [sequences].
+        losses: the loss of each sequence, in the order of the stream; nats per token, [sequences].
         num_bytes: bytes of text in all targets.
     """
     loss = float(losses.mean())

@@ -30,7 +30,7 @@ def train(settings: Settings, dataset: Dataset | None = None, start: Start | Non
         ExhaustedError: the micro-batch does not fit into the GPU's memory.
         OSError: the last checkpoint could not be saved; those before are unchanged.
         RankLostError: another rank has died or hangs.
-        Stopped: by SIGINT, SIGTERM or SIGHUP, after a checkpoint.
+        Stopped: SIGINT, SIGTERM or SIGHUP stopped the run, after a checkpoint.
         ExitWithCode: on other ranks, in place of an error that rank 0 reports.
     """
     cfg, run = settings.train, RunFolder(settings.run_dir)

@@ -34,7 +34,7 @@ def start_training(settings: Settings) -> None:
     """Train in this process, or launch one process per GPU with this process's command line.
 
     Raises:
-        ExitWithCode: of the launched processes, which have printed what failed.
+        ExitWithCode: the launched processes failed, and have printed why.
     """
     # Before torch is imported; launched processes inherit it.
     keep_bytecode(settings.general.data_dir / "cache")
@@ -106,7 +106,7 @@ def plan_start(
         restarted: a launcher has restarted the processes after one was lost.
 
     Raises:
-        UserError: the folder holds another run.
+        UserError: the folder holds a different run.
     """
     cfg, identity = settings.train, run_identity(settings, dataset.fingerprint)
     # Printed first, because comparing the hashes of a checkpoint may take seconds.

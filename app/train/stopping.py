@@ -1,4 +1,4 @@
-"""Signals: a run that is asked to stop saves a checkpoint first."""
+"""Signals: a run that is to stop saves a checkpoint first."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

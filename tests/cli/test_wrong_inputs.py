@@ -444,7 +444,7 @@ WRONG = (
     Wrong(
         "the name of a run with another model",
         "train --embd-size 12",
-        "data/runs/tiny is another run: embd_size was 8 and is now 12",
+        "data/runs/tiny holds a different run: embd_size was 8 and is now 12",
         "set TRAIN_RUN_NAME to a new name, or set these back to continue",
     ),
     Wrong(

@@ -44,7 +44,9 @@ def test_every_difference_from_another_run_is_named(tmp_path: Path) -> None:
             "optimizer was None and is now 'muon'",
         )
     )
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path} is another run: {differences}\n")):
+    with pytest.raises(
+        UserError, match=re.escape(f"{tmp_path} holds a different run: {differences}\n")
+    ):
         other.check_matches(tmp_path, checkpoint_state(4, identity=IDENTITY.to_json()))
 
 
@@ -63,7 +65,7 @@ def test_a_run_continues_from_its_last_checkpoint(run: RunFolder) -> None:
 
 def test_another_run_is_refused_and_nothing_is_renamed(run: RunFolder) -> None:
     (run.checkpoints / "step-000008" / MODEL_FILE).unlink()
-    with pytest.raises(UserError, match="is another run: seed was 0 and is now 1"):
+    with pytest.raises(UserError, match="holds a different run: seed was 0 and is now 1"):
         run.resume_from(RunIdentity("tokens", IDENTITY.settings | {"seed": 1}), "auto")
     assert (run.checkpoints / "step-000008").is_dir()
 

@@ -24,13 +24,13 @@ class DeviceReport:
 
     Attributes:
         device_type: cpu or cuda
-        processes: that train together on this machine, each on such a device
-        matmul_flops: of a large matrix product, FLOP/s
-        model_flops_per_token: of the configured model, forward and backward
-        micro_batch_tokens: in one forward and backward pass; 0 if there was none
-        micro_batch_seconds: of such a pass
-        optimizer_seconds: of an update
-        compile_seconds: until the first pass had ended; 0 uncompiled
+        processes: number of processes that train on this machine, each on such a device
+        matmul_flops: rate of a large matrix product, FLOP/s
+        model_flops_per_token: the configured model's FLOPs per token, forward and backward
+        micro_batch_tokens: tokens in one forward and backward pass; 0 if there was none
+        micro_batch_seconds: duration of such a pass
+        optimizer_seconds: duration of an update
+        compile_seconds: time until the first pass had ended; 0 if uncompiled
     """
 
     device_type: str
@@ -48,12 +48,12 @@ class Context:
     """The run to check, and what its checks have learned so far.
 
     Attributes:
-        settings: of the run
+        settings: the run's settings
         verify: compare every hash of the dataset
-        disk_bytes: that the run still needs; None if unknown
-        steps_completed: by the run so far
-        fingerprint: of the dataset; None unless it is complete and undamaged
-        val_tokens: held out in the dataset; None unless it is complete
+        disk_bytes: disk space that the run still needs; None if unknown
+        steps_completed: steps that the run has completed so far
+        fingerprint: the dataset's fingerprint; None unless it is complete and undamaged
+        val_tokens: held-out tokens of the dataset; None unless it is complete
         report: measurements of the device; None before there are any
     """
 

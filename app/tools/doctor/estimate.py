@@ -18,8 +18,8 @@ class Estimate:
     """The time that the remaining steps of a run take on this machine, from its start to its end.
 
     Attributes:
-        seconds: at least and at most; the same where training was measured
-        basis: of the estimate, for the user
+        seconds: lower and upper bound; equal where training was measured
+        basis: what the estimate is based on, for the user
     """
 
     seconds: tuple[float, float]

@@ -55,7 +55,7 @@ def check_run(context: Context) -> Iterator[Finding]:
     """Check that train may begin or continue the run, and find the step.
 
     Raises:
-        UserError: another process works there, or it is another run.
+        UserError: another process works there, or the folder holds a different run.
     """
     settings, folder = context.settings, context.settings.run_dir
     if not folder.is_dir():
@@ -113,7 +113,7 @@ def check_text(context: Context) -> Iterator[Finding]:
 
 
 def check_hub(dataset: str, revision: str, token: str | None) -> Iterator[Finding]:
-    """Ask the hub once for the dataset, and once more if it is gated. The token is not shown.
+    """Request the dataset from the Hub once, and again if it is gated. The token is not shown.
 
     Without a token, the one that huggingface_hub finds in files is used.
 

@@ -30,7 +30,7 @@ def export(settings: Settings) -> None:
     """Write the checkpoint to the export folder, atomically. An earlier export is replaced.
 
     Raises:
-        UserError: there is no such checkpoint, or the folder has other content.
+        UserError: there is no such checkpoint, or the folder holds something else.
     """
     folder = settings.export_dir
     if folder.is_symlink():

@@ -70,9 +70,11 @@ def test_states_of_a_run(new_context: NewContext, data_dir: Path) -> None:
     assert context.remaining_steps == 0
     only(check_run, with_dataset(TRAIN_RUN_NAME="other"), "pass", "runs/other: new")
     only(check_run, with_dataset(TRAIN_RESUME="never"), "fail", "exists, with 4 steps")
-    only(check_run, with_dataset(MODEL_NUM_HEADS=1), "fail", "is another run: num_heads was 2")
+    only(
+        check_run, with_dataset(MODEL_NUM_HEADS=1), "fail", "holds a different run: num_heads was 2"
+    )
     # Also before there is a dataset to compare.
-    only(check_run, new_context(TRAIN_SEED=1), "fail", "is another run: seed was 0")
+    only(check_run, new_context(TRAIN_SEED=1), "fail", "holds a different run: seed was 0")
     checkpoint = data_dir / "runs" / "run" / "checkpoints" / "step-000004"
     flip(checkpoint / "model.safetensors")
     only(check_run, with_dataset(), "fail", "has no intact checkpoint")
