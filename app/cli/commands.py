@@ -108,7 +108,7 @@ Every setting is a flag, an environment variable, a line of .env or of a recipe;
 the first of these that sets it wins. .env.example lists all settings, and
 `{program} COMMAND --help` those of a command.
 
-Typical order of work:
+The order of work:
   RECIPE=demo {program} doctor      what is missing, how long it takes
   RECIPE=demo {program} prepare     text -> shards
   RECIPE=demo {program} train       shards -> a trained GPT
