@@ -132,7 +132,7 @@ class ShardVerification:
         Raises:
             UserError: a hash is wrong, or a shard cannot be read.
         """
-        # In order, so that of several damaged shards the same one is always reported.
+        # In order, so that the first of several damaged shards is always the one reported.
         for result in self._results.values():
             result.result()
 

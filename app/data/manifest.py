@@ -92,9 +92,7 @@ class Manifest:
 
 
 def remove_leftovers(folder: Path, name: str, shards: Collection[ShardInfo]) -> None:
-    """Delete the files of a killed process: partial ones, and unlisted shards.
-
-    Unlisted are the shards of dataset `name` not listed in `shards`.
+    """Delete a killed process's files: partial ones, and shards of dataset `name` not in `shards`.
 
     Raises:
         UserError: one of `shards` is missing, or its size differs.

@@ -1,8 +1,8 @@
 """Which sequences of the token stream each step, rank and micro-batch gets: arithmetic only.
 
 A split is one stream of N tokens. Sequence i has inputs [i·T, i·T+T) and targets [i·T+1, i·T+T+1),
-so S = (N-1) // T sequences make an epoch. The sequence at position g of a run is
-that of the order of epoch g // S, at index g % S.
+so S = (N-1) // T sequences make an epoch. Position g of a run takes its sequence
+from the order of epoch g // S, at index g % S.
 """
 
 import itertools
@@ -29,7 +29,7 @@ class SequenceOrder:
     Attributes:
         num_sequences: sequences of an epoch
         seed: seed of the shuffling; each epoch has its own order
-        shuffle: random order; otherwise that of the stream
+        shuffle: visit them in random order; otherwise in the stream's order
     """
 
     num_sequences: int

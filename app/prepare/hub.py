@@ -1,4 +1,4 @@
-"""Text from the Hugging Face hub, or from a folder that is laid out as a repository of it.
+"""Text from the Hugging Face hub, or from a folder with the layout of a Hub repository.
 
 `datasets` resolves the configuration to files. Parquet files are then read directly, a row group
 at a time: only the text column is transferred, and the stream can end anywhere. All other files

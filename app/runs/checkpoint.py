@@ -1,9 +1,8 @@
 """Checkpoints: a folder of two tensor files and a JSON file.
 
-The folder gets its final name only when complete.
-
-No pickle: safetensors holds the tensors, JSON the rest. state.json has the SHA-256 of each file and
-of itself, so that damage is detected before anything is read.
+The folder gets its final name only when complete. No pickle: safetensors holds the tensors,
+JSON the rest. state.json has the SHA-256 of each file and of itself, so that damage is detected
+before anything is read.
 
 Importing torch takes seconds: only functions that touch tensors import it.
 """

@@ -1,6 +1,6 @@
 """tensorboard/: metrics, samples and settings of a run for TensorBoard, rewritten by every start.
 
-The format is that of its readers: protobuf `Event`s, each framed as a TFRecord
+The format is what TensorBoard reads: protobuf `Event`s, each framed as a TFRecord
 (https://github.com/tensorflow/tensorboard/blob/master/tensorboard/compat/proto/event.proto).
 """
 

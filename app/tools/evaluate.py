@@ -69,7 +69,7 @@ class Evaluation:
         return perplexity(self.loss - margin), perplexity(self.loss + margin)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what evaluations.jsonl has of it."""
+        """Return its entry in evaluations.jsonl."""
         values = {"perplexity": self.perplexity, "perplexity_interval": self.perplexity_interval}
         return {("windows" if k == "sequences" else k): v for k, v in asdict(self).items()} | values
 

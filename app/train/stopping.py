@@ -17,7 +17,7 @@ class StopRequest:
     """The request to stop, if a signal has come.
 
     Attributes:
-        exit_code: that of the signal; None if none has come
+        exit_code: the signal's exit code; None if none has come
         has_progress: True once a step is complete. Before, a signal ends the process at once: there
             is nothing to save, and compiling may take minutes
         quiet: print nothing, because another process on this machine does
