@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedRandom
@@ -171,7 +172,7 @@ def read_json(path: Path, fix: str) -> dict[str, Any]:
 
 
 @contextmanager
-def locked(folder: Path, owner: str, *, waits: bool = False) -> Iterator[None]:
+def locked(folder: Path, owner: str, *, wait_seconds: float = 0) -> Iterator[None]:
     """Lock `folder` against other processes within the block.
 
     The kernel releases the lock when the process dies. On a network file system whose client
@@ -180,21 +181,26 @@ def locked(folder: Path, owner: str, *, waits: bool = False) -> Iterator[None]:
     Args:
         folder: must exist; the lock is its file `.lock`.
         owner: command that works on such folders, for messages.
-        waits: wait for another process to release the lock.
+        wait_seconds: how long to wait for another process to release the lock.
 
     Raises:
-        UserError: another process holds the lock, and `waits` is false.
+        UserError: another process still holds the lock.
     """
     with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        deadline, waits = time.monotonic() + wait_seconds, False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise UserError(
+                        f"another process is working on {folder}",
+                        f"wait for that {owner} to end, or stop it",
+                    ) from None
             if not waits:
-                raise UserError(
-                    f"another process is working on {folder}",
-                    f"wait for that {owner} to end, or stop it",
-                ) from None
-            message = f"waiting for another {owner} to release {folder}"
-            print(message, file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+                message = f"waiting for another {owner} to release {folder}"
+                print(message, file=sys.stderr, flush=True)
+            waits = True
+            time.sleep(0.1)
         yield

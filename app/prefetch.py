@@ -10,7 +10,12 @@ Result = TypeVar("Result")
 
 
 def prefetch(
-    work: Callable[[Item], Result], items: Iterable[Item], *, threads: int, max_pending: int
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    threads: int,
+    max_pending: int,
+    finish: bool = False,
 ) -> Generator[Result, None, None]:
     """Yield `work(item)` of each item, in order; an exception is raised in its result's place.
 
@@ -19,6 +24,8 @@ def prefetch(
         items: iterated in the caller's thread.
         threads: number of calls at the same time.
         max_pending: number of calls that may be begun before their results are needed.
+        finish: when the generator is closed, finish the calls that are pending; otherwise drop
+            them, and do not wait for those that are running.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix=getattr(work, "__name__", "ahead"))
     pending = deque[Future[Result]]()
@@ -30,8 +37,8 @@ def prefetch(
         while pending:
             yield pending.popleft().result()
     finally:
-        # The caller does not wait for a thread that waits for the network.
-        pool.shutdown(wait=False, cancel_futures=True)
+        # Without `finish` the caller does not wait for a thread that waits for the network.
+        pool.shutdown(wait=finish, cancel_futures=not finish)
 
 
 def _submitted(

@@ -22,14 +22,15 @@ from torch.nn import functional as F
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from app.data.dataset import open_dataset  # noqa: E402
 from app.data.sequences import SequenceOrder, num_sequences  # noqa: E402
-from app.data.shards import open_dataset  # noqa: E402
+from app.data.token_stream import TokenStream  # noqa: E402
 from app.model.cross_entropy import VOCAB_MULTIPLE  # noqa: E402
 from app.model.fp8 import matmul_fp8  # noqa: E402
 from app.model.gpt import GPT, GPTConfig  # noqa: E402
 from app.settings.train import TrainSettings  # noqa: E402
-from app.train.dataloader import TokenStream  # noqa: E402
-from app.train.optimizer import LRSchedule, build_optimizers  # noqa: E402
+from app.train.lr_schedule import LRSchedule  # noqa: E402
+from app.train.optimizer import build_optimizers  # noqa: E402
 
 CONFIG = GPTConfig(context_length=256, num_layers=4, embd_size=256, num_heads=4)
 SEQUENCES = 8
@@ -79,7 +80,7 @@ def train(dataset: Path, seed: int, steps: int, *, fp8: bool) -> float:
     optimizers = build_optimizers(model, TrainSettings())
     schedule = LRSchedule(7.2e-3, "cosine", 0, steps, 0.1)
     for step in range(steps):
-        optimizers.set_learning_rate(schedule.rate(step))
+        optimizers.set_learning_rate(schedule.learning_rate(step))
         indices = order.sequences(step * SEQUENCES, SEQUENCES)
         batch = map(torch.from_numpy, stream.sequences(indices, CONFIG.context_length))
         loss_of(model, *batch, fp8=fp8).backward()

@@ -456,7 +456,7 @@ def prepare_with_clocks(result: str) -> None:
     clock(text_files, "arrow_texts", "check and cast texts")
     clock(Batch, "texts", "join texts")
     clock(encoder.DocumentEncoder, "encode", "around the encoder")
-    clock(shard_writer.ShardWriter, "write", "cut into shards")
+    clock(shard_writer.ShardWriter, "run", "cut into shards")
     clock(shards.ShardFile, "write", "hash and write shards")
     clock(shards.ShardFile, "commit", "hash and write shards")
     since = time.perf_counter()

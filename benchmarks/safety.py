@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from subprocess import PIPE, Popen
@@ -26,12 +27,15 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.distributed.world import init_world  # noqa: E402
+from app.distributed.world import World, init_world  # noqa: E402
 from app.model.gpt import GPT, GPTConfig  # noqa: E402
 from app.runs.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
+from app.runs.checkpoint_state import CheckpointState  # noqa: E402
+from app.runs.folder import RunFolder  # noqa: E402
 from app.runs.metrics import MetricsLog, StepRecord  # noqa: E402
+from app.runs.run_logger import RunLogger  # noqa: E402
 from app.settings.train import TrainSettings  # noqa: E402
-from app.train.checkpointer import Saver  # noqa: E402
+from app.train.checkpointer import Checkpointer  # noqa: E402
 from app.train.optimizer import build_optimizers  # noqa: E402
 
 SAVES = 5
@@ -39,10 +43,10 @@ STEPS_BETWEEN_SAVES = 250
 # At the aim of 600,000 tokens/s.
 STEP_ON_A_GPU_SECONDS = 524_288 / 600_000
 ASKED = 2000
-STATE = {
-    **dict.fromkeys(("windows_consumed", "micro_batch_size"), 0),
-    **{key: {} for key in ("model", "identity", "settings", "versions")},
-}
+STATE = CheckpointState(
+    step=0, micro_batch_size=0, sequences_consumed=0, model={}, settings={}, identity={},
+    versions={},
+)  # fmt: skip
 
 
 def main() -> None:
@@ -85,15 +89,15 @@ def checkpoints(folder: Path) -> dict[str, Any]:
         parameter.grad = torch.randn_like(parameter)
     optimizers.step()
     stalls, written = [], []
-    with Saver(
-        folder / "run" / "checkpoints", 2, lambda: {"metrics_lines": 0, "samples_bytes": 0}, print
-    ) as saver:
+    run = RunFolder(folder / "run")
+    run.checkpoints.mkdir(parents=True)
+    log = RunLogger(run, None, {}, print)
+    with Checkpointer(run, 2, World(), log, None, print) as checkpointer:
         for step in range(1, SAVES + 1):
             started = time.perf_counter()
-            assert saver.begin(step, dict(STATE), replace=False)
-            saver.save(model, optimizers)
+            checkpointer.save(replace(STATE, step=step), model, optimizers)
             stalls.append(time.perf_counter() - started)
-            saver.finish()
+            checkpointer.wait()
             written.append(time.perf_counter() - started - stalls[-1])
     last: Checkpoint = open_checkpoint(folder / "run" / "checkpoints" / f"step-{SAVES:06d}")
     started = time.perf_counter()

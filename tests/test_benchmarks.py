@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +36,12 @@ def test_tables_are_those_of_the_committed_results(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert "<!-- gpu_table.py" in text
     assert page_with_tables(text) == text
+
+
+def test_every_script_finds_what_it_imports() -> None:
+    folder = Path(__file__).parent.parent / "benchmarks"
+    for path in folder.glob("*.py"):
+        import_module(f"benchmarks.{path.stem}")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")

@@ -136,16 +136,16 @@ def hub_documents(place: str | Path, source: TextSource, hf_token: str | None) -
     errors = partial(hub_errors, place, source.revision, token)
     with errors():
         # This request comes first: its answer shows that the hub is reachable.
-        hub = HfApi(token=token)
+        hub = HfApi(token=hf_token)
         info = hub.dataset_info(place, revision=source.revision, timeout=_TIMEOUT_SECONDS)
         commit = str(info.sha)
-        builder = _builder(place, source.config, commit, token)
+        builder = _builder(place, source.config, commit, hf_token)
         paths = _paths_of_split(builder, place, source.split)
         identity = {"dataset": place, "config": builder.config.name}
         identity |= {"split": source.split, "revision": commit}
         if not _is_parquet(paths):
             return StreamedDocuments(_stream(builder, source.split), column, identity, errors)
-        system = HfFileSystem(token=token)
+        system = HfFileSystem(token=hf_token)
         files = [SourceFile(path, path, int(system.info(path)["size"])) for path in paths]
         return HubFileDocuments(files, column, identity, system, _ROW_GROUPS_AHEAD, errors)
 

@@ -142,7 +142,7 @@ def _explained(error: Exception, dataset: str, revision: str, token: str | None)
             "the hub does not know this token (401): it is mistyped, expired or revoked",
             "set HF_TOKEN to a new one from the hub's settings; public datasets need none",
         )
-    if 400 <= status < 500:
+    if status in (400, 401, 403, 404):
         return UserError(
             f"the hub refuses {dataset} with status {status}: {short(error)}",
             "correct PREPARE_DATASET or HF_TOKEN (a gated or private dataset needs one), or try "

@@ -103,7 +103,8 @@ def write_documents(
                 progress.show(sum(writer.taken.values()), batch.fraction)
 
     encoding = prefetch(encode, batches(chunks), threads=workers, max_pending=2 * workers)
-    writing = prefetch(writer.run, tasks(), threads=1, max_pending=_MAX_PENDING_TASKS)
+    # A stopped process still writes what is encoded.
+    writing = prefetch(writer.run, tasks(), threads=1, max_pending=_MAX_PENDING_TASKS, finish=True)
     with closing(chunks), closing(encoding), closing(writing):
         for _ in writing:
             pass

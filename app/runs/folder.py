@@ -69,14 +69,14 @@ class RunFolder:
         self.settings = path / "settings.json"
         self.tensorboard = path / "tensorboard"
 
-    def lock(self, *, wait: bool) -> AbstractContextManager[None]:
+    def lock(self, wait_seconds: float = 0) -> AbstractContextManager[None]:
         """Create the folder, and hold its lock within the block.
 
         Args:
-            wait: wait if another process holds it; otherwise raise UserError.
+            wait_seconds: how long to wait for a process that holds it, before UserError.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        return locked(self.path, "train", waits=wait)
+        return locked(self.path, "train", wait_seconds=wait_seconds)
 
     def resume_from(
         self, identity: RunIdentity, resume: Literal["auto", "never"]

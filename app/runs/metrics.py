@@ -50,7 +50,7 @@ class StepRecord:
     step_ms: float | None = None
     tokens_per_second: float | None = None
     mfu: float | None = None
-    memory_bytes: float | None = None
+    memory_bytes: int | float | None = None
     data_ms: float | None = None
     val_loss: float | None = None
     setup_ms: float | None = None

@@ -3,7 +3,6 @@
 import gc
 import os
 
-from app.prepare.pipeline import prepare as run_pipeline
 from app.prepare.sources import DatasetSpec, TextSource
 from app.settings.prepare import PrepareSettings
 from app.settings.settings import Settings
@@ -13,6 +12,8 @@ def prepare(settings: Settings) -> None:
     """Turn text into token shards; see app.prepare.pipeline.prepare."""
     # Imported modules are never garbage; looking for some among them takes 30 ms of a start.
     gc.set_threshold(100_000)
+    from app.prepare.pipeline import prepare as run_pipeline
+
     cfg, token = settings.prepare, settings.general.hf_token
     run_pipeline(
         dataset_spec(cfg),

@@ -48,7 +48,7 @@ def start_training(settings: Settings) -> None:
                 command = [*program, *sys.argv[1:]]
                 raise ExitWithCode(launch(command, processes, settings.train.max_restarts))
             run = RunFolder(settings.run_dir)
-            stack.enter_context(run.lock(wait=False))
+            stack.enter_context(run.lock())
             start = plan_start(settings, dataset, run)
             if start is None:
                 return

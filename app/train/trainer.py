@@ -146,7 +146,8 @@ class Trainer:
                 raise self.diagnosed(error) from None
             except torch.OutOfMemoryError as error:
                 raise out_of_memory(self.device, self.plan) from error
-            stopped = self.world.any(not self.is_last or bool(self.pending))
+            incomplete = self.steps_completed < self.cfg.max_steps or bool(self.pending)
+            stopped = self.world.any(incomplete)
             if stopped:
                 self.save_checkpoint(max_verification_seconds=_MAX_VERIFICATION_SECONDS)
             self.checkpointer.wait()

@@ -114,8 +114,8 @@ def test_what_a_killed_save_has_left_is_removed(run: RunFolder) -> None:
 
 def test_a_second_owner_is_refused(run: RunFolder) -> None:
     with (
-        run.lock(wait=False),
+        run.lock(),
         pytest.raises(UserError, match="another process is working on"),
-        run.lock(wait=False),
+        run.lock(),
     ):
         pass

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from app.errors import NotFiniteError
 from app.model.gpt import GPT, GPTConfig
 from app.prepare.pipeline import prepare
 from app.prepare.sources import DatasetSpec, TextSource
+from app.runs.checkpoint import open_checkpoint
+from app.runs.checkpoint_state import PendingWork
 from app.runs.metrics import PAUSES
 from app.settings.settings import Settings
 from app.train.main import train
@@ -208,3 +211,12 @@ def test_an_update_that_ruins_the_held_out_loss_is_not_saved(tiny: TinySettings)
         train(settings)
     assert len(metrics_of(settings)) == 4
     assert checkpoints_of(settings) == ["step-000004"]
+
+
+def test_pending_work_is_done_even_if_fewer_steps_are_requested_now(tiny: TinySettings) -> None:
+    settings = tiny(TRAIN_MAX_STEPS=4)
+    train(settings)
+    folder = settings.run_dir / "checkpoints/step-000004"
+    replace(open_checkpoint(folder).state, pending=PendingWork(samples=True)).write(folder)
+    train(tiny(TRAIN_MAX_STEPS=3, TRAIN_WARMUP_STEPS=0))
+    assert not open_checkpoint(folder).state.pending

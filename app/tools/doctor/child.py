@@ -52,8 +52,9 @@ def device_findings(context: Context, limits: Mapping[str, float] = LIMITS) -> I
     if find_spec("torch") is None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
     settings = context.settings
-    if settings.train.compile:
-        keep_bytecode(settings.general.data_dir / "cache")
+    cache_dir = settings.general.data_dir / "cache"
+    if settings.train.compile and os.access(settings.general.data_dir, os.W_OK):
+        keep_bytecode(cache_dir)
     pipe, remote = Pipe()
     names = list(limits)
     check = names[0]
