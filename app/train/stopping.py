@@ -18,8 +18,8 @@ class StopRequest:
 
     Attributes:
         exit_code: the signal's exit code; None if none has come
-        has_progress: True once a step is complete. Before, a signal ends the process at once: there
-            is nothing to save, and compiling may take minutes
+        has_progress: True once a step is complete. Before that, a signal ends the process at
+            once: there is nothing to save, and compiling may take minutes
         quiet: print nothing, because another process on this machine does
     """
 
