@@ -50,7 +50,7 @@ COMMANDS = {
         ("prepare", "general"),
     ),
     "train": Command(
-        "app.train.start:start_training",
+        "app.train.command:start_training",
         "Train a GPT on the shards; continue the run if it exists.",
         ("train", "model", "general"),
     ),

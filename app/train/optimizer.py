@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from app.distributed.world import World
 from app.settings.train import TrainSettings
 from app.train.muon import Muon
 
@@ -58,7 +57,6 @@ def build_optimizers(
     model: nn.Module,
     cfg: TrainSettings,
     muon_dtype: torch.dtype = torch.float32,
-    world: World = World(),  # noqa: B008 (frozen)
 ) -> Optimizers:
     """Build AdamW for every parameter, or Muon for the blocks' matrices and AdamW for the rest.
 
@@ -68,7 +66,6 @@ def build_optimizers(
 
     Args:
         muon_dtype: dtype of Muon's iterations.
-        world: ranks among which the optimizer state is sharded, with TRAIN_SHARD_OPTIMIZER.
     """
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     for_adamw: dict[float, list[nn.Parameter]] = {cfg.weight_decay: [], 0.0: []}
@@ -88,8 +85,4 @@ def build_optimizers(
     parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=cfg.betas, fused=True)]
     if for_muon:
         parts.append(Muon(for_muon, weight_decay=cfg.weight_decay, dtype=muon_dtype))
-    if cfg.shard_optimizer and world.size > 1:
-        from app.train.sharded_optimizer import ShardedOptimizers
-
-        return ShardedOptimizers(*parts)
     return Optimizers(*parts)

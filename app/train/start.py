@@ -1,16 +1,9 @@
 """The start of a run: what can be decided, or fail, before torch is imported."""
 
-import os
-import sys
-from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 
-from app.containers import started_by_script
 from app.data.dataset import Dataset, open_dataset
-from app.distributed.launch import launch, launched, processes_to_launch
-from app.errors import ExitWithCode, UserError
+from app.errors import UserError
 from app.progress import print_line
 from app.runs.checkpoint import Checkpoint
 from app.runs.folder import RunFolder, RunIdentity
@@ -28,49 +21,6 @@ class Start:
 
     identity: RunIdentity
     checkpoint: Checkpoint | None
-
-
-def start_training(settings: Settings) -> None:
-    """Train in this process, or launch one process per GPU with this process's command line.
-
-    Raises:
-        ExitWithCode: the launched processes failed, and have printed why.
-    """
-    # Before torch is imported; launched processes inherit it.
-    keep_bytecode(settings.general.data_dir / "cache")
-    with ExitStack() as stack:
-        dataset, start = None, None
-        if not launched():
-            dataset = open_training_data(settings)
-            processes = processes_to_launch(settings.train.processes, settings.train.device)
-            if processes > 1:
-                program = [sys.argv[0]] if started_by_script() else ["-m", "app"]
-                command = [*program, *sys.argv[1:]]
-                raise ExitWithCode(launch(command, processes, settings.train.max_restarts))
-            run = RunFolder(settings.run_dir)
-            stack.enter_context(run.lock())
-            start = plan_start(settings, dataset, run)
-            if start is None:
-                return
-            print_line("starting torch")
-        # Importing torch takes seconds, so everything that can fail without it has been checked.
-        from app.train.main import train
-
-        train(settings, dataset, start)
-
-
-def keep_bytecode(cache_dir: Path) -> None:
-    """Cache bytecode in `cache_dir`, for children too, if torch was installed without it.
-
-    uv installs none, and PYTHONDONTWRITEBYTECODE, which is meant for source folders, is often set:
-    each start would then compile thousands of modules. Call it before torch is imported.
-    """
-    torch = find_spec("torch")
-    if torch and torch.cached and not Path(torch.cached).exists() and not sys.pycache_prefix:
-        sys.pycache_prefix = str((cache_dir / "bytecode").absolute())
-        sys.dont_write_bytecode = False
-        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def open_training_data(settings: Settings) -> Dataset:

@@ -77,7 +77,11 @@ class Trainer:
         )
         torch.manual_seed(cfg.seed)
         self.model = GPT(config, bf16_residual=cfg.residual == "bf16").to(device.torch_device)
-        self.optimizers = build_optimizers(self.model, cfg, device.dtype, world)
+        self.optimizers = build_optimizers(self.model, cfg, device.dtype)
+        if cfg.shard_optimizer and world.size > 1:
+            from app.train.sharded_optimizer import ShardedOptimizers
+
+            self.optimizers = ShardedOptimizers(*self.optimizers.parts)
         if start.checkpoint:
             start.checkpoint.load(self.model, self.optimizers)
         self.first_step = self.steps_completed = start.checkpoint.step if start.checkpoint else 0

@@ -15,6 +15,7 @@ from app.model.gpt import GPT, GPTConfig
 from app.settings.train import TrainSettings
 from app.train.micro_batch import estimate_memory
 from app.train.optimizer import Optimizers, build_optimizers
+from app.train.sharded_optimizer import ShardedOptimizers
 from tests.distributed.ranks import Ranks
 from tests.train.processes import Start, Unbroken, assert_same_run, losses
 from tests.train.tiny_model import CPU
@@ -36,7 +37,9 @@ class Share:
 def make_two_updates(cfg: TrainSettings, world: World) -> tuple[GPT, Optimizers]:
     torch.manual_seed(0)
     model = GPT(SHAPE)
-    optimizers = build_optimizers(model, cfg, world=world)
+    optimizers = build_optimizers(model, cfg)
+    if world.size > 1:
+        optimizers = ShardedOptimizers(*optimizers.parts)
     optimizers.set_learning_rate(1e-2)
     for _ in range(2):
         for parameter in model.parameters():

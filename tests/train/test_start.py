@@ -30,7 +30,7 @@ from tests.train.tiny_model import checkpoint_state
 IMPORT = """
 import sys
 from pathlib import Path
-from app.train.start import keep_bytecode
+from app.train.command import keep_bytecode
 keep_bytecode(Path("cache"))
 import torch, subprocess
 subprocess.run([sys.executable, "-c", "import torch.part"], check=True)

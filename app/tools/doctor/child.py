@@ -23,7 +23,7 @@ from app.tools.doctor.checks import (
     failure,
     run_check,
 )
-from app.train.start import keep_bytecode
+from app.train.command import keep_bytecode
 
 # Checks of the device, in their order -> the most seconds between two messages. The first limit
 # includes the import of torch.
