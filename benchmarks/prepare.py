@@ -364,7 +364,8 @@ def encode_from_memory(result: str, folder: str, workers: str) -> None:
 
     from app.data.tokenizer import tokenizer_json, vocabulary_files
     from app.prepare.documents import Position, batches
-    from app.prepare.sources import TextSource, open_documents
+    from app.prepare.sources import open_documents
+    from app.prepare.spec import TextSource
     from app.prepare.texts import text_bytes
 
     vocabulary = tokenizer_json(vocabulary_files() or ())

@@ -200,7 +200,8 @@ def parts(result: str, source: str) -> None:
     import app.prepare.encoder as encoder
     import app.prepare.local_files as text_files
     from app.prepare.documents import Position, batches
-    from app.prepare.sources import TextSource, open_documents
+    from app.prepare.sources import open_documents
+    from app.prepare.spec import TextSource
 
     class ClockedEncoder:
         def __init__(self, inner: Any) -> None:
@@ -257,7 +258,8 @@ def projected(found: list[dict[str, Any]], size: int) -> dict[str, Any]:
 def decompressing(lines: Path, work: Path) -> dict[str, float]:
     """Milliseconds of CPU that a megabyte of lines takes to be read, and cut, by compression."""
     from app.prepare.documents import Position
-    from app.prepare.sources import TextSource, open_documents
+    from app.prepare.sources import open_documents
+    from app.prepare.spec import TextSource
 
     with lines.open("rb") as file:
         content = file.read(COMPRESSED_BYTES) + file.readline()

@@ -16,7 +16,7 @@ from app.data.shards import ShardFile, Split, open_shard, shard_name
 from app.data.tokenizer import END_OF_TEXT
 from app.errors import UserError
 from app.files import fsync_folder
-from app.prepare.sources import DatasetSpec
+from app.prepare.spec import DatasetSpec
 
 
 @dataclass(frozen=True)

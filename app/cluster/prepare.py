@@ -24,7 +24,7 @@ from app.prepare.pipeline import (
     resume,
     summary,
 )
-from app.prepare.sources import DatasetSpec
+from app.prepare.spec import DatasetSpec
 from app.progress import TokenProgress
 
 # English web text has 4.5; when the text's own number is known, the rest is planned with it.

@@ -17,7 +17,8 @@ from app.files import PARTIAL, fsync_folder
 from app.prepare.encoder import DocumentEncoder
 from app.prepare.pipeline import check_matches, new_manifest, write_documents
 from app.prepare.shard_writer import ShardWriter
-from app.prepare.sources import DatasetSpec, open_documents
+from app.prepare.sources import open_documents
+from app.prepare.spec import DatasetSpec
 
 # A process does many tasks.
 _encoder = cache(DocumentEncoder)

@@ -38,7 +38,7 @@ from app.prepare.hub_client import (
     use_hub_client,
 )
 from app.prepare.local_files import FileDocuments, SourceFile, listing, missing_column
-from app.prepare.sources import TextSource
+from app.prepare.spec import TextSource
 from app.prepare.texts import as_texts
 
 _ROW_GROUPS_AHEAD = 8

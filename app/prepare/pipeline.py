@@ -19,7 +19,8 @@ from app.prefetch import prefetch
 from app.prepare.documents import Batch, Documents, RowChunk, batches
 from app.prepare.encoder import DocumentEncoder
 from app.prepare.shard_writer import EncodedBatch, ShardWriter, Task
-from app.prepare.sources import DatasetSpec, is_hub_id, open_documents
+from app.prepare.sources import open_documents
+from app.prepare.spec import DatasetSpec, is_hub_id
 from app.progress import TokenProgress
 from app.signals import exit_code_of, exit_now, on_stop_signals, print_in_handler
 

@@ -18,7 +18,7 @@ from app.data.shards import ShardFile, Split, Tokens, shard_name
 from app.errors import UserError
 from app.prepare.documents import Batch, Position
 from app.prepare.encoder import Lengths
-from app.prepare.sources import DatasetSpec
+from app.prepare.spec import DatasetSpec
 
 Task = Callable[[], None]
 

@@ -1,4 +1,4 @@
-"""Sources of text: local files, a hub dataset, Python's own library; the dataset to make of one."""
+"""Finding the documents of a source: local files, a hub dataset, Python's own library."""
 
 import itertools
 import os
@@ -21,75 +21,9 @@ from app.prepare.local_files import (
     kind_of,
     listing,
 )
+from app.prepare.spec import STDLIB, TextSource, is_hub_id
 
-STDLIB = "stdlib"
 _EXCLUDED_FROM_STDLIB = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages"})
-_HUB_ID = re.compile(r"[A-Za-z0-9_-][\w.-]*(/[\w.-]+)?", re.ASCII)
-
-
-@dataclass(frozen=True)
-class TextSource:
-    """A source of text.
-
-    Attributes:
-        dataset: `stdlib`, a local file, folder or glob, or a hub id; a folder laid out as a hub
-            repository is read as one
-        config, revision, split: which part of a hub dataset
-        text_column: the text's name in .jsonl, .parquet and hub datasets
-        shuffle_files: read local files in the order of their names' hashes, since folders are
-            sorted by topic; otherwise in the order of their names
-        retry_seconds: waits between tries when the hub does not answer
-    """
-
-    dataset: str
-    config: str | None = None
-    revision: str = "main"
-    split: str = "train"
-    text_column: str = "text"
-    shuffle_files: bool = True
-    retry_seconds: Sequence[float] = ()
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Return the fields that determine a dataset's bytes, for its manifest."""
-        names = ["text_column", "shuffle_files"]
-        if is_hub_id(self.dataset):
-            names += ["dataset", "config", "revision", "split"]
-        return {name: getattr(self, name) for name in names}
-
-
-@dataclass(frozen=True)
-class DatasetSpec:
-    """A dataset to prepare.
-
-    Attributes:
-        source: its text
-        name: the beginning of the shards' names
-        total_tokens: training tokens; None for all
-        val_tokens: held-out tokens, which come before the training tokens
-        shard_size: tokens of each shard but a split's last
-    """
-
-    source: TextSource
-    name: str
-    total_tokens: int | None = None
-    val_tokens: int = 0
-    shard_size: int = 100_000_000
-
-    @property
-    def held_out_tokens(self) -> int:
-        """Return the size of the held-out split, with one more token as the last target."""
-        return self.val_tokens + 1 if self.val_tokens else 0
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Return the settings that determine the dataset's bytes, for its manifest."""
-        return {
-            **self.source.settings,
-            "total_tokens": self.total_tokens or "all",
-            "val_tokens": self.val_tokens,
-            "shard_size": self.shard_size,
-        }
 
 
 def open_documents(source: TextSource, hf_token: str | None = None) -> Documents:
@@ -126,12 +60,6 @@ def open_documents(source: TextSource, hf_token: str | None = None) -> Documents
     kind = STDLIB if dataset == STDLIB else "files"
     identity = {"dataset": kind, "files": len(files), "listing": listing(files)}
     return FileDocuments(files, source.text_column, identity)
-
-
-def is_hub_id(dataset: str) -> bool:
-    """Return True if `dataset` names a hub dataset, not something on this machine."""
-    is_here = dataset == STDLIB or Path(dataset).exists() or kind_of(dataset) is not None
-    return not is_here and _HUB_ID.fullmatch(dataset) is not None
 
 
 def _find(dataset: str) -> tuple[list[Path], Path]:

@@ -3,7 +3,7 @@
 import gc
 import os
 
-from app.prepare.sources import DatasetSpec, TextSource
+from app.prepare.spec import DatasetSpec, TextSource
 from app.settings.prepare import PrepareSettings
 from app.settings.settings import Settings
 

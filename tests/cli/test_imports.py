@@ -14,7 +14,7 @@ import pytest
 
 from app.cli.commands import COMMANDS
 from app.prepare.pipeline import prepare
-from app.prepare.sources import DatasetSpec, TextSource
+from app.prepare.spec import DatasetSpec, TextSource
 from tests.newcomer import REPOSITORY, settle
 
 # What every command needs for its settings; and those that look at shards or metrics.

@@ -12,7 +12,8 @@ from app.data.manifest import Manifest
 from app.errors import UserError
 from app.prepare.documents import Position
 from app.prepare.pipeline import prepare
-from app.prepare.sources import DatasetSpec, TextSource, open_documents
+from app.prepare.sources import open_documents
+from app.prepare.spec import DatasetSpec, TextSource
 from tests.prepare.conftest import Start
 from tests.prepare.hub_folders import write_fineweb, write_parquet
 from tests.prepare.loopback_hub import Hub
@@ -177,7 +178,7 @@ def test_repository_that_datasets_does_not_read_is_refused(
 LEAVE_EARLY = """
 import sys
 from pathlib import Path
-from app.prepare.sources import DatasetSpec, TextSource
+from app.prepare.spec import DatasetSpec, TextSource
 from app.prepare.pipeline import prepare
 for kind in ("parquet", "jsonl"):
     text, out = (Path(folder) / kind for folder in sys.argv[1:])

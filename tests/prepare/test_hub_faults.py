@@ -14,7 +14,7 @@ import pytest
 
 from app.data.manifest import Manifest
 from app.prepare.pipeline import prepare
-from app.prepare.sources import DatasetSpec, TextSource
+from app.prepare.spec import DatasetSpec, TextSource
 from tests.prepare.conftest import Start
 from tests.prepare.hub_folders import write_fineweb
 from tests.prepare.hub_preparer import Preparer

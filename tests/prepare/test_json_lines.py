@@ -15,7 +15,8 @@ from app.prepare import json_lines
 from app.prepare.documents import Position
 from app.prepare.json_lines import blocks, count_lines, texts_of_lines
 from app.prepare.pipeline import prepare
-from app.prepare.sources import DatasetSpec, TextSource, open_documents
+from app.prepare.sources import open_documents
+from app.prepare.spec import DatasetSpec, TextSource
 from tests.prepare.conftest import shards_in
 
 ORDINARY = [

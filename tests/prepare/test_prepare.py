@@ -12,7 +12,7 @@ from app.data.dataset import open_dataset
 from app.data.manifest import Manifest
 from app.errors import UserError
 from app.prepare.pipeline import prepare
-from app.prepare.sources import DatasetSpec, TextSource
+from app.prepare.spec import DatasetSpec, TextSource
 from app.progress import TokenProgress, progress_line
 from tests.prepare.conftest import Start, shards_in, write_shard
 

@@ -19,7 +19,7 @@ from app.data.tokenizer import END_OF_TEXT
 from app.errors import UserError
 from app.prepare.documents import Batch, Position, RowChunk
 from app.prepare.shard_writer import EncodedBatch, ShardWriter
-from app.prepare.sources import DatasetSpec, TextSource
+from app.prepare.spec import DatasetSpec, TextSource
 from app.prepare.texts import as_texts
 from tests.prepare.conftest import shards_in
 

@@ -16,7 +16,8 @@ import zstandard
 
 from app.errors import UserError
 from app.prepare.documents import Position, RowChunk, batches
-from app.prepare.sources import TextSource, is_hub_id, open_documents
+from app.prepare.sources import open_documents
+from app.prepare.spec import TextSource, is_hub_id
 from tests.prepare.conftest import START, read
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {

@@ -12,7 +12,7 @@ from app.prepare.documents import Position, RowChunk
 from app.prepare.encoder import DocumentEncoder
 from app.prepare.pipeline import write_documents
 from app.prepare.shard_writer import ShardWriter
-from app.prepare.sources import DatasetSpec, TextSource
+from app.prepare.spec import DatasetSpec, TextSource
 from app.prepare.texts import as_texts
 from app.progress import TokenProgress
 

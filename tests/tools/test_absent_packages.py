@@ -12,7 +12,7 @@ import pytest
 
 from app.errors import ExitCode
 from app.prepare.pipeline import prepare
-from app.prepare.sources import DatasetSpec, TextSource
+from app.prepare.spec import DatasetSpec, TextSource
 from tests.train.processes import CHECKOUT, TINY
 
 pytestmark = pytest.mark.processes

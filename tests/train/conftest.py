@@ -12,7 +12,7 @@ from torch import Tensor
 
 from app.data.dataset import Dataset, open_dataset
 from app.prepare.pipeline import prepare
-from app.prepare.sources import DatasetSpec, TextSource
+from app.prepare.spec import DatasetSpec, TextSource
 from app.runs.checkpoint import Snapshot, open_checkpoint, write_checkpoint
 from app.settings.settings import Settings
 from app.settings.sources import load_settings

@@ -15,7 +15,7 @@ import pytest
 
 from app.errors import ExitCode
 from app.prepare.pipeline import prepare
-from app.prepare.sources import DatasetSpec, TextSource
+from app.prepare.spec import DatasetSpec, TextSource
 from app.runs.checkpoint import open_checkpoint
 from tests.conftest import Say
 from tests.faults import Fault, Faults, Point

@@ -17,7 +17,7 @@ from app.data.dataset import open_dataset
 from app.errors import NotFiniteError
 from app.model.gpt import GPT, GPTConfig
 from app.prepare.pipeline import prepare
-from app.prepare.sources import DatasetSpec, TextSource
+from app.prepare.spec import DatasetSpec, TextSource
 from app.runs.checkpoint import open_checkpoint
 from app.runs.checkpoint_state import PendingWork
 from app.runs.metrics import PAUSES

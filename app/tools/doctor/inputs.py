@@ -97,7 +97,8 @@ def check_text(context: Context) -> Iterator[Finding]:
         return
     # Packages that only prepare needs may be missing where a dataset is complete.
     from app.prepare.local_files import FileDocuments
-    from app.prepare.sources import TextSource, is_hub_id, open_documents
+    from app.prepare.sources import open_documents
+    from app.prepare.spec import TextSource, is_hub_id
 
     if is_hub_id(cfg.dataset):
         token = secret.get_secret_value() if secret else None

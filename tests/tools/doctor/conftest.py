@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from app.prepare.pipeline import prepare
-from app.prepare.sources import DatasetSpec, TextSource
+from app.prepare.spec import DatasetSpec, TextSource
 from app.settings.sources import load_settings
 from app.tools.doctor.checks import Context
 from tests.train.processes import TINY, Process
