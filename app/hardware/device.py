@@ -10,6 +10,7 @@ import torch
 
 from app.containers import expects_gpu
 from app.errors import UserError
+from app.formats import plural
 from app.hardware.gpus import find_gpu
 from app.hardware.proc import cpu_model, peak_resident_bytes
 
@@ -116,7 +117,7 @@ def select_device(
     # second; compiled_loss sets it.
     torch.set_deterministic_debug_mode("error" if is_deterministic else "default")
     if not on_gpu:
-        name = f"CPU ({cpu_model()}, {torch.get_num_threads()} threads)"
+        name = f"CPU ({cpu_model()}, {plural(torch.get_num_threads(), 'thread')})"
         return Device(torch.device("cpu"), name, selected, is_deterministic, None)
     torch.set_float32_matmul_precision("high")
     # cuDNN's attention, torch's choice on Hopper, has no deterministic backward pass.

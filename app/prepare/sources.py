@@ -2,13 +2,10 @@
 
 import itertools
 import os
-import re
 import sysconfig
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
-from typing import Any
 
 from app.errors import UserError
 from app.prepare.documents import Documents
