@@ -1,4 +1,4 @@
-"""What is different in a container of this project's image."""
+"""Differences in a container of this project's image."""
 
 import os
 import sys

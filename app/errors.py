@@ -31,7 +31,7 @@ class AppError(Exception):
         self.fix = fix
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
-        """Let it be pickled, to be raised again in another process."""
+        """Support pickling, so that another process can raise the error again."""
         return type(self), (self.problem, self.fix)
 
 

@@ -1,4 +1,4 @@
-"""Which sequences of the token stream each step, rank and micro-batch gets: arithmetic only.
+"""The sequences of the token stream that each step, rank and micro-batch gets: arithmetic only.
 
 A split is one stream of N tokens. Sequence i has inputs [i·T, i·T+T) and targets [i·T+1, i·T+T+1),
 so S = (N-1) // T sequences make an epoch. Position g of a run takes its sequence
@@ -87,7 +87,7 @@ def _mix(values: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How the sequences of an optimizer step are divided among ranks and micro-batches.
+    """The division of an optimizer step's sequences among ranks and micro-batches.
 
     Attributes:
         sequences_per_step: sequences of all ranks together

@@ -1,4 +1,4 @@
-"""What Linux reports in /proc and in control groups (cgroups): memory, CPU time, processes.
+"""Memory, CPU time and processes, as Linux reports them in /proc and in control groups (cgroups).
 
 Where a file is missing, as on other systems, there is no limit and nothing is known. `root` is the
 folder that holds proc/ and sys/.

@@ -12,7 +12,7 @@ from app.model.gpt import GPT
 
 @dataclass(frozen=True)
 class Sampling:
-    """What to generate, and the sampling parameters.
+    """A prompt, and the parameters of sampling its continuations.
 
     Attributes:
         prompt: beginning of the document to continue; may be empty

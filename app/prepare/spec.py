@@ -1,4 +1,4 @@
-"""What to prepare: a source of text, and the dataset to make from it."""
+"""A source of text, and the dataset to make from it."""
 
 import re
 from collections.abc import Sequence

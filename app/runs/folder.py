@@ -23,7 +23,7 @@ from app.runs.checkpoint_state import CheckpointState
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What must stay the same for a run to be the same run: its data and its model.
+    """The data and settings that must not change while a run continues.
 
     Attributes:
         dataset_fingerprint: fingerprint of the tokens

@@ -19,7 +19,7 @@ _FP8_MULTIPLE = 16
 
 
 class GeneralSettings(Group):
-    """What every command needs."""
+    """Settings that every command needs."""
 
     data_dir: Location = Path("data")
     """folder of the datasets, of runs/ and of cache/"""

@@ -1,4 +1,4 @@
-"""Where settings come from: flag, environment, .env, recipe, default; the first that has a value.
+"""The sources of settings: flag, environment, .env, recipe, default. The first with a value counts.
 
 Every fault is reported before anything starts, together with its origin: invalid values, unknown
 names, unreadable lines, conflicting settings.

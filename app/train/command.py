@@ -19,7 +19,7 @@ def start_training(settings: Settings) -> None:
     """Train in this process, or launch one process per GPU with this process's command line.
 
     Raises:
-        ExitWithCode: the launched processes failed, and have printed why.
+        ExitWithCode: the launched processes have ended; a failure has been printed.
     """
     # Before torch is imported; launched processes inherit it.
     keep_bytecode(settings.general.data_dir / "cache")

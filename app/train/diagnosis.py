@@ -1,4 +1,4 @@
-"""What to report when a loss is not finite or memory is exhausted."""
+"""Reports of a loss that is not finite and of exhausted memory."""
 
 import math
 from collections.abc import Sequence

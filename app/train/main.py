@@ -48,7 +48,9 @@ def train(settings: Settings, dataset: Dataset | None = None, start: Start | Non
             # A wrong setting is reported once: the other ranks have not opened anything yet.
             if start is None:
                 dataset = open_training_data(settings)
-                stack.enter_context(run.lock(cfg.rank_timeout_seconds if world.restarted else 0))
+                # The other ranks wait at the broadcast below, with a limit of their own.
+                wait_seconds = cfg.rank_timeout_seconds / 2 if world.restarted else 0
+                stack.enter_context(run.lock(wait_seconds))
                 start = plan_start(settings, dataset, run, restarted=world.restarted)
             if start is not None:
                 decision = (

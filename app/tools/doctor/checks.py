@@ -1,4 +1,4 @@
-"""What the checks of `doctor` share: their context, and their findings."""
+"""The context of the checks of `doctor`, and their findings."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

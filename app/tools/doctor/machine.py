@@ -32,7 +32,7 @@ _CACHE_BYTES = 300_000_000
 _SPARE_DISK = 1.2
 # CUDA's major version -> the oldest driver's (NVIDIA, "CUDA Compatibility", minor versions).
 _OLDEST_DRIVER = {"11": 450, "12": 525, "13": 580}
-# Of an idle GPU; the driver's own share is counted apart.
+# An idle GPU uses less; the driver's own share is counted apart.
 _IDLE_GPU_BYTES = 500 << 20
 # Elements that are "Yes" in trouble, by the generation of the GPU and of its driver.
 _FAULTS = {

@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 
 class GenerateRequest(BaseModel):
-    """What a page requests; the bounds are the command line's, or what a page can show."""
+    """A page's request. Bounds are those of the command line, or what a page can show."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
