@@ -13,26 +13,26 @@ from threading import Thread
 from app.containers import program
 from app.data import sequences
 from app.data.manifest import MANIFEST, Manifest, ShardInfo, open_listed_shard
-from app.data.shards import Tokens, open_shard
+from app.data.shards import Shard, open_shard
 from app.errors import UserError
 from app.files import sha256_of
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The shards of a folder, memory-mapped.
+    """The shards of a folder.
 
     Attributes:
         folder: the shards' folder
         manifest: None for shards that a different program has written
-        train, val: uint16 [count] for each shard, in order
+        train, val: the shards of each split, in order
         fingerprint: SHA-256 of the hashes of all shards; without a manifest, of names and counts
     """
 
     folder: Path
     manifest: Manifest | None
-    train: list[Tokens]
-    val: list[Tokens]
+    train: list[Shard]
+    val: list[Shard]
     fingerprint: str
 
     def num_sequences(self, context_length: int) -> int:

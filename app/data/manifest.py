@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from app.data.shards import Split, Tokens, open_shard
+from app.data.shards import Shard, Split, open_shard
 from app.errors import UserError
 from app.files import PARTIAL, read_json, write_json
 
@@ -107,12 +107,12 @@ def remove_leftovers(folder: Path, name: str, shards: Collection[ShardInfo]) -> 
             path.unlink()
 
 
-def open_listed_shard(folder: Path, shard: ShardInfo) -> Tokens:
-    """Memory-map a shard, uint16 [count]; UserError if its count differs from the manifest."""
-    tokens = open_shard(folder / shard.file)
-    if tokens.size != shard.tokens:
+def open_listed_shard(folder: Path, shard: ShardInfo) -> Shard:
+    """Open a shard; UserError if its count differs from the manifest."""
+    opened = open_shard(folder / shard.file)
+    if opened.size != shard.tokens:
         raise UserError(
-            f"shard {folder / shard.file} has {tokens.size} tokens, {MANIFEST} says {shard.tokens}",
+            f"shard {folder / shard.file} has {opened.size} tokens, {MANIFEST} says {shard.tokens}",
             "prepare the dataset again in an empty folder",
         )
-    return tokens
+    return opened

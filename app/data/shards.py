@@ -5,10 +5,14 @@ little-endian int32, of which the first three are magic, version and token count
 little-endian uint16 tokens.
 """
 
+import errno
 import hashlib
+import os
+import resource
 from contextlib import ExitStack, suppress
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +20,15 @@ import numpy.typing as npt
 from app.errors import UserError
 from app.files import atomic_file, filename_in_errors
 
+if TYPE_CHECKING:
+    from functools import _lru_cache_wrapper
+
 MAGIC = 20240520
 VERSION = 1
 HEADER_BYTES = 1024
+
+_MOST_OPEN = 1 << 14
+_FIX = "prepare the dataset again, or copy the file again"
 
 Split = Literal["train", "val"]
 Tokens = npt.NDArray[np.uint16]
@@ -90,21 +100,94 @@ def _header(tokens: int) -> bytes:
     return header.tobytes()
 
 
-def open_shard(path: Path) -> Tokens:
-    """Memory-map a shard's tokens, uint16 [count].
+class Shard:
+    """The tokens of a shard file; shard[begin:end] reads them, uint16 [end - begin].
+
+    They are read, not memory-mapped: some file systems map no files, the error of a mapped file is
+    a signal that ends the process, and a map of each of a thousand shards keeps as many files open.
+
+    Attributes:
+        path: the file
+        size: number of tokens
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path, self.size = path, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, part: slice) -> Tokens:
+        begin, end, _ = part.indices(self.size)
+        tokens = np.empty(max(0, end - begin), dtype="<u2")
+        self.read(begin, tokens)
+        return tokens
+
+    def read(self, begin: int, out: Tokens) -> None:
+        """Read tokens begin … begin+len(out)-1 into `out`.
+
+        Raises:
+            UserError: the file cannot be read any more, or is not the one that was opened.
+        """
+        try:
+            try:
+                self._read(begin, out)
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+                # The file server no longer knows the open file, but perhaps one of this name.
+                _open_files().cache_clear()
+                self._read(begin, out)
+        except OSError as error:
+            raise UserError(
+                f"shard {self.path} cannot be read: {error.strerror}",
+                "see that its disk is mounted and answers; then run the same command again",
+            ) from None
+
+    def _read(self, begin: int, out: Tokens) -> None:
+        file, offset, done = _open_files()(self), HEADER_BYTES + 2 * begin, 0
+        # A single read returns at most 2 GiB.
+        while done < out.size:
+            count = os.preadv(file.descriptor, [out.data[done:]], offset + 2 * done)
+            if count < 2:
+                raise UserError(f"shard {self.path} has been cut off", _FIX)
+            done += count // 2
+
+
+class _OpenFile:
+    """A file that is open as long as there are references to it."""
+
+    def __init__(self, shard: Shard) -> None:
+        self.descriptor = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC)
+        if os.fstat(self.descriptor).st_size != HEADER_BYTES + 2 * shard.size:
+            raise UserError(f"shard {shard.path} has changed while it was in use", _FIX)
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):
+            os.close(self.descriptor)
+
+
+@cache
+def _open_files() -> "_lru_cache_wrapper[_OpenFile]":
+    """Return the files opened last: at most half as many as this process may open."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return lru_cache(limit // 2 if 0 <= limit <= _MOST_OPEN else _MOST_OPEN)(_OpenFile)
+
+
+def open_shard(path: Path) -> Shard:
+    """Check a shard's header and size.
 
     Raises:
         UserError: the file is missing, is not a shard, or its size is not the header's.
     """
-    fix = "prepare the dataset again, or copy the file again"
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             head = file.read(12)
     except OSError as error:
-        raise UserError(f"shard {path} cannot be read: {error.strerror}", fix) from None
+        raise UserError(f"shard {path} cannot be read: {error.strerror}", _FIX) from None
     if len(head) < 12:
-        raise UserError(f"shard {path} is cut off: {size} bytes, its header has 1024", fix)
+        raise UserError(f"shard {path} is cut off: {size} bytes, its header has 1024", _FIX)
     magic, version, count = (int(number) for number in np.frombuffer(head, dtype="<i4"))
     if magic != MAGIC:
         raise UserError(
@@ -113,14 +196,12 @@ def open_shard(path: Path) -> Tokens:
         )
     if version != VERSION:
         raise UserError(
-            f"shard {path} has version {version}, this program reads {VERSION} (GPT-2 tokens)", fix
+            f"shard {path} has version {version}, this program reads {VERSION} (GPT-2 tokens)", _FIX
         )
     if size != HEADER_BYTES + 2 * count:
         raise UserError(
             f"shard {path} has {size} bytes; its header says {count} tokens, "
             f"which take {HEADER_BYTES + 2 * count}",
-            fix,
+            _FIX,
         )
-    if count == 0:
-        return np.empty(0, dtype="<u2")
-    return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
+    return Shard(path, count)

@@ -1,16 +1,18 @@
 """The shards of a split as one stream of tokens.
 
-Shards stay memory-mapped as uint16; only the sequences that are read become int64.
+Only the sequences that are read are in memory, and become int64.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 
 from app.containers import program
 from app.data.sequences import Indices
-from app.data.shards import Tokens
+from app.data.shards import Shard, Tokens
 from app.data.tokenizer import END_OF_TEXT
 from app.errors import UserError
 
@@ -21,24 +23,27 @@ class TokenStream:
     """The shards of a split as one stream.
 
     Args:
-        shards: uint16 [count] each, in order.
+        shards: files, or uint16 [count] each, in order.
     """
 
-    def __init__(self, shards: Sequence[Tokens]) -> None:
+    def __init__(self, shards: Sequence[Shard | Tokens]) -> None:
         self._shards = list(shards)
-        self._ends = np.cumsum([shard.size for shard in shards], dtype=np.int64)
+        self._ends = list(accumulate(shard.size for shard in shards))
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if self._shards else 0
+        return self._ends[-1] if self._ends else 0
 
     def read(self, start: int, out: Tokens) -> None:
         """Copy tokens start … start+len(out)-1 into `out`, from as many shards as they span."""
-        shard = int(np.searchsorted(self._ends, start, side="right"))
+        shard = bisect_right(self._ends, start)
         filled = 0
         while filled < out.size:
-            begin = start + filled - int(self._ends[shard]) + self._shards[shard].size
-            part = self._shards[shard][begin : begin + out.size - filled]
-            out[filled : filled + part.size] = part
+            tokens, left = self._shards[shard], self._ends[shard] - start - filled
+            begin, part = tokens.size - left, out[filled : filled + left]
+            if isinstance(tokens, Shard):
+                tokens.read(begin, part)
+            else:
+                part[:] = tokens[begin : begin + part.size]
             filled += part.size
             shard += 1
 

@@ -119,7 +119,7 @@ def stream(folder: Path, split: Split) -> np.ndarray[tuple[int], np.dtype[np.uin
     """Return all tokens of a split, uint16 [count]."""
     dataset = open_dataset(folder)
     shards = dataset.val if split == "val" else dataset.train
-    return np.concatenate([np.empty(0, np.uint16), *shards])
+    return np.concatenate([np.empty(0, np.uint16), *(shard[:] for shard in shards)])
 
 
 def descendants(process: int) -> Iterator[tuple[int, str]]:

@@ -121,8 +121,8 @@ def test_stopped_at_every_commit_and_continued_writes_the_same_bytes(
         val, train = expected_splits(documents, spec)
         dataset, manifest = open_dataset(unbroken), Manifest.load(unbroken)
         assert manifest
-        assert [token for shard in dataset.val for token in shard] == val
-        assert [token for shard in dataset.train for token in shard] == train
+        assert [token for shard in dataset.val for token in shard[:]] == val
+        assert [token for shard in dataset.train for token in shard[:]] == train
         assert all(0 < shard.tokens <= spec.shard_size for shard in manifest.shards)
         begun = (val + train).count(END_OF_TEXT)
         assert manifest.counts["documents"] == begun
