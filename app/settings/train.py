@@ -14,6 +14,7 @@ from app.settings.types import (
     Number,
     RunName,
     count_or,
+    parse_compile,
     parse_pair,
 )
 
@@ -84,7 +85,7 @@ class TrainSettings(Group):
     residual: Literal["bf16", "float32"] = "bf16"
     """dtype of the residual stream when training in bf16: bf16 is faster and takes less memory,
     float32 is the original's"""
-    compile: bool = True
+    compile: Annotated[bool, BeforeValidator(parse_compile)] = True
     """compile the model; false: start sooner, but train more slowly"""
     deterministic: AutoOrBool = "auto"
     """bit-identical results from run to run; auto: on a CPU only"""

@@ -70,6 +70,11 @@ def parse_bool(value: object) -> object:
     return "true" if is_true else "false" if is_false else word
 
 
+def parse_compile(value: object) -> object:
+    """Return "true" for the names that TRAIN_COMPILE=true has had. Keep any other value."""
+    return "true" if str(value).strip().lower() in ("auto", "model", "blocks") else value
+
+
 def expand_home(value: object) -> object:
     """Replace a leading ~ by the home folder. Keep any value that is not a text."""
     try:

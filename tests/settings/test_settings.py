@@ -291,3 +291,9 @@ def test_the_example_with_every_line_uncommented_gives_the_defaults(example: str
 
 def test_general_settings_have_no_prefix() -> None:
     assert set(GeneralSettings.variables()) == {"DATA_DIR", "RECIPE", "HF_TOKEN"}
+
+
+@pytest.mark.parametrize("name", ("auto", "model", "blocks", "true"))
+def test_a_settings_file_with_an_earlier_name_of_compiling_still_compiles(name: str) -> None:
+    settings = load_settings({"TRAIN_COMPILE": name}, "train")
+    assert settings.train.compile is True
