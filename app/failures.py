@@ -20,6 +20,12 @@ _DISTRIBUTIONS = {
     "vl_convert": "vl-convert-python",
     "yaml": "pyyaml",
 }
+# A disk or a file server that breaks, or lacks what every other one can do.
+_FILE_SYSTEM_FAILS = (
+    *(errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN),
+    *(errno.ENODEV, errno.ENXIO, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK),
+    *(errno.EBUSY, errno.ENOTEMPTY, errno.EXDEV),
+)
 _UNUSABLE_PATH = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
@@ -59,6 +65,14 @@ def _os_error(error: OSError) -> AppError | None:
             return UserError(
                 f"no permission to write or read{path} ({error.strerror})",
                 how_to_get_permission(str(error.filename or ""), read_only=is_read_only),
+            )
+        case errno.EMFILE | errno.ENFILE:
+            return UserError(f"too many files are open:{path}", "raise the limit: `ulimit -n 4096`")
+        case number if number in _FILE_SYSTEM_FAILS and error.filename:
+            return UserError(
+                f"the file system fails at{path} ({error.strerror})",
+                "see that it is mounted and answers, then run the same command again; "
+                "or set DATA_DIR to another disk",
             )
         case number if number in _UNUSABLE_PATH:
             return UserError(f"{error.strerror}:{path}", "use another path, or move that away")

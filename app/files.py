@@ -1,17 +1,16 @@
-"""Files and folders that appear complete or not at all, append-only files, and folder locks."""
+"""Files and folders that appear complete or not at all, and append-only files."""
 
-import fcntl
+import errno
 import hashlib
 import json
 import os
 import shutil
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedRandom
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from app.errors import UserError
 
@@ -19,10 +18,46 @@ from app.errors import UserError
 PARTIAL = ".partial"
 REPLACED = f".old{PARTIAL}"
 _HASH_BUFFER_BYTES = 16 << 20
+# How file systems of networks, clusters and shared folders say that they lack something.
+LACKING = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+NO_FOLDER_FSYNC = "cannot fsync a folder: a power failure may undo what was renamed last"
+
+_T = TypeVar("_T")
+_warned: set[str] = set()
+
+
+def again_if_stale(read: Callable[[], _T]) -> _T:
+    """Call a function that opens and reads a file; call it again if the file has turned stale.
+
+    A file server no longer knows an open file that was replaced, but knows the one of its name.
+    """
+    try:
+        return read()
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+    return read()
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return a file's content; an OSError names the file."""
+    with filename_in_errors(path):
+        return again_if_stale(path.read_bytes)
+
+
+def warn_once(folder: Path, weakness: str) -> None:
+    """Print what the file system of a folder lacks, unless this process has printed it."""
+    if weakness not in _warned:
+        _warned.add(weakness)
+        print(f"warning: the file system of {folder} {weakness}", file=sys.stderr, flush=True)
 
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, as hexadecimal digits."""
+    return again_if_stale(lambda: _sha256_of(path))
+
+
+def _sha256_of(path: Path) -> str:
     # hashlib releases the interpreter's lock for each buffer: a large one lets other threads run.
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_HASH_BUFFER_BYTES))
     with filename_in_errors(path), path.open("rb", buffering=0) as file:
@@ -31,13 +66,24 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable: a power failure could undo them otherwise."""
+def fsync_folder(folder: Path) -> bool:
+    """Make renames in `folder` durable: a power failure could undo them otherwise.
+
+    Returns:
+        False if its file system cannot do so, which is reported once.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with filename_in_errors(folder):
+            os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (*LACKING, errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR):
+            raise
+        warn_once(folder, NO_FOLDER_FSYNC)
+        return False
     finally:
         os.close(descriptor)
+    return True
 
 
 @contextmanager
@@ -163,44 +209,9 @@ def read_json(path: Path, fix: str) -> dict[str, Any]:
         UserError: the file holds something else; `fix` is the advice.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_bytes(path))
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON: {error}", fix) from None
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object", fix)
     return value
-
-
-@contextmanager
-def locked(folder: Path, owner: str, *, wait_seconds: float = 0) -> Iterator[None]:
-    """Lock `folder` against other processes within the block.
-
-    The kernel releases the lock when the process dies. On a network file system whose client
-    machine died, that can take a while.
-
-    Args:
-        folder: must exist; the lock is its file `.lock`.
-        owner: command that works on such folders, for messages.
-        wait_seconds: how long to wait for another process to release the lock.
-
-    Raises:
-        UserError: another process still holds the lock.
-    """
-    with (folder / ".lock").open("w") as file:
-        deadline, waits = time.monotonic() + wait_seconds, False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise UserError(
-                        f"another process is working on {folder}",
-                        f"wait for that {owner} to end, or stop it",
-                    ) from None
-            if not waits:
-                message = f"waiting for another {owner} to release {folder}"
-                print(message, file=sys.stderr, flush=True)
-            waits = True
-            time.sleep(0.1)
-        yield

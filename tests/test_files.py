@@ -1,9 +1,8 @@
 import hashlib
 import resource
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Timer
 
 import pytest
 
@@ -14,7 +13,6 @@ from app.files import (
     AppendOnlyFile,
     atomic_file,
     atomic_folder,
-    locked,
     read_json,
     sha256_of,
     write_json,
@@ -154,33 +152,6 @@ def test_file_without_a_json_object_is_refused(
         read_json(path, "write it again")
     assert raised.value.fix == "write it again"
     assert str(path) in raised.value.problem
-
-
-def test_locked_folder_is_refused_until_it_is_released(tmp_path: Path) -> None:
-    with (
-        locked(tmp_path, "train"),
-        pytest.raises(UserError, match="another process is working on"),
-        locked(tmp_path, "train"),
-    ):
-        pass
-    with locked(tmp_path, "train"):
-        pass
-
-
-def test_lock_is_waited_for_until_the_time_is_over(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with ExitStack() as holder:
-        holder.enter_context(locked(tmp_path, "train"))
-        with (
-            pytest.raises(UserError, match="another process is working on"),
-            locked(tmp_path, "train", wait_seconds=0.01),
-        ):
-            pass
-        Timer(0.05, holder.pop_all().close).start()
-        with locked(tmp_path, "train", wait_seconds=60):
-            pass
-    assert capsys.readouterr().err.count("waiting for another train to release") == 2
 
 
 def test_sha256_of_a_file_larger_than_the_buffer(tmp_path: Path) -> None:

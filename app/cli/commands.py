@@ -90,7 +90,7 @@ COMMANDS = {
         usage="[RUN ...] ",
     ),
     "export": Command(
-        "app.tools.export.export:export",
+        "app.tools.export:export",
         "Write a trained model as a folder that transformers can load.",
         ("export", "train.run_name", "train.dataset_dir", "general"),
     ),

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
 
-def main() -> NoReturn:
-    """Run the command that this process's arguments name. The console script."""
-    run_as_process(run)
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command that the arguments name, by default this process's. The console script."""
+    run_as_process(run, argv)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -61,12 +61,14 @@ def run_and_report(command: Callable[[], object]) -> int:
     return code
 
 
-def run_as_process(run: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Pass this process's arguments to `run`, and end the process with the code it returns."""
+def run_as_process(
+    run: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None
+) -> NoReturn:
+    """Pass arguments, by default this process's, to `run`, and exit with the code it returns."""
     # Process 1 of a container ignores this signal unless it has a handler.
     signal.signal(signal.SIGTERM, _terminate)
     sys.excepthook = _die
-    exit_code = run(sys.argv[1:])
+    exit_code = run(sys.argv[1:] if argv is None else argv)
     # Everything is written. Threads that still wait for the network, a disk or another rank must
     # not delay the exit; nor must torch and CUDA, which free their memory piece by piece.
     os._exit(exit_code)

@@ -5,7 +5,6 @@ little-endian int32, of which the first three are magic, version and token count
 little-endian uint16 tokens.
 """
 
-import errno
 import hashlib
 import os
 import resource
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.errors import UserError
-from app.files import atomic_file, filename_in_errors
+from app.files import again_if_stale, atomic_file, filename_in_errors
 
 if TYPE_CHECKING:
     from functools import _lru_cache_wrapper
@@ -130,14 +129,7 @@ class Shard:
             UserError: the file cannot be read any more, or is not the one that was opened.
         """
         try:
-            try:
-                self._read(begin, out)
-            except OSError as error:
-                if error.errno != errno.ESTALE:
-                    raise
-                # The file server no longer knows the open file, but perhaps one of this name.
-                _open_files().cache_clear()
-                self._read(begin, out)
+            again_if_stale(lambda: self._read(begin, out))
         except OSError as error:
             raise UserError(
                 f"shard {self.path} cannot be read: {error.strerror}",
@@ -148,7 +140,11 @@ class Shard:
         file, offset, done = _open_files()(self), HEADER_BYTES + 2 * begin, 0
         # A single read returns at most 2 GiB.
         while done < out.size:
-            count = os.preadv(file.descriptor, [out.data[done:]], offset + 2 * done)
+            try:
+                count = os.preadv(file.descriptor, [out.data[done:]], offset + 2 * done)
+            except OSError:
+                _open_files().cache_clear()
+                raise
             if count < 2:
                 raise UserError(f"shard {self.path} has been cut off", _FIX)
             done += count // 2

@@ -13,8 +13,8 @@ from app.data.dataset import open_dataset
 from app.data.manifest import MANIFEST, Manifest, remove_leftovers
 from app.data.tokenizer import VOCABULARY
 from app.errors import ExitCode, Stopped, UserError
-from app.files import locked
 from app.formats import differences
+from app.locks import locked
 from app.prefetch import prefetch
 from app.prepare.documents import Batch, Documents, RowChunk, batches
 from app.prepare.encoder import DocumentEncoder

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from app.errors import UserError
-from app.files import PARTIAL, REPLACED, atomic_folder, sha256_of
+from app.files import PARTIAL, REPLACED, atomic_folder, read_bytes, sha256_of
 from app.runs.checkpoint_state import STATE_FILE, CheckpointState, CorruptCheckpoint, damage_advice
 
 if TYPE_CHECKING:
@@ -112,12 +112,16 @@ class Checkpoint:
 
     def _read(self, file: str) -> dict[str, Tensor]:
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors.torch import load, load_file
 
         path = self.folder / file
         with _damage_as_corrupt(path):
             try:
-                return load_file(path)
+                try:
+                    return load_file(path)
+                except OSError:
+                    # Some file systems map no file. Any other error comes again, with its number.
+                    return load(read_bytes(path))
             except SafetensorError as error:
                 raise CorruptCheckpoint(
                     f"{path} cannot be read: {error}", damage_advice(self.folder)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from app.errors import UserError
-from app.files import locked
 from app.formats import differences
+from app.locks import locked
 from app.runs.checkpoint import (
     Checkpoint,
     checkpoint_folder,
@@ -92,7 +92,11 @@ class RunFolder:
         Raises:
             UserError: the folder holds a different run, or all its checkpoints are damaged.
         """
-        remove_partial_checkpoints(self.checkpoints)
+        try:
+            remove_partial_checkpoints(self.checkpoints)
+        except OSError as refusal:
+            # Another program may have such a file open, which not every file system deletes then.
+            print(f"warning: cannot be deleted: {refusal}", file=sys.stderr, flush=True)
         self.refuse_existing(resume)
         steps = checkpoint_steps(self.checkpoints)
         checkpoint, corrupt = latest_valid(self.checkpoints)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, TypeAdapter, ValidationError
 
 from app.errors import UserError
-from app.files import AppendOnlyFile, atomic_file
+from app.files import AppendOnlyFile, atomic_file, read_bytes
 from app.hardware.proc import process_seconds
 
 # Time outside steps. Only the first record after a start has setup_ms.
@@ -176,7 +176,7 @@ def _cut_back(path: Path, steps: int) -> list[StepRecord]:
 
 
 def _parse(path: Path) -> Iterator[tuple[StepRecord, bytes]]:
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+    for number, line in enumerate(read_bytes(path).splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
             return
         try:

@@ -4,6 +4,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from app.files import read_bytes
+
 _HEADING = re.compile(r"^----- after (\d+) steps -----\n", re.MULTILINE)
 
 
@@ -18,7 +20,7 @@ def read_samples(path: Path) -> list[tuple[int, list[str]]]:
 
     What stands before the first heading is left out; bytes that are not UTF-8 are replaced.
     """
-    content = path.read_bytes().decode("utf-8", "replace") if path.is_file() else ""
+    content = read_bytes(path).decode("utf-8", "replace") if path.is_file() else ""
     _, *parts = _HEADING.split(content)
     samples: list[tuple[int, list[str]]] = []
     for step, text in zip(map(int, parts[::2]), parts[1::2], strict=True):

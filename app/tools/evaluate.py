@@ -15,6 +15,7 @@ import numpy.typing as npt
 from app.data.dataset import open_dataset
 from app.errors import UserError
 from app.files import AppendOnlyFile
+from app.locks import WAIT_SECONDS, locked
 from app.progress import TokenProgress
 from app.runs.checkpoint import latest_checkpoint
 from app.runs.metrics import perplexity
@@ -158,7 +159,9 @@ def evaluate(settings: Settings) -> None:
         **evaluation.to_json(),
     }
     line = json.dumps(record, allow_nan=False) + "\n"
-    AppendOnlyFile(settings.run_dir / "evaluations.jsonl").append(line.encode())
+    path, lock = (settings.run_dir / name for name in ("evaluations.jsonl", ".evaluations.lock"))
+    with locked(path, "evaluate", wait_seconds=WAIT_SECONDS, file=lock):
+        AppendOnlyFile(path).append(line.encode())
 
 
 def _max_tokens(

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from app.errors import ExitCode
 from app.model.gpt import GPT, GPTConfig
 from app.runs.checkpoint import open_checkpoint
-from app.tools.export.export import FILES
+from app.tools.export import FILES
 from tests.model.generation import generate
 from tests.newcomer import REPOSITORY, moved_in, run_really, type_in
 from tests.tools.small_run import CONTEXT_LENGTH, RUN

@@ -8,8 +8,8 @@ from app.data.dataset import ShardVerification, open_dataset
 from app.data.manifest import Manifest
 from app.data.shards import open_shard
 from app.errors import NetworkError
-from app.files import locked
 from app.formats import format_bytes, plural
+from app.locks import locked
 from app.runs.checkpoint import latest_valid, no_valid_checkpoint_error
 from app.runs.folder import RunFolder
 from app.tools.doctor.checks import Context, Finding, run_check

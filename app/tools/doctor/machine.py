@@ -13,8 +13,10 @@ from xml.etree import ElementTree
 
 from app.containers import in_container
 from app.errors import UserError
+from app.files import NO_FOLDER_FSYNC, fsync_folder
 from app.formats import format_bytes, plural
 from app.hardware.proc import cpu_quota
+from app.locks import NO_FLOCK, flock
 from app.settings.train import ModelSettings
 from app.tools.doctor.checks import (
     CHECKPOINT_BYTES_PER_PARAMETER,
@@ -84,7 +86,23 @@ def check_folders(context: Context) -> Iterator[Finding]:
             error.filename, is_writable = str(folder), False
             yield failure("data folder", error)
     if is_writable:
-        yield Finding("data folder", "pass", f"{data_dir} can be written by user {os.getuid()}")
+        lacking = "; it ".join(_weaknesses(existing(data_dir)))
+        found = f"{data_dir} can be written by user {os.getuid()}"
+        found += f"; its file system {lacking}" if lacking else ""
+        fix = "keep this in mind, or set DATA_DIR to a local disk"
+        yield graded("data folder", found, ("warn", lacking, fix))
+
+
+def _weaknesses(folder: Path) -> Iterator[str]:
+    """Yield what the file system of a folder lacks, and which guarantee is weaker there."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="doctor") as file:
+        if flock(file) is None:
+            yield NO_FLOCK
+        path = Path(file.name)
+        if path.with_name(path.name.swapcase()).exists():
+            yield "knows no case: names that differ only by case are the same run or dataset"
+    if not fsync_folder(folder):
+        yield NO_FOLDER_FSYNC
 
 
 def check_space(context: Context) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from app.files import atomic_file
+from app.locks import WAIT_SECONDS, locked
 from app.settings.settings import Settings
 from app.tools.report.run_data import read_run
 
@@ -18,7 +19,7 @@ def report(settings: Settings, *, runs: Sequence[str]) -> None:
 def write_report(run_dirs: Sequence[Path]) -> list[Path]:
     """Write report.html, report.png and a PNG per chart to the first run's folder report/.
 
-    Each file is replaced atomically.
+    Each file is replaced atomically, and all of them by one process.
 
     Returns:
         the files' paths, the page first.
@@ -42,7 +43,9 @@ def write_report(run_dirs: Sequence[Path]) -> list[Path]:
     }
     folder = run_dirs[0] / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        with atomic_file(folder / name) as file:
-            file.write(content)
+    lock = run_dirs[0] / ".report.lock"
+    with locked(folder, "report", wait_seconds=WAIT_SECONDS, file=lock):
+        for name, content in files.items():
+            with atomic_file(folder / name) as file:
+                file.write(content)
     return [folder / name for name in files]
