@@ -65,10 +65,10 @@ def locked(
         try:
             yield
         finally:
-            # There is none with flock.
-            with suppress(OSError):
-                (claimed / _this_process()).unlink()
-                claimed.rmdir()
+            if not is_locked:
+                with suppress(OSError):
+                    (claimed / _this_process()).unlink()
+                    claimed.rmdir()
 
 
 def flock(file: IO[Any]) -> bool | None:
