@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from platform import node
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 from app.errors import UserError
@@ -48,7 +49,7 @@ def locked(
     claimed = lock.with_name(f"{lock.name}ed")
     deadline, waits = time.monotonic() + max(wait_seconds, _LEAST_WAIT), wait_seconds > 0
     with lock.open("w") as opened:
-        while (is_locked := flock(opened)) is not True:
+        while (is_locked := _flock(opened)) is not True:
             holder = ("", "") if is_locked is False else _claim(claimed)
             if holder is None:
                 break
@@ -71,7 +72,7 @@ def locked(
                     claimed.rmdir()
 
 
-def flock(file: IO[Any]) -> bool | None:
+def _flock(file: IO[Any]) -> bool | None:
     """Try to take the kernel's lock on an open file; None if its file system has none."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,6 +83,15 @@ def flock(file: IO[Any]) -> bool | None:
             error.filename = file.name
             raise
         return None
+    return True
+
+
+def has_flock(folder: Path) -> bool:
+    """Return False if the file system of a folder, or where it would be created, has no flock."""
+    folder = folder.absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    with suppress(PermissionError), TemporaryFile(dir=existing) as file:
+        return _flock(file) is not None
     return True
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from app.distributed.data_parallel import LossFunction
 from app.errors import UserError
 from app.hardware.device import Device
+from app.locks import has_flock
 from app.model import cross_entropy
 from app.model.gpt import GPT
 
@@ -19,12 +20,13 @@ from app.model.gpt import GPT
 def set_compile_cache_dir(cache_dir: Path) -> None:
     """Keep compiled code in `cache_dir`, unless the environment names another folder.
 
-    Call it before torch's compiler is imported. If the path contains a space, torch's own folder in
-    /tmp is used.
+    Call it before torch's compiler is imported. If the path contains a space, or its file system
+    has no flock, torch's own folder in /tmp is used.
     """
     inductor_dir = str((cache_dir / "inductor").absolute())
     # Inductor splits the compiler's command line at spaces, those in paths included.
-    if len(inductor_dir.split()) == 1:
+    # And its locks need flock.
+    if len(inductor_dir.split()) == 1 and has_flock(cache_dir):
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", inductor_dir)
     os.environ.setdefault("TRITON_CACHE_DIR", str((cache_dir / "triton").absolute()))
 

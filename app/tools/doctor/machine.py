@@ -16,7 +16,7 @@ from app.errors import UserError
 from app.files import NO_FOLDER_FSYNC, fsync_folder
 from app.formats import format_bytes, plural
 from app.hardware.proc import cpu_quota
-from app.locks import NO_FLOCK, flock
+from app.locks import NO_FLOCK, has_flock
 from app.settings.train import ModelSettings
 from app.tools.doctor.checks import (
     CHECKPOINT_BYTES_PER_PARAMETER,
@@ -95,9 +95,9 @@ def check_folders(context: Context) -> Iterator[Finding]:
 
 def _weaknesses(folder: Path) -> Iterator[str]:
     """Yield what the file system of a folder lacks, and which guarantee is weaker there."""
+    if not has_flock(folder):
+        yield NO_FLOCK
     with tempfile.NamedTemporaryFile(dir=folder, prefix="doctor") as file:
-        if flock(file) is None:
-            yield NO_FLOCK
         path = Path(file.name)
         if path.with_name(path.name.swapcase()).exists():
             yield "knows no case: names that differ only by case are the same run or dataset"
