@@ -1,6 +1,12 @@
 """Explanations of the failures that come from the machine, not from this program."""
 
 import errno
+import os
+import re
+import shlex
+import sysconfig
+import tempfile
+from contextlib import suppress
 from importlib.util import find_spec
 
 from app.containers import how_to_get_permission
@@ -26,6 +32,15 @@ _FILE_SYSTEM_FAILS = (
     *(errno.ENODEV, errno.ENXIO, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK),
     *(errno.EBUSY, errno.ENOTEMPTY, errno.EXDEV),
 )
+# Part of what torch.compile reports -> how to mend it; the first match counts.
+_COMPILER_FIXES = {
+    "No working C\\+\\+": "make `g++ --version` work (apt-get install --reinstall g++)",
+    "map segment": "set TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR to folders that may execute",
+    "No space left": "free space there, or set TMPDIR and TORCHINDUCTOR_CACHE_DIR to a larger disk",
+    "Read-only|denied": "set TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR to writable folders",
+    "compile error|gcc": "install what it lacks (apt-get install g++ libc6-dev python3-dev)",
+    "": "please report this",
+}
 _UNUSABLE_PATH = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
@@ -42,7 +57,44 @@ def translate_error(error: Exception) -> AppError | None:
         or any(message in str(error) for message in _OUT_OF_MEMORY)
     ):
         return _out_of_memory(str(error).partition("\n")[0])
+    if type(error).__name__ in ("BackendCompilerFailed", "InductorError"):
+        known = compiler_failure(error)
+        fix = f"{known.fix}; or set TRAIN_COMPILE=false, which trains without it, slower"
+        return UserError(known.problem, fix)
     return None
+
+
+def compiler_failure(error: BaseException) -> UserError:
+    """Return why torch.compile has failed, in the compiler's own words, and how to mend it."""
+    text = str(getattr(error, "inner_exception", error))
+    compiler, torch = os.environ.get("CXX", "g++"), find_spec("torch")
+    for name, path in (
+        ("CXX", compiler),
+        ("TMPDIR", tempfile.gettempdir()),
+        ("TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")),
+        ("torch", torch and torch.origin),
+        ("Python", sysconfig.get_path("include")),
+    ):
+        if path and not is_one_word(path):
+            problem = f"torch.compile does not work with the spaces or quotes in {path!r}"
+            return UserError(problem, f"set or install {name} to a path without them")
+    if "CXX" in os.environ and ("No working C++" in text or f"denied: {compiler!r}" in text):
+        problem = f"torch.compile does not work: CXX={compiler!r} is not a C++ compiler"
+        return UserError(problem, "set CXX to the path of a compiler that works, or unset it")
+    output = text.partition("Output:\n")[2] or text
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or [repr(error)]
+    is_reason = re.compile(r"\berror: |cannot find|No such file").search
+    # After two spaces torch guesses at the cause.
+    reason = next(filter(is_reason, lines), lines[0]).partition(".  ")[0]
+    fix = next(fix for words, fix in _COMPILER_FIXES.items() if re.search(words, text))
+    return UserError(f"torch.compile does not work: {reason:.300}", fix)
+
+
+def is_one_word(path: str) -> bool:
+    """Return True if the path stays whole in the command lines that torch.compile splits."""
+    with suppress(ValueError):
+        return shlex.split(path) == [path]
+    return False
 
 
 def _os_error(error: OSError) -> AppError | None:

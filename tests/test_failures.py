@@ -1,11 +1,13 @@
 import copy
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
 from app.errors import AppError, ExhaustedError, NetworkError, UserError
-from app.failures import translate_error
+from app.failures import compiler_failure, translate_error
 
 
 @pytest.mark.parametrize(
@@ -62,3 +64,112 @@ def test_error_is_the_same_after_copying_as_between_processes(kind: type[AppErro
     assert type(error) is kind
     assert (error.problem, error.fix) == ("the problem", "the fix")
     assert str(error) == "the problem\n  fix: the fix"
+
+
+COMPILE_ERROR = """\
+C++ compile error
+
+Command:
+g++ /c/main.cpp -D TORCH_INDUCTOR_CPP_WRAPPER -shared -fPIC -o /c/main.so
+
+Output:
+In file included from /c/main.cpp:1:
+{}
+compilation terminated.
+"""
+# What torch and the compilers reported when these were really tried -> what is said, and the fix.
+COMPILER_FAILURES = {
+    COMPILE_ERROR.format("t/cpp_prefix.h:4:10: fatal error: omp.h: No such file or directory"): (
+        "torch.compile does not work: t/cpp_prefix.h:4:10: fatal error: omp.h: No such file or "
+        "directory",
+        "install what it lacks (apt-get install g++ libc6-dev python3-dev)",
+    ),
+    COMPILE_ERROR.format("/usr/bin/ld: cannot find -lgomp: No such file or directory"): (
+        "torch.compile does not work: /usr/bin/ld: cannot find -lgomp: No such file or directory",
+        "install what it lacks (apt-get install g++ libc6-dev python3-dev)",
+    ),
+    COMPILE_ERROR.format("<built-in>: fatal error: when writing /t/h.i: No space left on device"): (
+        "torch.compile does not work: <built-in>: fatal error: when writing /t/h.i: No space left "
+        "on device",
+        "free space there, or set TMPDIR and TORCHINDUCTOR_CACHE_DIR to a larger disk",
+    ),
+    "No working C++ compiler found in torch._inductor.config.cpp.cxx: (None, 'g++')": (
+        "torch.compile does not work: No working C++ compiler found in "
+        "torch._inductor.config.cpp.cxx: (None, 'g++')",
+        "make `g++ --version` work (apt-get install --reinstall g++)",
+    ),
+    "/c/m.so: failed to map segment from shared object.  The most common reason this may occur": (
+        "torch.compile does not work: /c/m.so: failed to map segment from shared object",
+        "set TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR to folders that may execute",
+    ),
+    "[Errno 30] Read-only file system: '/c/73'": (
+        "torch.compile does not work: [Errno 30] Read-only file system: '/c/73'",
+        "set TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR to writable folders",
+    ),
+    "Command '['/usr/bin/gcc', '/t/main.c']' returned non-zero exit status 1.": (
+        "torch.compile does not work: Command '['/usr/bin/gcc', '/t/main.c']' returned non-zero "
+        "exit status 1.",
+        "install what it lacks (apt-get install g++ libc6-dev python3-dev)",
+    ),
+    "": ("torch.compile does not work: RuntimeError('')", "please report this"),
+}
+
+
+@pytest.fixture
+def usual_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CXX", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("text", COMPILER_FAILURES)
+@pytest.mark.usefixtures("usual_compiler")
+def test_a_failure_of_the_compiler_is_told_in_its_own_words(text: str) -> None:
+    known = compiler_failure(RuntimeError(text))
+    assert (known.problem, known.fix) == COMPILER_FAILURES[text]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "problem", "fix"),
+    (
+        ("CXX", "ccache g++", "with the spaces or quotes in 'ccache g++'", "install CXX to a path"),
+        ("CXX", "it's", 'with the spaces or quotes in "it\'s"', "install CXX to a path without"),
+        ("CXX", "/none", ": CXX='/none' is not a C++ compiler", "set CXX to the path of a compil"),
+        ("CXX", "", ": CXX='' is not a C++ compiler", "works, or unset it"),
+        ("TORCHINDUCTOR_CACHE_DIR", "/a b", "with the spaces or quotes in '/a b'", "CACHE_DIR to"),
+    ),
+)
+@pytest.mark.usefixtures("usual_compiler")
+def test_a_variable_that_the_compiler_cannot_take_is_named(
+    variable: str, value: str, problem: str, fix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    known = compiler_failure(RuntimeError("No working C++ compiler found"))
+    assert known.problem.startswith("torch.compile does not work")
+    assert known.problem.endswith(problem)
+    assert fix in known.fix
+
+
+FAILS_IN_A_STEP = """
+import torch
+from torch._inductor.exc import CppCompileError
+from app.cli.process import run_and_report
+
+def fails(graph, inputs):
+    raise CppCompileError(["g++"], "m.cpp:7: error: no registers left")
+
+compiled = torch.compile(lambda x: x + 1, backend=fails)
+print(run_and_report(lambda: compiled(torch.ones(1))))
+"""
+
+
+@pytest.mark.processes
+def test_a_compiler_that_fails_in_a_step_is_not_a_bug() -> None:
+    variables = {name: value for name, value in os.environ.items() if name != "CXX"}
+    command = [sys.executable, "-c", FAILS_IN_A_STEP]
+    ended = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+    assert ended.stdout == "2\n"
+    assert ended.stderr == (
+        "error: torch.compile does not work: m.cpp:7: error: no registers left\n"
+        "  fix: install what it lacks (apt-get install g++ libc6-dev python3-dev); "
+        "or set TRAIN_COMPILE=false, which trains without it, slower\n"
+    )

@@ -66,6 +66,13 @@ class World:
         distributed.broadcast_object_list(values, device=torch.device("cpu"))
         return values[0]
 
+    def first(self, value: T | None) -> T | None:
+        """Return on every rank what the first rank that did not pass None has passed."""
+        values: list[Any] = [value] * self.size
+        if self.size > 1:
+            distributed.all_gather_object(values, value)
+        return next((value for value in values if value is not None), None)
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over the ranks, in place, and return it."""
         if self.size > 1:

@@ -1,8 +1,11 @@
-"""Compiled code: its cache, what it requires, the compiled loss."""
+"""Compiled code: its cache, whether the compiler works, the compiled loss."""
 
 import os
 import shutil
+import signal
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,23 +14,29 @@ from torch import Tensor
 
 from app.distributed.data_parallel import LossFunction
 from app.errors import UserError
+from app.failures import compiler_failure, is_one_word
 from app.hardware.device import Device
+from app.hardware.proc import child_processes
 from app.locks import has_flock
 from app.model import cross_entropy
 from app.model.gpt import GPT
+
+# Compiling nearly nothing takes 13 s on two slow cores where nothing is cached yet.
+_TRIAL_SECONDS = 120.0
 
 
 def set_compile_cache_dir(cache_dir: Path) -> None:
     """Keep compiled code in `cache_dir`, unless the environment names another folder.
 
-    Call it before torch's compiler is imported. If the path contains a space, or its file system
-    has no flock, torch's own folder in /tmp is used.
+    Call it before torch's compiler is imported. torch's own folder in /tmp is used if the path has
+    spaces or quotes, if another user owns it, or if its disk forbids execution or has no flock.
     """
-    inductor_dir = str((cache_dir / "inductor").absolute())
-    # Inductor splits the compiler's command line at spaces, those in paths included.
-    # And its locks need flock.
-    if len(inductor_dir.split()) == 1 and has_flock(cache_dir):
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", inductor_dir)
+    folder = (cache_dir / "inductor").absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if os.statvfs(existing).f_flag & os.ST_NOEXEC or not os.access(existing, os.W_OK):
+        return
+    if is_one_word(str(folder)) and has_flock(existing):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     os.environ.setdefault("TRITON_CACHE_DIR", str((cache_dir / "triton").absolute()))
 
 
@@ -49,29 +58,65 @@ def missing_build_tools(device_type: str) -> list[str]:
     return missing
 
 
-def should_compile(requested: bool, device: Device) -> bool:
-    """Return True if compiled code is requested and torch.compile works here.
+def compile_problem(device: Device) -> UserError | None:
+    """Compile nearly nothing, and return why that fails; None if torch.compile works here.
+
+    What it has compiled comes from the cache at the next start. A compiler that hangs is killed.
+    """
+    if missing := missing_build_tools(device.torch_device.type):
+        return UserError(f"torch.compile does not find {' and '.join(missing)}", "install it")
+
+    def compile_little() -> None:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(64, device=device.torch_device))
+
+    trial = ThreadPoolExecutor(1).submit(compile_little)
+    try:
+        error = trial.exception(_TRIAL_SECONDS)
+    except TimeoutError:
+        for child in child_processes(os.getpid()):
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        problem = f"torch.compile does not work: it has not ended after {_TRIAL_SECONDS:g} s"
+        return UserError(problem, "see whether `g++` (or what CXX names) and the disks answer")
+    from torch._dynamo.utils import counters
+
+    # compile_cache_summary counts the model only.
+    counters["aot_autograd"].clear()
+    return compiler_failure(error) if error else None
+
+
+def compile_note(
+    device: Device, compiles: bool, problem: UserError | None = None, before: bool | None = None
+) -> str:
+    """Return a line on whether the run is compiled and, if not, why and how to mend it.
+
+    Args:
+        compiles: whether it is from now on.
+        problem: why it is not although it was requested.
+        before: whether it was up to its checkpoint; None if it is new.
 
     Raises:
-        UserError: it does not, and fp8 requires it.
+        UserError: it is not, and fp8 requires it.
     """
-    missing = missing_build_tools(device.torch_device.type)
-    if missing and device.precision == "fp8":
+    if problem and device.precision == "fp8":
         raise UserError(
-            "TRAIN_PRECISION=fp8 needs compiled code, and torch.compile does not find "
-            + " and ".join(missing),
-            "install it, or set TRAIN_PRECISION=auto",
+            f"TRAIN_PRECISION=fp8 needs compiled code, and {problem.problem}",
+            f"{problem.fix}, or set TRAIN_PRECISION=auto",
         )
-    return requested and not missing
-
-
-def compile_note(requested: bool, device: Device) -> str:
-    """Return a line on whether the run is compiled and, if not, why."""
-    if not requested:
-        return "not compiled: TRAIN_COMPILE=false"
-    if missing := missing_build_tools(device.torch_device.type):
-        return f"not compiled, and slower: torch.compile does not find {' and '.join(missing)}"
-    return "the first step waits for the compiler"
+    if problem:
+        note = f"not compiled, and slower: {problem.problem}; {problem.fix}"
+    else:
+        note = (
+            "the first step waits for the compiler"
+            if compiles
+            else "not compiled: TRAIN_COMPILE=false"
+        )
+    if before is not (not compiles):
+        return note
+    was = "compiled" if before else "not compiled"
+    return (
+        f"{note}\n{was} up to here: losses now differ in their last digits from an unbroken run's"
+    )
 
 
 def compiled_loss(model: GPT, device: Device) -> LossFunction:

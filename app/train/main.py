@@ -10,7 +10,7 @@ from app.hardware.device import select_device
 from app.model.gpt import GPTConfig
 from app.runs.folder import RunFolder
 from app.settings.settings import Settings
-from app.train.compile import set_compile_cache_dir
+from app.train.compile import compile_note, compile_problem, set_compile_cache_dir
 from app.train.micro_batch import choose_micro_batch_size
 from app.train.start import Start, open_same_data, open_training_data, plan_start
 from app.train.stopping import stop_on_signals
@@ -43,6 +43,10 @@ def train(settings: Settings, dataset: Dataset | None = None, start: Start | Non
     ):
         # On CPUs each rank has measured independently which precision is faster.
         device = replace(device, precision=world.broadcast(device.precision))
+        problem = world.first(compile_problem(device)) if cfg.compile else None
+        if problem:
+            cfg = cfg.model_copy(update={"compile": False})
+            settings = settings.model_copy(update={"train": cfg})
         decision = None
         if world.is_rank_zero:
             # A wrong setting is reported once: the other ranks have not opened anything yet.
@@ -53,12 +57,15 @@ def train(settings: Settings, dataset: Dataset | None = None, start: Start | Non
                 stack.enter_context(run.lock(wait_seconds))
                 start = plan_start(settings, dataset, run, restarted=world.restarted)
             if start is not None:
+                state = start.checkpoint.state if start.checkpoint else None
+                before = state.settings.get("train", {}).get("compile") if state else None
                 decision = (
                     start,
+                    compile_note(device, cfg.compile, problem, before),
                     choose_micro_batch_size(
                         cfg,
                         GPTConfig(**settings.model.model_dump()),
-                        start.checkpoint.state.micro_batch_size if start.checkpoint else None,
+                        state.micro_batch_size if state else None,
                         device,
                         world.size,
                         world.local_size,
@@ -66,10 +73,12 @@ def train(settings: Settings, dataset: Dataset | None = None, start: Start | Non
                 )
         if (decision := world.broadcast(decision)) is None:
             return
-        start, micro_batch_size = decision
+        start, note, micro_batch_size = decision
         dataset = dataset or open_same_data(settings, start.identity)
         try:
-            Trainer(settings, start, micro_batch_size, dataset, run, device, world, stop).fit()
+            Trainer(
+                settings, start, micro_batch_size, dataset, run, device, world, stop, note
+            ).fit()
         except (NotFiniteError, Stopped) as error:
             if world.is_rank_zero:
                 raise

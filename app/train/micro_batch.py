@@ -11,7 +11,6 @@ from app.hardware.device import Device, Precision
 from app.hardware.memory import MemoryEstimate, available_bytes, largest_batch_that_fits
 from app.model.gpt import GPT, GPTConfig
 from app.settings.train import TrainSettings
-from app.train.compile import should_compile
 
 _LIBRARIES_BYTES = {"cuda": 1_500_000_000, "cpu": 500_000_000}
 # Logits and their gradients. Compiled for a GPU they share their memory, and fp8 adds two copies;
@@ -94,7 +93,7 @@ def estimate_memory(
     largest_shard = parameters // shards + config.vocab_size * config.embd_size
     fixed = _BYTES_PER_PARAMETER[device_type] * parameters + (2 * one - two)
     fixed += _STATE_BYTES_PER_PARAMETER * min(parameters, largest_shard)
-    code = device_type if should_compile(cfg.compile, device) else "uncompiled"
+    code = device_type if cfg.compile else "uncompiled"
     logits = config.context_length * config.vocab_size
     head = _BYTES_PER_LOGIT[code][precision] * logits
     return MemoryEstimate(fixed + _LIBRARIES_BYTES[device_type], two - one + head)

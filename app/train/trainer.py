@@ -25,7 +25,7 @@ from app.runs.provenance import run_metadata, versions
 from app.runs.run_logger import RunLogger
 from app.settings.settings import Settings
 from app.train.checkpointer import Checkpointer
-from app.train.compile import compile_cache_summary, compile_note, compiled_loss, should_compile
+from app.train.compile import compile_cache_summary, compiled_loss
 from app.train.console import Console, introduction, summary
 from app.train.dataloader import BatchLoader
 from app.train.diagnosis import out_of_memory, write_diagnosis
@@ -62,6 +62,7 @@ class Trainer:
         device: Device,
         world: World,
         stop: StopRequest,
+        compile_note: str = "",
     ) -> None:
         cfg, config = settings.train, GPTConfig(**settings.model.model_dump())
         self.cfg, self.sample_cfg, self.checkpoint = cfg, settings.sample, start.checkpoint
@@ -71,7 +72,6 @@ class Trainer:
         )
         # Shards are hashed while the model is built and the first steps run.
         verification = ShardVerification(dataset) if world.is_rank_zero else None
-        self.compiled = should_compile(cfg.compile, device)
         self.order = SequenceOrder(
             dataset.num_sequences(config.context_length), cfg.seed, cfg.shuffle
         )
@@ -125,6 +125,7 @@ class Trainer:
             versions=versions(),
             sequences_consumed=self.first_step * self.plan.sequences_per_step,
         )
+        self.compile_note = compile_note
         self.pauses, self.pending, self.checkpoint_due = PauseTimer(), PendingWork(), False
         self.val_loss: float | None = None
 
@@ -137,7 +138,7 @@ class Trainer:
                 self.plan,
                 self.model.config.context_length,
                 self.model.num_parameters(),
-                compile_note(self.cfg.compile, self.device),
+                self.compile_note,
             )
         )
         with closing(self.console), self.checkpointer:
@@ -168,7 +169,7 @@ class Trainer:
     def steps(self) -> Iterator[StepResult]:
         """Run the training loop, yielding the result of each step."""
         cfg = self.cfg
-        loss = compiled_loss(self.model, self.device) if self.compiled else self.model
+        loss = compiled_loss(self.model, self.device) if cfg.compile else self.model
         return train_steps(
             self.model,
             DataParallelLoss(self.model, loss, self.device.torch_device, self.world),
@@ -197,7 +198,7 @@ class Trainer:
         self.steps_completed, self.stop.has_progress = result.step + 1, True
         record = self.record(result)
         self.console.step(record)
-        if self.compiled and result.step == self.first_step:
+        if self.cfg.compile and result.step == self.first_step:
             self.print_line(compile_cache_summary())
         self.complete_step(record)
         self.checkpointer.poll()

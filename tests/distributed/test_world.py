@@ -28,6 +28,7 @@ def test_one_rank_needs_no_other() -> None:
     assert world.is_rank_zero
     assert [world.any(flag) for flag in (True, False)] == [True, False]
     assert world.broadcast("own") == "own"
+    assert [world.first(value) for value in (None, "own")] == [None, "own"]
     assert world.sum(ones) is ones
     assert ones.tolist() == [1, 1, 1]
     world.barrier()
@@ -40,6 +41,11 @@ def collectives(rank: int, size: int) -> dict[str, object]:
         "is_rank_zero": world.is_rank_zero,
         "any": [world.any(flag) for flag in (False, rank == 1, True)],
         "broadcast": world.broadcast({"from": rank} if world.is_rank_zero else None),
+        "first": [
+            world.first(None),
+            world.first("of one" if rank == 1 else None),
+            world.first({"from": rank}),
+        ],
         "sum": world.sum(torch.tensor([1.0, rank])).tolist(),
     }
 
@@ -47,7 +53,12 @@ def collectives(rank: int, size: int) -> dict[str, object]:
 def test_collectives_give_every_rank_the_same(ranks: Ranks) -> None:
     results = ranks.run(collectives)
     assert [result.pop("is_rank_zero") for result in results] == [True, False]
-    expected = {"any": [False, True, True], "broadcast": {"from": 0}, "sum": [2.0, 1.0]}
+    expected = {
+        "any": [False, True, True],
+        "broadcast": {"from": 0},
+        "first": [None, "of one", {"from": 0}],
+        "sum": [2.0, 1.0],
+    }
     assert results == [expected] * 2
 
 

@@ -3,14 +3,12 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
 
 from app.errors import UserError
-from app.hardware.device import Device, select_device
-from app.train.compile import should_compile
+from app.hardware.device import select_device
 
 SELECT = """
 from app.hardware.device import select_device
@@ -52,16 +50,3 @@ def test_8_bit_floats_are_refused_on_a_cpu() -> None:
     with pytest.raises(UserError, match="fp8, but a CPU does not") as refusal:
         select_device("cpu", "fp8", "false")
     assert "TRAIN_PRECISION=auto" in refusal.value.fix
-
-
-def test_8_bit_floats_are_refused_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.delenv("CC", raising=False)
-    device = Device(torch.device("cuda"), "a GPU", "fp8", False, None)
-    with pytest.raises(
-        UserError, match=r"fp8 needs .* does not find .*a C\+\+ compiler"
-    ) as refusal:
-        should_compile(True, device)
-    assert "TRAIN_PRECISION=auto" in refusal.value.fix
-    assert not should_compile(True, replace(device, precision="bf16"))

@@ -1,6 +1,10 @@
 """Compiled code computes the model's loss, and only the training step is compiled."""
 
 import itertools
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +12,15 @@ import torch
 from torch import Tensor
 
 from app.distributed.data_parallel import LossFunction
+from app.errors import UserError
 from app.hardware.device import Device, select_device
 from app.model.gpt import GPT, GPTConfig
-from app.train.compile import compiled_loss
+from app.train.compile import (
+    compile_note,
+    compile_problem,
+    compiled_loss,
+    set_compile_cache_dir,
+)
 from tests.model.generation import generate
 
 CONFIG = GPTConfig(context_length=32, vocab_size=50257, num_layers=3, embd_size=32, num_heads=2)
@@ -86,3 +96,109 @@ def test_the_cache_keeps_deterministic_code_apart(
         loss.backward()
         cache_misses.append(counters["aot_autograd"]["autograd_cache_miss"])
     assert cache_misses[0] == cache_misses[1] > cache_misses[2] == 0
+
+
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+
+
+@pytest.fixture
+def no_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that names no caches, and is restored later."""
+    for name in CACHES:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("name", ("cache", "own cache", "it's", 'a"b', "a\\b"))
+@pytest.mark.usefixtures("no_caches")
+def test_the_cache_is_below_data_dir_unless_the_compiler_cannot_take_its_name(
+    tmp_path: Path, name: str
+) -> None:
+    set_compile_cache_dir(tmp_path / name)
+    inductor = str(tmp_path / name / "inductor") if name == "cache" else None
+    assert [os.environ.get(name) for name in CACHES] == [inductor, str(tmp_path / name / "triton")]
+
+
+@pytest.mark.usefixtures("no_caches")
+def test_the_cache_is_not_where_execution_is_forbidden() -> None:
+    # Linux mounts /proc so everywhere.
+    set_compile_cache_dir(Path("/proc/self/cache"))
+    assert [os.environ.get(name) for name in CACHES] == [None, None]
+
+
+@pytest.mark.usefixtures("no_caches")
+def test_a_cache_that_the_environment_names_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/own")
+    set_compile_cache_dir(Path("cache"))
+    expected = ["/own", str(Path("cache/triton").absolute())]
+    assert [os.environ.get(name) for name in CACHES] == expected
+
+
+BROKEN = UserError("torch.compile does not work: no space", "free some")
+WAITS, REFUSED = "the first step waits for the compiler", "not compiled: TRAIN_COMPILE=false"
+FAILED = "not compiled, and slower: torch.compile does not work: no space; free some"
+DIFFERS = "up to here: losses now differ in their last digits from an unbroken run's"
+
+
+@pytest.mark.parametrize(
+    ("compiles", "problem", "before", "expected"),
+    (
+        (True, None, None, WAITS),
+        (True, None, True, WAITS),
+        (True, None, False, f"{WAITS}\nnot compiled {DIFFERS}"),
+        (False, None, None, REFUSED),
+        (False, None, False, REFUSED),
+        (False, None, True, f"{REFUSED}\ncompiled {DIFFERS}"),
+        (False, BROKEN, None, FAILED),
+        (False, BROKEN, True, f"{FAILED}\ncompiled {DIFFERS}"),
+    ),
+)
+def test_a_run_says_whether_it_is_compiled_and_whether_that_has_changed(
+    compiles: bool, problem: UserError | None, before: bool | None, expected: str
+) -> None:
+    assert compile_note(DEVICE, compiles, problem, before) == expected
+
+
+def test_8_bit_floats_are_refused_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    device = Device(torch.device("cuda"), "a GPU", "fp8", False, None)
+    problem = compile_problem(device)
+    assert problem is not None
+    with pytest.raises(
+        UserError, match=r"fp8 needs .* does not find .*a C\+\+ compiler"
+    ) as refusal:
+        compile_note(device, False, problem)
+    assert "TRAIN_PRECISION=auto" in refusal.value.fix
+    assert "slower" in compile_note(replace(device, precision="bf16"), False, problem)
+
+
+HANGS = """
+import os
+from app.hardware.device import select_device
+from app.hardware.proc import child_processes
+from app.train import compile
+compile._TRIAL_SECONDS = 3.0
+print(compile.compile_problem(select_device("cpu", "float32", "auto")))
+print(len(child_processes(os.getpid())), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.processes
+def test_a_compiler_that_hangs_is_killed(tmp_path: Path) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text("#!/bin/sh\nexec sleep 1000\n")
+    compiler.chmod(0o755)
+    ended = subprocess.run(
+        [sys.executable, "-c", HANGS],
+        env={**os.environ, "CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "c")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout == (
+        "torch.compile does not work: it has not ended after 3 s\n"
+        "  fix: see whether `g++` (or what CXX names) and the disks answer\n0\n"
+    )

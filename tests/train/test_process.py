@@ -1,6 +1,7 @@
 """Real `python -m app train` processes, compiled and with default threads, killed and stopped."""
 
 import fcntl
+import json
 import os
 import re
 import signal
@@ -98,3 +99,21 @@ def test_a_log_on_a_full_disk_does_not_end_the_run(data_dir: Path) -> None:
         command = [sys.executable, "-m", "app", "train"]
         done = subprocess.run(command, cwd=data_dir, env=environment, stdout=full, check=False)
     assert (data_dir / "runs/run/checkpoints/step-000010").is_dir(), done
+
+
+def test_where_the_compiler_fails_a_run_is_that_without_it(
+    start: Start, unbroken: Unbroken, tmp_path: Path
+) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text("#!/bin/sh\nexit 1\n")
+    compiler.chmod(0o755)
+    process = start(TRAIN_COMPILE="true", CXX=compiler)
+    code, output = process.end()
+    assert code == 0, output
+    assert (
+        f"not compiled, and slower: torch.compile does not work: CXX='{compiler}' is not a C++ "
+        "compiler; set CXX to the path of a compiler that works, or unset it\n"
+    ) in output
+    assert_same_run(process.run_dir, unbroken())
+    settings = json.loads((process.run_dir / "settings.json").read_text(encoding="utf-8"))
+    assert settings["settings"]["train"]["compile"] is False

@@ -28,7 +28,7 @@ from app.tools.doctor.checks import (
     Status,
     graded,
 )
-from app.train.compile import compile_cache_summary, compiled_loss, missing_build_tools
+from app.train.compile import compile_cache_summary, compile_problem, compiled_loss
 from app.train.micro_batch import choose_micro_batch_size, estimate_memory
 from app.train.optimizer import build_optimizers
 
@@ -191,17 +191,20 @@ class DeviceChecks:
     def check_compile(self) -> Iterator[Finding]:
         """Check that the compiled model runs here, with the plain model's loss; measure training.
 
-        Where nothing can be compiled, the plain model is measured.
+        Where compiling fails, the plain model is measured.
         """
         if self._on_gpu:
             torch.cuda.empty_cache()
-        missing = " and ".join(missing_build_tools(self._here.type))
-        compiled = self._cfg.compile and not missing
+        problem = compile_problem(self._device) if self._cfg.compile else None
         if not self._cfg.compile:
             yield Finding("compile", "skip", self._not_compiled)
-        elif missing:
-            found = f"torch.compile does not find {missing}: training would be slower"
-            yield Finding("compile", "fail", found, "install it, or set TRAIN_COMPILE=false")
+        elif problem:
+            # Uncompiled code takes more memory.
+            self._cfg = self._cfg.model_copy(update={"compile": False})
+            yield from self.check_memory()
+            found = f"{problem.problem}: training would be slower"
+            yield Finding("compile", "fail", found, f"{problem.fix}, or set TRAIN_COMPILE=false")
+        compiled = self._cfg.compile
         plain, loss = self._train(compiled=compiled)
         if compiled:
             fix = "set TRAIN_COMPILE=false; if the losses differ then as well, change the machine"

@@ -81,6 +81,7 @@ def check_duration(context: Context) -> Iterator[Finding]:
         yield Finding("duration", "pass", "nothing is left to do")
         return
     low, high = map(format_duration, expected.seconds)
+    is_slower = cfg.compile and not context.report.compile_seconds
     fix = "use more or faster GPUs, or fewer steps (TRAIN_MAX_STEPS)"
     if context.report.device_type == "cpu":
         fix = "train on a GPU (docs/cloud.md), or on less: RECIPE=demo takes minutes"
@@ -90,6 +91,7 @@ def check_duration(context: Context) -> Iterator[Finding]:
         f"{plural(context.remaining_steps, 'step')} of {cfg.tokens_per_step:,} tokens: "
         f"{expected.basis}",
         ("warn", max(expected.seconds) > _LONG_SECONDS, fix),
+        ("warn", is_slower, "make compiling work, see above: compiled code is faster"),
     )
     if cfg.price_per_hour is None:
         yield Finding("cost", "skip", "not known: TRAIN_PRICE_PER_HOUR is not set")

@@ -34,6 +34,8 @@ _CACHE_BYTES = 300_000_000
 _SPARE_DISK = 1.2
 # CUDA's major version -> the oldest driver's (NVIDIA, "CUDA Compatibility", minor versions).
 _OLDEST_DRIVER = {"11": 450, "12": 525, "13": 580}
+# nvidia-smi takes seconds where the driver is first loaded, and hangs with a GPU that is broken.
+_DRIVER_SECONDS = 45.0
 # An idle GPU uses less; the driver's own share is counted apart.
 _IDLE_GPU_BYTES = 500 << 20
 # Elements that are "Yes" in trouble, by the generation of the GPU and of its driver.
@@ -116,16 +118,20 @@ def check_space(context: Context) -> Iterator[Finding]:
         settings.run_dir: checkpoints * checkpoint,
         data_dir / "cache": _CACHE_BYTES,
     }
-    needed = sum(max(0, size - _size(folder)) for folder, size in sizes.items())
+    parts = [max(0, size - _size(folder)) for folder, size in sizes.items()]
+    needed = sum(parts)
     context.disk_bytes, free = needed, shutil.disk_usage(disk).free
-    dataset = "shards of unknown size" if shards is None else f"{format_bytes(shards)} shards"
+    of_shards, of_checkpoints, of_caches = map(format_bytes, parts)
+    if shards is None:
+        of_shards = "an unknown size"
     missing = format_bytes(max(0, needed - free))
     fix = f"free {missing}, set DATA_DIR to a larger disk, or lower TRAIN_KEEP_CHECKPOINTS"
     unknown = "set PREPARE_TOTAL_TOKENS to a number; each token takes 2 bytes"
     yield graded(
         "disk space",
         f"{format_bytes(free)} free in {disk}; the run needs {format_bytes(needed)} more "
-        f"({dataset}, {checkpoints} checkpoints of {format_bytes(checkpoint)}, caches)",
+        f"({of_shards} of shards, {of_checkpoints} of {checkpoints} checkpoints, {of_caches} of "
+        "caches)",
         ("fail", needed > free, fix),
         ("warn", shards is None, unknown),
         ("warn", _SPARE_DISK * needed > free, "have more room to spare: set DATA_DIR"),
@@ -163,7 +169,7 @@ def check_driver(context: Context) -> Iterator[Finding]:
     """Check NVIDIA's driver and each of its GPUs.
 
     Raises:
-        UserError: nvidia-smi fails, or prints no XML.
+        UserError: nvidia-smi fails or hangs, or prints no XML.
     """
     if context.settings.train.device == "cpu":
         yield Finding("driver", "skip", "not needed: TRAIN_DEVICE=cpu")
@@ -176,7 +182,13 @@ def check_driver(context: Context) -> Iterator[Finding]:
         yield Finding("driver", "skip", "not checked: there is no nvidia-smi", fix)
         return
     command = [program, "-q", "-x"]
-    ended = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    try:
+        ended = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_DRIVER_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        problem = f"nvidia-smi has not ended after {_DRIVER_SECONDS:g} s"
+        raise UserError(problem, "restart the machine; if this stays, take another one") from None
     if ended.returncode:
         message = " ".join((ended.stdout + ended.stderr).split())[:300]
         raise UserError(f"nvidia-smi ends with {ended.returncode}: {message}", fix)

@@ -11,6 +11,7 @@ import pytest
 
 from app.errors import UserError
 from app.settings.sources import load_settings
+from app.tools.doctor import machine
 from app.tools.doctor.checks import Context
 from app.tools.doctor.machine import check_driver, driver_findings
 
@@ -261,6 +262,17 @@ def test_a_driver_that_fails_is_reported(tmp_path: Path, monkeypatch: pytest.Mon
     assert "torch is built for" in driver.found
     assert [row.status for row in gpus] == ["pass", "pass"]
     assert [row.status for row in check_driver(on_cpu)] == ["skip"]
+
+
+def test_a_driver_that_hangs_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nexec sleep 1000\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(machine, "_DRIVER_SECONDS", 0.1)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^nvidia-smi has not ended after 0\.1 s"):
+        list(check_driver(Context(load_settings({}, "doctor"))))
 
 
 def test_a_missing_nvidia_smi_is_not_a_fault(

@@ -69,3 +69,16 @@ def test_without_any_measurement_there_is_no_estimate(new_context: NewContext) -
     for report in (None, DeviceReport("cpu", 1)):
         context.report = report
         assert [row.status for row in check_duration(context)] == ["skip"]
+
+
+def test_an_estimate_without_the_compiler_that_was_wanted_is_a_warning(
+    new_context: NewContext,
+) -> None:
+    found = []
+    for compiles, seconds in (("true", 30.0), ("true", 0.0), ("false", 0.0)):
+        context = new_context(TRAIN_MAX_STEPS=1000, TRAIN_COMPILE=compiles)
+        context.report = replace(REPORT, compile_seconds=seconds)
+        found.append(next(check_duration(context)))
+    assert [row.status for row in found] == ["pass", "warn", "pass"]
+    assert found[1].found.endswith("not compiled")
+    assert found[1].fix == "make compiling work, see above: compiled code is faster"
