@@ -26,11 +26,11 @@ _DISTRIBUTIONS = {
     "vl_convert": "vl-convert-python",
     "yaml": "pyyaml",
 }
-# A disk or a file server that breaks, or lacks what every other one can do.
+# A disk or a file server that breaks, goes away, or lacks what every other one can do.
 _FILE_SYSTEM_FAILS = (
     *(errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN),
     *(errno.ENODEV, errno.ENXIO, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK),
-    *(errno.EBUSY, errno.ENOTEMPTY, errno.EXDEV),
+    *(errno.EBUSY, errno.ENOTEMPTY, errno.EXDEV, errno.ENOENT),
 )
 # Part of what torch.compile reports -> how to mend it; the first match counts.
 _COMPILER_FIXES = {
@@ -119,12 +119,13 @@ def _os_error(error: OSError) -> AppError | None:
                 how_to_get_permission(str(error.filename or ""), read_only=is_read_only),
             )
         case errno.EMFILE | errno.ENFILE:
-            return UserError(f"too many files are open:{path}", "raise the limit: `ulimit -n 4096`")
+            return UserError(
+                f"too many files are open{path and ':'}{path}", "raise the limit: ulimit -n 4096"
+            )
         case number if number in _FILE_SYSTEM_FAILS and error.filename:
             return UserError(
-                f"the file system fails at{path} ({error.strerror})",
-                "see that it is mounted and answers, then run the same command again; "
-                "or set DATA_DIR to another disk",
+                f"cannot read or write{path} ({error.strerror})",
+                "see that its disk is mounted and answers; then run the same command again",
             )
         case number if number in _UNUSABLE_PATH:
             return UserError(f"{error.strerror}:{path}", "use another path, or move that away")

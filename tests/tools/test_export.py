@@ -201,6 +201,33 @@ def test_full_disk_leaves_the_earlier_export_unchanged(monkeypatch: pytest.Monke
     assert not [name for name in names(EXPORT.parent) if "partial" in name]
 
 
+def test_exports_at_once_leave_one_of_them_whole() -> None:
+    def start(step: int) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "app", "export", "--step", str(step)],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    codes = set()
+    for process in [start(step) for step in (10, 20, 10)]:
+        _, error = process.communicate(timeout=120)
+        codes.add(process.returncode)
+        folder = EXPORT.resolve()
+        refusal = f"error: another process is working on {EXPORT}\n"
+        assert (process.returncode, error) == (0, "") or error.startswith(refusal), (error, folder)
+    assert codes <= {ExitCode.DONE, ExitCode.USER}
+    assert ExitCode.DONE in codes
+    assert names(EXPORT) == set(FILES)
+    step = read(EXPORT, "export.json")["step"]
+    tokens = torch.arange(40)[None]
+    with torch.no_grad():
+        logits = GPT2LMHeadModel.from_pretrained(EXPORT)(tokens).logits
+        assert (logits - ours(step)(tokens)).abs().max() < 1e-4
+    assert not [name for name in names(EXPORT.parent) if "partial" in name]
+
+
 def test_leftovers_of_a_killed_export_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type_in("export --step 10", monkeypatch) == ExitCode.DONE
     # Killed between its two renames, after a copy that was killed earlier.

@@ -1,17 +1,23 @@
 import json
 import os
 import re
+import time
+from contextlib import ExitStack
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from app.errors import UserError
+from app.locks import locked
 from app.tools.report.charts import charts
 from app.tools.report.facts import figures
 from app.tools.report.page import page
+from app.tools.report.pictures import picture
 from app.tools.report.report import write_report
 from app.tools.report.run_data import read_run
 from tests.tools.run_folders import SETTINGS, make_run, rows
@@ -62,6 +68,31 @@ def count_pixels(path: Path, color: tuple[int, int, int]) -> int:
     return sum(count for count, pixel in counts if pixel == color)
 
 
+def test_reports_at_once_are_written_one_after_the_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", rows(3))
+    with ExitStack() as other:
+        other.enter_context(locked(run / "report", "report", file=run / ".report.lock"))
+        ended = Thread(target=write_report, args=([run],))
+        ended.start()
+        while "waiting for another report to release" not in capsys.readouterr().err:
+            time.sleep(0.01)
+        assert not any((run / "report").iterdir())
+    ended.join()
+    assert (run / "report" / "report.html").exists()
+
+
+def test_fifty_runs_keep_the_pictures_as_wide_as_a_page(tmp_path: Path) -> None:
+    names = [f"run-{number:02}-with-a-name-that-is-rather-long" for number in range(50)]
+    runs = [read_run(make_run(tmp_path / name, rows(3))) for name in names]
+    chart = next(chart for chart in charts(runs) if chart.key == "learning_rate")
+    with Image.open(BytesIO(picture(chart))) as image:
+        assert image.width < 3000
+    few = read_run(tmp_path / names[0])
+    assert "columns" not in str(charts([few, few])[0].spec)
+
+
 def test_page_and_pictures_are_written_to_the_first_run(tmp_path: Path) -> None:
     one, other = (make_run(tmp_path / name, rows(38, 19)) for name in ("one", "other"))
     paths = write_report([one, other])
@@ -80,8 +111,8 @@ def test_run_of_any_length_has_a_page_and_pictures(
     assert names == [
         *("report", "loss", "learning_rate", "grad_norm", "throughput", "memory", "time"),
     ]
-    for picture in pictures:
-        with Image.open(picture) as image:
+    for path in pictures:
+        with Image.open(path) as image:
             assert image.width > 1000
     assert count_pixels(pictures[0], TRAIN) > 50
     assert (count_pixels(pictures[1], HELD_OUT) > 50) == bool(val_every)

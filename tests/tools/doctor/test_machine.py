@@ -1,3 +1,9 @@
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -5,7 +11,9 @@ from app.model.gpt import GPT, GPTConfig
 from app.settings.train import ModelSettings
 from app.tools.doctor.inputs import check_dataset
 from app.tools.doctor.machine import check_space, count_parameters
+from tests.lacking import lacking
 from tests.tools.doctor.conftest import NewContext
+from tests.train.processes import CHECKOUT
 
 
 @pytest.mark.parametrize(
@@ -34,3 +42,40 @@ def test_the_disk_row_has_what_is_left_to_write(new_context: NewContext) -> None
     filler.write_bytes(bytes(100_000))
     list(check_space(context))
     assert context.disk_bytes == before - 100_000
+
+
+FOLDERS = """
+from app.settings.sources import load_settings
+from app.tools.doctor.checks import Context
+from app.tools.doctor.machine import check_folders
+for finding in check_folders(Context(load_settings({}, "doctor"))):
+    print(finding.status, finding.found)
+"""
+
+
+@pytest.mark.parametrize(
+    ("calls", "row"),
+    (
+        ({}, "pass {} can be written by user {}"),
+        (
+            {"lock": errno.ENOSYS, "fsync_folder": errno.EOPNOTSUPP},
+            "warn {} can be written by user {}; its file system has no flock: the lock of a "
+            "process that dies on another machine or in another container stays, until you delete "
+            "the folder that the error names; it cannot fsync a folder: a power failure may undo "
+            "what was renamed last",
+        ),
+    ),
+)
+def test_what_the_disk_lacks_is_named(tmp_path: Path, calls: dict[str, int], row: str) -> None:
+    variables = {
+        "DATA_DIR": str(tmp_path),
+        "PYTHONPATH": str(CHECKOUT),
+        **lacking(tmp_path, **calls),
+    }
+    command = [sys.executable, "-c", FOLDERS]
+    environment = os.environ | variables
+    printed = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert printed.stdout == row.format(tmp_path, os.getuid()) + "\n"
+    assert not any(tmp_path.iterdir())
