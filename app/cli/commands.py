@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import Any
 
+from app import __version__
 from app.cli.parser import Parser
 from app.containers import program
 from app.errors import ExitCode, ExitWithCode, UserError
@@ -24,6 +25,7 @@ class Command:
         function: `module:name`; called with the settings, and with each of `arguments` by name
         description: printed by the help
         flags: the settings that are flags; see app.cli.parser.Parser.add_settings
+        also_read: prefixes of further settings that it reads
         arguments: further arguments -> keyword arguments of argparse's add_argument
         usage: `arguments` without a dash, as the usage prints them
     """
@@ -31,6 +33,7 @@ class Command:
     function: str
     description: str
     flags: tuple[str, ...]
+    also_read: tuple[str, ...] = ()
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     usage: str = ""
 
@@ -53,6 +56,7 @@ COMMANDS = {
         "app.train.command:start_training",
         "Train a GPT on the shards; continue the run if it exists.",
         ("train", "model", "general"),
+        also_read=("PREPARE_", "SAMPLE_"),
     ),
     "sample": Command(
         "app.tools.sample:sample",
@@ -73,20 +77,21 @@ COMMANDS = {
         "app.tools.inspect:inspect",
         "Describe and verify a shard, a dataset, a checkpoint or a run.",
         ("general",),
-        {"path": _PATH, "--verify": _VERIFY},
+        arguments={"path": _PATH, "--verify": _VERIFY},
         usage="PATH ",
     ),
     "doctor": Command(
         "app.tools.doctor.doctor:doctor",
         "Check the machine and estimate the run before it costs money.",
         ("train", "model", "general"),
-        {"--verify": _VERIFY, "--json": _JSON},
+        also_read=("PREPARE_",),
+        arguments={"--verify": _VERIFY, "--json": _JSON},
     ),
     "report": Command(
         "app.tools.report.report:report",
         "Write a page and pictures of how one or more runs learned.",
         ("train.run_name", "general"),
-        {"runs": _RUNS},
+        arguments={"runs": _RUNS},
         usage="[RUN ...] ",
     ),
     "export": Command(
@@ -98,6 +103,7 @@ COMMANDS = {
 
 _HELP = """\
 usage: {program} COMMAND [--SETTING VALUE ...]
+       {program} --version
 
 From raw web text to a trained GPT-2.
 
@@ -132,12 +138,17 @@ def run_command(argv: Sequence[str]) -> None:
             return
         raise ExitWithCode(ExitCode.USER)
     name, *arguments = argv
+    if name == "--version":
+        print(f"gpt-compose {__version__}")
+        return
     if name not in COMMANDS:
         problem = f"{name!r} is not a command{suggestion(name, COMMANDS)}"
         raise UserError(problem, f"see `{program()} --help`")
     command, prog = COMMANDS[name], f"{program()} {name}"
     usage = f"{prog} {command.usage}[--SETTING VALUE ...]"
-    parser = Parser(prog=prog, usage=usage, description=command.description)
+    parser = Parser(
+        prog=prog, usage=usage, description=command.description, also_read=command.also_read
+    )
     for argument, details in command.arguments.items():
         parser.add_argument(argument, **details)
     parser.add_settings(command.flags)

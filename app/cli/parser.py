@@ -15,13 +15,20 @@ from app.settings.sources import flag_name, suggestion
 class Parser(argparse.ArgumentParser):
     """A parser that raises UserError, and whose help fits the terminal."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, also_read: Sequence[str] = (), **options: Any) -> None:
+        self._read = {"", *also_read}
         width = min(100, shutil.get_terminal_size().columns)
         layout = partial(argparse.RawDescriptionHelpFormatter, width=width, max_help_position=28)
         super().__init__(formatter_class=layout, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError instead of printing the usage."""
+        flag, _, rest = message.removeprefix("argument ").partition(": expected one argument")
+        if flag.startswith("--") and not rest:
+            raise UserError(
+                f"{flag} has no value",
+                f"give it one; if it begins with a dash, as in -x, write {flag}=-x",
+            )
         raise UserError(message, f"see `{self.prog} --help`")
 
     def add_settings(self, names: Sequence[str]) -> None:
@@ -30,6 +37,7 @@ class Parser(argparse.ArgumentParser):
         for name in names:
             group_name, _, only = name.partition(".")
             group = GROUPS[group_name]
+            self._read |= set() if only else {group.prefix()}
             if group_name not in sections:
                 sections[group_name] = self.add_argument_group(f"{group_name} settings")
             for variable, field in group.variables().items():
@@ -40,7 +48,6 @@ class Parser(argparse.ArgumentParser):
                     sections[group_name].add_argument(
                         flag_name(variable),
                         dest=variable,
-                        action=_Once,
                         metavar=_metavar(group.model_fields[field].annotation),
                         help=help_text.replace("%", "%%"),
                     )
@@ -51,7 +58,7 @@ class Parser(argparse.ArgumentParser):
         --total_tokens is accepted for --total-tokens.
 
         Raises:
-            UserError: there are unknown, repeated or missing arguments.
+            UserError: there are unknown or missing arguments.
         """
         parts = [word.partition("=") for word in words]
         words = [
@@ -69,25 +76,15 @@ class Parser(argparse.ArgumentParser):
         return {name: text for name, text in flags.items() if text is not None}, options
 
     def _hint(self, word: str) -> str:
+        if word in self._option_string_actions:
+            return ""  # It follows `--`.
         same = [name for name in VARIABLES if word.partition("=")[0] in (name, flag_name(name))]
-        if same:
-            return f" (set {' or '.join(same)} in the environment or in .env)"
-        return suggestion(word, self._option_string_actions)
-
-
-class _Once(argparse.Action):
-    """Store the text of a flag; refuse a second one, and an empty one."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-        before = getattr(namespace, self.dest)
-        if before is not None:
-            raise UserError(
-                f"{option_string} is given twice: {before} and {values}", "give it once"
-            )
-        group = VARIABLES[self.dest]
-        if not values and group.model_fields[group.variables()[self.dest]].default != "":
-            raise UserError(f"{option_string} has no value", "give it one, or leave the flag out")
-        setattr(namespace, self.dest, values)
+        if read := [name for name in same if VARIABLES[name].prefix() in self._read]:
+            return f" (set {' or '.join(read)} in the environment or in .env)"
+        groups = " and of ".join(VARIABLES[name].prefix().rstrip("_").lower() for name in same)
+        return (
+            f" (a setting of {groups})" if same else suggestion(word, self._option_string_actions)
+        )
 
 
 def _metavar(annotation: Any) -> str:

@@ -6,7 +6,7 @@ from app.settings.settings import GROUPS
 _HEAD = """\
 # RECIPE=demo takes its settings from a recipe. .env overrides the recipe, the environment overrides
 # .env, and a flag overrides all. To change a setting: cp .env.example .env, and uncomment its line.
-# All of .env reaches the containers; Compose expands $NAME there, but not in 'single quotes'.
+# All of .env reaches the containers. $NAME and ${NAME} are expanded, but not in 'single quotes'.
 """
 
 

@@ -5,21 +5,19 @@ names, unreadable lines, conflicting settings.
 """
 
 import difflib
-import io
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dotenv import dotenv_values
-from dotenv.parser import parse_stream
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from app import containers
 from app.containers import in_container, program
 from app.errors import UserError
+from app.settings.env_file import Value, Values, read_env_file
 from app.settings.settings import GROUPS, VARIABLES, Settings
 from app.settings.types import Group
 
@@ -27,17 +25,8 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 DOTENV = Path(".env")
 _KNOWN = (*VARIABLES, *containers.VARIABLES)
 _PREFIXES = tuple(group.prefix() for group in GROUPS.values() if group.prefix())
-
-
-@dataclass(frozen=True)
-class Value:
-    """The text of a setting, and where it was set."""
-
-    text: str
-    origin: str
-
-
-Values = dict[str, Value]  # by environment variable
+_PREFIXED = tuple(name for name in VARIABLES if name.startswith(_PREFIXES))
+_WITHOUT_PREFIX = frozenset(VARIABLES[name].variables()[name].upper() for name in _PREFIXED)
 
 
 def load_settings(flags: Mapping[str, str], command: str) -> Settings:
@@ -64,75 +53,69 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
             for (first, other), reason in settings.conflicts().items()
             if not reasons.keys() & {first, other}
         ]
+    if _is_in_a_file(settings.general.data_dir):
+        found = "there is a file, or a link to nothing, instead of a folder"
+        faults.append(f"{_describe('DATA_DIR', values)}: {found}")
     if faults:
         problem, fix = faults[0], "correct it"
         if len(faults) > 1:
             lines = "".join(f"\n  {fault}" for fault in faults)
             problem, fix = f"{len(faults)} settings are wrong:{lines}", "correct them"
         where = f"`{program()} {command} --help` and .env.example explain every setting"
+        if "HF_TOKEN" in values:
+            problem = problem.replace(f"={values['HF_TOKEN'].text} ", "=(HF_TOKEN) ")
         raise UserError(problem, f"{fix}; {where}")
+    for unlikely in _unknown_names(_environment(), _is_like_ours):
+        print(f"warning: {unlikely}", file=sys.stderr, flush=True)
     return settings
 
 
 def _collect(flags: Mapping[str, str]) -> tuple[Values, list[str], bool]:
     """Return all values, the faults in names and lines, and True if no value can be missing.
 
-    An unreadable recipe may hold what would resolve a conflict.
+    What is wrong in a file may hide what would resolve a conflict.
     """
     from_flags = {name: Value(text, f"flag {flag_name(name)}") for name, text in flags.items()}
-    environment = {
-        name.upper(): Value(text, "environment") for name, text in os.environ.items() if text
-    }
-    dotenv, faults = _read(DOTENV, str(DOTENV)) if DOTENV.exists() else ({}, [])
+    faults = [
+        f"{name} ({from_flags.pop(name).origin}): has no value; give it one, or leave the flag out"
+        for name, text in flags.items()
+        if not text and name != "SAMPLE_PROMPT"
+    ]
+    environment = _environment()
+    dotenv: Values = {}
+    recipe: Values = {}
+    # A link whose target is missing was meant to set something.
+    if os.path.lexists(DOTENV):
+        dotenv, faults_of_dotenv = read_env_file(DOTENV, str(DOTENV), os.environ)
+        faults += faults_of_dotenv
     above = dotenv | environment | from_flags
-    recipe, recipe_faults = _read_recipe(above["RECIPE"]) if "RECIPE" in above else ({}, [])
-    faults += recipe_faults
+    if "RECIPE" in above:
+        recipe, faults_of_recipe = _read_recipe(above["RECIPE"], dotenv)
+        faults += faults_of_recipe
+    is_complete = not faults
     # In a container the whole environment is ours, and holds what .env sets.
-    faults += _unknown_names(environment, _has_prefix_or_typo if in_container() else _has_prefix)
-    faults += _unknown_names(dotenv, _has_prefix_or_typo)
+    faults += _unknown_names(environment, _is_like_ours if in_container() else _is_surely_ours)
+    faults += _unknown_names(dotenv, _is_meant_for_us)
     faults += _unknown_names(recipe, bool)
-    return recipe | above, faults, not recipe_faults
+    return recipe | above, faults, is_complete
 
 
-def _read(path: Path, name: str) -> tuple[Values, list[str]]:
-    """Return the values that a file sets, and the faults in its lines."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return {}, [f"{name} is not UTF-8 text"]
-    faults: list[str] = []
-    lines: dict[str, int] = {}
-    readable = ""
-    for binding in parse_stream(io.StringIO(text)):
-        original = binding.original.string
-        before = original[: len(original) - len(original.lstrip())]
-        line = binding.original.line + before.count("\n")
-        if binding.error or (binding.key and binding.value is None):
-            faults.append(f"{name}, line {line}: not of the form NAME=VALUE")
-            continue
-        readable += original
-        if binding.key and binding.value:
-            variable = binding.key.upper()
-            if variable in lines:
-                faults.append(f"{variable} is set twice in {name}: lines {lines[variable]}, {line}")
-            lines[variable] = line
-    values = {
-        variable.upper(): Value(value, f"{name}, line {lines[variable.upper()]}")
-        for variable, value in dotenv_values(stream=io.StringIO(readable)).items()
-        if value
-    }
-    return values, faults
+def _environment() -> Values:
+    return {name.upper(): Value(text, "environment") for name, text in os.environ.items() if text}
 
 
-def _read_recipe(recipe: Value) -> tuple[Values, list[str]]:
+def _read_recipe(recipe: Value, dotenv: Values) -> tuple[Values, list[str]]:
     name, is_file = recipe.text, "/" in recipe.text
     path = Path(name) if is_file else RECIPES / f"{name}.env"
     if not path.is_file():
         fault = f"RECIPE={name} ({recipe.origin}): there is no such "
         known = sorted(path.stem for path in RECIPES.glob("*.env"))
-        known_recipes = f"recipe among {', '.join(known)}{suggestion(name, known)}"
-        return {}, [fault + ("file" if is_file else known_recipes)]
-    values, faults = _read(path, name if is_file else f"recipes/{path.name}")
+        meant = f"; did you mean ./{name}?" if Path(name).is_file() else suggestion(name, known)
+        return {}, [fault + ("file" if is_file else f"recipe among {', '.join(known)}{meant}")]
+    defined = {name: value.text for name, value in dotenv.items()} | os.environ
+    values, faults = read_env_file(path, name if is_file else f"recipes/{path.name}", defined)
+    if faults and not values.keys() & set(_KNOWN):
+        values = {}  # Another kind of file: its other lines say nothing, either.
     if "RECIPE" in values:
         faults.append(f"RECIPE ({values.pop('RECIPE').origin}): a recipe cannot name another")
     return values, faults
@@ -142,7 +125,8 @@ def _unknown_names(values: Values, is_ours: Callable[[str], object]) -> list[str
     return [
         f"{name} ({value.origin}): there is no such setting{suggestion(name, _KNOWN)}"
         for name, value in values.items()
-        if name not in _KNOWN and is_ours(name)
+        # What another line refers to is no typing error.
+        if name not in _KNOWN and is_ours(name) and not (value.is_used and not _has_prefix(name))
     ]
 
 
@@ -150,14 +134,52 @@ def _has_prefix(name: str) -> bool:
     return name.startswith(_PREFIXES)
 
 
-def _has_prefix_or_typo(name: str) -> bool:
-    return _has_prefix(name) or bool(difflib.get_close_matches(name, _KNOWN, cutoff=0.85))
+def _is_surely_ours(name: str) -> bool:
+    """Return True for a name that no other program's variable has: TRAIN_X, TRIAN_SEED, RECPIE."""
+    same_letters = sorted(name) in map(sorted, VARIABLES)
+    return _has_prefix(name) or same_letters or _is_like(name, _PREFIXED)
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean …?` with the closest known name, if one is close."""
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+def _is_like_ours(name: str) -> bool:
+    """Return True also for DATADIR and RECIPES, which may be another program's."""
+    return _has_prefix(name) or _is_like(name, _KNOWN)
+
+
+def _is_meant_for_us(name: str) -> bool:
+    """Return True also for LEARNING_RATE in .env, but not for SEED."""
+    return _is_like_ours(name) or ("_" in name and name in _WITHOUT_PREFIX)
+
+
+def _is_like(name: str, known: Iterable[str]) -> bool:
+    """Return True if a known name is almost the same, or has the same letters in another order."""
+    letters = sorted(name.replace("_", ""))
+    return bool(difflib.get_close_matches(name, known, cutoff=0.85)) or any(
+        sorted(one.replace("_", "")) == letters for one in known
+    )
+
+
+def suggestion(name: str, known: Collection[str]) -> str:
+    """Return `; did you mean …?` with the known names that are close, if there are any.
+
+    --lr is --learning-rate, --batch-size --micro-batch-size, TRAIN_NUM_LAYERS MODEL_NUM_LAYERS.
+    """
+    prefix = next(filter(name.startswith, _PREFIXES), "")
+    rest = name.removeprefix(prefix)
+    # All names with one prefix are a little alike, so only the rest counts.
+    names = {_words(one.removeprefix(prefix)): one for one in known if one.startswith(prefix)}
+    wanted = _words(rest)
+    found = (
+        [it for it in names if wanted == "".join(word[:1] for word in it.split("_"))]
+        or [it for it in names if len(wanted) > 1 and f"_{wanted}" in f"_{it}"]
+        or difflib.get_close_matches(wanted, sorted(names), n=1, cutoff=0.72)
+    )
+    meant = sorted(names[it] for it in found) or [f"{other}{rest}" for other in _PREFIXES]
+    meant = [one for one in meant if one in known][:3]
+    return f"; did you mean {' or '.join(meant)}?" if meant else ""
+
+
+def _words(name: str) -> str:
+    return name.strip("-").replace("-", "_").lower()
 
 
 def flag_name(variable: str) -> str:
@@ -203,3 +225,8 @@ def _describe(variable: str, values: Values) -> str:
         return f"{variable}={values[variable].text} ({values[variable].origin})"
     group = VARIABLES[variable]
     return f"{variable}={group.default_text(group.variables()[variable])} (default)"
+
+
+def _is_in_a_file(folder: Path) -> bool:
+    """Return True if a folder cannot be made, because it or one above it is a file."""
+    return not Path(next(filter(os.path.lexists, (folder, *folder.parents)), ".")).is_dir()

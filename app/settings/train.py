@@ -28,7 +28,7 @@ class ModelSettings(Group):
     """tokens in a sequence (T)"""
     vocab_size: Count = Field(50257, ge=50257, le=50257)
     """rows of the embedding: the tokens of GPT-2's BPE"""
-    num_layers: Count = Field(12, ge=1)
+    num_layers: Count = Field(12, ge=1, le=10_000)
     """transformer blocks"""
     embd_size: Count = Field(768, ge=1)
     """width of the residual stream"""
@@ -103,9 +103,9 @@ class TrainSettings(Group):
     """training processes on this machine; auto: one per GPU; one on a CPU"""
     max_restarts: Count = Field(3, ge=0)
     """how often to restart all processes after one has died"""
-    rank_timeout_seconds: Number = Field(600, gt=0, le=86400)
+    rank_timeout_seconds: Number = Field(600, ge=1, le=86400)
     """time without an answer after which a process counts as dead"""
-    price_per_hour: Number | None = Field(None, ge=0)
+    price_per_hour: Number | None = Field(None, ge=0, le=1e9)
     """price of the machine per hour, in any currency, to show the cost"""
     resume: Literal["auto", "never"] = "auto"
     """auto: continue the run if it exists; never: refuse an existing run"""

@@ -1,6 +1,5 @@
 """The types of settings: how texts become values, and what all groups of settings share."""
 
-import math
 import re
 from decimal import Decimal
 from pathlib import Path
@@ -10,6 +9,8 @@ from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+# Fits into 64 bits, as libraries need it.
+_MAX_COUNT = 10**18
 _NOT_A_COUNT = "must be a whole number, such as 500, 20M, 1.5B or 1e7"
 
 
@@ -29,7 +30,7 @@ def parse_count(value: object) -> object:
     return int(number)
 
 
-def count_or(*words: str, at_least: int = 1, at_most: float = math.inf) -> BeforeValidator:
+def count_or(*words: str, at_least: int = 1, at_most: int = _MAX_COUNT) -> BeforeValidator:
     """Accept a count within bounds, or one of the words."""
     or_words = f", or {' or '.join(words)}"
 
@@ -44,7 +45,7 @@ def count_or(*words: str, at_least: int = 1, at_most: float = math.inf) -> Befor
         if isinstance(count, int) and count < at_least:
             raise ValueError(f"must be at least {at_least}{or_words}")
         if isinstance(count, int) and count > at_most:
-            raise ValueError(f"must be at most {at_most:g}{or_words}")
+            raise ValueError(f"must be at most {at_most}{or_words}")
         return count
 
     return BeforeValidator(parse)
@@ -83,7 +84,7 @@ def expand_home(value: object) -> object:
         raise ValueError("begins with ~, but there is no such user's home folder") from None
 
 
-Count = Annotated[int, BeforeValidator(parse_count)]
+Count = Annotated[int, BeforeValidator(parse_count), Field(le=_MAX_COUNT)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Beta = Annotated[Number, Field(ge=0, lt=1)]
 Seconds = Annotated[Number, Field(ge=0, le=86400)]

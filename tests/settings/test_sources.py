@@ -1,4 +1,5 @@
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ from dotenv import dotenv_values
 
 from app.errors import UserError
 from app.settings.settings import VARIABLES, Settings
-from app.settings.sources import RECIPES, load_settings
+from app.settings.sources import RECIPES, load_settings, suggestion
 from tests.newcomer import settle
 
 TOKEN = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz"
@@ -226,12 +227,9 @@ def test_a_missing_recipe_file_and_a_nested_recipe_are_faults() -> None:
 
 def test_lines_without_an_assignment_are_faults() -> None:
     write(".env", "TRAIN_SEED 5", "TRAIN_MAX_STEPS", "", "SAMPLE_PROMPT='open", "TRAIN_VAL_EVERY=x")
-    assert faults()[:3] == [
-        ".env, line 1: not of the form NAME=VALUE",
-        ".env, line 2: not of the form NAME=VALUE",
-        ".env, line 4: not of the form NAME=VALUE",
-    ]
-    assert faults()[3].startswith("TRAIN_VAL_EVERY=x (.env, line 5)")
+    unreadable, value = faults()
+    assert unreadable == ".env, lines 1, 2, 4: not of the form NAME=VALUE"
+    assert value.startswith("TRAIN_VAL_EVERY=x (.env, line 5)")
 
 
 def test_a_name_set_twice_in_a_file_is_a_fault() -> None:
@@ -239,20 +237,144 @@ def test_a_name_set_twice_in_a_file_is_a_fault() -> None:
     assert faults() == ["TRAIN_SEED is set twice in .env: lines 1, 5"]
 
 
-def test_a_file_that_is_not_utf8_is_a_fault() -> None:
+def test_a_dotenv_file_that_is_not_utf8_or_a_link_to_nothing_is_a_fault() -> None:
     Path(".env").write_bytes(b"TRAIN_RUN_NAME=caf\xe9\n")
-    assert faults() == [".env is not UTF-8 text"]
+    assert faults() == [".env, line 1: not UTF-8; save the file as UTF-8 text"]
+    Path(".env").unlink()
+    Path(".env").symlink_to("absent")
+    assert faults() == [
+        ".env cannot be read (No such file or directory): make it readable, or move it away"
+    ]
 
 
-def test_variables_of_other_programs_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HF_HOME", "DATADIR", "TRAINING", "MODELS", "LEARNING_RATE", "RECIPES"):
+def test_an_undefined_variable_is_a_fault_in_dotenv_and_in_a_recipe() -> None:
+    write(".env", "TRAIN_RUN_NAME=${EXPERIMENT}", "TRAIN_TOKENS_PER_STEP=$T", "RECIPE=./mine.env")
+    write("mine.env", "MODEL_CONTEXT_LENGTH=1000", "TRAIN_SEED=${SEEDS?}")
+    assert [fault.partition(" is not set")[0] for fault in faults()] == [
+        "TRAIN_RUN_NAME (.env, line 1): ${EXPERIMENT}",
+        "TRAIN_TOKENS_PER_STEP (.env, line 2): ${T}",
+        "TRAIN_SEED (./mine.env, line 2): ${SEEDS}",
+    ], "nor is a conflict with the default in place of $T reported"
+
+
+def test_a_recipe_may_refer_to_what_is_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    write(".env", "BASE=dotenv", "RECIPE=./mine.env")
+    write("mine.env", "TRAIN_RUN_NAME=$BASE-1", "SAMPLE_PROMPT='costs $5, $BASE'")
+    assert load().train.run_name == "dotenv-1"
+    assert load().sample.prompt == "costs $5, $BASE"
+    monkeypatch.setenv("BASE", "environment")
+    assert load().train.run_name == "environment-1"
+
+
+def test_names_close_to_ours_are_faults_in_dotenv_unless_another_line_uses_them() -> None:
+    typos = {
+        "RECPIE": "RECIPE",
+        "DATADIR": "DATA_DIR",
+        "TRIAN_MAX_STEPS": "TRAIN_MAX_STEPS",
+        "LEARNING_RATE": "TRAIN_LEARNING_RATE",
+    }
+    write(".env", "SEED=1", "PORT=80", "EXPERIMENT=a", *(f"{name}=1" for name in typos))
+    assert faults() == [
+        f"{name} (.env, line {line}): there is no such setting; did you mean {meant}?"
+        for line, (name, meant) in enumerate(typos.items(), 4)
+    ]
+    write(".env", "DATADIR=/disk", "DATA_DIR=$DATADIR/data")
+    assert load().general.data_dir == Path("/disk/data")
+
+
+@pytest.mark.parametrize("name", ("TRIAN_MAX_STEPS", "TRAINMAX_STEPS", "RECPIE", "PREPRAE_WORKERS"))
+def test_names_in_the_environment_that_can_only_be_ours_are_faults(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "5")
+    (fault,) = faults()
+    assert fault.startswith(f"{name} (environment): there is no such setting; did you mean ")
+
+
+def test_variables_of_other_programs_are_no_faults(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("HF_HOME", "TRAINING", "MODELS", "LEARNING_RATE", "OUT_DIR", "PORT", "GPU_ID"):
         monkeypatch.setenv(name, "anything")
     load()
+    assert capsys.readouterr() == ("", "")
+    for name in ("DATADIR", "RECIPES"):
+        monkeypatch.setenv(name, "anything")
+    load()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert sorted(err.splitlines()) == [
+        "warning: DATADIR (environment): there is no such setting; did you mean DATA_DIR?",
+        "warning: RECIPES (environment): there is no such setting; did you mean RECIPE?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "meant"),
+    (
+        ("--lr", ("--learning-rate", "--val-every"), "--learning-rate"),
+        ("--batch-size", ("--micro-batch-size", "--seed"), "--micro-batch-size"),
+        ("--steps", ("--max-steps", "--warmup-steps"), "--max-steps or --warmup-steps"),
+        ("--epochs", ("--max-steps", "--seed", "--shuffle"), ""),
+        ("--lerning-rate", ("--learning-rate", "--min-lr-ratio"), "--learning-rate"),
+        ("eval", ("evaluate", "export"), "evaluate"),
+        ("generate", ("prepare", "train", "evaluate"), ""),
+        ("TRAIN_URL", tuple(VARIABLES), ""),
+        ("TRAIN_LR", tuple(VARIABLES), "TRAIN_LEARNING_RATE"),
+        ("TRAIN_NUM_LAYERS", tuple(VARIABLES), "MODEL_NUM_LAYERS"),
+    ),
+)
+def test_only_close_names_are_suggested(name: str, known: tuple[str, ...], meant: str) -> None:
+    assert suggestion(name, known) == (f"; did you mean {meant}?" if meant else "")
+
+
+def test_a_recipe_that_is_another_kind_of_file_is_one_fault() -> None:
+    write("train.py", "import torch", "steps = 5", "rate = 0.1")
+    assert faults(RECIPE="./train.py") == ["./train.py, line 1: not of the form NAME=VALUE"]
+    (fault,) = faults(RECIPE="train.py")
+    assert fault.endswith("; did you mean ./train.py?")
+
+
+def test_flags_without_a_value_are_reported_with_other_faults() -> None:
+    assert faults(TRAIN_TOKENS_PER_STEP="", TRAIN_RUN_NAME="", TRAIN_SEED="x") == [
+        "TRAIN_TOKENS_PER_STEP (flag --tokens-per-step): has no value; give it one, or leave the "
+        "flag out",
+        "TRAIN_RUN_NAME (flag --run-name): has no value; give it one, or leave the flag out",
+        "TRAIN_SEED=x (flag --seed): must be a whole number, such as 500, 20M, 1.5B or 1e7",
+    ]
+
+
+@pytest.mark.parametrize("place", ("file", "file/below", "link"))
+def test_a_data_dir_that_cannot_be_a_folder_is_a_fault(place: str) -> None:
+    write("file", "notes")
+    Path("link").symlink_to("absent")
+    assert faults(DATA_DIR=place) == [
+        f"DATA_DIR={place} (flag --data-dir): there is a file, or a link to nothing, instead of a "
+        "folder"
+    ]
+
+
+NUMBERS = [
+    variable
+    for variable, group in VARIABLES.items()
+    for kind in [str(group.model_fields[group.variables()[variable]].annotation)]
+    if "int" in kind or "float" in kind
+]
+NO_NUMBERS = ("nan", "-inf", "1e400", "١٢", "\uff12", "0x10", "½", "1,5,", "-1", "9" * 5000)
+
+
+@pytest.mark.parametrize("variable", NUMBERS)
+def test_no_setting_takes_a_number_that_is_none_or_beyond_all_bounds(variable: str) -> None:
+    # A gradient norm may be clipped to any size.
+    for text in (*NO_NUMBERS, *(("1e99",) if variable != "TRAIN_GRAD_CLIP" else ())):
+        (fault,) = faults(**{variable: text})
+        assert fault.startswith(f"{variable}={text} (flag --")
+        assert re.search(r"\): must be [^\n]{3,80}$", fault)
 
 
 def test_no_fault_shows_the_hub_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    write(".env", f"HF_TOKN={TOKEN}", f"HF_TOKEN {TOKEN}", "TRAIN_SEED=x")
+    write(".env", f"HF_TOKN={TOKEN}", f"HF_TOKEN {TOKEN}", "TRAIN_SEED=$HF_TOKEN")
     assert TOKEN not in "".join(faults())
 
 
