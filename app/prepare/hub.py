@@ -130,7 +130,7 @@ def hub_documents(place: str | Path, source: TextSource, hf_token: str | None) -
         return StreamedDocuments(_stream(builder, source.split), column, identity)
 
     token = checked_token(hf_token)
-    use_hub_client(source.retry_seconds)
+    use_hub_client(source.retry_seconds, place)
     giving_up.clear()
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     errors = partial(hub_errors, place, source.revision, token)

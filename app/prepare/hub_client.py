@@ -15,12 +15,14 @@ from huggingface_hub import constants, get_session, get_token, set_client_factor
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import httpx
 
 from app.errors import AppError, NetworkError, UserError
+from app.prepare.spec import absence, is_doubtful
 
 _MAX_WAIT_SECONDS = 120.0
 _RETRIED_STATUSES = (408, 429, *range(500, 600))
@@ -53,11 +55,13 @@ class HubClient(httpx.Client):
 
     Args:
         retry_seconds: waits between tries.
+        dataset: a hub id; it may be a mistyped path as long as the hub has not answered.
     """
 
-    def __init__(self, *, retry_seconds: Sequence[float], **options: Any) -> None:
+    def __init__(self, *, retry_seconds: Sequence[float], dataset: str, **options: Any) -> None:
         super().__init__(**options)
         self._retry_seconds = retry_seconds
+        self._unconfirmed = dataset
 
     def send(
         self, request: httpx.Request, *, stream: bool = False, **options: Any
@@ -74,33 +78,36 @@ class HubClient(httpx.Client):
             try:
                 response = super().send(request, **options)
             except httpx.TransportError as error:
-                problem = str(error) or type(error).__name__
+                problem = f"{str(error) or type(error).__name__} ({place})"
+                if self._unconfirmed and is_doubtful(self._unconfirmed):
+                    raise UserError(
+                        f"{absence(self._unconfirmed)}; nor can the hub be reached: {problem}",
+                        "correct PREPARE_DATASET; for the hub, connect this machine to it",
+                    ) from error
+                if self._unconfirmed:
+                    problem += f"; and {absence(self._unconfirmed)}"
             else:
+                self._unconfirmed = ""
                 if (fault := _problem(response)) is None:
                     return response
-                problem = fault
+                problem = f"{fault} ({place})"
                 requested_seconds = _retry_after(response)
             if wait is None or giving_up.is_set():
                 raise NetworkError(
-                    f"the hub does not answer: {problem} ({place})",
+                    f"the hub does not answer: {problem}",
                     "run the same command again later; it continues",
                 )
             seconds = max(wait, requested_seconds)
-            print(
-                f"the hub does not answer: {problem} ({place}); trying again in {seconds:g} s",
-                flush=True,
-            )
+            print(f"the hub does not answer: {problem}; trying again in {seconds:g} s", flush=True)
             if giving_up.wait(seconds):
                 raise NetworkError("the hub does not answer", "run the same command again later")
         raise AssertionError("the last try returns or raises")
 
 
-def use_hub_client(retry_seconds: Sequence[float]) -> None:
+def use_hub_client(retry_seconds: Sequence[float], dataset: str = "") -> None:
     """Make huggingface_hub, and so `datasets`, send everything through HubClient."""
-    hooks = get_session().event_hooks
-    set_client_factory(
-        lambda: HubClient(retry_seconds=retry_seconds, event_hooks=hooks, follow_redirects=True)
-    )
+    options: dict[str, Any] = {"event_hooks": get_session().event_hooks, "follow_redirects": True}
+    set_client_factory(lambda: HubClient(retry_seconds=retry_seconds, dataset=dataset, **options))
 
 
 @contextmanager
@@ -124,11 +131,16 @@ def hub_errors(dataset: str, revision: str, token: str | None) -> Iterator[None]
 
 def _explained(error: Exception, dataset: str, revision: str, token: str | None) -> AppError:
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+    if isinstance(error, OfflineModeIsEnabled):
+        return UserError(
+            f"{absence(dataset)}, and HF_HUB_OFFLINE=1 forbids asking the hub",
+            "unset HF_HUB_OFFLINE, or point PREPARE_DATASET to local files",
+        )
     if isinstance(error, GatedRepoError):
         return gated(dataset, token)
     if isinstance(error, RepositoryNotFoundError):
         return UserError(
-            f"there is no dataset {dataset} on the hub, and no such file or folder here",
+            f"there is no dataset {dataset} on the hub, and {absence(dataset)}",
             "correct PREPARE_DATASET; a private dataset needs HF_TOKEN",
         )
     if isinstance(error, RevisionNotFoundError):

@@ -4,7 +4,7 @@ This module and those that it imports never import torch: preparing needs no GPU
 """
 
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from app.data.dataset import open_dataset
 from app.data.manifest import MANIFEST, Manifest, remove_leftovers
 from app.data.tokenizer import VOCABULARY
-from app.errors import ExitCode, Stopped, UserError
+from app.errors import AppError, ExitCode, Stopped, UserError
 from app.formats import differences
 from app.locks import locked
 from app.prefetch import prefetch
@@ -127,6 +127,7 @@ def preparing(folder: Path) -> Iterator[None]:
         print_in_handler(f"stopped: {kept}")
         exit_now(number)
 
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         # A thread may be stuck; ending at any moment loses nothing.
@@ -134,9 +135,19 @@ def preparing(folder: Path) -> Iterator[None]:
             on_stop_signals(interrupt, limit_seconds=_MAX_STOP_SECONDS, time_out=end_now),
             locked(folder, "prepare"),
         ):
+            # Another process, which failed, may just have removed it.
+            folder.mkdir(parents=True, exist_ok=True)
             yield
     except KeyboardInterrupt:
         raise Stopped(code, kept) from None
+    except AppError:
+        # A folder that holds nothing would look like a dataset.
+        if made and [path.name for path in folder.iterdir()] == [".lock"]:
+            with suppress(OSError):
+                (folder / ".lock").unlink()
+                for place in made:
+                    place.rmdir()
+        raise
 
 
 def resume(

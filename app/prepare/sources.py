@@ -18,7 +18,7 @@ from app.prepare.local_files import (
     kind_of,
     listing,
 )
-from app.prepare.spec import STDLIB, TextSource, is_hub_id
+from app.prepare.spec import STDLIB, TextSource, absence, is_doubtful, is_hub_id
 
 _EXCLUDED_FROM_STDLIB = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages"})
 
@@ -37,6 +37,9 @@ def open_documents(source: TextSource, hf_token: str | None = None) -> Documents
     path = _expanded(dataset)
     is_hub_folder = dataset != STDLIB and path.is_dir() and _is_hub_layout(path)
     if is_hub_folder or is_hub_id(dataset):
+        if not is_hub_folder and is_doubtful(dataset):
+            # Said at once, because a network that swallows everything takes long to fail.
+            print(f"{absence(dataset)}: asking the hub", flush=True)
         # The hub's libraries take a second to import, and local text does not need them.
         from app.prepare.hub import hub_documents
 

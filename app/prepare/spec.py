@@ -1,14 +1,18 @@
 """A source of text, and the dataset to make from it."""
 
+import difflib
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from app.prepare.local_files import kind_of
 
 STDLIB = "stdlib"
+_SEARCHED_NAMES = 10_000
 _HUB_ID = re.compile(r"[A-Za-z0-9_-][\w.-]*(/[\w.-]+)?", re.ASCII)
 
 
@@ -16,6 +20,22 @@ def is_hub_id(dataset: str) -> bool:
     """Return True if `dataset` names a hub dataset, not something on this machine."""
     is_here = dataset == STDLIB or Path(dataset).exists() or kind_of(dataset) is not None
     return not is_here and _HUB_ID.fullmatch(dataset) is not None
+
+
+def is_doubtful(dataset: str) -> bool:
+    """Return True if a hub id is rather a mistyped path: without owner, or below a folder here."""
+    return Path(dataset).parent.is_dir()
+
+
+def absence(dataset: str) -> str:
+    """Return the sentence that there is no such file or folder, with those of similar names."""
+    folder, name = Path(dataset).parent, Path(dataset).name
+    with suppress(OSError):
+        names = [path.name for path in islice(folder.iterdir(), _SEARCHED_NAMES)]
+        if close := difflib.get_close_matches(name, names, cutoff=0.75):
+            similar = " and ".join(str(folder / one) for one in close)
+            return f"there is no file or folder {dataset} here (but {similar})"
+    return f"there is no file or folder {dataset} here"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 import json
 import shutil
+import socket
+import subprocess
+import sys
 import sysconfig
 import time
 from collections.abc import Iterator
@@ -285,3 +288,56 @@ def test_hub_dataset_without_network_fails_quickly(start: Start) -> None:
     assert len(output.splitlines()) == 2
     assert error.startswith("error: the hub does not answer: ")
     assert len(error.splitlines()) == 2
+
+
+@pytest.fixture
+def silent_hub() -> Iterator[str]:
+    """Return the address of a server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("kind", ("refused", "silent", "no network", "forbidden"))
+def test_mistyped_folder_without_the_hub_is_told_at_once_and_not_tried_again(
+    kind: str, start: Start, tmp_path: Path, silent_hub: str
+) -> None:
+    (tmp_path / "my_texts").mkdir()
+    missing = "there is no file or folder my_text here (but my_texts)"
+    variables = {"HF_ENDPOINT": silent_hub, "HF_HUB_DOWNLOAD_TIMEOUT": "1", "no_proxy": "*"}
+    problem, fix = f"{missing}; nor can the hub be reached: ", "correct PREPARE_DATASET; for the"
+    command = ["-m", "app", "prepare", "--dataset", "my_text", "--out-dir", "new"]
+    if kind == "refused":
+        variables = {}
+    elif kind == "forbidden":
+        variables["HF_HUB_OFFLINE"] = "1"
+        problem, fix = f"{missing}, and HF_HUB_OFFLINE=1 forbids", "unset HF_HUB_OFFLINE, or point"
+    elif kind == "no network":
+        if subprocess.run(["unshare", "-n", "true"], check=False).returncode:
+            pytest.skip("this user may not take the network away")
+        enter = "import os, sys; os.execvp('unshare', ['unshare', '-n', *sys.argv[1:]])"
+        command = ["-c", enter, sys.executable, *command]
+    process = start(*command, **variables)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 2, error
+    assert output == f"{missing}: asking the hub\n"
+    assert error.startswith(f"error: {problem}")
+    assert error.splitlines()[1].startswith(f"  fix: {fix}")
+    assert len(error.splitlines()) == 2
+    assert not (tmp_path / "new").exists()
+
+
+def test_every_message_until_the_hub_answers_says_that_there_is_no_such_folder(
+    start: Start,
+) -> None:
+    process = start(
+        *("-m", "app", "prepare", "--dataset", "textz/mine"), PREPARE_RETRY_SECONDS="0,0"
+    )
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 5
+    *retries, given_up = [*output.splitlines(), error.splitlines()[0]]
+    assert len(retries) == 2
+    for line in retries:
+        assert line.endswith(
+            "; and there is no file or folder textz/mine here; trying again in 0 s"
+        )
+    assert given_up.endswith("; and there is no file or folder textz/mine here")
