@@ -57,6 +57,11 @@ def how_to_get_permission(path: str, *, read_only: bool) -> str:
     """Return advice on a file or folder that this process may not read or write."""
     user = os.getuid()
     if not in_container():
+        elsewhere = "or set DATA_DIR to a folder on another disk"
+        if read_only:
+            return f"mount its disk writable, {elsewhere}"
+        if user == 0:
+            return f"its file system refuses even user 0: change its mount or rules, {elsewhere}"
         return f"give it to user {user}, or set DATA_DIR to a folder of that user"
     if path.startswith("/run/secrets/"):
         return f"let user {user} read the file that HF_TOKEN_FILE names"

@@ -5,7 +5,11 @@ from typing import Self
 
 
 class ExitCode(IntEnum):
-    """Exit codes of every command. Only BUG and NETWORK are worth an automatic restart."""
+    """Exit codes of every command.
+
+    Worth an automatic restart are NETWORK, after a while, and a few times BUG and a kill (137): a
+    bug, or a process that is lost, may not come again. The others would.
+    """
 
     DONE = 0
     BUG = 1

@@ -15,7 +15,7 @@ from app.hardware.proc import child_processes
 from app.progress import print_line
 from app.signals import exit_code_of, exit_now, on_stop_signals, print_in_handler
 
-# Any other exit code would only recur. A process killed by a signal has a negative exit code.
+# As is a kill, whose exit code here is negative. NETWORK needs a wait; all others would recur.
 _WORTH_A_RESTART = (ExitCode.BUG, ExitCode.RANK_LOST)
 # Set for the processes of a restart. They continue the run even with TRAIN_RESUME=never.
 _RESTARTED = "GPT_COMPOSE_RESTARTED"

@@ -343,7 +343,7 @@ def test_same_metrics_give_the_same_report(tmp_path: Path) -> None:
 
 
 def test_missing_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no run in .*nothing"):
+    with pytest.raises(UserError, match=r"there is no run .*nothing"):
         write_report([tmp_path / "nothing"])
 
 
