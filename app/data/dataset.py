@@ -17,6 +17,10 @@ from app.data.shards import Shard, open_shard
 from app.errors import UserError
 from app.files import sha256_of
 
+# Words in the names of shards, as other programs write them.
+_HELD_OUT = r"val(?:id(?:ation)?)?|test|dev|eval(?:uation)?|h[eo]ld[ _-]?out"
+_SPLIT = re.compile(rf"(?<![a-z])(?:({_HELD_OUT})|train(?:ing)?)(?:set)?(?![a-z])", re.I)
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -25,7 +29,7 @@ class Dataset:
     Attributes:
         folder: the shards' folder
         manifest: None for shards that a different program has written
-        train, val: the shards of each split, in order
+        train, val: the shards of each split, in order; without a manifest, by is_held_out()
         fingerprint: SHA-256 of the hashes of all shards; without a manifest, of names and counts
     """
 
@@ -42,6 +46,11 @@ class Dataset:
             UserError: there are too few training tokens for one sequence.
         """
         count = sequences.num_sequences(sum(map(len, self.train)), context_length)
+        if self.manifest is None and not self.train:
+            raise UserError(
+                f"all shards in {self.folder} are named as held-out text (val, test, dev, …)",
+                "rename those to train on, for example to NAME_train_000000.bin",
+            )
         if count == 0:
             raise UserError(
                 f"{self.folder} has too few training tokens for one sequence: "
@@ -49,6 +58,36 @@ class Dataset:
                 "prepare more text, or lower MODEL_CONTEXT_LENGTH",
             )
         return count
+
+    def lack_of_held_out_text(self, context_length: int) -> tuple[str, str] | None:
+        """Return why no held-out loss can be measured, and what to do; None if it can be."""
+        tokens = sum(map(len, self.val))
+        if tokens > context_length:
+            return None
+        if self.manifest is None and not self.val:
+            problem = "has no shard named as held-out text (val, test, dev, …): all are trained on"
+            return f"{self.folder} {problem}", "rename one, for example to NAME_val_000000.bin"
+        return (
+            f"{self.folder} has {tokens:,} held-out tokens, and a sequence needs "
+            f"{context_length + 1:,} (MODEL_CONTEXT_LENGTH and one more)",
+            f"prepare it again, into another folder, with PREPARE_VAL_TOKENS={context_length} or "
+            "more",
+        )
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """Return the files in a folder that look like shards, by name."""
+    is_shard = re.compile(r"[^.].*\.bin", re.I | re.S).fullmatch
+    return sorted(path for path in folder.iterdir() if is_shard(path.name) and path.is_file())
+
+
+def is_held_out(name: str) -> bool:
+    """Return True if a shard's file name says that its text is not for training.
+
+    The last word that names a split counts: `dev-corpus_train_000000.bin` is for training.
+    """
+    words = _SPLIT.findall(name.rpartition(".")[0])
+    return bool(words and words[-1])
 
 
 def open_dataset(folder: Path) -> Dataset:
@@ -62,12 +101,14 @@ def open_dataset(folder: Path) -> Dataset:
         raise UserError(f"no dataset in {folder}: there is no such folder", fix)
     manifest = Manifest.load(folder)
     if manifest is None:
-        names = sorted(path.name for path in folder.glob("*.bin"))
+        names = [path.name for path in shard_files(folder)]
         if not names:
             raise UserError(f"no dataset in {folder}: it holds no shard (*.bin)", fix)
         opened = {name: open_shard(folder / name) for name in names}
-        listing = "".join(f"{name}\t{opened[name].size}\n" for name in names)
-        held_out = {name for name in names if re.search(r"_val[_.]", name)}
+        held_out = {name for name in names if is_held_out(name)}
+        # Earlier versions trained on some of these: such a run must not continue without them.
+        marks = {name: "" if re.search(r"_val[_.]", name) else "\tval" for name in held_out}
+        listing = "".join(f"{name}\t{opened[name].size}{marks.get(name, '')}\n" for name in names)
     else:
         if not manifest.complete:
             raise UserError(

@@ -132,10 +132,9 @@ def evaluate(settings: Settings) -> None:
     stream = TokenStream(dataset.val if cfg.split == "val" else dataset.train)
     text = HeldOutText(stream, length, _max_tokens(cfg.tokens, stream, dataset.folder))
     if text.num_sequences == 0:
-        raise UserError(
-            f"{dataset.folder} has no {cfg.split} tokens to measure on",
-            "prepare it with PREPARE_VAL_TOKENS above 0, or set EVALUATE_SPLIT=train",
-        )
+        if lack := cfg.split == "val" and dataset.lack_of_held_out_text(length):
+            raise UserError(lack[0], f"{lack[1]}; or set EVALUATE_SPLIT=train")
+        dataset.num_sequences(length)
     is_own = dataset.fingerprint == checkpoint.state.identity["dataset_fingerprint"]
     if cfg.split == "val" and not is_own:
         message = (

@@ -1,5 +1,6 @@
 """The start of a run: what can be decided, or fail, before torch is imported."""
 
+import sys
 from dataclasses import dataclass
 
 from app.data.dataset import Dataset, open_dataset
@@ -66,7 +67,17 @@ def plan_start(
         print_line(f"{run.path} is finished: all {checkpoint.step} steps are done")
         return None
     print_line(f"{run.path}: " + (f"continues at step {checkpoint.step}" if checkpoint else "new"))
+    if warning := held_out_warning(dataset, settings):
+        print(f"warning: {'; '.join(warning)}", file=sys.stderr, flush=True)
     return Start(identity, checkpoint)
+
+
+def held_out_warning(dataset: Dataset, settings: Settings) -> tuple[str, str] | None:
+    """Return why the run will have no held-out loss, and what to do; None if that was asked for."""
+    manifest = dataset.manifest
+    is_intended = not settings.train.val_every or (manifest is not None and not dataset.val)
+    lack = None if is_intended else dataset.lack_of_held_out_text(settings.model.context_length)
+    return lack and (f"no held-out loss will be measured: {lack[0]}", lack[1])
 
 
 def run_identity(settings: Settings, dataset_fingerprint: str) -> RunIdentity:

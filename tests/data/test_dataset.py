@@ -1,5 +1,6 @@
 """A dataset folder: sequences in an epoch, and the verification of hashes in the background."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -8,7 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.data.dataset import Dataset, ShardVerification, open_dataset
+from app.data.dataset import (
+    Dataset,
+    ShardVerification,
+    is_held_out,
+    open_dataset,
+    shard_files,
+)
 from app.data.manifest import Manifest, ShardInfo
 from app.errors import UserError
 from tests.prepare.conftest import write_shard
@@ -109,3 +116,107 @@ assert not ShardVerification(dataset).done()
 def test_program_that_ends_does_not_wait_for_the_verification(tmp_path: Path) -> None:
     dataset_of(tmp_path, 5)
     subprocess.run([sys.executable, "-c", LEAVE_AT_ONCE, tmp_path], check=True, timeout=60)
+
+
+def write_shards(folder: Path, **sizes: int) -> Path:
+    """Write a shard of each size, filled with its size, by name without .bin."""
+    folder.mkdir(exist_ok=True)
+    for name, size in sizes.items():
+        write_shard(folder / f"{name}.bin", np.full(size, size, np.uint16))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    (
+        "val.bin",
+        "VAL.BIN",
+        "fineweb_val_000000.bin",
+        "tiny_shakespeare_val.bin",
+        "validation-00000-of-00001.bin",
+        "c4-Valid.0.bin",
+        "test.bin",
+        "testset_3.bin",
+        "wiki.test.bin",
+        "dev2.bin",
+        "my dev.bin",
+        "eval_0.bin",
+        "heldout.bin",
+        "text-held-out-1.bin",
+        "held_out.bin",
+        "HoldOut.bin",
+        "train_val.bin",
+    ),
+)
+def test_names_of_other_programs_for_held_out_shards(name: str) -> None:
+    assert is_held_out(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    (
+        "train.bin",
+        "fineweb_000000.bin",
+        "TinyStories_train.bin",
+        "latest.bin",
+        "medieval_0.bin",
+        "developers_0.bin",
+        "contest.bin",
+        "values.bin",
+        "carnival.bin",
+        "dev-corpus_train_000000.bin",
+        "eval.training.3.bin",
+    ),
+)
+def test_names_of_shards_to_train_on(name: str) -> None:
+    assert not is_held_out(name)
+
+
+def test_shards_named_as_held_out_are_not_trained_on(tmp_path: Path) -> None:
+    dataset = open_dataset(write_shards(tmp_path, train=9, val=5, heldout=4, Test=3))
+    assert [len(shard) for shard in dataset.train] == [9]
+    # By name, upper case first.
+    assert [len(shard) for shard in dataset.val] == [3, 4, 5]
+
+
+def test_only_visible_files_named_bin_are_shards(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "data", TRAIN=9)
+    (folder / "TRAIN.bin").rename(folder / "TRAIN.BIN")
+    (folder / "._VAL.bin").write_bytes(b"a Mac's copy of attributes")
+    (folder / "val.bin").mkdir()
+    os.mkfifo(folder / "pipe.bin")
+    (folder / "notes.bin.txt").touch()
+    assert [path.name for path in shard_files(folder)] == ["TRAIN.BIN"]
+    assert len(open_dataset(folder).train) == 1
+
+
+def test_a_run_of_an_earlier_version_continues_unless_it_trained_on_held_out_text(
+    tmp_path: Path,
+) -> None:
+    """The fingerprints that llm.c's shards had before more names were known."""
+    names = {"a_000000": 9, "a_val_000000": 5}
+    known = hashlib.sha256(b"a_000000.bin\t9\na_val_000000.bin\t5\n").hexdigest()
+    assert open_dataset(write_shards(tmp_path / "1", **names)).fingerprint == known
+    trained_on_both = hashlib.sha256(b"train.bin\t9\nval.bin\t5\n").hexdigest()
+    assert open_dataset(write_shards(tmp_path / "2", train=9, val=5)).fingerprint != trained_on_both
+
+
+def test_shards_that_all_look_held_out_are_refused_for_training(tmp_path: Path) -> None:
+    dataset = open_dataset(write_shards(tmp_path, test_000000=9, test_val_000000=5))
+    assert len(dataset.val) == 2
+    with pytest.raises(UserError, match=r"all shards .* named as held-out.*\n.*rename those to tr"):
+        dataset.num_sequences(4)
+
+
+def test_held_out_text_shorter_than_a_sequence_is_told_with_the_number_that_would_do(
+    tmp_path: Path,
+) -> None:
+    dataset = open_dataset(write_shards(tmp_path, train=2000, val=1001))
+    assert dataset.lack_of_held_out_text(1000) is None
+    problem, fix = dataset.lack_of_held_out_text(1024) or ("", "")
+    assert "has 1,001 held-out tokens, and a sequence needs 1,025" in problem
+    assert "PREPARE_VAL_TOKENS=1024 or more" in fix
+    (tmp_path / "val.bin").rename(tmp_path / "more.bin")
+    problem, fix = open_dataset(tmp_path).lack_of_held_out_text(10) or ("", "")
+    assert "has no shard named as held-out text" in problem
+    assert fix == "rename one, for example to NAME_val_000000.bin"

@@ -2,10 +2,9 @@
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,6 @@ from torch.nn import functional as F
 
 from app.data.tokenizer import END_OF_TEXT, token_byte_lengths, vocabulary_files
 from app.errors import ExitCode
-from app.files import AppendOnlyFile
-from app.locks import locked
 from app.model.gpt import GPT, GPTConfig
 from app.runs.checkpoint import open_checkpoint
 from app.settings.tools import EvaluateSettings
@@ -124,22 +121,6 @@ def test_each_evaluation_adds_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first == second
 
 
-def test_evaluations_at_once_keep_all_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = RUN / "evaluations.jsonl"
-    with ExitStack() as other:
-        other.enter_context(locked(path, "evaluate", file=RUN / ".evaluations.lock"))
-        line = AppendOnlyFile(path)
-
-        def append() -> None:
-            line.append(b'{"step": 5}\n')
-            other.close()
-
-        # About when the one below waits for it.
-        Timer(1.0, append).start()
-        assert type_in("evaluate", monkeypatch) == ExitCode.DONE
-    assert [line["step"] for line in evaluations()] == [5, 20]
-
-
 def test_held_out_text_of_another_dataset_gives_a_warning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,3 +188,38 @@ def test_confidence_interval_contains_the_true_loss_in_95_percent(memory: float)
 def test_few_sequences_count_as_independent() -> None:
     losses = np.array([3.0, 5.0, 4.0])
     assert standard_error(losses) == pytest.approx(1 / math.sqrt(3))
+
+
+@pytest.mark.parametrize(
+    ("val_tokens", "problem"), ((CONTEXT_LENGTH - 1, f"has {CONTEXT_LENGTH}"), (0, "has 0"))
+)
+def test_held_out_text_shorter_than_a_sequence_is_an_error_with_the_number_that_would_do(
+    val_tokens: int,
+    problem: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = f"prepare --total-tokens 3000 --val-tokens {val_tokens} --out-dir short"
+    assert type_in(line, monkeypatch) == ExitCode.DONE
+    capsys.readouterr()
+    assert type_in("evaluate --dataset-dir short", monkeypatch) == ExitCode.USER
+    assert capsys.readouterr().err == (
+        f"error: data/short {problem} held-out tokens, and a sequence needs {CONTEXT_LENGTH + 1} "
+        "(MODEL_CONTEXT_LENGTH and one more)\n"
+        "  fix: prepare it again, into another folder, with PREPARE_VAL_TOKENS="
+        f"{CONTEXT_LENGTH} or more; or set EVALUATE_SPLIT=train\n"
+    )
+    assert not (RUN / "evaluations.jsonl").exists()
+    assert type_in("evaluate --dataset-dir short --split train", monkeypatch) == ExitCode.DONE
+
+
+def test_shards_of_another_program_are_held_out_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same tokens as prepare's, so the same loss."""
+    assert type_in("evaluate", monkeypatch) == ExitCode.DONE
+    theirs = Path("data/theirs")
+    theirs.mkdir()
+    for number, path in enumerate(sorted(Path("data/words").glob("*_val_*.bin"))):
+        shutil.copy(path, theirs / f"Validation{number}.BIN")
+    assert type_in("evaluate --dataset-dir theirs", monkeypatch) == ExitCode.DONE
+    own, other = evaluations()
+    assert (own["loss"], own["tokens"]) == (other["loss"], other["tokens"])

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from functools import partial
 
-from app.data.dataset import ShardVerification, open_dataset
+from app.data.dataset import ShardVerification, open_dataset, shard_files
 from app.data.manifest import Manifest
 from app.data.shards import open_shard
 from app.errors import NetworkError
@@ -13,7 +13,7 @@ from app.locks import locked
 from app.runs.checkpoint import latest_valid, no_valid_checkpoint_error
 from app.runs.folder import RunFolder
 from app.tools.doctor.checks import Context, Finding, run_check
-from app.train.start import run_identity
+from app.train.start import held_out_warning, run_identity
 
 
 def check_dataset(context: Context) -> Iterator[Finding]:
@@ -24,7 +24,8 @@ def check_dataset(context: Context) -> Iterator[Finding]:
     """
     settings, folder = context.settings, context.settings.train_dataset_dir
     manifest = Manifest.load(folder)
-    if manifest is None and folder == settings.prepare_dir and not any(folder.glob("*.bin")):
+    is_empty = manifest is None and not (folder.is_dir() and shard_files(folder))
+    if is_empty and folder == settings.prepare_dir:
         yield Finding("dataset", "warn", f"{folder} is not prepared yet", "run prepare")
         return
     if manifest is not None and not manifest.complete:
@@ -49,6 +50,8 @@ def check_dataset(context: Context) -> Iterator[Finding]:
         f"{folder}: {sum(map(len, dataset.train)):,} training tokens "
         f"({run_tokens / epoch_tokens:.2f} epochs), {context.val_tokens:,} held out; {verified}",
     )
+    if warning := held_out_warning(dataset, settings):
+        yield Finding("held-out text", "warn", *warning)
 
 
 def check_run(context: Context) -> Iterator[Finding]:
@@ -128,7 +131,7 @@ def check_hub(dataset: str, revision: str, token: str | None) -> Iterator[Findin
 
     token = checked_token(token)
     # One try: the table would have to wait for retries.
-    use_hub_client((), dataset)
+    use_hub_client(())
     hub = HfApi(token=token or False)
     try:
         with hub_errors(dataset, revision, token):
