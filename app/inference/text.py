@@ -15,7 +15,8 @@ class Sampling:
     """A prompt, and the parameters of sampling its continuations.
 
     Attributes:
-        prompt: beginning of the document to continue; may be empty
+        prompt: beginning of the document to continue; may be empty; `<|endoftext|>` in it is that
+            token, and ends one document and begins another
         num_samples: continuations, drawn side by side
         max_tokens: limit on the tokens of each continuation
         temperature, top_k, seed: see app.model.generate.generate_tokens
@@ -39,7 +40,7 @@ def stream_texts(
         None once the model has ended the document. Stops when every sample has ended.
     """
     rows = range(sampling.num_samples)
-    prompt = _prompt_tokens(tokenizer, sampling.prompt)
+    prompt = tokenizer.encode_prompt(sampling.prompt)
     generated = generate_tokens(
         model,
         torch.tensor([prompt] * len(rows), device=next(model.parameters()).device),
@@ -84,12 +85,7 @@ def generate_texts(
 
 def truncation_note(model: GPT, tokenizer: Tokenizer, prompt: str) -> str | None:
     """Return a note if the prompt is longer than the context; None otherwise."""
-    length, tokens = model.config.context_length, len(_prompt_tokens(tokenizer, prompt))
+    length, tokens = model.config.context_length, len(tokenizer.encode_prompt(prompt))
     if tokens <= length:
         return None
     return f"the prompt has {tokens} tokens; the model sees the last {length} of them"
-
-
-def _prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Return the tokens of a document that begins with the prompt."""
-    return [END_OF_TEXT, *tokenizer.encode(prompt).tolist()]

@@ -58,6 +58,7 @@ def _sample(logits: Tensor, temperature: float, top_k: int, generator: torch.Gen
     if 0 < top_k < logits.shape[-1]:
         smallest = logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, -torch.inf)
-    # The largest logit becomes 0, so that a tiny temperature cannot overflow.
+    # The largest logit becomes 0, so that a tiny temperature, if not 0 itself, cannot overflow.
+    temperature = max(temperature, torch.finfo(torch.float32).tiny)
     scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
     return torch.multinomial(scaled.softmax(dim=-1), 1, generator=generator)

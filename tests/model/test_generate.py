@@ -143,3 +143,15 @@ def test_samples_follow_the_models_distribution(model: GPT) -> None:
     drawn = generate(model, prompt.expand(rows, 1), 1, temperature=1.5)[:, -1]
     actual = drawn.bincount(minlength=CONFIG.vocab_size) / rows
     assert (actual - expected).abs().max() < 4 * (0.25 / rows) ** 0.5
+
+
+@pytest.mark.parametrize("temperature", (5e-324, 1e-300, 1e-40, 1e-38, 1e-10))
+def test_a_tiny_temperature_takes_the_likeliest_token(model: GPT, temperature: float) -> None:
+    likeliest = generate(model, PROMPT, 20, temperature=0)
+    assert torch.equal(generate(model, PROMPT, 20, temperature=temperature), likeliest)
+
+
+@pytest.mark.parametrize("top_k", (CONFIG.vocab_size, CONFIG.vocab_size + 1, 10**30))
+def test_top_k_of_the_vocabulary_or_more_samples_from_all(model: GPT, top_k: int) -> None:
+    from_all = generate(model, PROMPT, 20, temperature=3.0, top_k=0)
+    assert torch.equal(generate(model, PROMPT, 20, temperature=3.0, top_k=top_k), from_all)

@@ -1,5 +1,6 @@
 """`sample`: real processes, whose output is read as it comes."""
 
+import codecs
 import os
 import re
 import signal
@@ -8,14 +9,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 
 import pytest
+import torch
 
 from app.data.tokenizer import END_OF_TEXT, Tokenizer
 from app.errors import ExitCode
 from app.inference.text import Sampling, generate_texts
 from app.model.gpt import GPT
 from app.settings.tools import SampleSettings
+from app.tools.sample import read_prompt
 from tests.newcomer import REPOSITORY, settle, type_in
 from tests.tools.written_run import rewrite, write_run
 
@@ -39,6 +43,48 @@ def expected(model: GPT, **changes: object) -> str:
     cfg = SampleSettings.model_validate(changes).model_dump(exclude={"prompt_file", "step"})
     texts = generate_texts(model, Tokenizer(), Sampling(**cfg))
     return f"{FOLDER}:\n" + "".join(f"---\n{text}\n" for text in texts)
+
+
+@pytest.mark.parametrize(
+    "content",
+    (
+        "Ça va? 😀\r\n".encode("utf-8-sig"),
+        "Ça va? 😀\n".encode("utf-16"),
+        codecs.BOM_UTF16_BE + "Ça va? 😀".encode("utf-16-be"),
+        "Ça va? 😀\r\n".encode("utf-32"),
+        "<|endoftext|>Ça va? 😀\n".encode("utf-8-sig"),
+    ),
+)
+@pytest.mark.parametrize("way", ("file", "pipe"))
+def test_a_mark_of_a_prompt_file_is_its_encoding_and_not_text(
+    tmp_path: Path, content: bytes, way: str
+) -> None:
+    path = tmp_path / "prompt.txt"
+    if way == "pipe":
+        os.mkfifo(path)
+        Thread(target=path.write_bytes, args=(content,)).start()
+    else:
+        path.write_bytes(content)
+    prompt = read_prompt(str(path))
+    assert prompt.removeprefix("<|endoftext|>") == "Ça va? 😀"
+    assert Tokenizer().encode_prompt(prompt) == Tokenizer().encode_prompt("Ça va? 😀")
+
+
+def test_an_empty_prompt_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for content in (b"", codecs.BOM_UTF8):
+        (tmp_path / "empty.txt").write_bytes(content)
+        assert read_prompt(str(tmp_path / "empty.txt")) == ""
+        assert "empty.txt is empty: the texts begin a new document\n" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_an_error(
+    model: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.transformer.ln_f.bias.data[0] = torch.inf
+    rewrite(tmp_path / "data" / "runs" / "small", model)
+    for command in ("sample --temperature 0", "sample"):
+        assert type_in(command, monkeypatch) == ExitCode.USER
+        assert capsys.readouterr().err.startswith(f"error: {FOLDER} has weights that are not fin")
 
 
 @contextmanager
@@ -102,14 +148,20 @@ def test_prompt_is_read_from_a_file_or_standard_input(model: GPT, way: str, end:
     (
         ("sample --prompt x --prompt-file y", "only one of them can be the prompt"),
         ("sample --prompt-file nowhere.txt", "there is no file nowhere.txt"),
-        ("sample --prompt-file latin.txt", "latin.txt is not UTF-8 text"),
-        ("sample --prompt-file data", "Is a directory: data"),
+        ("sample --prompt-file latin.txt", "latin.txt is not text in UTF-8, nor in UTF-16 with"),
+        ("sample --prompt-file unmarked.txt", "unmarked.txt is not text in UTF-8"),
+        ("sample --prompt-file data", "data is a folder, not a file"),
+        ("sample --prompt-file huge.txt", "huge.txt is larger than 16 MB"),
+        ("sample --prompt-file /dev/zero", "/dev/zero is larger than 16 MB"),
     ),
 )
 def test_unusable_prompt_is_refused(
     line: str, problem: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("latin.txt").write_bytes("Ça".encode("latin-1"))
+    Path("unmarked.txt").write_bytes("Once".encode("utf-16-le"))
+    with Path("huge.txt").open("wb") as huge:
+        huge.truncate(1 << 40)
     assert type_in(line, monkeypatch) == ExitCode.USER
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 2)
