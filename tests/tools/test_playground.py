@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -155,7 +156,15 @@ def test_all_invalid_values_are_reported_together(shared: Playground) -> None:
         (b"[]", JSON, 422),
         (b'{"prompt": "\xff"}', JSON, 422),
         (b" " * (2 << 20), JSON, 413),
+        (b" " * 10_000_000, JSON, 413),
+        (b'{"run": "small", "step": 7, "temperature": NaN}', JSON, 422),
+        (b'{"run": "small", "step": 7, "temperature": 1e999}', JSON, 422),
+        (b'{"run": "small", "step": 7, "seed": ' + b"9" * 5000 + b"}", JSON, 422),
+        (b"[" * 100_000, JSON, 422),
+        (b"{}", JSON, 422),
+        (b"", JSON, 422),
         (json.dumps(GOOD).encode(), {"Content-Type": "text/plain"}, 415),
+        (json.dumps(GOOD).encode(), {}, 415),
     ),
 )
 def test_invalid_body_is_refused(
@@ -166,7 +175,61 @@ def test_invalid_body_is_refused(
     assert json.loads(response)["error"]
 
 
-@pytest.mark.parametrize(("method", "path", "status"), (("GET", "/x", 404), ("PUT", "/", 405)))
+@pytest.mark.parametrize(
+    ("body", "media_type"),
+    (
+        (json.dumps(GOOD).encode(), "application/json; charset=utf-8"),
+        (json.dumps(GOOD).encode(), "Application/JSON"),
+        (json.dumps(GOOD).encode("utf-8-sig"), "application/json"),
+    ),
+)
+def test_a_request_as_other_clients_send_it_is_answered(
+    shared: Playground, body: bytes, media_type: str
+) -> None:
+    status, _ = shared.request("POST", "/api/generate", body, {"Content-Type": media_type})
+    assert status == 200
+
+
+def test_values_at_their_edges_generate_what_the_command_line_does(shared: Playground) -> None:
+    greedy, all_tokens = (
+        text_of(shared.generate(prompt="Once", max_tokens=20, **options))
+        for options in ({"temperature": 0}, {"top_k": 0})
+    )
+    for edge, expected in (
+        ({"temperature": 5e-324}, greedy),
+        ({"temperature": 1e-300}, greedy),
+        ({"top_k": 1}, greedy),
+        ({"temperature": 0, "prompt": "<|endoftext|>Once"}, greedy),
+        ({"temperature": 0, "prompt": "\ufeffOnce"}, greedy),
+        ({"top_k": 50_257}, all_tokens),
+        ({"top_k": 10**18}, all_tokens),
+    ):
+        assert text_of(shared.generate(**{"prompt": "Once", "max_tokens": 20} | edge)) == expected
+
+
+def test_a_client_that_leaves_in_its_request_leaves_no_trace(data_dir: Path) -> None:
+    with playground(data_dir) as server:
+        head = (
+            "POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        )
+        with socket.create_connection(("localhost", server.port)) as leaving:
+            leaving.sendall(f"{head}Content-Length: 99\r\n\r\n{{".encode())
+        assert server.generate(max_tokens=2)[-1]["why"] == "max_tokens"
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == (143, "stopped: by SIGTERM\n")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    (
+        ("GET", "/x", 404),
+        ("GET", "/api/", 404),
+        ("GET", "/%2e%2e/routes.py", 404),
+        ("PUT", "/", 405),
+        ("GET", "/api/generate", 405),
+        ("DELETE", "/api/state", 405),
+    ),
+)
 def test_other_requests_are_refused_in_json(
     shared: Playground, method: str, path: str, status: int
 ) -> None:

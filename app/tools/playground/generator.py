@@ -28,6 +28,9 @@ from app.settings.types import RunName
 
 Result = TypeVar("Result")
 
+# Of one text: what a page can show.
+MAX_TOKENS = 4096
+
 
 class GenerateRequest(BaseModel):
     """A page's request. Bounds are those of the command line, or what a page can show."""
@@ -37,9 +40,9 @@ class GenerateRequest(BaseModel):
     run: RunName
     step: int = Field(ge=0)
     prompt: str = Field("", max_length=100_000)
-    max_tokens: int = Field(200, ge=1, le=4096)
+    max_tokens: int = Field(200, ge=1, le=MAX_TOKENS)
     temperature: float = Field(0.8, ge=0, le=100, allow_inf_nan=False)
-    top_k: int = Field(50, ge=0, le=50_257)
+    top_k: int = Field(50, ge=0)
     seed: int = Field(0, ge=0, lt=2**32)
 
 

@@ -1,5 +1,6 @@
 """The playground's routes: the page, the list of checkpoints, generated text."""
 
+import codecs
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -13,13 +14,13 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.settings.settings import Settings
-from app.tools.playground.generator import GenerateRequest, Generator
+from app.tools.playground.generator import MAX_TOKENS, GenerateRequest, Generator
 
 _PAGE = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
 _MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
@@ -85,6 +86,7 @@ def build_app(generator: Generator, settings: Settings) -> ASGIApp:
     defaults = settings.sample.model_dump(
         include={"prompt", "max_tokens", "temperature", "top_k", "seed"}
     )
+    defaults["max_tokens"] = min(defaults["max_tokens"], MAX_TOKENS)
 
     def state(_request: Request) -> Response:
         content = {
@@ -96,10 +98,14 @@ def build_app(generator: Generator, settings: Settings) -> ASGIApp:
         return JSONResponse(content, headers=_HEADERS)
 
     async def generate(http_request: Request) -> Response:
-        if http_request.headers.get("content-type") != "application/json":
+        media_type = http_request.headers.get("content-type", "").partition(";")[0]
+        if media_type.strip().lower() != "application/json":
             raise HTTPException(415, "the request must be application/json")
         try:
-            request = GenerateRequest.model_validate_json(await _read_body(http_request))
+            body = (await _read_body(http_request)).removeprefix(codecs.BOM_UTF8)
+            request = GenerateRequest.model_validate_json(body)
+        except ClientDisconnect:
+            return Response(status_code=400)
         except ValidationError as error:
             return JSONResponse({"error": _explain(error)}, status_code=422)
         return JSONLinesResponse(generator.generate(request))
