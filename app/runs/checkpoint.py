@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +23,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from app.errors import UserError
 from app.files import PARTIAL, REPLACED, atomic_folder, read_bytes, sha256_of
-from app.runs.checkpoint_state import STATE_FILE, CheckpointState, CorruptCheckpoint, damage_advice
+from app.runs.checkpoint_state import (
+    STATE_FILE,
+    CheckpointState,
+    CorruptCheckpoint,
+    damage_advice,
+    other_version,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,6 +47,9 @@ class OptimizerState(Protocol):
 
     def load(self, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:
         """Copy the state of one parameter, by name, into the optimizer."""
+
+    def empty_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Return tensors of the names, shapes and dtypes that `load` takes; without memory."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +69,15 @@ class Checkpoint:
 
         Raises:
             CorruptCheckpoint: a file is missing, or differs from what was written.
+            UserError: another version of the program wrote other files.
         """
         for file in files:
+            if file not in self.state.sha256:
+                raise other_version(self.folder, f"{STATE_FILE} lists no {file}")
             path = self.folder / file
             with _damage_as_corrupt(path):
                 sha256 = sha256_of(path)
-            if sha256 != self.state.sha256.get(file):
+            if sha256 != self.state.sha256[file]:
                 raise CorruptCheckpoint(
                     f"{path} is damaged: its SHA-256 does not match the one in {STATE_FILE}",
                     damage_advice(self.folder),
@@ -75,32 +87,28 @@ class Checkpoint:
         """Load the weights into a model of the same shape.
 
         Raises:
-            UserError: the file is damaged or belongs to a different model.
+            UserError: the file is damaged, or its tensors are not those of the model.
         """
         tensors = self._read(MODEL_FILE)
-        try:
-            model.load_state_dict(tensors)
-        except RuntimeError as error:
-            first = "".join(str(error).splitlines()[1:2]).strip()
-            raise UserError(
-                f"{self.folder / MODEL_FILE} does not fit the model: {first}",
-                damage_advice(self.folder),
-            ) from None
+        self._check_fits(MODEL_FILE, tensors, model.state_dict())
+        model.load_state_dict(tensors)
 
     def load(self, model: nn.Module, optimizers: OptimizerState) -> None:
         """Load the weights, and the optimizer state of every parameter.
 
         Raises:
-            UserError: a file is damaged or belongs to a different model.
+            UserError: a file is damaged, or its tensors are not those of this program.
         """
         self.load_model(model)
         tensors = self._read(OPTIMIZER_FILE)
-        for name, parameter in model.named_parameters():
-            slots = {key.partition(".")[0] for key in tensors if key.partition(".")[2] == name}
-            if not slots:
-                path = self.folder / OPTIMIZER_FILE
-                raise UserError(f"{path} has no state for {name}", damage_advice(self.folder))
-            optimizers.load(parameter, {slot: tensors[f"{slot}.{name}"] for slot in sorted(slots)})
+        parameters = dict(model.named_parameters())
+        expected = {name: optimizers.empty_state(it) for name, it in parameters.items()}
+        flat = {
+            f"{slot}.{name}": it for name, state in expected.items() for slot, it in state.items()
+        }
+        self._check_fits(OPTIMIZER_FILE, tensors, flat)
+        for name, parameter in parameters.items():
+            optimizers.load(parameter, {slot: tensors[f"{slot}.{name}"] for slot in expected[name]})
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return all tensors of the model and of the optimizer, by name.
@@ -109,6 +117,22 @@ class Checkpoint:
             CorruptCheckpoint: a file is damaged.
         """
         return {"model": self._read(MODEL_FILE), "optimizer": self._read(OPTIMIZER_FILE)}
+
+    def _check_fits(
+        self, file: str, actual: dict[str, Tensor], expected: Mapping[str, Tensor]
+    ) -> None:
+        """Raise UserError that names how tensors differ from those of this program's model."""
+        faults = [f"it lacks {name}" for name in expected if name not in actual]
+        faults += [f"it has {name} as well" for name in actual if name not in expected]
+        for name in [name for name in expected if name in actual]:
+            found, needed = (
+                f"{it[name].dtype} {list(it[name].shape)}" for it in (actual, expected)
+            )
+            if found != needed:
+                faults.append(f"{name} is {found}, not {needed}")
+        if faults:
+            more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+            raise other_version(self.folder, f"in {file} {'; '.join(faults[:3])}{more}")
 
     def _read(self, file: str) -> dict[str, Tensor]:
         from safetensors import SafetensorError
@@ -217,7 +241,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
     Raises:
         CorruptCheckpoint: it is missing or damaged, or its step is not its folder's.
-        UserError: its version is not supported.
+        UserError: another version of the program wrote it.
     """
     state = CheckpointState.read(folder)
     if folder.name != checkpoint_folder(folder, state.step).name:
@@ -264,17 +288,6 @@ def no_valid_checkpoint_error(run_dir: Path, corrupt: list[CorruptCheckpoint]) -
     )
 
 
-def missing_run_error(run_dir: Path) -> UserError:
-    """Return the error for a run that does not exist; it names those that do."""
-    runs = sorted(path.name for path in run_dir.parent.glob("*/") if path.is_dir())
-    return UserError(
-        f"there is no run {run_dir}",
-        f"set TRAIN_RUN_NAME to one of: {', '.join(runs)}"
-        if runs
-        else "train first, or correct DATA_DIR",
-    )
-
-
 def latest_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:
     """Find the last checkpoint of a run with a valid model, or the one after `step` steps.
 
@@ -286,7 +299,11 @@ def latest_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:
     checkpoints = run_dir / "checkpoints"
     steps = checkpoint_steps(checkpoints)
     if not run_dir.is_dir():
-        raise missing_run_error(run_dir)
+        runs = sorted(path.name for path in run_dir.parent.glob("*/") if path.is_dir())
+        raise UserError(
+            f"there is no run {run_dir}",
+            f"set TRAIN_RUN_NAME to one of: {', '.join(runs)}" if runs else "train first",
+        )
     if not steps:
         raise UserError(f"{run_dir} has no checkpoint yet", "let train reach its first one")
     if step is None:

@@ -28,6 +28,14 @@ def damage_advice(folder: Path) -> str:
     return f"delete {folder} to continue from the checkpoint before it"
 
 
+def other_version(folder: Path, difference: str) -> UserError:
+    """Return the error of an intact checkpoint that this version of the program cannot use."""
+    return UserError(
+        f"{folder} is a checkpoint of another version of this program: {difference}",
+        "use that version (settings.json has its git_revision), or another TRAIN_RUN_NAME",
+    )
+
+
 @dataclass(frozen=True)
 class PendingWork:
     """Work of the last step that a stop left to the next start; falsy if empty.
@@ -100,7 +108,7 @@ class CheckpointState:
 
         Raises:
             CorruptCheckpoint: it is missing or damaged.
-            UserError: its version is not supported.
+            UserError: another version of the program wrote it, or another program.
         """
         path = folder / STATE_FILE
         if not path.is_file():
@@ -114,19 +122,23 @@ class CheckpointState:
         is_as_written = content.get(_OWN_HASH) == _hash_of(content)
         version = content.get("state_version")
         if version != STATE_VERSION and (is_as_written or _OWN_HASH not in content):
-            raise UserError(
-                f"{folder} has state version {version}, this program reads {STATE_VERSION}",
-                "use the program that wrote it",
-            )
+            if version is None:
+                raise UserError(
+                    f"{path} is not the state of a checkpoint: another program wrote it",
+                    "take it out of the run's folder, or use another folder",
+                )
+            difference = f"it has state version {version}, this program reads {STATE_VERSION}"
+            raise other_version(folder, difference)
         fields = content | {name: content[key] for name, key in _KEYS.items() if key in content}
         try:
             state = TypeAdapter(cls).validate_python(fields)
         except ValidationError as error:
             names = {str(fault["loc"][0]): None for fault in error.errors()}
             keys = ", ".join(_KEYS.get(name, name) for name in names)
-            raise CorruptCheckpoint(
-                f"{path} is damaged: missing or invalid: {keys}", damage_advice(folder)
-            ) from None
+            fault = f"missing or invalid: {keys}"
+            if is_as_written:
+                raise other_version(folder, f"in {STATE_FILE} {fault}") from None
+            raise CorruptCheckpoint(f"{path} is damaged: {fault}", damage_advice(folder)) from None
         if not is_as_written:
             raise CorruptCheckpoint(
                 f"{path} is damaged: its SHA-256 does not match", damage_advice(folder)

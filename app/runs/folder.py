@@ -40,9 +40,11 @@ class RunIdentity:
         if "dataset_fingerprint" in changes:
             changes["dataset_fingerprint"] = "the dataset holds different tokens"
         if changes:
+            is_same_version = state.identity.keys() == self.to_json().keys()
+            to_continue = "set these back" if is_same_version else "use the version that wrote it"
             raise UserError(
                 f"{run_dir} holds a different run: {'; '.join(changes.values())}",
-                "set TRAIN_RUN_NAME to a new name, or set these back to continue",
+                f"set TRAIN_RUN_NAME to a new name, or {to_continue} to continue",
             )
 
     def to_json(self) -> dict[str, Any]:

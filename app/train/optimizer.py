@@ -29,13 +29,15 @@ class Optimizers:
 
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """Return the optimizer state of a parameter, by name."""
-        owner = next(
-            part
-            for part in self.parts
-            for group in part.param_groups
-            if any(held is parameter for held in group["params"])
-        )
-        return owner.state[parameter]
+        return self._owner(parameter).state[parameter]
+
+    def empty_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Return tensors of the names, shapes and dtypes that `load` takes; without memory."""
+        like = torch.empty_like(parameter, device="meta")
+        owner = self._owner(parameter)
+        if isinstance(getattr(owner, "optim", owner), Muon):
+            return {"momentum_buffer": like}
+        return {"exp_avg": like, "exp_avg_sq": like, "step": torch.empty((), device="meta")}
 
     def load(self, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:
         """Copy the state of a parameter, by name, into its optimizer."""
@@ -48,6 +50,14 @@ class Optimizers:
         for name, parameter in model.named_parameters():
             for slot, value in self.state(parameter).items():
                 yield f"{slot}.{name}", value
+
+    def _owner(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
+        return next(
+            part
+            for part in self.parts
+            for group in part.param_groups
+            if any(held is parameter for held in group["params"])
+        )
 
     def join_gather(self, model: nn.Module) -> None:
         """Take part in rank 0's iteration over `named_state`, if that gathers from all ranks."""

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from app.errors import UserError
 from app.runs.checkpoint import (
@@ -82,8 +84,82 @@ def test_a_checkpoint_is_read_as_it_was_written(checkpoints: Path) -> None:
 
 def test_a_checkpoint_of_another_model_is_refused_with_the_difference(checkpoints: Path) -> None:
     model = torch.nn.Linear(2, 2)
-    with pytest.raises(UserError, match="does not fit the model"):
+    with pytest.raises(UserError, match=r"in model\.safetensors it lacks weight; it lacks bias;"):
         open_checkpoint(checkpoints / "step-000008").load_model(model)
+
+
+def rewrite(folder: Path, file: str, change: Callable[[dict[str, Tensor]], object]) -> Checkpoint:
+    """Write a checkpoint again, with its hashes, as another version might have."""
+    state, whole = open_checkpoint(folder).state, Snapshot()
+    whole.files = {name: load_file(folder / name) for name in (MODEL_FILE, OPTIMIZER_FILE)}
+    change(whole.files[file])
+    write_checkpoint(folder, whole, state)
+    return check(folder)
+
+
+BIAS = "transformer.ln_f.bias"
+MOMENT = f"exp_avg_sq.{BIAS}"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "difference"),
+    (
+        (MODEL_FILE, lambda it: it.pop(BIAS), f"it lacks {BIAS}"),
+        (MODEL_FILE, lambda it: it.update(new=torch.ones(1)), "it has new as well"),
+        (
+            MODEL_FILE,
+            lambda it: it.update({BIAS: it[BIAS].half()}),
+            f"{BIAS} is torch.float16 [8], not torch.float32 [8]",
+        ),
+        (
+            MODEL_FILE,
+            lambda it: it.update({BIAS: torch.ones(9)}),
+            f"{BIAS} is torch.float32 [9], not torch.float32 [8]",
+        ),
+        (
+            MODEL_FILE,
+            lambda it: [it.pop(name) for name in sorted(it)[:5]],
+            "; and 2 more",
+        ),
+        (OPTIMIZER_FILE, lambda it: it.pop(MOMENT), f"it lacks {MOMENT}"),
+        (OPTIMIZER_FILE, lambda it: it.update(new=torch.ones(1)), "it has new as well"),
+        (
+            OPTIMIZER_FILE,
+            lambda it: it.update({MOMENT: it[MOMENT].bfloat16()}),
+            f"{MOMENT} is torch.bfloat16 [8], not torch.float32 [8]",
+        ),
+    ),
+)
+def test_tensors_of_another_version_are_named_and_not_called_damage(
+    checkpoints: Path,
+    file: str,
+    change: Callable[[dict[str, Tensor]], object],
+    difference: str,
+) -> None:
+    checkpoint, model = rewrite(checkpoints / "step-000008", file, change), new_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UserError, match="is a checkpoint of another version") as refused:
+        checkpoint.load(model, adamw(model))
+    assert not isinstance(refused.value, CorruptCheckpoint)
+    assert f"in {file} " in refused.value.problem
+    assert difference in refused.value.problem
+    assert "delete" not in refused.value.fix
+    if file == MODEL_FILE:
+        torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_other_files_is_another_versions_and_stands(checkpoints: Path) -> None:
+    folder = checkpoints / "step-000008"
+    snapshot = Snapshot()
+    snapshot.files = {"weights.safetensors": {"new": torch.ones(1)}}
+    write_checkpoint(folder, snapshot, open_checkpoint(folder).state)
+    with pytest.raises(
+        UserError, match=r"another version .* state\.json lists no model\.safetensors"
+    ):
+        latest_valid(checkpoints)
+    with pytest.raises(UserError, match="another version"):
+        latest_checkpoint(checkpoints.parent)
+    assert latest_checkpoint(checkpoints.parent, 4).step == 4
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -65,13 +65,30 @@ def test_the_keys_of_state_json_are_those_that_other_programs_read(tmp_path: Pat
     }
 
 
-def test_missing_keys_are_all_named(tmp_path: Path) -> None:
+def test_missing_keys_are_all_named_as_another_versions(tmp_path: Path) -> None:
     checkpoint_state(4).write(tmp_path)
     content = read_json(tmp_path)
     del content["windows_consumed"], content["model"]
     rewrite(tmp_path, content)
-    with pytest.raises(CorruptCheckpoint, match="missing or invalid: model, windows_consumed"):
+    with pytest.raises(UserError, match="missing or invalid: model, windows_consumed") as refused:
         CheckpointState.read(tmp_path)
+    assert not isinstance(refused.value, CorruptCheckpoint)
+    assert "is a checkpoint of another version of this program" in refused.value.problem
+
+
+def test_more_keys_do_no_harm(tmp_path: Path) -> None:
+    state = checkpoint_state(4)
+    state.write(tmp_path)
+    rewrite(tmp_path, read_json(tmp_path) | {"new": 1})
+    assert CheckpointState.read(tmp_path) == state
+
+
+def test_the_state_of_another_program_is_not_called_damage(tmp_path: Path) -> None:
+    # What `datasets` writes beside a saved dataset.
+    (tmp_path / STATE_FILE).write_text('{"_data_files": [], "_fingerprint": "9c1e"}')
+    with pytest.raises(UserError, match="is not the state of a checkpoint") as refused:
+        CheckpointState.read(tmp_path)
+    assert not isinstance(refused.value, CorruptCheckpoint)
 
 
 @pytest.mark.parametrize(

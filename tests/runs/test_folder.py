@@ -13,6 +13,7 @@ from app.runs.checkpoint import (
     checkpoint_folder,
     write_checkpoint,
 )
+from app.runs.checkpoint_state import STATE_FILE
 from app.runs.folder import RunFolder, RunIdentity
 from tests.train.tiny_model import checkpoint_state
 
@@ -48,6 +49,20 @@ def test_every_difference_from_another_run_is_named(tmp_path: Path) -> None:
         UserError, match=re.escape(f"{tmp_path} holds a different run: {differences}\n")
     ):
         other.check_matches(tmp_path, checkpoint_state(4, identity=IDENTITY.to_json()))
+
+
+def test_what_this_version_does_not_know_cannot_be_set_back(tmp_path: Path) -> None:
+    newer = IDENTITY.to_json() | {"rope": True}
+    with pytest.raises(UserError, match=r"rope was True.*\n.*or use the version that wrote it to"):
+        IDENTITY.check_matches(tmp_path, checkpoint_state(4, identity=newer))
+
+
+def test_a_checkpoint_of_another_version_is_neither_renamed_nor_passed_over(run: RunFolder) -> None:
+    path = run.checkpoints / "step-000008" / STATE_FILE
+    path.write_text('{"state_version": 1}')
+    with pytest.raises(UserError, match="is a checkpoint of another version of this program"):
+        run.resume_from(IDENTITY, "auto")
+    assert path.read_text() == '{"state_version": 1}'
 
 
 def test_a_new_folder_starts_a_new_run(tmp_path: Path) -> None:
