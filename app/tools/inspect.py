@@ -1,17 +1,17 @@
 """Description and verification of what prepare and train wrote."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from app.data.dataset import ShardVerification, open_dataset
+from app.data.dataset import ShardVerification, is_held_out, open_dataset, shard_files
 from app.data.manifest import MANIFEST, Manifest
-from app.data.shards import open_shard
+from app.data.shards import MAGIC, open_shard
 from app.data.tokenizer import END_OF_TEXT
 from app.errors import UserError
-from app.runs.checkpoint import checkpoint_folder, checkpoint_steps, open_checkpoint
+from app.runs.checkpoint import TENSOR_FILES, checkpoint_folder, checkpoint_steps, open_checkpoint
 from app.runs.checkpoint_state import STATE_FILE
 from app.runs.metrics import read_metrics
 from app.settings.settings import Settings
@@ -32,10 +32,9 @@ def inspect(settings: Settings, *, path: str, verify: bool) -> None:
             for line in describe(candidate, verify=verify):
                 print(line, flush=True)
             return
-    marks = (*data_dir.glob(f"*/{MANIFEST}"), *data_dir.glob("runs/*/metrics.jsonl"))
-    known = ", ".join(sorted(str(mark.parent) for mark in marks))
     raise UserError(
-        f"there is no {path}, neither here nor in {data_dir}", f"{_FIX}{known and f': {known}'}"
+        f"there is no {path}, neither here nor in {data_dir}",
+        _FIX,
     )
 
 
@@ -50,17 +49,38 @@ def describe(path: Path, *, verify: bool) -> Iterator[str]:
         UserError: the path is none of these, or a file is damaged.
     """
     if path.is_file():
+        _check_is_shard(path)
         return _shard(path)
-    if (path / STATE_FILE).exists():
-        return _checkpoint(path, verify)
-    if (path / "checkpoints").is_dir() or (path / "metrics.jsonl").exists():
-        return _run(path, verify)
-    if (path / MANIFEST).exists() or any(path.glob("*.bin")):
-        return _dataset(path, verify)
-    raise UserError(
-        f"{path} is not a shard, dataset folder, checkpoint or run",
-        _FIX,
-    )
+    if kind := _kind(path):
+        return kind(path, verify)
+    problem, fix = f"{path} is not a shard, dataset folder, checkpoint or run", _FIX
+    if (path / "config.json").exists():
+        problem = f"{path} is a model for transformers; only its checkpoint can be inspected"
+    elif inside := [each.name for each in sorted(path.glob("*/")) if _kind(each)]:
+        fix = f"give one of the folders in it: {', '.join(inside[:10])}"
+    raise UserError(problem, fix)
+
+
+def _kind(folder: Path) -> Callable[[Path, bool], Iterator[str]] | None:
+    """Return the function that describes a folder; None if there is none."""
+    if (folder / STATE_FILE).exists():
+        return _checkpoint
+    if (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").exists():
+        return _run
+    is_dataset = folder.is_dir() and ((folder / MANIFEST).exists() or shard_files(folder))
+    return _dataset if is_dataset else None
+
+
+def _check_is_shard(path: Path) -> None:
+    """Raise UserError that says what a file is, unless it is a shard, or the start of one."""
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head.startswith(MAGIC.to_bytes(4, "little")) or (not head and path.suffix == ".bin"):
+        return
+    kind, fix = f"it begins with {head!r}" if head else "it is empty", _FIX
+    if path.name in (STATE_FILE, *TENSOR_FILES, MANIFEST, "metrics.jsonl") and _kind(path.parent):
+        kind, fix = f"it is a part of {path.parent}", f"give that folder: inspect {path.parent}"
+    raise UserError(f"{path} is not a token shard: {kind}", fix)
 
 
 def _shard(path: Path) -> Iterator[str]:
@@ -83,8 +103,10 @@ def _dataset(path: Path, verify: bool) -> Iterator[str]:
     manifest = Manifest.load(path)
     if manifest is None:
         yield f"{path}: shards without a {MANIFEST}, as llm.c writes them"
-        for file in sorted(path.glob("*.bin")):
+        for file in shard_files(path):
             yield from _shard(file)
+            if is_held_out(file.name):
+                yield "  held out, as its name says"
         return
     dataset = open_dataset(path)
     yield f"{path}: a complete dataset"
