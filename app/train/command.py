@@ -10,6 +10,7 @@ from app.containers import started_by_script
 from app.distributed.launch import launch, launched, processes_to_launch
 from app.errors import ExitWithCode
 from app.progress import print_line
+from app.runs.checkpoint import checkpoint_steps
 from app.runs.folder import RunFolder
 from app.settings.settings import Settings
 from app.train.start import open_training_data, plan_start
@@ -27,12 +28,18 @@ def start_training(settings: Settings) -> None:
         dataset, start = None, None
         if not launched():
             dataset = open_training_data(settings)
+            run = RunFolder(settings.run_dir)
             processes = processes_to_launch(settings.train.processes, settings.train.device)
+            # Several processes take seconds to start, only to find that the run is finished.
+            steps = checkpoint_steps(run.checkpoints)
+            if processes > 1 and steps and steps[-1] >= settings.train.max_steps:
+                with run.lock():
+                    if plan_start(settings, dataset, run) is None:
+                        return
             if processes > 1:
                 program = [sys.argv[0]] if started_by_script() else ["-m", "app"]
                 command = [*program, *sys.argv[1:]]
                 raise ExitWithCode(launch(command, processes, settings.train.max_restarts))
-            run = RunFolder(settings.run_dir)
             stack.enter_context(run.lock())
             start = plan_start(settings, dataset, run)
             if start is None:

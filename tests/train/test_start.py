@@ -21,6 +21,7 @@ from app.runs.checkpoint import (
 from app.runs.checkpoint_state import PendingWork
 from app.runs.folder import RunFolder, RunIdentity
 from app.settings.settings import Settings
+from app.train.command import start_training
 from app.train.start import Start, open_same_data, open_training_data, plan_start, run_identity
 from tests.train.conftest import TinySettings
 from tests.train.processes import CHECKOUT
@@ -165,3 +166,39 @@ def test_a_rank_refuses_another_data_dir_than_that_of_rank_zero(tiny: TinySettin
     assert open_same_data(settings, identity).fingerprint == identity.dataset_fingerprint
     with pytest.raises(UserError, match="differs from the first machine's"):
         open_same_data(settings, RunIdentity("other tokens", {}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "warns"),
+    (
+        ({"TRAIN_VAL_EVERY": 1}, False),
+        ({"TRAIN_VAL_EVERY": 1, "MODEL_CONTEXT_LENGTH": 2048, "TRAIN_TOKENS_PER_STEP": 2048}, True),
+        (
+            {"TRAIN_VAL_EVERY": 0, "MODEL_CONTEXT_LENGTH": 2048, "TRAIN_TOKENS_PER_STEP": 2048},
+            False,
+        ),
+    ),
+)
+def test_a_run_that_will_have_no_held_out_loss_is_told(
+    tiny: TinySettings,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, object],
+    *,
+    warns: bool,
+) -> None:
+    plan(tiny(**changes))
+    error = capsys.readouterr().err
+    assert error.count("\n") == warns
+    if warns:
+        assert error.startswith("warning: no held-out loss will be measured: ")
+        assert error.endswith("with PREPARE_VAL_TOKENS=2048 or more\n")
+
+
+def test_several_processes_are_not_started_for_a_finished_run(
+    tiny: TinySettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tiny(TRAIN_MAX_STEPS=10, TRAIN_PROCESSES=3)
+    save_without_tensors(settings, 10, PendingWork())
+    # Processes would end with ExitWithCode.
+    start_training(settings)
+    assert capsys.readouterr().out.endswith("run is finished: all 10 steps are done\n")

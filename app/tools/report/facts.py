@@ -74,12 +74,13 @@ def _progress_figures(run: Run) -> Iterator[Figure]:
     in_steps = np.nansum(run.metrics["step_ms"]) / 1000
     note = f"{in_steps / seconds:.0%} in steps" if seconds else ""
     yield Figure("time", format_duration(seconds), note)
-    for name, column, form in (
-        ("tokens/s", "tokens_per_second", format_count),
-        ("MFU", "mfu", "{:.1%}".format),
+    average = f"{format_count(tokens / seconds)} with start and pauses" if seconds else ""
+    for name, column, form, note in (
+        ("median tokens/s", "tokens_per_second", format_count, average),
+        ("median MFU", "mfu", "{:.1%}".format, ""),
     ):
         if (values := run.after_first_step(column)).size:
-            yield Figure(name, form(float(np.median(values))), "median")
+            yield Figure(name, form(float(np.median(values))), note)
     memory, total = finite(run.metrics["memory_bytes"]), run.number("device", "memory_bytes")
     if memory.size:
         note = f"{memory.max() / total:.0%} of {format_gib(total)}" if total else "at most"
