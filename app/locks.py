@@ -87,10 +87,8 @@ def _flock(file: IO[Any]) -> bool | None:
 
 
 def has_flock(folder: Path) -> bool:
-    """Return False if the file system of a folder, or where it would be created, has no flock."""
-    folder = folder.absolute()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    with suppress(PermissionError), TemporaryFile(dir=existing) as file:
+    """Return False if the file system of a folder has no flock."""
+    with suppress(PermissionError), TemporaryFile(dir=folder) as file:
         return _flock(file) is not None
     return True
 

@@ -11,16 +11,13 @@ import resource
 from contextlib import ExitStack, suppress
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from app.errors import UserError
 from app.files import again_if_stale, atomic_file, filename_in_errors
-
-if TYPE_CHECKING:
-    from functools import _lru_cache_wrapper
 
 MAGIC = 20240520
 VERSION = 1
@@ -126,15 +123,10 @@ class Shard:
         """Read tokens begin … begin+len(out)-1 into `out`.
 
         Raises:
-            UserError: the file cannot be read any more, or is not the one that was opened.
+            OSError: the file cannot be read any more.
+            UserError: it is not the one that was opened.
         """
-        try:
-            again_if_stale(lambda: self._read(begin, out))
-        except OSError as error:
-            raise UserError(
-                f"shard {self.path} cannot be read: {error.strerror}",
-                "see that its disk is mounted and answers; then run the same command again",
-            ) from None
+        again_if_stale(lambda: self._read(begin, out))
 
     def _read(self, begin: int, out: Tokens) -> None:
         file, offset, done = _open_files()(self), HEADER_BYTES + 2 * begin, 0
@@ -142,8 +134,9 @@ class Shard:
         while done < out.size:
             try:
                 count = os.preadv(file.descriptor, [out.data[done:]], offset + 2 * done)
-            except OSError:
+            except OSError as error:
                 _open_files().cache_clear()
+                error.filename = str(self.path)
                 raise
             if count < 2:
                 raise UserError(f"shard {self.path} has been cut off", _FIX)
@@ -164,7 +157,7 @@ class _OpenFile:
 
 
 @cache
-def _open_files() -> "_lru_cache_wrapper[_OpenFile]":
+def _open_files() -> Any:
     """Return the files opened last: at most half as many as this process may open."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return lru_cache(limit // 2 if 0 <= limit <= _MOST_OPEN else _MOST_OPEN)(_OpenFile)
