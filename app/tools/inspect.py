@@ -32,9 +32,10 @@ def inspect(settings: Settings, *, path: str, verify: bool) -> None:
             for line in describe(candidate, verify=verify):
                 print(line, flush=True)
             return
+    marks = (*data_dir.glob(f"*/{MANIFEST}"), *data_dir.glob("runs/*/metrics.jsonl"))
+    known = ", ".join(sorted(str(mark.parent) for mark in marks))
     raise UserError(
-        f"there is no {path}, neither here nor in {data_dir}",
-        _FIX,
+        f"there is no {path}, neither here nor in {data_dir}", f"{_FIX}{known and f': {known}'}"
     )
 
 

@@ -74,6 +74,11 @@ def removed(path: str) -> Change:
     return lambda: Path(path).unlink()
 
 
+def dotenv_is_a_folder() -> None:
+    Path(".env").unlink()
+    Path(".env").mkdir()
+
+
 def appended(path: str, text: str) -> Change:
     return lambda: Path(path).write_text(Path(path).read_text("utf-8") + text, "utf-8")
 
@@ -210,22 +215,67 @@ WRONG = (
         "see `python -m app train --help`",
     ),
     Wrong(
-        "a flag twice",
-        "train --max-steps 5 --max_steps=6",
-        "--max-steps is given twice: 5 and 6",
-        "give it once",
+        "a flag twice, of which the last counts",
+        "train --max-steps 5 --max_steps=0",
+        "TRAIN_MAX_STEPS=0 (flag --max-steps): must be more than 0",
+        "correct it",
     ),
     Wrong(
         "a flag from an empty shell variable",
         "train --run-name=",
-        "--run-name has no value",
-        "give it one, or leave the flag out",
+        "TRAIN_RUN_NAME (flag --run-name): has no value; give it one, or leave the flag out",
+        "correct it",
     ),
     Wrong(
         "a flag without a value",
         "train --run-name",
-        "argument --run-name: expected one argument",
+        "--run-name has no value",
+        "give it one",
+    ),
+    Wrong(
+        "a prompt that begins with a dash",
+        "sample --prompt -x",
+        "--prompt has no value",
+        "give it one; if it begins with a dash, as in -x, write --prompt=-x",
+    ),
+    Wrong(
+        "initials for a flag",
+        "train --lr 1e-3",
+        "unknown argument: --lr; did you mean --learning-rate?",
         "see `python -m app train --help`",
+    ),
+    Wrong(
+        "a flag of train, which prepare has no use for",
+        "prepare --dataset-dir words",
+        "unknown argument: --dataset-dir (a setting of train)",
+        "see `python -m app prepare --help`",
+    ),
+    Wrong(
+        "an undefined variable in .env",
+        "train",
+        "TRAIN_RUN_NAME (.env, line 10): ${EXPERIMENT} is not set: set it in the environment or "
+        "above this line, or write ${EXPERIMENT:-DEFAULT}",
+        "correct it",
+        first=edit(".env", "TRAIN_RUN_NAME=tiny\n", "TRAIN_SEED=1\nTRAIN_RUN_NAME=${EXPERIMENT}\n"),
+    ),
+    Wrong(
+        "a folder named .env",
+        "train",
+        ".env cannot be read (Is a directory): make it readable, or move it away",
+        "correct it",
+        first=dotenv_is_a_folder,
+    ),
+    Wrong(
+        "letters in another order in the environment",
+        "RECPIE=demo train",
+        "RECPIE (environment): there is no such setting; did you mean RECIPE?",
+        "correct it",
+    ),
+    Wrong(
+        "any file for a recipe",
+        "train --recipe /etc/passwd",
+        "/etc/passwd, lines 1, 2, 3 and ",
+        "correct it",
     ),
     Wrong(
         "a typo in the command",
@@ -356,8 +406,8 @@ WRONG = (
     Wrong(
         "a file where DATA_DIR should be",
         "prepare --data-dir texts/00.txt",
-        "Not a directory: texts/00.txt/words",
-        "use another path, or move that away",
+        "DATA_DIR=texts/00.txt (flag --data-dir): there is a file, or a link to nothing, instead",
+        "correct it",
     ),
     Wrong(
         "a manifest that is damaged",
@@ -556,8 +606,14 @@ WRONG = (
     Wrong(
         "a report of no run",
         "report --run-name missing",
-        "there is no run in data/runs/missing",
-        "check TRAIN_RUN_NAME and DATA_DIR",
+        "there is no run data/runs/missing",
+        "set TRAIN_RUN_NAME to one of: tiny",
+    ),
+    Wrong(
+        "a report of a run that exists and of one that does not",
+        "report tiny missing",
+        "there is no run data/runs/missing",
+        "set TRAIN_RUN_NAME to one of: tiny",
     ),
     Wrong(
         "a report of metrics that are damaged",
@@ -570,7 +626,8 @@ WRONG = (
         "a path to inspect that does not exist",
         "inspect runs/missing",
         "there is no runs/missing, neither here nor in data",
-        "give the path of a .bin file, or of a folder that prepare or train wrote",
+        "give the path of a .bin file, or of a folder that prepare or train wrote: "
+        "data/runs/tiny, data/words",
     ),
     Wrong(
         "a folder to inspect that is nothing of ours",
@@ -654,6 +711,10 @@ def files() -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
 
 
+def folders() -> set[str]:
+    return {str(path) for path in Path().rglob("*") if path.is_dir()}
+
+
 def assert_reported(error: str, problem: str, fix: str) -> None:
     """One message and one fix, readable, and nothing else."""
     assert error.startswith("error: ")
@@ -671,13 +732,15 @@ def test_a_wrong_input_is_reported_with_its_fix(
     wrong: Wrong, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong.first()
-    before = files()
+    before, folders_before = files(), folders()
     capsys.readouterr()
     code = type_in(wrong.typed, monkeypatch)
     assert_reported(capsys.readouterr().err, wrong.problem, wrong.fix)
     assert code == ExitCode.USER
     after = files()
     assert {path: after.get(path) for path in before} == before, "something was lost"
+    if wrong.typed.startswith("prepare"):
+        assert folders() == folders_before, "an empty folder looks like a dataset"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from torch.nn import functional as F
 
 from app.data.tokenizer import END_OF_TEXT, token_byte_lengths, vocabulary_files
 from app.errors import ExitCode
+from app.files import AppendOnlyFile
+from app.locks import locked
 from app.model.gpt import GPT, GPTConfig
 from app.runs.checkpoint import open_checkpoint
 from app.settings.tools import EvaluateSettings
@@ -119,6 +123,22 @@ def test_each_evaluation_adds_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [result["step"] for result in evaluations()] == [10, 20, 20]
     first, second = ({**result, "time": ""} for result in evaluations()[1:])
     assert first == second
+
+
+def test_evaluations_at_once_keep_all_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = RUN / "evaluations.jsonl"
+    with ExitStack() as other:
+        other.enter_context(locked(path, "evaluate", file=RUN / ".evaluations.lock"))
+        line = AppendOnlyFile(path)
+
+        def append() -> None:
+            line.append(b'{"step": 5}\n')
+            other.close()
+
+        # About when the one below waits for it.
+        Timer(1.0, append).start()
+        assert type_in("evaluate", monkeypatch) == ExitCode.DONE
+    assert [line["step"] for line in evaluations()] == [5, 20]
 
 
 def test_held_out_text_of_another_dataset_gives_a_warning(

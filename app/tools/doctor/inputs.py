@@ -131,7 +131,7 @@ def check_hub(dataset: str, revision: str, token: str | None) -> Iterator[Findin
 
     token = checked_token(token)
     # One try: the table would have to wait for retries.
-    use_hub_client(())
+    use_hub_client((), dataset)
     hub = HfApi(token=token or False)
     try:
         with hub_errors(dataset, revision, token):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 from app.errors import UserError
+from app.runs.checkpoint import missing_run_error
 from app.settings.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ def playground(settings: Settings) -> None:
         UserError: the address or the port cannot be listened on.
     """
     cfg = settings.playground
+    if settings.train.run_name and not settings.run_dir.is_dir():
+        missing = missing_run_error(settings.run_dir)
+        print(f"warning: {missing.problem}: {missing.fix}", file=sys.stderr, flush=True)
     with listen(cfg.host, cfg.port) as listener:
         _serve(settings, listener)
 

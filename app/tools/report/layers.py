@@ -15,6 +15,8 @@ PLAIN = "format(datum.value, '.6~g')"
 # About the width of a chart in pixels.
 _BUCKETS = {"large": 400, "small": 160}
 _HELD_OUT_POINTS = 200
+# A legend of more runs gets columns of about this many pixels together.
+_RUNS_IN_A_ROW, _LEGEND_WIDTH = 8, 400
 _IS_CURVE = [{"filter": "isValid(datum.smooth)"}]
 
 
@@ -87,7 +89,9 @@ def rounded(value: float) -> float:
 
 def colored(names: Sequence[str]) -> Spec:
     """Return the encoding of a color per name, with a legend if there are several."""
-    legend = {"title": None} if len(names) > 1 else None
+    legend: Spec | None = {"title": None} if len(names) > 1 else None
+    if legend and len(names) > _RUNS_IN_A_ROW:
+        legend["columns"] = max(1, _LEGEND_WIDTH // (30 + 7 * max(map(len, names))))
     scale = {"domain": list(names)}
     return {"color": {"field": "run", "type": "nominal", "scale": scale, "legend": legend}}
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from app.errors import UserError
 from app.files import read_json
+from app.runs.checkpoint import missing_run_error
 from app.runs.metrics import COLUMNS, PAUSES, read_metrics
 from app.runs.samples import read_samples
 from app.tools.report.curves import Floats, finite
@@ -98,7 +99,7 @@ def read_run(folder: Path) -> Run:
         UserError: there is no such run, it has no step yet, or its metrics are damaged.
     """
     if not folder.is_dir():
-        raise UserError(f"there is no run in {folder}", "check TRAIN_RUN_NAME and DATA_DIR")
+        raise missing_run_error(folder)
     path = folder / "metrics.jsonl"
     records = read_metrics(path) if path.is_file() else []
     if not records:
