@@ -64,7 +64,7 @@ def compare_shards(original: Path, work: Path) -> dict[str, Any]:
     texts = [
         text
         for piece in open_documents(TextSource("stdlib")).chunks(Position(0, 0))
-        for text in piece.texts().to_pylist()
+        for text in piece.texts().rows.to_pylist()
         if text
     ]
     texts = [text[:200_000] for text in texts[:150]]

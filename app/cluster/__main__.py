@@ -44,7 +44,7 @@ def _prepare(arguments: Sequence[str]) -> None:
 
     flags, options = _parser().parse(arguments)
     settings = load_settings(flags, "prepare")
-    cfg, spec = settings.prepare, dataset_spec(settings.prepare)
+    cfg, spec = settings.prepare, dataset_spec(settings)
     if cfg.dataset != STDLIB and not is_hub_id(cfg.dataset):
         # Another machine, or process, may start in another folder.
         path = Path(cfg.dataset).expanduser().absolute()

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from app.files import read_json, write_json
 from app.prefetch import prefetch
 from app.prepare.documents import Documents, Position, RowChunk
-from app.prepare.local_files import FileDocuments, file_errors, kind_of
+from app.prepare.listing import kind_of
+from app.prepare.local_files import FileDocuments, file_fault
 
 if TYPE_CHECKING:
     from app.prepare.hub import StreamedDocuments
@@ -123,8 +124,13 @@ def _units(documents: Documents, after: Position) -> Iterator[tuple[Position, in
         source_file = documents.files[file]
         if kind_of(source_file.name) != ".parquet":
             return [(Position(file + 1, 0), source_file.bytes)]
-        with file_errors(source_file):
+        try:
             metadata = documents.read_metadata(source_file)
+        except Exception as error:
+            if file_fault(error) is None:
+                raise
+            # Its task reports it, or leaves it out.
+            return [(Position(file + 1, 0), source_file.bytes)]
         groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
         row, units = 0, []
         for group in groups:

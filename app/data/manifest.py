@@ -41,6 +41,7 @@ class Manifest:
         settings: the other values that determine the bytes
         shards: in order, the held-out ones first
         counts: documents encoded, and documents, tokens and bytes left out or replaced
+        left_out: the first of the bad rows and files that PREPARE_SKIP_BAD left out, and why
         position: where the next shard begins in the source, until the dataset is complete
         complete: False while prepare is writing, and after it was stopped
     """
@@ -50,7 +51,8 @@ class Manifest:
     settings: dict[str, Any]
     shards: tuple[ShardInfo, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
-    position: dict[str, int] | None = None
+    left_out: tuple[str, ...] = ()
+    position: dict[str, Any] | None = None
     complete: bool = False
 
     def tokens(self, split: Split) -> int:
@@ -61,8 +63,9 @@ class Manifest:
         """Replace the folder's manifest atomically."""
         totals = {"train_tokens": self.tokens("train"), "val_tokens": self.tokens("val")}
         value = {"format_version": FORMAT_VERSION, **asdict(self), "totals": totals}
-        if self.position is None:
-            del value["position"]
+        for name in ("left_out", "position"):
+            if not value[name]:
+                del value[name]
         write_json(folder / MANIFEST, value)
 
     @classmethod
@@ -85,6 +88,7 @@ class Manifest:
         try:
             shards = tuple(ShardInfo(**shard) for shard in value.pop("shards"))
             value.setdefault("position", None)
+            value["left_out"] = tuple(value.get("left_out", ()))
             known = {item.name: value[item.name] for item in fields(cls) if item.name != "shards"}
         except (KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged: {error}", fix) from None

@@ -1,8 +1,7 @@
 """The protocol of text sources: rows in a fixed order, readable from any position on."""
 
-import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, Self
 
 import pyarrow as pa
@@ -19,6 +18,40 @@ class Position(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Fault:
+    """Why a row or a file is not text: `reason` follows its place, `fix` is what to do about it."""
+
+    reason: str
+    fix: str
+
+
+class Texts(NamedTuple):
+    """Parsed rows.
+
+    Attributes:
+        rows: large_string [rows], without nulls; an empty text is no document
+        faults: the rows that are not text, in order; their text is empty
+        replaced: the rows in which characters that have no UTF-8 were replaced, in order
+    """
+
+    rows: pa.LargeStringArray
+    faults: Mapping[int, Fault] = {}
+    replaced: Sequence[int] = ()
+
+
+class Place(NamedTuple):
+    """Where rows come from: the path to open, the name within the source, and what a row is."""
+
+    path: str
+    name: str
+    row: str = "row"
+
+    def of_row(self, path: str, row: int) -> str:
+        """Return the place of a row for a message; lines are counted from 1, rows from 0."""
+        return f"{path}, {self.row} {row + (self.row == 'line')}" if self.row else path
+
+
+@dataclass(frozen=True)
 class RowChunk:
     """Consecutive rows of one file, as one thread has read them.
 
@@ -26,18 +59,20 @@ class RowChunk:
         first: position of the first row
         rows: number of rows
         bytes: size of their text, or of the input that it is parsed from
-        texts: parses the rows, in any thread: large_string [rows], without nulls; an empty text is
-            no document; raises UserError for rows that are not text
+        texts: parses the rows, in any thread
         fraction: share of the source that is read after these rows, in [0, 1]; None if unknown
-        not_utf8: True if bytes had to be replaced
+        place: the file
+        digest: returns the hash of what the file holds before the chunk's `row`; see
+            app.prepare.read_files
     """
 
     first: Position
     rows: int
     bytes: int
-    texts: Callable[[], pa.LargeStringArray]
+    texts: Callable[[], Texts]
     fraction: float | None
-    not_utf8: bool = False
+    place: Place
+    digest: Callable[[int], str] = field(default=lambda _row: "", repr=False)
 
     @property
     def end(self) -> Position:
@@ -45,9 +80,15 @@ class RowChunk:
         return Position(self.first.file, self.first.row + self.rows)
 
     @classmethod
-    def parsed(cls, first: Position, texts: pa.LargeStringArray) -> Self:
+    def parsed(cls, first: Position, texts: Texts, place: Place) -> Self:
         """Wrap texts that are parsed already."""
-        return cls(first, len(texts), texts.nbytes, lambda: texts, None)
+        return cls(first, len(texts.rows), texts.rows.nbytes, lambda: texts, None, place)
+
+    @classmethod
+    def faulty(cls, first: Position, fault: Fault, place: Place) -> Self:
+        """Return the rest of a file that cannot be read, as one row."""
+        texts = Texts(pa.array([""], pa.large_string()), {0: fault})
+        return cls.parsed(first, texts, place._replace(row=""))
 
 
 @dataclass(frozen=True)
@@ -56,28 +97,32 @@ class Batch:
 
     chunks: Sequence[RowChunk]
 
-    def texts(self) -> pa.LargeStringArray:
-        """Parse all chunks: large_string [rows]."""
-        first, *others = (chunk.texts() for chunk in self.chunks)
-        return pa.concat_arrays([first, *others]) if others else first
+    def texts(self) -> Texts:
+        """Parse all chunks."""
+        parts = [chunk.texts() for chunk in self.chunks]
+        if len(parts) == 1:
+            return parts[0]
+        faults: dict[int, Fault] = {}
+        replaced: list[int] = []
+        first = 0
+        for part in parts:
+            faults.update({first + row: fault for row, fault in part.faults.items()})
+            replaced += [first + row for row in part.replaced]
+            first += len(part.rows)
+        return Texts(pa.concat_arrays([part.rows for part in parts]), faults, replaced)
 
-    def position(self, row: int) -> Position:
-        """Return the position in the source of the batch's `row`, or of its end."""
-        for chunk in self.chunks:
+    def chunk_of(self, row: int) -> tuple[RowChunk, int]:
+        """Return the chunk that holds the batch's `row`, or ends there, and the row's number in it.
+
+        Args:
+            row: up to the number of rows, which is the end of the batch.
+        """
+        *others, last = self.chunks
+        for chunk in others:
             if row < chunk.rows:
-                return Position(chunk.first.file, chunk.first.row + row)
+                return chunk, row
             row -= chunk.rows
-        end = self.chunks[-1].end
-        return Position(end.file, end.row + row)
-
-    def not_utf8(self, rows: int) -> int:
-        """Return how many of the first `rows` rows had bytes replaced."""
-        starts = itertools.accumulate((chunk.rows for chunk in self.chunks), initial=0)
-        return sum(
-            chunk.not_utf8
-            for chunk, start in zip(self.chunks, starts, strict=False)
-            if start < rows
-        )
+        return last, row
 
 
 class Documents(Protocol):
@@ -92,8 +137,10 @@ class Documents(Protocol):
     def chunks(self, start: Position) -> Generator[RowChunk]:
         """Yield all rows from `start` on, in order.
 
+        What cannot be read as text is a row with a fault.
+
         Raises:
-            UserError: a file or column cannot be read as text.
+            UserError: the source has changed, or none of it can be read.
             NetworkError: the hub does not answer any more.
         """
         ...

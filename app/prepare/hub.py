@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from datasets import (
@@ -28,7 +27,7 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi, HfFileSystem
 
 from app.errors import UserError
-from app.prepare.documents import Documents, Position, RowChunk
+from app.prepare.documents import Documents, Place, Position, RowChunk, Texts
 from app.prepare.hub_client import (
     checked_token,
     gated,
@@ -37,7 +36,8 @@ from app.prepare.hub_client import (
     short,
     use_hub_client,
 )
-from app.prepare.local_files import FileDocuments, SourceFile, listing, missing_column
+from app.prepare.listing import SourceFile, listing, source_file
+from app.prepare.local_files import FileDocuments, missing_column
 from app.prepare.spec import TextSource
 from app.prepare.texts import as_texts
 
@@ -83,20 +83,20 @@ class StreamedDocuments:
         """Yield all rows from `start` on; see app.prepare.documents.Documents."""
         with self.errors():
             row = start.row
+            place = Place(self.source["dataset"], "")
             for texts in self._texts(row):
-                yield RowChunk.parsed(Position(0, row), texts)
-                row += len(texts)
+                yield RowChunk.parsed(Position(0, row), texts, place)
+                row += len(texts.rows)
 
-    def _texts(self, first_row: int) -> Iterator[pa.LargeStringArray]:
+    def _texts(self, first_row: int) -> Iterator[Texts]:
         rows = self.rows.skip(first_row) if first_row else self.rows
-        row, dataset = first_row, self.source["dataset"]
+        dataset = self.source["dataset"]
         try:
             for values in rows.iter(batch_size=256):
                 if self.text_column not in values:
-                    raise missing_column(dataset, self.text_column, values)
-                texts = as_texts(values[self.text_column], "row", row)
-                yield texts
-                row += len(texts)
+                    fault = missing_column(self.text_column, values)
+                    raise UserError(f"{dataset} {fault.reason}", fault.fix)
+                yield as_texts(values[self.text_column])
         except (DatasetsError, ValueError) as error:
             raise UserError(
                 f"{dataset} cannot be read: {short(error)}",
@@ -119,10 +119,7 @@ def hub_documents(place: str | Path, source: TextSource, hf_token: str | None) -
         root = str(place.resolve())
         builder = _builder(root, source.config, None, None)
         paths = _paths_of_split(builder, root, source.split)
-        files = [
-            SourceFile(path, os.path.relpath(path, root), Path(path).stat().st_size)
-            for path in paths
-        ]
+        files = [source_file(Path(path), os.path.relpath(path, root)) for path in paths]
         identity = {"dataset": Path(root).name, "config": builder.config.name}
         identity |= {"split": source.split, "listing": listing(files)}
         if _is_parquet(paths):
@@ -147,7 +144,14 @@ def hub_documents(place: str | Path, source: TextSource, hf_token: str | None) -
             return StreamedDocuments(_stream(builder, source.split), column, identity, errors)
         system = HfFileSystem(token=hf_token)
         files = [SourceFile(path, path, int(system.info(path)["size"])) for path in paths]
-        return HubFileDocuments(files, column, identity, system, _ROW_GROUPS_AHEAD, errors)
+        return HubFileDocuments(
+            files,
+            column,
+            identity,
+            filesystem=system,
+            row_groups_ahead=_ROW_GROUPS_AHEAD,
+            errors=errors,
+        )
 
 
 def _is_parquet(paths: list[str]) -> bool:

@@ -8,15 +8,15 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.json
 
-from app.errors import UserError
-from app.prepare.texts import arrow_texts, as_texts
+from app.prepare.documents import Fault, Texts
+from app.prepare.texts import arrow_texts, as_texts, utf8_fault
 
 _BLOCK_BYTES = 4 << 20
 _NEWLINE, _QUOTE, _BACKSLASH = b'\n"\\'
@@ -27,12 +27,13 @@ _NOT_FOR_ARROW = re.compile(rb"[NI]|[0-9]{600}|\}[^,\]}\n]")
 _MANY_BACKSLASHES = b"\\" * 100
 # Python refuses about a thousand nested levels.
 _MAX_DEPTH = 500
+_LINE_FIX = "write one JSON object a line, or remove the line"
 _LEVELS = np.zeros(256, np.int8)
 _LEVELS[list(b"[{")] = 1
 _LEVELS[list(b"]}")] = -1
 
 
-def blocks(lines: BinaryIO) -> Iterator[bytes]:
+def line_blocks(lines: io.BufferedIOBase) -> Iterator[bytes]:
     """Yield blocks of whole lines, of about four megabytes or one longer line."""
     while block := lines.read(_BLOCK_BYTES):
         yield block if block.endswith(b"\n") else block + lines.readline()
@@ -44,50 +45,58 @@ def count_lines(block: bytes) -> int:
     return int(ends) + (not block.endswith(b"\n"))
 
 
-def objects(block: bytes, place: str, first: int) -> Iterator[dict[str, Any]]:
-    """Yield the object of each line; an empty one for a blank line.
+def end_of_lines(block: bytes, lines: int) -> int:
+    """Return where the first `lines` lines end."""
+    if lines == 0:
+        return 0
+    ends = np.flatnonzero(_bytes(block) == _NEWLINE)
+    return int(ends[lines - 1]) + 1 if lines <= ends.size else len(block)
+
+
+def may_have_key(block: bytes, key: str) -> bool:
+    """Return False if no object in the block has this key."""
+    # A key that is spelled in another way has an escape.
+    return key.encode("utf-8", "replace") in block or b"\\" in block
+
+
+def objects(block: bytes) -> Iterator[dict[str, Any] | Fault]:
+    """Yield the object of each line, or why the line is none; an empty one for a blank line."""
+    for line in io.BytesIO(block):
+        yield _object(line) if line.strip() else {}
+
+
+def texts_of_lines(block: bytes, column: str) -> Texts:
+    """Return the texts of lines; empty where a line has none.
 
     Args:
-        place: the file.
-        first: number of the first line.
-
-    Raises:
-        UserError: a line is not a JSON object; names `place` and the line's number.
-    """
-    for number, line in enumerate(io.BytesIO(block), first):
-        yield _object(line, f"{place}, line {number}") if line.strip() else {}
-
-
-def texts_of_lines(block: bytes, column: str, place: str, first: int) -> pa.LargeStringArray:
-    """Return the texts of lines, large_string [lines]; empty where a line has none.
-
-    Args:
-        block, place, first: see objects().
+        block: whole lines.
         column: the text's name.
-
-    Raises:
-        UserError: a line is not a JSON object, or its value is not text.
     """
     if _is_plain(block):
         try:
-            return arrow_texts(_parsed(block, column), place)
+            return arrow_texts(_parsed(block, column))
         except (ValueError, OverflowError):
             pass  # Arrow refuses it, or it is too large for Arrow.
-    values = [row.get(column) for row in objects(block, place, first)]
-    return as_texts(values, f"{place}, line", first)
+    rows = list(objects(block))
+    texts = as_texts([None if isinstance(row, Fault) else row.get(column) for row in rows])
+    bad_lines = {number: row for number, row in enumerate(rows) if isinstance(row, Fault)}
+    return texts._replace(faults=dict(sorted({**texts.faults, **bad_lines}.items())))
 
 
-def _object(line: bytes, place: str) -> dict[str, Any]:
+def _object(line: bytes) -> dict[str, Any] | Fault:
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{place} is not JSON: {error}", "write one JSON object a line, or leave it out"
-        ) from None
+    except UnicodeDecodeError as error:
+        return utf8_fault(line) or Fault(f"is not UTF-8: {error}", _LINE_FIX)
+    except json.JSONDecodeError as error:
+        # Its message counts lines, too, from 1 in every line.
+        return Fault(f"is not JSON: {error.msg}, column {error.colno:,}", _LINE_FIX)
+    except RecursionError:
+        return Fault("is not JSON: it is nested too deeply", _LINE_FIX)
+    except ValueError as error:
+        return Fault(f"is not JSON: {error}", _LINE_FIX)
     if not isinstance(row, dict):
-        raise UserError(
-            f"{place} is not a JSON object", 'write one object a line, such as {"text": "…"}'
-        )
+        return Fault("is not a JSON object", 'write one object a line, such as {"text": "…"}')
     return row
 
 

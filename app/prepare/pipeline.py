@@ -18,8 +18,10 @@ from app.locks import locked
 from app.prefetch import prefetch
 from app.prepare.documents import Batch, Documents, RowChunk, batches
 from app.prepare.encoder import DocumentEncoder
+from app.prepare.local_files import FileDocuments
+from app.prepare.read_files import SOURCES, ReadFiles, checked
 from app.prepare.shard_writer import EncodedBatch, ShardWriter, Task
-from app.prepare.sources import open_documents
+from app.prepare.sources import check_heads, open_documents
 from app.prepare.spec import DatasetSpec, is_hub_id
 from app.progress import TokenProgress
 from app.signals import exit_code_of, exit_now, on_stop_signals, print_in_handler
@@ -50,6 +52,12 @@ def prepare(
         manifest, documents = resume(spec, folder, hf_token)
         if documents is None:
             return manifest
+        if isinstance(documents, FileDocuments):
+            if documents.own:
+                own = ", ".join(documents.own)
+                print(f"no text is read from this program's own folders: {own}", flush=True)
+            if not spec.skip_bad:
+                check_heads(documents)
         encoder = DocumentEncoder()
         if manifest.shards:
             # A folder of local files may have been renamed since.
@@ -59,7 +67,10 @@ def prepare(
         if manifest.shards:
             tokens = manifest.tokens("val") + manifest.tokens("train")
             print(f"{folder}: continues after {tokens:,} tokens", flush=True)
-        writer = ShardWriter(folder, spec, manifest)
+        read_files = None
+        if isinstance(documents, FileDocuments) and documents.filesystem is None:
+            read_files = ReadFiles(folder, documents, manifest.position or {})
+        writer = ShardWriter(folder, spec, manifest, read_files)
         taken = writer.taken
         total = spec.total_tokens and spec.total_tokens + spec.held_out_tokens
         try:
@@ -74,6 +85,7 @@ def prepare(
                 replace(manifest, shards=(), position=None).save(folder)
                 remove_leftovers(folder, spec.name, ())
                 (folder / MANIFEST).unlink()
+                (folder / SOURCES).unlink(missing_ok=True)
             raise
         if spec.total_tokens and taken["train"] < spec.total_tokens:
             print(
@@ -95,7 +107,8 @@ def write_documents(
     """Encode rows in `workers` threads, and write them in one more, until the writer is full."""
 
     def encode(batch: Batch) -> EncodedBatch:
-        return EncodedBatch(batch, *encoder.encode(batch.texts()))
+        texts = batch.texts()
+        return EncodedBatch(batch, *encoder.encode(texts.rows), texts)
 
     def tasks() -> Iterator[Task]:
         while not writer.full and (batch := next(encoding, None)):
@@ -189,10 +202,19 @@ def resume(
     documents = open_documents(source, hf_token)
     if previous is None:
         return new_manifest(documents, {**spec.settings, **extra}), documents
-    check_matches(folder, previous.source, documents.source)
+    if isinstance(documents, FileDocuments) and (folder / SOURCES).exists():
+        identities = [dict(identity) for identity in (previous.source, documents.source)]
+        for identity in identities:
+            identity.pop("files", None)
+            identity.pop("listing", None)
+        check_matches(folder, *identities)
+        continued = checked(folder, previous, documents)
+    else:
+        check_matches(folder, previous.source, documents.source)
+        continued = previous
     if previous.complete:
         return _already_complete(folder, previous), None
-    return previous, documents
+    return continued, documents
 
 
 def new_manifest(documents: Documents, settings: dict[str, Any]) -> Manifest:
@@ -230,7 +252,8 @@ def summary(folder: Path, manifest: Manifest) -> str:
     excluded = {
         "skipped": "documents without text left out",
         "between": "tokens between held-out and training text left out",
-        "not_utf8": "files with bytes that are not UTF-8, replaced",
+        "not_utf8": "documents with characters that have no UTF-8, replaced",
+        "bad": f"bad lines and files left out, named in {MANIFEST}",
     }
     return (
         f"{folder}: {manifest.tokens('train'):,} training and {manifest.tokens('val'):,} held-out "

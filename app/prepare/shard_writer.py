@@ -4,8 +4,9 @@ The manifest is committed with each shard. It holds the place in the source wher
 begins, so that a run that was killed continues there.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -16,11 +17,16 @@ import numpy as np
 from app.data.manifest import Manifest, ShardInfo
 from app.data.shards import ShardFile, Split, Tokens, shard_name
 from app.errors import UserError
-from app.prepare.documents import Batch, Position
+from app.prepare.documents import Batch, Position, Texts
 from app.prepare.encoder import Lengths
+from app.prepare.read_files import ReadFiles
 from app.prepare.spec import DatasetSpec
 
 Task = Callable[[], None]
+
+_MAX_LEFT_OUT = 100
+# A share of fewer lines and files is not known well enough to stop.
+_MIN_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -31,9 +37,11 @@ class Cursor:
         file, row: position of its first document
         token: how many of its tokens are already in earlier shards
         skipped: rows so far that had no text
-        not_utf8: rows so far in which invalid bytes were replaced
+        not_utf8: rows so far in which characters that have no UTF-8 were replaced
         between: tokens dropped between the splits: the tail of the document that the held-out split
             ends in
+        bad: rows and files so far that could not be read as text
+        digest: returns the hash of what was read of the file; see app.prepare.read_files
     """
 
     file: int = 0
@@ -42,6 +50,19 @@ class Cursor:
     skipped: int = 0
     not_utf8: int = 0
     between: int = 0
+    bad: int = 0
+    digest: Callable[[], str] = field(default=lambda: "", compare=False, repr=False)
+
+    @classmethod
+    def load(cls, position: Mapping[str, Any]) -> Self:
+        """Return the cursor that to_json() has stored."""
+        digest = position.get("current", {}).get("digest", "")
+        counters = {name: position[name] for name in _COUNTERS if name in position}
+        return cls(**counters, digest=lambda: digest)
+
+    def to_json(self) -> dict[str, int]:
+        """Return the cursor for a manifest."""
+        return {name: getattr(self, name) for name in _COUNTERS}
 
     @property
     def position(self) -> Position:
@@ -49,13 +70,22 @@ class Cursor:
         return Position(self.file, self.row)
 
 
-class EncodedBatch:
-    """A batch and its tokens, uint16 [total]; `lengths`, int64 [rows], are those of each row."""
+_COUNTERS = ("file", "row", "token", "skipped", "not_utf8", "between", "bad")
 
-    def __init__(self, batch: Batch, tokens: Tokens, lengths: Lengths) -> None:
-        self.tokens = tokens
+
+class EncodedBatch:
+    """A batch, its parsed texts, and their tokens.
+
+    Args:
+        tokens: uint16 [total].
+        lengths: int64 [rows], number of tokens of each row.
+        texts: the parsed rows.
+    """
+
+    def __init__(self, batch: Batch, tokens: Tokens, lengths: Lengths, texts: Texts) -> None:
+        self.tokens, self.faults = tokens, texts.faults
         self.fraction = batch.chunks[-1].fraction
-        self._batch = batch
+        self._batch, self._fault_rows, self._replaced = batch, [*texts.faults], texts.replaced
         self._starts = np.cumsum(lengths) - lengths
         self._is_empty = lengths == 0
         self._document_starts = self._starts[~self._is_empty]
@@ -84,13 +114,28 @@ class EncodedBatch:
         row = int(np.searchsorted(self._starts, at)) if is_last else self._starts.size
         return self._cursor(row, 0, before)
 
+    def first_token(self, row: int) -> int:
+        """Return the first token of a row."""
+        return int(self._starts[row])
+
+    def place(self, row: int, *, is_name: bool) -> str:
+        """Return the place of a row: its path, or its name within the source."""
+        chunk, row = self._batch.chunk_of(row)
+        path = chunk.place.name if is_name else chunk.place.path
+        return chunk.place.of_row(path, chunk.first.row + row)
+
     def _cursor(self, row: int, token: int, before: Cursor) -> Cursor:
+        chunk, chunk_row = self._batch.chunk_of(row)
+        bad = bisect_left(self._fault_rows, row)
         return Cursor(
-            *self._batch.position(row),
+            chunk.first.file,
+            chunk.first.row + chunk_row,
             token,
-            before.skipped + int(np.count_nonzero(self._is_empty[:row])),
-            before.not_utf8 + self._batch.not_utf8(row),
+            before.skipped + int(np.count_nonzero(self._is_empty[:row])) - bad,
+            before.not_utf8 + bisect_left(self._replaced, row),
             before.between,
+            before.bad + bad,
+            partial(chunk.digest, chunk_row),
         )
 
 
@@ -100,15 +145,29 @@ class ShardWriter:
     Batches are cut in one thread, and tasks run in a second one, in order. Leaving the block
     waits for the running task; nothing is written after it.
 
+    Args:
+        folder: the dataset's folder.
+        spec: what to write.
+        manifest: the manifest to continue from.
+        read_files: records the source's files, if they can change.
+
     Attributes:
         manifest: manifest of the committed shards; complete after finish()
         cursor: the place in the source after the batches that are cut
         taken: tokens of each split in these batches
     """
 
-    def __init__(self, folder: Path, spec: DatasetSpec, manifest: Manifest) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        spec: DatasetSpec,
+        manifest: Manifest,
+        read_files: ReadFiles | None = None,
+    ) -> None:
         self.manifest = manifest
-        self.cursor = Cursor(**(manifest.position or {}))
+        self.cursor = Cursor.load(manifest.position or {})
+        self._read_files = read_files
+        self._left_out = list(manifest.left_out)
         self.taken: dict[Split, int] = {
             "val": manifest.tokens("val"),
             "train": manifest.tokens("train"),
@@ -138,12 +197,13 @@ class ShardWriter:
                 "the files have changed",
                 "set PREPARE_OUT_DIR to another folder, or delete this one to prepare it anew",
             )
-        while at < encoded.tokens.size and not self.full:
+        end_of_good, refused = self._accept(encoded)
+        while at < end_of_good and not self.full:
             split = self._split()
             if not self._filled:
                 size, room = self._spec.shard_size, self._room()
                 self._size = size if room is None else min(size, room)
-            end = min(at + self._size - self._filled, encoded.tokens.size)
+            end = min(at + self._size - self._filled, end_of_good)
             yield partial(self._append, split, self._size, encoded.tokens[at:end])
             self._documents += encoded.documents(at, end)
             self._filled += end - at
@@ -155,6 +215,24 @@ class ShardWriter:
                     self.cursor = replace(self.cursor, between=at - held_out_end)
                 yield self._end_shard(split, encoded.cursor_at(at, self.cursor))
         self.cursor = encoded.cursor_after(at, self.cursor, is_last=self.full)
+        if refused and not self.full:
+            raise refused
+
+    def _accept(self, encoded: EncodedBatch) -> tuple[int, UserError | None]:
+        """Return where the tokens before the first bad row end that is not allowed, and its error.
+
+        Bad rows that are allowed are noted.
+        """
+        for bad, (row, fault) in enumerate(encoded.faults.items(), self.cursor.bad + 1):
+            if not self._spec.allows_bad(bad, max(self._rows() + row + 1, _MIN_ROWS)):
+                problem = f"{encoded.place(row, is_name=False)} {fault.reason}"
+                if self._spec.skip_bad:
+                    problem += f"; with it, {bad:,} are bad, more than PREPARE_SKIP_BAD allows"
+                fix = f"{fault.fix}, or leave out bad lines and files with PREPARE_SKIP_BAD"
+                return encoded.first_token(row), UserError(problem, fix)
+            if bad <= _MAX_LEFT_OUT:
+                self._left_out.append(f"{encoded.place(row, is_name=True)} {fault.reason}")
+        return encoded.tokens.size, None
 
     def run(self, task: Task) -> None:
         """Run a task; after one that fails, nothing more is written.
@@ -170,18 +248,37 @@ class ShardWriter:
 
     def finish(self) -> Manifest:
         """Commit the last shard, and the manifest as complete."""
+        bad, rows = self.cursor.bad, self._rows()
+        if not self._spec.allows_bad(bad, rows):
+            raise UserError(
+                f"{bad:,} of {rows:,} lines and files are bad, more than PREPARE_SKIP_BAD allows; "
+                f"the first one: {self._left_out[0]}",
+                "mend them, or allow more",
+            )
         if self._filled:
             self.run(self._end_shard(self._split(), self.cursor))
+        if self._read_files:
+            end = self.cursor.position
+            self.run(partial(self._read_files.finish, end, self.cursor.digest()))
         counts = {
             "documents": sum(shard.documents for shard in self.manifest.shards),
             "skipped": self.cursor.skipped,
             "not_utf8": self.cursor.not_utf8,
             "between": self.cursor.between,
+            "bad": bad,
         }
         counts = {name: count for name, count in counts.items() if count or name == "documents"}
-        self.manifest = replace(self.manifest, counts=counts, position=None, complete=True)
+        left_out = tuple(self._left_out[:bad])
+        self.manifest = replace(
+            self.manifest, counts=counts, left_out=left_out, position=None, complete=True
+        )
         self.manifest.save(self._folder)
         return self.manifest
+
+    def _rows(self) -> int:
+        """Return how many rows are taken."""
+        documents = sum(shard.documents for shard in self.manifest.shards) + self._documents
+        return documents + self.cursor.skipped + self.cursor.bad
 
     def _split(self) -> Split:
         return "val" if self.taken["val"] < self._spec.held_out_tokens else "train"
@@ -208,8 +305,15 @@ class ShardWriter:
         sha256 = self._file.commit()
         shard = ShardInfo(self._file.path.name, split, self._file.tokens, documents, sha256)
         self._file = None
-        shards = (*self.manifest.shards, shard)
-        self.manifest = replace(self.manifest, shards=shards, position=asdict(cursor))
+        position: dict[str, Any] = cursor.to_json()
+        if self._read_files:
+            position["current"] = self._read_files.commit(cursor.position, cursor.digest())
+        self.manifest = replace(
+            self.manifest,
+            shards=(*self.manifest.shards, shard),
+            left_out=tuple(self._left_out[: cursor.bad]),
+            position=position,
+        )
         self.manifest.save(self._folder)
 
     def __enter__(self) -> Self:

@@ -3,23 +3,33 @@
 import itertools
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from glob import glob
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from app.errors import UserError
-from app.prepare.documents import Documents
-from app.prepare.local_files import (
-    COMPRESSIONS,
-    KINDS,
-    FileDocuments,
-    SourceFile,
-    digest,
-    kind_of,
-    listing,
-)
+from app.prepare.documents import Documents, Fault
+from app.prepare.listing import KINDS, SourceFile, digest, kind_of, listing, source_file
+from app.prepare.local_files import FileDocuments, file_fault
 from app.prepare.spec import STDLIB, TextSource, absence, is_doubtful, is_hub_id
+from app.prepare.text_streams import (
+    COMPRESSIONS,
+    UTF_8,
+    BadFileError,
+    check_no_pointer,
+    encoding_of,
+)
+from app.prepare.texts import utf8_fault
 
+_HEAD_BYTES = 1 << 16
+# The files that tell a run, a dataset, a model and a cache.
+_OWN_FILES = (
+    ("metrics.jsonl", "settings.json"),
+    ("manifest.json", "sources.jsonl"),
+    ("model.safetensors",),
+    ("CACHEDIR.TAG",),
+)
 _EXCLUDED_FROM_STDLIB = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages"})
 
 
@@ -45,41 +55,98 @@ def open_documents(source: TextSource, hf_token: str | None = None) -> Documents
 
         return hub_documents(path if is_hub_folder else dataset, source, hf_token)
 
-    paths, root = _find(dataset)
+    own: list[str] = []
+    paths, root = _find(source, own)
+    # An uncompressed .json is text only if it is named: most of them are settings.
+    is_json_named = dataset.lower().endswith(".json")
     files = [
-        SourceFile(str(path.absolute()), path.relative_to(root).as_posix(), path.stat().st_size)
+        source_file(path, path.relative_to(root).as_posix())
         for path in paths
-        if kind_of(path.name) and path.is_file()
+        if kind_of(path.name) and (is_json_named or path.suffix.lower() != ".json")
     ]
     if not files:
         raise UserError(
             f"no text in {path}: none of {len(paths)} files ends in {' '.join(KINDS)}",
-            f"choose other files; compressed ones may also end in {' '.join(COMPRESSIONS)}",
+            f"choose other files; compressed ones may also end in {' '.join(COMPRESSIONS)}, and "
+            ".json files have to be named, as in FOLDER/*.json",
         )
     files.sort(key=lambda file: (digest(file.name) if source.shuffle_files else "", file.name))
     kind = STDLIB if dataset == STDLIB else "files"
     identity = {"dataset": kind, "files": len(files), "listing": listing(files)}
-    return FileDocuments(files, source.text_column, identity)
+    return FileDocuments(files, source.text_column, identity, source.encoding, own=own)
 
 
-def _find(dataset: str) -> tuple[list[Path], Path]:
-    """Return files that may hold text, and the folder that their names are relative to."""
+def check_heads(documents: FileDocuments) -> None:
+    """Look at the beginning of each file, so that a wrong one does not stop the work later.
+
+    Raises:
+        UserError: a file is not text, or its encoding is not known.
+    """
+    if documents.filesystem is not None:
+        return
+    faults: dict[str, Fault] = {}
+    for file in documents.files:
+        try:
+            _check_head(file, documents.encoding)
+        except (BadFileError, OSError, UnicodeDecodeError) as error:
+            fault = file_fault(error)
+            if fault is None:
+                raise
+            faults[file.path] = fault
+    if not faults:
+        return
+    shown = [f"{path} {fault.reason}" for path, fault in itertools.islice(faults.items(), 10)]
+    if len(faults) > 1:
+        count = f"{len(faults):,} of {len(documents.files):,} files cannot be read as text"
+        shown = [count, *shown, "…"] if len(faults) > len(shown) else [count, *shown]
+    fixes = dict.fromkeys(fault.fix for fault in faults.values())
+    fix = "; ".join([*fixes, "or leave them out with PREPARE_SKIP_BAD"])
+    raise UserError("\n  ".join(shown), fix)
+
+
+def _check_head(file: SourceFile, encoding: str) -> None:
+    descriptor = os.open(file.path, os.O_RDONLY)
+    try:
+        head = os.read(descriptor, _HEAD_BYTES)
+    finally:
+        os.close(descriptor)
+    check_no_pointer(head)
+    is_plain = PurePath(file.name.lower()).suffix not in (*COMPRESSIONS, ".parquet")
+    if is_plain and encoding_of(head, encoding) == UTF_8:
+        errors = "surrogatepass" if kind_of(file.name) == ".jsonl" else "strict"
+        fault = utf8_fault(head, errors=errors, is_cut=len(head) < file.bytes)
+        if fault:
+            raise BadFileError(fault)
+
+
+def _find(source: TextSource, own: list[str]) -> tuple[list[Path], Path]:
+    """Return files that may hold text, and the folder that their names are relative to.
+
+    Args:
+        own: takes the names of this program's own folders, which are left out.
+    """
+    dataset = source.dataset
     path = _expanded(dataset)
     if dataset == STDLIB:
         root = Path(sysconfig.get_paths()["stdlib"])
         return [path for path in _below(root, _EXCLUDED_FROM_STDLIB) if path.suffix == ".py"], root
     if path.is_file():
         return [path], path.parent
+    is_own = partial(_is_own, {folder.resolve() for folder in source.own})
     if path.is_dir():
-        return list(_below(path)), path
+        return list(_below(path, is_own=is_own, own=own)), path
     matches = {Path(name) for name in glob(str(path), recursive=True)}
     if not matches:
         raise UserError(
             f"{'nothing matches' if _is_pattern(dataset) else 'there is no'} {dataset}",
             "correct PREPARE_DATASET",
         )
-    fixed = itertools.takewhile(lambda part: not _is_pattern(part), path.parts)
-    return list(matches), Path(*fixed)
+    fixed = Path(*itertools.takewhile(lambda part: not _is_pattern(part), path.parts))
+    folders = {folder for match in matches for folder in match.parents if fixed in folder.parents}
+    own_folders = {folder for folder in folders if is_own(folder)}
+    own += sorted(map(str, own_folders))
+    files = [path for path in matches if path.is_file() and own_folders.isdisjoint(path.parents)]
+    return files, fixed
 
 
 def _expanded(dataset: str) -> Path:
@@ -93,10 +160,27 @@ def _is_pattern(text: str) -> bool:
     return any(character in text for character in "*?[")
 
 
-def _below(folder: Path, excluded: frozenset[str] = frozenset()) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder, onerror=_raise):
+def _below(
+    root: Path,
+    excluded: frozenset[str] = frozenset(),
+    *,
+    is_own: Callable[[Path], bool] = lambda _folder: False,
+    own: list[str] | None = None,
+) -> Iterator[Path]:
+    for parent, folders, names in os.walk(root, onerror=_raise):
         folders[:] = [name for name in folders if name not in excluded and name[0] != "."]
-        yield from (Path(parent, name) for name in names if name[0] != ".")
+        for name in [name for name in folders if is_own(Path(parent, name))]:
+            folders.remove(name)
+            if own is not None:
+                own.append(str(Path(parent, name)))
+        paths = (Path(parent, name) for name in names if name[0] != ".")
+        yield from (path for path in paths if path.is_file())
+
+
+def _is_own(known: Collection[Path], folder: Path) -> bool:
+    """Return True for a run, a dataset, a model, a report or a cache."""
+    marks = (all((folder / name).exists() for name in names) for names in _OWN_FILES)
+    return folder.resolve() in known or any(marks)
 
 
 def _raise(error: OSError) -> None:

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from app.prepare.local_files import kind_of
+from app.prepare.listing import kind_of
 
 STDLIB = "stdlib"
 _SEARCHED_NAMES = 10_000
@@ -49,6 +49,8 @@ class TextSource:
         text_column: the text's name in .jsonl, .parquet and hub datasets
         shuffle_files: read local files in the order of their names' hashes, since folders are
             sorted by topic; otherwise in the order of their names
+        encoding: of local text files without a byte order mark; empty for UTF-8
+        own: folders below which no text is read, if they lie in `dataset`
         retry_seconds: waits between tries when the hub does not answer
     """
 
@@ -58,12 +60,14 @@ class TextSource:
     split: str = "train"
     text_column: str = "text"
     shuffle_files: bool = True
+    encoding: str = ""
+    own: tuple[Path, ...] = ()
     retry_seconds: Sequence[float] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
         """Return the fields that determine a dataset's bytes, for its manifest."""
-        names = ["text_column", "shuffle_files"]
+        names = ["text_column", "shuffle_files"] + ["encoding"] * bool(self.encoding)
         if is_hub_id(self.dataset):
             names += ["dataset", "config", "revision", "split"]
         return {name: getattr(self, name) for name in names}
@@ -79,6 +83,7 @@ class DatasetSpec:
         total_tokens: training tokens; None for all
         val_tokens: held-out tokens, which come before the training tokens
         shard_size: tokens of each shard but a split's last
+        skip_bad: how many bad rows and files may be left out; below 1: as a share of all
     """
 
     source: TextSource
@@ -86,6 +91,11 @@ class DatasetSpec:
     total_tokens: int | None = None
     val_tokens: int = 0
     shard_size: int = 100_000_000
+    skip_bad: float = 0
+
+    def allows_bad(self, bad: int, rows: int) -> bool:
+        """Return True if `bad` of the `rows` lines, rows and files may be left out."""
+        return bad <= (self.skip_bad if self.skip_bad >= 1 else self.skip_bad * rows)
 
     @property
     def held_out_tokens(self) -> int:

@@ -8,7 +8,17 @@ from pydantic import BeforeValidator, Field
 from pydantic_settings import SettingsConfigDict
 
 from app.formats import short_count
-from app.settings.types import Count, Group, Location, Seconds, count_or, parse_list
+from app.settings.types import (
+    Count,
+    Group,
+    Location,
+    Number,
+    Seconds,
+    count_or,
+    parse_count_or_share,
+    parse_encoding,
+    parse_list,
+)
 
 
 class PrepareSettings(Group):
@@ -18,7 +28,7 @@ class PrepareSettings(Group):
 
     dataset: str = "HuggingFaceFW/fineweb"
     """dataset id on the Hugging Face Hub; or a local file, folder or glob of .txt .md .py .jsonl
-    .parquet (also .gz .bz2 .xz .zst); or stdlib: Python's standard library"""
+    .ndjson .parquet (also .gz .bz2 .xz .zst); or stdlib: Python's standard library"""
     dataset_config: str | None = "sample-10BT"
     """configuration of a Hub dataset; another DATASET has its own default"""
     dataset_revision: str = "main"
@@ -29,6 +39,11 @@ class PrepareSettings(Group):
     """column that holds the text"""
     shuffle_files: bool = True
     """read local files in a fixed random order instead of by name"""
+    encoding: Annotated[str, BeforeValidator(parse_encoding)] = ""
+    """encoding of local text files without a byte order mark, such as cp1252; by default UTF-8"""
+    skip_bad: Annotated[Number, BeforeValidator(parse_count_or_share), Field(ge=0)] = 0
+    """how many lines and files that cannot be read as text are left out before it is an error; a
+    count, or a share such as 0.1%"""
     total_tokens: Annotated[int | Literal["all"], count_or("all")] = 20_000_000
     """training tokens, or all; held-out tokens come on top"""
     val_tokens: Count = Field(1_048_576, ge=0)

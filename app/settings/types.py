@@ -51,6 +51,36 @@ def count_or(*words: str, at_least: int = 1, at_most: int = _MAX_COUNT) -> Befor
     return BeforeValidator(parse)
 
 
+def parse_count_or_share(value: object) -> object:
+    """Return a whole number, or a share below 1: 20, 0.001 or 0.1%. Keep any other value.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        return share if 0 <= share < 1 else parse_count(text)
+    except ValueError:
+        raise ValueError("must be a whole number, or a share such as 0.001 or 0.1%") from None
+
+
+def parse_encoding(value: object) -> object:
+    """Return the name of a text encoding that Python knows.
+
+    Raises:
+        ValueError: there is no such encoding.
+    """
+    try:
+        "".encode(str(value) or "utf-8")
+    except (LookupError, ValueError):
+        message = "must be an encoding that Python knows, such as latin-1, cp1252 or utf-16-le"
+        raise ValueError(message) from None
+    return value
+
+
 def parse_list(value: object) -> object:
     """Split a text at its commas. Keep any other value."""
     return value.split(",") if isinstance(value, str) else value

@@ -114,6 +114,8 @@ def _dataset(path: Path, verify: bool) -> Iterator[str]:
     for title in ("source", "settings", "counts"):
         values = getattr(manifest, title)
         yield f"  {title}: {', '.join(f'{key} {value}' for key, value in values.items())}"
+    for left_out in manifest.left_out:
+        yield f"  left out: {left_out}"
     for split in ("train", "val"):
         shards = [shard for shard in manifest.shards if shard.split == split]
         documents = sum(shard.documents for shard in shards)

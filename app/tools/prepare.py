@@ -4,7 +4,6 @@ import gc
 import os
 
 from app.prepare.spec import DatasetSpec, TextSource
-from app.settings.prepare import PrepareSettings
 from app.settings.settings import Settings
 
 
@@ -15,16 +14,25 @@ def prepare(settings: Settings) -> None:
     from app.prepare.pipeline import prepare as run_pipeline
 
     cfg, token = settings.prepare, settings.general.hf_token
+    context_length = settings.model.context_length
+    if 0 < cfg.val_tokens < context_length:
+        print(
+            f"warning: {cfg.val_tokens:,} held-out tokens are less than a sequence of "
+            f"{context_length:,} (MODEL_CONTEXT_LENGTH): train cannot measure a held-out loss on "
+            f"them; set PREPARE_VAL_TOKENS to {context_length:,} or more",
+            flush=True,
+        )
     run_pipeline(
-        dataset_spec(cfg),
+        dataset_spec(settings),
         settings.prepare_dir,
         workers=(os.cpu_count() or 1) if cfg.workers == "auto" else cfg.workers,
         hf_token=token.get_secret_value() if token else None,
     )
 
 
-def dataset_spec(cfg: PrepareSettings) -> DatasetSpec:
+def dataset_spec(settings: Settings) -> DatasetSpec:
     """Return the dataset that the settings describe."""
+    cfg, data_dir = settings.prepare, settings.general.data_dir
     source = TextSource(
         cfg.dataset,
         cfg.config,
@@ -32,7 +40,11 @@ def dataset_spec(cfg: PrepareSettings) -> DatasetSpec:
         cfg.split,
         cfg.text_column,
         cfg.shuffle_files,
+        cfg.encoding,
+        ((data_dir / "runs").absolute(), (data_dir / "cache").absolute()),
         cfg.retry_seconds,
     )
     total_tokens = None if cfg.total_tokens == "all" else cfg.total_tokens
-    return DatasetSpec(source, cfg.dataset_name, total_tokens, cfg.val_tokens, cfg.shard_size)
+    return DatasetSpec(
+        source, cfg.dataset_name, total_tokens, cfg.val_tokens, cfg.shard_size, cfg.skip_bad
+    )

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,7 +23,9 @@ def start_training(settings: Settings) -> None:
         ExitWithCode: the launched processes have ended; a failure has been printed.
     """
     # Before torch is imported; launched processes inherit it.
-    keep_bytecode(settings.general.data_dir / "cache")
+    cache_dir = settings.general.data_dir / "cache"
+    tag_cache(cache_dir)
+    keep_bytecode(cache_dir)
     with ExitStack() as stack:
         dataset, start = None, None
         if not launched():
@@ -49,6 +51,16 @@ def start_training(settings: Settings) -> None:
         from app.train.main import train
 
         train(settings, dataset, start)
+
+
+def tag_cache(cache_dir: Path) -> None:
+    """Mark a folder as a cache: backups skip it, and prepare reads no text from it.
+
+    Source: the Cache Directory Tagging Specification, bford.info/cachedir.
+    """
+    with suppress(OSError):
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        (cache_dir / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n")
 
 
 def keep_bytecode(cache_dir: Path) -> None:

@@ -11,6 +11,7 @@ import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from app.data.shards import ShardFile, Tokens
+from app.errors import UserError
 from app.prepare.documents import Documents, Position
 
 CHECKOUT = Path(__file__).parents[2]
@@ -23,8 +24,15 @@ START = Position(0, 0)
 
 
 def read(documents: Documents) -> list[str]:
-    """Return all texts."""
-    return [text for chunk in documents.chunks(START) for text in chunk.texts().to_pylist() if text]
+    """Return all texts; raise the first fault."""
+    texts: list[str] = []
+    for chunk in documents.chunks(START):
+        parsed = chunk.texts()
+        for row, fault in parsed.faults.items():
+            place = chunk.place.of_row(chunk.place.path, chunk.first.row + row)
+            raise UserError(f"{place} {fault.reason}", fault.fix)
+        texts += filter(None, parsed.rows.to_pylist())
+    return texts
 
 
 def write_shard(path: Path, *parts: Tokens, expected: int | None = None) -> str:

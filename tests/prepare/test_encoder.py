@@ -36,7 +36,7 @@ def reference() -> DocumentEncoder:
 
 def assert_reference(encoder: DocumentEncoder, gpt2: tiktoken.Encoding, texts: list[str]) -> None:
     documents = [[END_OF_TEXT, *gpt2.encode_ordinary(text)] if text else [] for text in texts]
-    tokens, lengths = encoder.encode(as_texts(texts, "text"))
+    tokens, lengths = encoder.encode(as_texts(texts).rows)
     assert tokens.dtype == np.uint16
     assert tokens.tolist() == [token for document in documents for token in document]
     assert lengths.tolist() == [len(document) for document in documents]

@@ -307,13 +307,6 @@ def test_other_settings_are_refused_with_the_difference(
     assert shards_in(tmp_path / "out") == before
 
 
-def test_changed_files_are_refused(source: Path, tmp_path: Path) -> None:
-    prepared(source, tmp_path / "out", total_tokens=500)
-    write_texts(source, [*TEXTS, "more"])
-    with pytest.raises(UserError, match="prepared differently: the files have changed"):
-        prepared(source, tmp_path / "out", total_tokens=500)
-
-
 def test_shards_of_another_program_are_refused_and_kept(source: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     write_shard(tmp_path / "out" / "text_000000.bin", np.zeros(3, dtype=np.uint16))

@@ -83,7 +83,7 @@ def nothing_is_lost(preparation: Preparation, clean: Unbroken) -> None:
     """Check that the files are complete shards, which the manifest lists."""
     committed = preparation.committed()
     files = contents(preparation.out)
-    assert files.keys() - {"manifest.json", ".lock"} == committed.keys()
+    assert files.keys() - {"manifest.json", "sources.jsonl", ".lock"} == committed.keys()
     assert all(files[name] == clean.contents[name] for name in committed)
 
 

@@ -23,6 +23,7 @@ KINDS = (
     ("mkdir", "folder"),
     ("create", "lock"),
     ("fsync", "folder"),
+    *((call, "sources.jsonl") for call in ("create", "write", "torn", "fsync")),
     *((call, what) for what in ("manifest.json", "shard") for call in CALLS),
 )
 # A kill before a file is created, or after it has its name, finds the same as one at these calls.

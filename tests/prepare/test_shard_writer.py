@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
@@ -17,7 +16,7 @@ from app.data.dataset import open_dataset
 from app.data.manifest import MANIFEST, Manifest
 from app.data.tokenizer import END_OF_TEXT
 from app.errors import UserError
-from app.prepare.documents import Batch, Position, RowChunk
+from app.prepare.documents import Batch, Fault, Place, Position, RowChunk
 from app.prepare.shard_writer import EncodedBatch, ShardWriter
 from app.prepare.spec import DatasetSpec, TextSource
 from app.prepare.texts import as_texts
@@ -29,10 +28,14 @@ IN_MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class EncodedSource:
-    """Files of rows, each row a number of tokens; a row of 0 tokens is no document."""
+    """Files of rows, each row a number of tokens; a row of 0 tokens is no document.
+
+    In the files of `bad` such a row is a fault, and in those of `replaced` every row was changed.
+    """
 
     files: Sequence[Sequence[int]]
-    not_utf8: frozenset[int] = frozenset()
+    bad: frozenset[int] = frozenset()
+    replaced: frozenset[int] = frozenset()
 
     def documents(self) -> list[list[int]]:
         """Return the tokens of each document: all are different, so that none can be swapped."""
@@ -43,7 +46,7 @@ class EncodedSource:
     def batches(self, start: Position, size: int) -> Iterator[EncodedBatch]:
         """Yield batches of `size` rows from `start` on, which span files."""
         documents, rows = iter(self.documents()), []
-        no_texts = partial(as_texts, [], "")
+        no_texts = as_texts([])
         for file, row_lengths in enumerate(self.files):
             for row, length in enumerate(row_lengths):
                 document = next(documents) if length else []
@@ -52,12 +55,24 @@ class EncodedSource:
         for first in range(0, len(rows), size):
             batch = rows[first : first + size]
             chunks = [
-                RowChunk(position, 1, 1, no_texts, None, position.file in self.not_utf8)
+                RowChunk(position, 1, 1, lambda: no_texts, None, Place("", f"{position.file}.txt"))
                 for position, _ in batch
+            ]
+            fault = Fault("is bad", "mend it")
+            faults = {
+                number: fault
+                for number, (position, row) in enumerate(batch)
+                if not row and position.file in self.bad
+            }
+            replaced = [
+                number
+                for number, (position, _) in enumerate(batch)
+                if position.file in self.replaced
             ]
             tokens = np.array([token for _, row in batch for token in row], np.uint16)
             lengths = np.array([len(row) for _, row in batch], np.int64)
-            yield EncodedBatch(Batch(chunks), tokens, lengths)
+            texts = no_texts._replace(faults=faults, replaced=replaced)
+            yield EncodedBatch(Batch(chunks), tokens, lengths, texts)
 
 
 def new_manifest(spec: DatasetSpec) -> Manifest:
@@ -90,13 +105,14 @@ def expected_splits(documents: list[list[int]], spec: DatasetSpec) -> tuple[list
     return held_out[: spec.held_out_tokens], train[: spec.total_tokens]
 
 
-def spec_of(total: int | None, val: int, shard_size: int) -> DatasetSpec:
-    return DatasetSpec(TextSource("texts"), "text", total, val, shard_size)
+def spec_of(total: int | None, val: int, shard_size: int, skip_bad: float = 100) -> DatasetSpec:
+    return DatasetSpec(TextSource("texts"), "text", total, val, shard_size, skip_bad)
 
 
 sources = st.builds(
     EncodedSource,
     st.lists(st.lists(st.integers(0, 9), max_size=5), min_size=1, max_size=4),
+    st.frozensets(st.integers(0, 3)),
     st.frozensets(st.integers(0, 3)),
 )
 specs = st.builds(spec_of, st.none() | st.integers(1, 40), st.integers(0, 20), st.integers(4, 15))
@@ -128,7 +144,15 @@ def test_stopped_at_every_commit_and_continued_writes_the_same_bytes(
         assert manifest.counts["documents"] == begun
         if spec.total_tokens is None:
             rows = [length for file in source.files for length in file]
-            assert manifest.counts.get("skipped", 0) == rows.count(0)
+            bad = sum(
+                source.files[file].count(0) for file in source.bad if file < len(source.files)
+            )
+            assert manifest.counts.get("bad", 0) == bad == len(manifest.left_out)
+            assert manifest.counts.get("skipped", 0) == rows.count(0) - bad
+            replaced = sum(
+                len(rows) for file, rows in enumerate(source.files) if file in source.replaced
+            )
+            assert manifest.counts.get("not_utf8", 0) == replaced
             between = sum(map(len, documents)) - len(val) - len(train)
             assert manifest.counts.get("between", 0) == between
 

@@ -16,6 +16,7 @@ import zstandard
 
 from app.errors import UserError
 from app.prepare.documents import Position, RowChunk, batches
+from app.prepare.local_files import FileDocuments
 from app.prepare.sources import open_documents
 from app.prepare.spec import TextSource, is_hub_id
 from tests.prepare.conftest import START, read
@@ -166,15 +167,6 @@ def test_json_lines_with_crlf_mark_and_blank_lines(tmp_path: Path) -> None:
     assert texts_of(tmp_path / "a.jsonl") == ["one", "two\r\n"]
 
 
-def test_bytes_that_are_not_utf8_are_replaced_and_counted(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes("naïve".encode("latin-1"))
-    (tmp_path / "b.txt").write_text("fine")
-    documents = open_documents(TextSource(str(tmp_path), shuffle_files=False))
-    pieces = list(documents.chunks(START))
-    assert [piece.texts().to_pylist() for piece in pieces] == [["na\ufffdve"], ["fine"]]
-    assert [piece.not_utf8 for piece in pieces] == [True, False]
-
-
 @pytest.mark.parametrize("name", ("a.jsonl", "a.parquet", "folder"))
 def test_rows_with_empty_or_missing_text_are_counted(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
@@ -187,7 +179,7 @@ def test_rows_with_empty_or_missing_text_are_counted(tmp_path: Path, name: str) 
         for file, content in {"1": b"", "2": b"one", "3": b"\xef\xbb\xbf", "4": b""}.items():
             (path / f"{file}.txt").write_bytes(content)
     documents = open_documents(TextSource(str(path), shuffle_files=False))
-    texts = [text for piece in documents.chunks(START) for text in piece.texts().to_pylist()]
+    texts = [text for piece in documents.chunks(START) for text in piece.texts().rows.to_pylist()]
     assert sorted(texts) == ["", "", "", "one"]
 
 
@@ -196,7 +188,8 @@ def test_broken_json_is_refused_with_file_and_line(tmp_path: Path, line: str) ->
     path = tmp_path / "a.jsonl"
     lines = ['{"text": "fine"}'] * 30_000 + ["", line]
     path.write_text("\n".join(lines), "utf-8", "surrogateescape")
-    with pytest.raises(UserError, match=r"a\.jsonl, line 30002 is not JSON") as raised:
+    kind = "UTF-8" if line == "\udcff" else "JSON"
+    with pytest.raises(UserError, match=rf"a\.jsonl, line 30002 is not {kind}") as raised:
         texts_of(path)
     assert str(path) in raised.value.problem
 
@@ -224,7 +217,7 @@ def test_wrong_column_is_refused_and_the_existing_ones_are_listed(
 @pytest.mark.parametrize("value", (5, ["a"], {"a": 1}, True))
 def test_column_that_is_not_text_is_refused(tmp_path: Path, value: object) -> None:
     path = write_json_lines(tmp_path / "a.jsonl", {"text": "fine"}, {"text": value})
-    with pytest.raises(UserError, match=f"holds {type(value).__name__}, not text") as raised:
+    with pytest.raises(UserError, match=f"has {type(value).__name__}, not text") as raised:
         texts_of(path)
     assert "PREPARE_TEXT_COLUMN" in raised.value.fix
 
@@ -273,7 +266,7 @@ def test_file_of_another_kind_is_refused_and_the_known_kinds_are_listed(
     (tmp_path / name).write_text("text")
     with pytest.raises(UserError, match=rf"no text in .*{name}") as raised:
         open_documents(TextSource(str(tmp_path / name)))
-    assert ".txt .md .py .jsonl .parquet" in raised.value.problem
+    assert ".txt .md .py .jsonl .ndjson .parquet" in raised.value.problem
 
 
 def test_folder_without_text_is_refused(tmp_path: Path) -> None:
@@ -362,12 +355,12 @@ def test_fraction_rises_to_one(tmp_path: Path, name: str) -> None:
 
 def test_long_documents_make_short_batches(tmp_path: Path) -> None:
     write_json_lines(tmp_path / "a.jsonl", *({"text": "x" * 1_000_000} for _ in range(10)))
-    assert [len(batch.texts()) for batch in batches(pieces_of(tmp_path))] == [5, 5]
+    assert [len(batch.texts().rows) for batch in batches(pieces_of(tmp_path))] == [5, 5]
 
 
 def test_long_rows_of_parquet_make_short_batches(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", ["x" * 1_000_000] * 10, rows_per_group=10)
-    assert [len(batch.texts()) for batch in batches(pieces_of(tmp_path))] == [8, 2]
+    assert [len(batch.texts().rows) for batch in batches(pieces_of(tmp_path))] == [8, 2]
 
 
 @pytest.mark.parametrize("name", ("gone.jsonl", "gone.txt", "gone.parquet"))
@@ -411,5 +404,96 @@ def rows_of(pieces: Iterable[RowChunk]) -> list[tuple[Position, str]]:
     return [
         (Position(piece.first.file, piece.first.row + number), text)
         for piece in pieces
-        for number, text in enumerate(piece.texts().to_pylist())
+        for number, text in enumerate(piece.texts().rows.to_pylist())
     ]
+
+
+def test_compressed_json_is_lines_and_other_json_must_be_named(tmp_path: Path) -> None:
+    line = b'{"text": "one"}\n'
+    (tmp_path / "c4.json.gz").write_bytes(COMPRESS[".gz"](line))
+    (tmp_path / "a.ndjson").write_bytes(line.replace(b"one", b"two"))
+    (tmp_path / "package.json").write_text('{\n  "name": "x"\n}\n')
+    assert sorted(texts_of(tmp_path)) == ["one", "two"]
+    (tmp_path / "lines.json").write_bytes(line.replace(b"one", b"three"))
+    assert sorted(texts_of(tmp_path)) == ["one", "two"]
+    assert texts_of(tmp_path / "lines.json") == ["three"]
+    assert texts_of(f"{tmp_path}/l*.json") == ["three"]
+
+
+@pytest.mark.parametrize("kind", (".jsonl", ".json.gz"))
+def test_json_array_is_refused_with_how_to_convert_it(tmp_path: Path, kind: str) -> None:
+    content = json.dumps([{"text": "one"}, {"text": "two"}], indent=2).encode()
+    path = tmp_path / f"a{kind}"
+    path.write_bytes(COMPRESS[".gz"](content) if kind.endswith("gz") else content)
+    with pytest.raises(UserError, match="is a JSON array, not one JSON object a line") as raised:
+        texts_of(path)
+    assert "jq -c '.[]'" in raised.value.fix
+
+
+@pytest.mark.parametrize(
+    "kind",
+    (pa.binary(), pa.large_binary(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())),
+)
+def test_parquet_text_of_any_type_is_read(tmp_path: Path, kind: pa.DataType) -> None:
+    texts = ["né", None, "zwei 😀", ""]
+    values = pa.array(texts, pa.string()).cast(kind)
+    pq.write_table(pa.table({"text": values}), tmp_path / "a.parquet")
+    assert texts_of(tmp_path) == ["né", "zwei 😀"]
+
+
+def test_bytes_of_parquet_that_are_not_utf8_are_a_fault_of_their_row(tmp_path: Path) -> None:
+    texts = pa.array([b"one", "café".encode("latin-1"), b"three"], pa.binary())
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    (piece,) = pieces_of(tmp_path)
+    rows, faults, _ = piece.texts()
+    assert rows.to_pylist() == ["one", "", "three"]
+    assert list(faults) == [1]
+    with pytest.raises(UserError, match=r"a\.parquet, row 1 is not UTF-8: byte 3 is 0xe9"):
+        texts_of(tmp_path)
+
+
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.table([["one"], ["two"]], names=["text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet has 2 columns 'text'"):
+        texts_of(tmp_path)
+
+
+@pytest.mark.parametrize("value", (["a"], 5, {"a": 1}))
+def test_parquet_column_that_is_not_text_is_refused(tmp_path: Path, value: object) -> None:
+    pq.write_table(pa.table({"text": [value]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet has .*, not text, in its column 'text'"):
+        texts_of(tmp_path)
+
+
+def test_half_a_surrogate_pair_is_replaced_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "\\ud83d!"}\n')
+    rows, faults, replaced = pieces_of(tmp_path)[0].texts()
+    assert (rows.to_pylist(), dict(faults), list(replaced)) == (["fine", "\ufffd!"], {}, [1])
+
+
+def test_what_this_program_has_written_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a text")
+    own = {
+        "old/runs/r": ("metrics.jsonl", "settings.json", "samples.txt"),
+        "old/cache": ("CACHEDIR.TAG", "inductor/x/code.py"),
+        "fineweb": ("manifest.json", "sources.jsonl"),
+        "exported": ("model.safetensors", "README.md", "merges.txt"),
+        "data/runs/new": ("samples.txt",),
+        "data/cache/inductor": ("code.py",),
+    }
+    for folder, names in own.items():
+        for name in names:
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_text("{}")
+    known = (tmp_path / "data" / "runs", tmp_path / "data" / "cache")
+    assert texts_of(tmp_path, own=known) == ["a text"]
+    assert texts_of(f"{tmp_path}/**/*.*", own=known) == ["a text"]
+    documents = open_documents(TextSource(str(tmp_path), own=known))
+    assert isinstance(documents, FileDocuments)
+    left_out = {str(Path(name).relative_to(tmp_path)) for name in documents.own}
+    assert left_out == {
+        *("old/runs/r", "old/cache", "fineweb", "exported", "data/runs", "data/cache")
+    }
+    # A folder that is named is read.
+    assert "{}" in texts_of(tmp_path / "exported")

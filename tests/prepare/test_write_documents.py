@@ -8,7 +8,7 @@ import pytest
 
 from app.data.manifest import Manifest
 from app.errors import UserError
-from app.prepare.documents import Position, RowChunk
+from app.prepare.documents import Place, Position, RowChunk
 from app.prepare.encoder import DocumentEncoder
 from app.prepare.pipeline import write_documents
 from app.prepare.shard_writer import ShardWriter
@@ -29,11 +29,12 @@ def chunks(
     count: int, read: list[int] | None = None, error: Exception | None = None
 ) -> Generator[RowChunk]:
     """Yield chunks of a batch each, and note the number of each that is read."""
-    texts = partial(as_texts, ["word"] * ROWS, "row")
+    texts = partial(as_texts, ["word"] * ROWS)
     for number in range(count):
         if read is not None:
             read.append(number)
-        yield RowChunk(Position(number, 0), ROWS, 4 * ROWS, texts, (number + 1) / count)
+        position, fraction = Position(number, 0), (number + 1) / count
+        yield RowChunk(position, ROWS, 4 * ROWS, texts, fraction, Place("texts", "texts"))
     if error:
         raise error
 

@@ -100,17 +100,21 @@ def check_text(context: Context) -> Iterator[Finding]:
         return
     # Packages that only prepare needs may be missing where a dataset is complete.
     from app.prepare.local_files import FileDocuments
-    from app.prepare.sources import open_documents
-    from app.prepare.spec import TextSource, is_hub_id
+    from app.prepare.sources import check_heads, open_documents
+    from app.prepare.spec import is_hub_id
+    from app.tools.prepare import dataset_spec
 
     if is_hub_id(cfg.dataset):
         token = secret.get_secret_value() if secret else None
         hub = partial(check_hub, cfg.dataset, cfg.dataset_revision, token)
         yield from run_check("hub", hub)
         return
-    documents = open_documents(TextSource(cfg.dataset, cfg.config, split=cfg.split))
+    spec = dataset_spec(context.settings)
+    documents = open_documents(spec.source)
     found = "in the layout of a hub repository"
     if isinstance(documents, FileDocuments):
+        if not spec.skip_bad:
+            check_heads(documents)
         size = sum(file.bytes for file in documents.files)
         found = f"{plural(len(documents.files), 'file')}, {format_bytes(size)}"
     yield Finding("text", "pass", f"{cfg.dataset}: {found}")
