@@ -13,7 +13,7 @@ from tests.prepare.loopback_hub import Hub
 LIMIT_SECONDS = 30
 SETTINGS = {
     "PREPARE_TOTAL_TOKENS": "all",
-    "MODEL_CONTEXT_LENGTH": "1000",
+    "MODEL_CONTEXT_LENGTH": "512",
     "PREPARE_VAL_TOKENS": "1000",
     "PREPARE_SHARD_SIZE": "20000",
     "PREPARE_OUT_DIR": "out",
