@@ -27,5 +27,7 @@ def load_gpt(checkpoint: Checkpoint, device: Device) -> GPT:
     model = GPT(config, bf16_residual=residual == "bf16")
     checkpoint.load_model(model)
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
-        raise UserError(f"{checkpoint.folder} has weights that are not finite", "use another one")
+        raise UserError(
+            f"{checkpoint.folder} has weights that are not finite", "choose another --step"
+        )
     return model.to(device.torch_device).eval()

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from app.errors import UserError
+from app.files import filename_in_errors
 from app.formats import format_bytes
 from app.runs.checkpoint import latest_checkpoint
 from app.settings.settings import Settings
@@ -69,11 +70,14 @@ def read_prompt(file: str) -> str:
             its mark.
     """
     name, fix = ("standard input" if file == "-" else file), "correct SAMPLE_PROMPT_FILE"
+    if file == "-" and sys.stdin is None:
+        raise UserError("standard input is closed: there is no prompt in it", fix)
+    path = Path(file)
     try:
-        if file != "-" and Path(file).is_fifo():
+        if file != "-" and path.is_fifo():
             _print_to_stderr(f"reading the prompt from the pipe {file}")
-        with sys.stdin.buffer if file == "-" else Path(file).open("rb") as stream:
-            content = stream.read(_MAX_PROMPT_BYTES + 1)
+        with filename_in_errors(path), sys.stdin.buffer if file == "-" else path.open("rb") as it:
+            content = it.read(_MAX_PROMPT_BYTES + 1)
     except FileNotFoundError:
         raise UserError(f"there is no file {file}", fix) from None
     except IsADirectoryError:
