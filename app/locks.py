@@ -108,7 +108,7 @@ def _claim(claimed: Path) -> tuple[str, str] | None:
     try:
         ours.parent.mkdir(exist_ok=True)
         ours.touch()
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             for owner in filter(_is_dead, claimed.iterdir()):
                 owner.unlink(missing_ok=True)
         # Not every file system renames a folder to the name of an empty one.
@@ -116,8 +116,9 @@ def _claim(claimed: Path) -> tuple[str, str] | None:
             claimed.rmdir()
         try:
             ours.parent.rename(claimed)
-        except OSError:
-            if not claimed.exists():
+        except OSError as error:
+            # Another one may have released it since.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not claimed.exists():
                 raise
         else:
             return None

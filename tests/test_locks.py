@@ -16,6 +16,7 @@ import pytest
 
 from app.errors import UserError
 from app.locks import locked
+from tests.faults import Fault, Faults
 from tests.lacking import lacking
 
 HOLD = """
@@ -128,6 +129,26 @@ def test_a_killed_process_leaves_no_lock(processes: Processes) -> None:
         holder.wait(timeout=60)
     processes.holder().communicate("", timeout=60)
     assert names(processes.folder) == [".lock"]
+
+
+def test_a_kill_at_any_moment_of_the_lock_blocks_nobody(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    faults, lacks = Faults(folder), lacking(folder, lock=errno.ENOSYS)
+
+    def end(fault: Fault | None = None) -> int:
+        environment = os.environ | lacks | faults.environment(fault)
+        environment["LD_PRELOAD"] += f":{lacks['LD_PRELOAD']}"
+        holder = [sys.executable, "-c", HOLD, str(folder)]
+        return subprocess.run(holder, env=environment, input=b"", capture_output=True).returncode
+
+    assert end() == 0
+    points, _ = faults.points()
+    assert {"create", "mkdir", "rename", "unlink"} <= {point.kind for point in points}
+    for point in points:
+        assert end(Fault(point.number, SIGKILL)) == -SIGKILL
+        assert end() == 0, point
+        assert not (folder / ".locked").exists(), point
 
 
 def test_only_one_of_many_has_the_lock(without_flock: Processes) -> None:
