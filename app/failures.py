@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import sysconfig
-import tempfile
 from contextlib import suppress
 from importlib.util import find_spec
 
@@ -68,16 +67,15 @@ def compiler_failure(error: BaseException) -> UserError:
     """Return why torch.compile has failed, in the compiler's own words, and how to mend it."""
     text = str(getattr(error, "inner_exception", error))
     compiler, torch = os.environ.get("CXX", "g++"), find_spec("torch")
-    for name, path in (
-        ("CXX", compiler),
-        ("TMPDIR", tempfile.gettempdir()),
-        ("TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")),
-        ("torch", torch and torch.origin),
-        ("Python", sysconfig.get_path("include")),
+    for fix, path in (
+        ("set CXX to", compiler),
+        ("set TORCHINDUCTOR_CACHE_DIR to", os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")),
+        ("install torch in", torch and torch.origin),
+        ("use a Python in", sysconfig.get_path("include")),
     ):
         if path and not is_one_word(path):
             problem = f"torch.compile does not work with the spaces or quotes in {path!r}"
-            return UserError(problem, f"set or install {name} to a path without them")
+            return UserError(problem, f"{fix} a path without them")
     if "CXX" in os.environ and ("No working C++" in text or f"denied: {compiler!r}" in text):
         problem = f"torch.compile does not work: CXX={compiler!r} is not a C++ compiler"
         return UserError(problem, "set CXX to the path of a compiler that works, or unset it")

@@ -135,8 +135,13 @@ def test_a_failure_of_the_compiler_is_told_in_its_own_words(text: str) -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "problem", "fix"),
     (
-        ("CXX", "ccache g++", "with the spaces or quotes in 'ccache g++'", "install CXX to a path"),
-        ("CXX", "it's", 'with the spaces or quotes in "it\'s"', "install CXX to a path without"),
+        (
+            "CXX",
+            "ccache g++",
+            "with the spaces or quotes in 'ccache g++'",
+            "set CXX to a path without",
+        ),
+        ("CXX", "it's", 'with the spaces or quotes in "it\'s"', "set CXX to a path without them"),
         ("CXX", "/none", ": CXX='/none' is not a C++ compiler", "set CXX to the path of a compil"),
         ("CXX", "", ": CXX='' is not a C++ compiler", "works, or unset it"),
         ("TORCHINDUCTOR_CACHE_DIR", "/a b", "with the spaces or quotes in '/a b'", "CACHE_DIR to"),

@@ -202,3 +202,30 @@ def test_a_compiler_that_hangs_is_killed(tmp_path: Path) -> None:
         "torch.compile does not work: it has not ended after 3 s\n"
         "  fix: see whether `g++` (or what CXX names) and the disks answer\n0\n"
     )
+
+
+SWITCHED_OFF = """
+from torch._inductor import config
+from app.hardware.device import select_device
+from app.train.compile import compile_problem
+print(compile_problem(select_device("cpu", "float32", "false")))
+print(config.cpp_cache_precompile_headers)
+"""
+
+
+@pytest.mark.processes
+def test_a_compiler_that_is_switched_off_is_noticed(tmp_path: Path) -> None:
+    """Headers are not precompiled below a TMPDIR with a space, which that would not take."""
+    folder = tmp_path / "with space"
+    folder.mkdir()
+    ended = subprocess.run(
+        [sys.executable, "-c", SWITCHED_OFF],
+        env={**os.environ, "TORCHDYNAMO_DISABLE": "1", "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout == (
+        "torch.compile compiles nothing\n  fix: unset TORCH_COMPILE_DISABLE, TORCHDYNAMO_DISABLE "
+        "and TORCHDYNAMO_SUPPRESS_ERRORS\nFalse\n"
+    )
