@@ -1,6 +1,19 @@
-"""The command line as `python -m app COMMAND`."""
+"""The command line: `python -m app COMMAND`, and the console script."""
 
-from app.cli.process import main
+import os
+import signal
+
+
+def main() -> None:
+    """Run the command that this process's arguments name."""
+    # KeyboardInterrupt in the middle of an import can come out as a traceback, or be lost. Where
+    # the shell has set the signal to be ignored, as for the background, it stays so.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    from app.cli.process import run, run_as_process
+
+    run_as_process(run)
+
 
 if __name__ == "__main__":
     main()

@@ -2,8 +2,6 @@
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Self
 
 from tqdm import tqdm
@@ -61,17 +59,4 @@ def progress_line(tokens: int, total: int | None, rate: float) -> str:
 
 def print_line(line: str) -> None:
     """Print a line at once."""
-    with ignore_terminal_errors():
-        print(line, flush=True)
-
-
-@contextmanager
-def ignore_terminal_errors() -> Iterator[None]:
-    """Go on working when the terminal is lost or a log's disk is full."""
-    try:
-        yield
-    except BrokenPipeError:
-        # The program that reads the output has ended, which ends the command.
-        raise
-    except OSError:
-        pass
+    print(line, flush=True)

@@ -51,10 +51,10 @@ def test_the_installed_command_works_in_any_folder(
     site = tmp_path / "site-packages"
     wheel.extractall(site)
     (entry_points,) = site.glob("*.dist-info/entry_points.txt")
-    assert "gpt-compose = app.cli.process:main" in entry_points.read_text()
+    assert "gpt-compose = app.__main__:main" in entry_points.read_text()
     # As pip writes it; the first place of its imports is its own folder.
     script = site / "gpt-compose"
-    script.write_text("from app.cli.process import main\nmain()\n")
+    script.write_text("from app.__main__ import main\nmain()\n")
 
     def run(*words: str, **settings: str) -> str:
         ended = subprocess.run(

@@ -12,9 +12,11 @@ from typing import Any
 
 from app import __version__
 from app.cli.parser import Parser
+from app.cli.process import raise_on_signals
 from app.containers import program
 from app.errors import ExitCode, ExitWithCode, UserError
 from app.settings.sources import load_settings, suggestion
+from app.streams import Output
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Command:
         also_read: prefixes of further settings that it reads
         arguments: further arguments -> keyword arguments of argparse's add_argument
         usage: `arguments` without a dash, as the usage prints them
+        is_output: True if the command's output is its result: it ends if nobody reads it
     """
 
     function: str
@@ -36,6 +39,7 @@ class Command:
     also_read: tuple[str, ...] = ()
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     usage: str = ""
+    is_output: bool = False
 
 
 _MODEL_FLAGS = ("train.run_name", "train.device", "general")
@@ -62,6 +66,7 @@ COMMANDS = {
         "app.tools.sample:sample",
         "Print text that a trained model generates.",
         ("sample", *_MODEL_FLAGS),
+        is_output=True,
     ),
     "playground": Command(
         "app.tools.playground.server:playground",
@@ -79,6 +84,7 @@ COMMANDS = {
         ("general",),
         arguments={"path": _PATH, "--verify": _VERIFY},
         usage="PATH ",
+        is_output=True,
     ),
     "doctor": Command(
         "app.tools.doctor.doctor:doctor",
@@ -86,6 +92,7 @@ COMMANDS = {
         ("train", "model", "general"),
         also_read=("PREPARE_",),
         arguments={"--verify": _VERIFY, "--json": _JSON},
+        is_output=True,
     ),
     "report": Command(
         "app.tools.report.report:report",
@@ -154,4 +161,8 @@ def run_command(argv: Sequence[str]) -> None:
     parser.add_settings(command.flags)
     flags, options = parser.parse(arguments)
     settings = load_settings(flags, name)
-    resolve_name(command.function)(settings, **options)
+    if command.is_output and isinstance(sys.stdout, Output):
+        sys.stdout.must_arrive = True
+    function = resolve_name(command.function)
+    raise_on_signals()
+    function(settings, **options)

@@ -12,19 +12,15 @@ from typing import TYPE_CHECKING, NoReturn
 
 from app.errors import AppError, ExitCode, ExitWithCode, Stopped
 from app.failures import translate_error
+from app.signals import exit_now, print_in_handler
+from app.streams import prepare_streams
 
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
 
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command that the arguments name, by default this process's. The console script."""
-    run_as_process(run, argv)
-
-
 def run(argv: Sequence[str]) -> int:
     """Run the command given by the arguments and return its exit code."""
-    # Imported late, so that Ctrl-C during the imports is handled, too.
     return run_and_report(lambda: resolve_name("app.cli.commands:run_command")(argv))
 
 
@@ -40,9 +36,6 @@ def run_and_report(command: Callable[[], object]) -> int:
     except SystemExit:
         # argparse has printed the help.
         pass
-    except BrokenPipeError:
-        # The reader of the output, head or less, has closed the pipe.
-        code = ExitCode.SIGPIPE
     except (OSError, MemoryError, RuntimeError, ImportError) as error:
         expected = translate_error(error)
         if expected is None:
@@ -54,32 +47,47 @@ def run_and_report(command: Callable[[], object]) -> int:
         code = request.exit_code
     except KeyboardInterrupt:
         code, message = ExitCode.SIGINT, "stopped"
-    # The terminal may be gone.
-    with suppress(OSError):
-        print(message, end="\n" if message else "", file=sys.stderr, flush=True)
-    _drop_unwritable_output()
+    print(message, end="\n" if message else "", file=sys.stderr, flush=True)
+    _flush()
     return code
 
 
-def run_as_process(
-    run: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None
-) -> NoReturn:
-    """Pass arguments, by default this process's, to `run`, and exit with the code it returns."""
-    # Process 1 of a container ignores this signal unless it has a handler.
-    signal.signal(signal.SIGTERM, _terminate)
+def run_as_process(run: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Pass this process's arguments to `run`, and end the process with the code it returns."""
+    prepare_streams()
+    # Process 1 of a container ignores a signal unless it has a handler.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _exit_at_once)
     sys.excepthook = _die
-    exit_code = run(sys.argv[1:] if argv is None else argv)
+    exit_code = run(sys.argv[1:])
     # Everything is written. Threads that still wait for the network, a disk or another rank must
     # not delay the exit; nor must torch and CUDA, which free their memory piece by piece.
     os._exit(exit_code)
 
 
-def _drop_unwritable_output() -> None:
-    """Flush stdout, or redirect it so that the interpreter does not complain at exit."""
-    try:
+def raise_on_signals() -> None:
+    """Let a signal raise an exception from now on: the command has something to tidy up.
+
+    Before that, imports might turn the exception into another one, or lose it.
+    """
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGTERM, _terminate),
+    ):
+        if signal.getsignal(number) is _exit_at_once:
+            signal.signal(number, handler)
+
+
+def _exit_at_once(number: int, _frame: FrameType | None) -> None:
+    print_in_handler("stopped" if number == signal.SIGINT else "stopped: by SIGTERM")
+    exit_now(number)
+
+
+def _flush() -> None:
+    # How the command has ended is known.
+    with suppress(Exception):
         sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _die(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -88,7 +96,7 @@ def _die(kind: type[BaseException], error: BaseException, trace: TracebackType |
     Otherwise Python waits for threads and other ranks, which may never end by themselves.
     """
     sys.__excepthook__(kind, error, trace)
-    _drop_unwritable_output()
+    _flush()
     os._exit(ExitCode.BUG)
 
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.cli.process import run_and_report, run_as_process
+from app.cli.process import raise_on_signals, run_and_report, run_as_process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _prepare(arguments: Sequence[str]) -> None:
-    # Imported here, so that Ctrl-C ends the program in order while it starts, too.
     from app.errors import UserError
 
     if not find_spec("datatrove"):
@@ -52,6 +51,7 @@ def _prepare(arguments: Sequence[str]) -> None:
     if settings.general.hf_token:
         os.environ["HF_TOKEN"] = settings.general.hf_token.get_secret_value()
     workers = None if cfg.workers == "auto" else cfg.workers
+    raise_on_signals()
     with engine(options["executor"], workers, dict(options["sbatch"])) as (run, count):
         folder = settings.prepare_dir.absolute()
         prepare(spec, folder, run, workers=count, task_bytes=options["task_bytes"])

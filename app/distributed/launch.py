@@ -19,6 +19,8 @@ from app.signals import exit_code_of, exit_now, on_stop_signals, print_in_handle
 _WORTH_A_RESTART = (ExitCode.BUG, ExitCode.RANK_LOST)
 # Set for the processes of a restart. They continue the run even with TRAIN_RESUME=never.
 _RESTARTED = "GPT_COMPOSE_RESTARTED"
+# The launcher's process number.
+_LAUNCHER = "GPT_COMPOSE_LAUNCHER"
 
 
 def launched() -> bool:
@@ -29,6 +31,11 @@ def launched() -> bool:
 def restarted() -> bool:
     """Return True if the launcher has restarted this process after one was lost."""
     return _RESTARTED in os.environ or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def launcher_died() -> bool:
+    """Return True if our launcher started this process, and has ended since."""
+    return os.environ.get(_LAUNCHER, str(os.getppid())) != str(os.getppid())
 
 
 def processes_to_launch(
@@ -94,6 +101,7 @@ def launch(command: list[str], processes: int, max_restarts: int) -> int:
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+    os.environ[_LAUNCHER] = str(os.getpid())
     request = _Request()
     with on_stop_signals(request.pass_on, request.insist):
         code = _run_once(command, processes)

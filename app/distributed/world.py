@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from app.distributed.launch import launched, restarted
+from app.distributed.launch import launched, launcher_died, restarted
 from app.errors import ExitCode, ExitWithCode, RankLostError
 from app.signals import exit_now, print_in_handler
 
@@ -146,6 +146,9 @@ def _end_with_launcher() -> None:
     signal.signal(signal.SIGTERM, _stop)
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    # The kernel sends none for a launcher that was killed before.
+    if launcher_died():
+        _stop(signal.SIGTERM, None)
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:

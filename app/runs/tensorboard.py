@@ -14,7 +14,6 @@ from typing import Any
 from tqdm import tqdm
 
 from app.formats import flatten
-from app.progress import ignore_terminal_errors
 from app.runs.metrics import PAUSES, StepRecord, total_seconds
 
 _NAME = "events.out.tfevents."
@@ -84,13 +83,11 @@ class EventLog:
             with suppress(OSError):
                 self._writer.close()
             self._writer = None
-        # Stderr may be redirected to a log on the same full disk.
-        with ignore_terminal_errors():
-            tqdm.write(
-                f"warning: training continues without TensorBoard events in {self._folder}: "
-                f"{error}; the next start writes all of them again",
-                file=sys.stderr,
-            )
+        tqdm.write(
+            f"warning: training continues without TensorBoard events in {self._folder}: "
+            f"{error}; the next start writes all of them again",
+            file=sys.stderr,
+        )
 
 
 def _history(

@@ -82,6 +82,10 @@ def read_prompt(file: str) -> str:
         raise UserError(f"there is no file {file}", fix) from None
     except IsADirectoryError:
         raise UserError(f"{file} is a folder, not a file with a prompt", fix) from None
+    except OSError as error:
+        if file != "-":
+            raise
+        raise UserError(f"{name} cannot be read: {error.strerror}", "set SAMPLE_PROMPT") from None
     if len(content) > _MAX_PROMPT_BYTES:
         raise UserError(
             f"{name} is larger than {format_bytes(_MAX_PROMPT_BYTES)}, too large for a prompt",

@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import suppress
 
 from tqdm import tqdm
 
@@ -11,7 +12,6 @@ from app.data.sequences import BatchPlan
 from app.formats import format_count, format_gib
 from app.hardware.device import Device
 from app.hardware.proc import process_seconds
-from app.progress import ignore_terminal_errors
 from app.runs.metrics import StepRecord
 
 # On a terminal the bar shows every step; more frequent lines would be unreadable.
@@ -64,9 +64,8 @@ class Console:
     def print_line(self, line: str) -> None:
         """Print a line without breaking the bar."""
         if not self._quiet:
-            with ignore_terminal_errors():
-                tqdm.write(line, file=sys.stdout)
-                sys.stdout.flush()
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
 
     def step(self, record: StepRecord) -> None:
         """Print a step's line and move the bar."""
@@ -78,9 +77,8 @@ class Console:
             self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
             self.print_line(_fit(line.split(" "), " ", shutil.get_terminal_size().columns))
         self._record = record
-        with ignore_terminal_errors():
-            if self._bar.update():
-                self._show_figures(record)
+        if self._bar.update():
+            self._show_figures(record)
 
     def evaluated(self, steps_completed: int, val_loss: float) -> None:
         """Print a held-out loss; the figures below the bar show it from the next step on."""
@@ -89,16 +87,16 @@ class Console:
 
     def close(self) -> None:
         """Close the bar, leaving its last state on screen."""
-        with ignore_terminal_errors():
-            if self._record and not self._bar.disable:
-                self._show_figures(self._record)
-            self._figures.close()
-            self._bar.close()
+        if self._record and not self._bar.disable:
+            self._show_figures(self._record)
+        self._figures.close()
+        self._bar.close()
 
     def _show_figures(self, record: StepRecord) -> None:
-        # Not the width of stdout, which may be another terminal.
-        width = os.get_terminal_size(sys.stderr.fileno()).columns
-        self._figures.set_description_str(_fit(self._fields(record), "  ", width - 1))
+        # Not the width of stdout, which may be another terminal. This one may be lost.
+        with suppress(OSError):
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            self._figures.set_description_str(_fit(self._fields(record), "  ", width - 1))
 
     def _fields(self, record: StepRecord) -> list[str]:
         """Return the latest figures, most important first; a narrow terminal drops the rest."""

@@ -156,8 +156,9 @@ class Trainer:
             if stopped:
                 self.save_checkpoint(max_verification_seconds=_MAX_VERIFICATION_SECONDS)
             self.checkpointer.wait()
-            # No rank exits before rank 0 has saved.
+            # No rank exits before rank 0 has saved. A signal that comes later changes nothing.
             self.world.barrier()
+            self.stop.quiet = True
         if stopped:
             raise Stopped(
                 self.stop.exit_code or ExitCode.SIGTERM,

@@ -184,18 +184,20 @@ def test_the_cluster_reports_that_its_extra_is_missing() -> None:
     assert "make test-cluster" in ended.stderr
 
 
-def test_a_full_disk_is_not_reported_as_a_bug() -> None:
+def test_a_full_disk_is_not_reported_as_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "prepare --dataset stdlib --total-tokens 1k --val-tokens 0"
+    assert type_in(line, monkeypatch) == ExitCode.DONE
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(
-            [sys.executable, "-m", "app", "prepare", "--dataset=stdlib", "--total-tokens=1k"],
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PREPARE_VAL_TOKENS": "0"},
+            [sys.executable, "-m", "app", "inspect", "stdlib1K"],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
             check=False,
         )
     assert ended.returncode == ExitCode.EXHAUSTED
-    assert ended.stderr.startswith("error: the disk is full")
+    assert ended.stderr.startswith("error: the disk is full: cannot write standard output\n")
     assert ended.stderr.count("\n") == 2
 
 

@@ -31,7 +31,6 @@ from app.errors import (
         (RankLostError("rank 1 is lost", "see it"), 75, "error: rank 1 is lost\n  fix: see it\n"),
         (Stopped(ExitCode.SIGTERM, "all is saved"), 143, "stopped: all is saved\n"),
         (KeyboardInterrupt(), 130, "stopped\n"),
-        (BrokenPipeError(), 141, ""),
         (ExitWithCode(7), 7, ""),
         (SystemExit(), 0, ""),
     ),

@@ -78,7 +78,9 @@ def test_damaged_metrics_are_refused_before_anything_changes(run: RunFolder) -> 
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_what_the_disk_refuses_is_reported_and_written_once_there_is_room(run: RunFolder) -> None:
+def test_what_the_disk_refuses_is_reported_and_written_once_there_is_room(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines: list[str] = []
     log = RunLogger(run, None, {}, lines.append)
     log.add_step(record(0))
@@ -90,6 +92,7 @@ def test_what_the_disk_refuses_is_reported_and_written_once_there_is_room(run: R
             log.add_samples(step + 1, [f"text {step}" * 20])
         with pytest.raises(OSError, match="File too large"):
             log.sync()
+    assert "training continues without TensorBoard events" in capsys.readouterr().err
     assert steps(run) == [0]
     assert [line.partition(":")[0] for line in lines] == ["warning"] * 4
     assert all("the entry is kept and will be written once there is room" in line for line in lines)

@@ -16,6 +16,7 @@ from threading import Thread
 import pytest
 
 from app.runs.metrics import StepRecord
+from app.streams import Output
 from app.train.console import Console
 from tests.train.processes import CHECKOUT, TINY
 
@@ -145,7 +146,7 @@ def test_the_cost_is_that_of_all_starts(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_lost_terminal_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     keyboard, terminal = pty.openpty()
-    stream = os.fdopen(terminal, "w")
+    stream = Output(os.fdopen(terminal, "wb"))
     with monkeypatch.context() as patch:
         for name in ("stdout", "stderr", "__stdout__"):
             patch.setattr(sys, name, stream)
