@@ -193,7 +193,8 @@ class AppendOnlyFile:
 
 def json_bytes(value: Any) -> bytes:
     """Return `value` as the content of a file of indented JSON."""
-    return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
+    # A path whose bytes are not UTF-8 has surrogates, which JSON writes as \udcff, for example.
+    return json.dumps(value, indent=2, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -124,7 +124,7 @@ def open_dataset(folder: Path) -> Dataset:
         manifest,
         train=[tokens for name, tokens in opened.items() if name not in held_out],
         val=[tokens for name, tokens in opened.items() if name in held_out],
-        fingerprint=hashlib.sha256(listing.encode()).hexdigest(),
+        fingerprint=hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest(),
     )
 
 

@@ -139,10 +139,11 @@ class Checkpoint:
         from safetensors.torch import load, load_file
 
         path = self.folder / file
-        with _damage_as_corrupt(path):
+        with _damage_as_corrupt(path), path.open("rb") as opened:
             try:
                 try:
-                    return load_file(path)
+                    # By its number: safetensors refuses a path whose bytes are not UTF-8.
+                    return load_file(f"/proc/self/fd/{opened.fileno()}")
                 except OSError:
                     # Some file systems map no file. Any other error comes again, with its number.
                     return load(read_bytes(path))

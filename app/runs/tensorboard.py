@@ -145,7 +145,8 @@ def _settings(settings: dict[str, Any], wall_time: float) -> list[bytes]:
         elif isinstance(value, int | float):
             session.hparams[name].number_value = value
         else:
-            session.hparams[name].string_value = str(value)
+            text = str(value).encode(errors="replace").decode()
+            session.hparams[name].string_value = text
     columns = {
         "tag": metadata.SESSION_START_INFO_TAG,
         "metadata": metadata.create_summary_metadata(HParamsPluginData(session_start_info=session)),

@@ -61,7 +61,7 @@ def _write(settings: Settings, checkpoint: Checkpoint, folder: Path) -> None:
     contents = {
         "config.json": json_bytes(gpt2_config(model, dtype, END_OF_TEXT)),
         "generation_config.json": json_bytes(token_ids),
-        "README.md": model_card(origin).encode(),
+        "README.md": model_card(origin).encode(errors="replace"),
         ORIGIN: json_bytes(origin),
         **tokenizer_files(model.config.context_length),
     }

@@ -1,5 +1,6 @@
 """The model card of an export."""
 
+from html import escape
 from typing import Any
 
 _CARD = """\
@@ -48,7 +49,7 @@ def model_card(origin: dict[str, Any]) -> str:
     if origin["val_loss"] is not None:
         rows["Held-out loss"] = f"{origin['val_loss']:.4f} nats per token"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return _CARD.format(run=origin["run"], table=table)
+    return _CARD.format(run=_escaped(origin["run"]), table=table)
 
 
 def _describe(dataset: dict[str, Any]) -> str:
@@ -57,4 +58,9 @@ def _describe(dataset: dict[str, Any]) -> str:
     source = dict(dataset["source"])
     name = source.pop("dataset", None)
     details = ", ".join(f"{key} {value}" for key, value in source.items())
-    return f"{name} ({details}), {dataset['train_tokens']:,} tokens"
+    return _escaped(f"{name} ({details}), {dataset['train_tokens']:,} tokens")
+
+
+def _escaped(text: str) -> str:
+    """Return Markdown that shows a text, which may be anything, in one line or cell."""
+    return escape(" ".join(text.split()), quote=False).replace("|", "&#124;")

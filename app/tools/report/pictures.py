@@ -1,5 +1,6 @@
 """PNGs of the charts, without a browser."""
 
+import json
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -119,7 +120,9 @@ def _sized(chart: Chart, width: float, height: int) -> Spec:
 
 
 def _png(spec: Spec) -> bytes:
-    themed = {"padding": 24, **spec, "config": THEMES["light"]}
+    themed = json.dumps({"padding": 24, **spec, "config": THEMES["light"]}, ensure_ascii=False)
+    # A name that is not UTF-8 has surrogates, which vl_convert refuses.
+    themed = themed.encode(errors="replace").decode()
     return vl_convert.vegalite_to_png(themed, vl_version=VEGA_LITE, scale=_SCALE)
 
 
