@@ -172,6 +172,38 @@ def test_a_signal_before_the_command_starts_ends_the_program_cleanly(
     assert (started.returncode, err) == (code, message)
 
 
+INTERRUPTS_AN_IMPORT = """
+import os, signal, weakref
+thing = type("Thing", (), {})()
+reference = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.%s))
+del thing
+raise RuntimeError("Python has dropped the exception")
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "package", "code", "message"),
+    (
+        ("SIGINT", "pydantic", ExitCode.SIGINT, "stopped\n"),
+        ("SIGTERM", "pydantic", ExitCode.SIGTERM, "stopped: by SIGTERM\n"),
+    ),
+)
+def test_a_signal_in_an_import_ends_the_program_at_once(
+    number: str, package: str, code: ExitCode, message: str
+) -> None:
+    """An exception would be lost there, or become a traceback of an extension module."""
+    Path(package).mkdir()
+    Path(package, "__init__.py").write_text(INTERRUPTS_AN_IMPORT % number)
+    ended = subprocess.run(
+        [sys.executable, "-m", "app", "inspect", "x"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((".", str(REPOSITORY)))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (code, message)
+
+
 def test_the_cluster_reports_that_its_extra_is_missing() -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "app.cluster", "prepare"],

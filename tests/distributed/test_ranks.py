@@ -175,10 +175,14 @@ def test_a_wrong_setting_is_reported_once(start: Start) -> None:
     assert "set TRAIN_PROCESSES to one of 1, 2" in output
 
 
-def test_the_processes_of_a_killed_launcher_stop(start: Start) -> None:
+@pytest.mark.parametrize("has_steps", (True, False))
+def test_the_processes_of_a_killed_launcher_stop(start: Start, has_steps: bool) -> None:
     killed = start(TRAIN_PROCESSES=2, TRAIN_MAX_STEPS=2000)
-    killed.wait_for("step:1/")
-    workers = killed.workers()
+    if has_steps:
+        killed.wait_for("step:1/")
+    # Without, they are still importing torch.
+    while len(workers := killed.workers()) < 2:
+        os.sched_yield()
     assert sorted(workers) == [0, 1]
     killed.process.kill()
     code, _ = killed.end()
@@ -187,4 +191,20 @@ def test_the_processes_of_a_killed_launcher_stop(start: Start) -> None:
     while any(map(is_alive, workers.values())) and time.monotonic() < deadline:
         os.sched_yield()
     assert not any(map(is_alive, workers.values()))
-    assert len(list((killed.run_dir / "checkpoints").iterdir())) >= 1
+    assert (killed.run_dir / "checkpoints").exists() == has_steps
+
+
+def test_processes_that_nobody_reads_are_stopped_with_a_checkpoint(start: Start) -> None:
+    """Ctrl-C ends `tee` and whatever else the output goes to as well."""
+    stopped = start(TRAIN_PROCESSES=2, TRAIN_MAX_STEPS=2000, TRAIN_VAL_EVERY=0)
+    stopped.wait_for("step:1/")
+    for stream in (stopped.process.stdout, stopped.process.stderr):
+        assert stream is not None
+        stream.close()
+    metrics = stopped.run_dir / "metrics.jsonl"
+    while metrics.read_bytes().count(b"\n") < 5:
+        os.sched_yield()
+    stopped.process.send_signal(signal.SIGINT)
+    assert stopped.process.wait(timeout=300) == 130
+    (last,) = sorted((stopped.run_dir / "checkpoints").iterdir())[-1:]
+    assert last.name == f"step-{len(measured(stopped.run_dir)):06d}"

@@ -1,5 +1,6 @@
 """What follows the steps of a small run on real text: intervals, stops, and shards being hashed."""
 
+import signal
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from app.runs.samples import read_samples
 from app.settings.settings import Settings
 from app.settings.sources import load_settings
 from app.train.start import open_training_data, plan_start
-from app.train.stopping import StopRequest
+from app.train.stopping import StopRequest, stop_on_signals
 from app.train.trainer import Trainer
 from tests.train.conftest import HeldBack, TinySettings
 from tests.train.processes import TINY, assert_same_run
@@ -209,3 +210,14 @@ def test_a_damaged_shard_ends_the_run_before_anything_is_saved(
         trainer.fit()
     assert trainer.steps_completed == 1
     assert checkpoint_steps(trainer.run.checkpoints) == []
+
+
+def test_a_signal_after_the_last_save_announces_no_other(
+    small: TinySettings, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with stop_on_signals() as stop:
+        build_trainer(small(), stop).fit()
+        signal.raise_signal(signal.SIGTERM)
+    out, err = capfd.readouterr()
+    assert "Average tokens/sec" in out
+    assert "stopping" not in out + err
