@@ -5,11 +5,7 @@ from typing import Self
 
 
 class ExitCode(IntEnum):
-    """Exit codes of every command.
-
-    Worth an automatic restart are NETWORK, after a while, and a few times BUG and a kill (137): a
-    bug, or a process that is lost, may not come again. The others would.
-    """
+    """Exit codes. A restart may help after NETWORK, and a few times after BUG or a kill (137)."""
 
     DONE = 0
     BUG = 1

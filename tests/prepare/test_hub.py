@@ -337,3 +337,23 @@ def test_every_message_until_the_hub_answers_says_that_there_is_no_such_folder(
             "; and there is no file or folder textz/mine here; trying again in 0 s"
         )
     assert given_up.endswith("; and there is no file or folder textz/mine here")
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "problem"),
+    (
+        ("HF_ENDPOINT", "huggingface.co", "HF_ENDPOINT=huggingface.co does not begin with https"),
+        ("SSL_CERT_FILE", "absent.pem", "[Errno 2] No such file or directory"),
+        ("https_proxy", "socks9://127.0.0.1:9", ""),
+    ),
+)
+def test_nonsense_about_the_way_to_the_hub_is_reported_at_once(
+    variable: str, text: str, problem: str, start: Start
+) -> None:
+    process = start("-m", "app", "prepare", **{variable: text})
+    output, error = process.communicate(timeout=60)
+    assert (process.returncode, output) == (2, ""), error
+    assert error.startswith(f"error: the hub cannot be asked: {problem}")
+    assert error.splitlines()[1:] == [
+        "  fix: correct HF_ENDPOINT, SSL_CERT_FILE or the proxy in the environment"
+    ]

@@ -374,7 +374,13 @@ def test_no_setting_takes_a_number_that_is_none_or_beyond_all_bounds(variable: s
 
 def test_no_fault_shows_the_hub_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    write(".env", f"HF_TOKN={TOKEN}", f"HF_TOKEN {TOKEN}", "TRAIN_SEED=$HF_TOKEN")
+    write(
+        ".env",
+        f"HF_TOKN={TOKEN}",
+        f"HF_TOKEN {TOKEN}",
+        "TRAIN_SEED=$HF_TOKEN",
+        "TRAIN_VAL_EVERY=x$HF_TOKEN",
+    )
     assert TOKEN not in "".join(faults())
 
 
