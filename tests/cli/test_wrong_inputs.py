@@ -553,8 +553,8 @@ WRONG = (
     Wrong(
         "a dataset without held-out text",
         "evaluate --dataset-dir unheld",
-        "data/unheld has no val tokens to measure on",
-        "prepare it with PREPARE_VAL_TOKENS above 0, or set EVALUATE_SPLIT=train",
+        "data/unheld has 0 held-out tokens, and a sequence needs 17 (MODEL_CONTEXT_LENGTH",
+        "prepare it again, into another folder, with PREPARE_VAL_TOKENS=16 or more",
         first=lambda: run_really("prepare --val-tokens 0 --out-dir unheld"),
     ),
     Wrong(
