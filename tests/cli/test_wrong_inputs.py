@@ -311,14 +311,14 @@ WRONG = (
     Wrong(
         "an empty folder",
         "prepare --dataset empty --out-dir new",
-        "no text in empty: none of 0 files ends in .txt .md .py .jsonl .parquet",
+        "no text in empty: none of 0 files ends in .txt .md .py .jsonl .ndjson .parquet",
         "choose other files; compressed ones may also end in .gz",
         first=folder("empty"),
     ),
     Wrong(
         "a kind of file that holds no text",
         "prepare --dataset paper.pdf --out-dir new",
-        "no text in paper.pdf: none of 1 files ends in .txt .md .py .jsonl .parquet",
+        "no text in paper.pdf: none of 1 files ends in .txt .md .py .jsonl .ndjson .parquet",
         "choose other files",
         first=file("paper.pdf", "%PDF-1.7"),
     ),
@@ -358,7 +358,7 @@ WRONG = (
     Wrong(
         "a column that holds no text",
         "prepare --dataset rows.jsonl --text-column id --out-dir new",
-        "rows.jsonl, line 1: 1)",
+        "rows.jsonl, line 1 has int, not text, in the text column: 1",
         "set PREPARE_TEXT_COLUMN to the column that holds the text",
         first=file("rows.jsonl", '{"id": 1, "content": "one"}\n'),
     ),
@@ -366,14 +366,14 @@ WRONG = (
         "a parquet file that is none",
         "prepare --dataset rows.parquet --out-dir new",
         "rows.parquet is damaged",
-        "replace it, or leave it out",
+        "replace it, or remove it, or leave out bad lines and files with PREPARE_SKIP_BAD",
         first=file("rows.parquet", "not parquet at all"),
     ),
     Wrong(
         "a compressed file that is none",
         "prepare --dataset text.txt.gz --out-dir new",
         "text.txt.gz is damaged: Not a gzipped file",
-        "replace it, or leave it out",
+        "replace it, or remove it, or leave out bad lines and files with PREPARE_SKIP_BAD",
         first=file("text.txt.gz", "not compressed"),
     ),
     # Shards
@@ -386,8 +386,8 @@ WRONG = (
     Wrong(
         "prepared before from other text",
         "prepare",
-        "data/words was prepared differently",
-        "set PREPARE_OUT_DIR to another folder, or delete this one to prepare it anew",
+        "the files that data/words was prepared from have changed: new.txt has been added before ",
+        "PREPARE_OUT_DIR",
         first=file("texts/new.txt", "One more."),
     ),
     Wrong(
