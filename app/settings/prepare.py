@@ -41,7 +41,7 @@ class PrepareSettings(Group):
     """read local files in a fixed random order instead of by name"""
     encoding: Annotated[str, BeforeValidator(parse_encoding)] = ""
     """encoding of local text files without a byte order mark, such as cp1252; by default UTF-8"""
-    skip_bad: Annotated[Number, BeforeValidator(parse_count_or_share), Field(ge=0)] = 0
+    skip_bad: Annotated[Number, BeforeValidator(parse_count_or_share), Field(ge=0, le=1e18)] = 0
     """how many lines and files that cannot be read as text are left out before it is an error; a
     count, or a share such as 0.1%"""
     total_tokens: Annotated[int | Literal["all"], count_or("all")] = 20_000_000

@@ -78,7 +78,7 @@ def _collect(flags: Mapping[str, str]) -> tuple[Values, list[str], bool]:
     faults = [
         f"{name} ({from_flags.pop(name).origin}): has no value; give it one, or leave the flag out"
         for name, text in flags.items()
-        if not text and name != "SAMPLE_PROMPT"
+        if not text and _default(name) != ""
     ]
     environment = _environment()
     dotenv: Values = {}
@@ -191,6 +191,7 @@ _REASONS = {
     "literal_error": "must be {expected}",
     "bool_parsing": "must be true or false",
     "float_parsing": "must be a number",
+    "float_type": "must be a smaller number",
     "finite_number": "must be a finite number",
     "string_too_long": "must have at most {max_length} characters",
     "string_pattern_mismatch": "must start with a letter or digit, and hold only these and . _ -",
@@ -208,6 +209,11 @@ def _describe(variable: str, values: Values) -> str:
         return f"{variable}={values[variable].text} ({values[variable].origin})"
     group = VARIABLES[variable]
     return f"{variable}={group.default_text(group.variables()[variable])} (default)"
+
+
+def _default(variable: str) -> object:
+    group = VARIABLES[variable]
+    return group.model_fields[group.variables()[variable]].default
 
 
 def _is_in_a_file(folder: Path) -> bool:
