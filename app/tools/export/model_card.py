@@ -30,7 +30,7 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))
 
 Every training document began with `<|endoftext|>`, so a prompt should begin with it as well.
 The tokenizer reads `<|endoftext|>` anywhere as that token. With `split_special_tokens=True` it is
-ordinary text, as it was within training documents.
+ordinary text, as it was within the rows of training text; in text files it separated documents.
 
 The model repeats what its training text says, including false, offensive and personal content.
 """
