@@ -56,6 +56,15 @@ def test_states_of_a_dataset(new_context: NewContext, data_dir: Path) -> None:
     only(check_dataset, new_context(TRAIN_DATASET_DIR="other"), "fail", "no dataset in")
 
 
+def test_held_out_text_shorter_than_a_sequence_has_a_row(new_context: NewContext) -> None:
+    lengths = {"MODEL_CONTEXT_LENGTH": 2048, "TRAIN_TOKENS_PER_STEP": 2048}
+    dataset, held_out = findings(check_dataset, new_context(TRAIN_VAL_EVERY=1, **lengths))
+    assert (dataset.status, held_out.status) == ("pass", "warn")
+    assert "has 1,001 held-out tokens, and a sequence needs 2,049" in held_out.found
+    assert held_out.fix.endswith("with PREPARE_VAL_TOKENS=2048 or more")
+    only(check_dataset, new_context(TRAIN_VAL_EVERY=0, **lengths), "pass", "1,001 held out")
+
+
 def test_states_of_a_run(new_context: NewContext, data_dir: Path) -> None:
     def with_dataset(**changes: object) -> Context:
         context = new_context(**changes)
@@ -86,4 +95,9 @@ def test_states_of_a_text(new_context: NewContext, tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "one.txt").write_text("a text")
     only(check_text, new_context(PREPARE_DATASET="texts"), "pass", "texts: 1 file, 0.006 KB")
-    only(check_text, new_context(PREPARE_DATASET="./missing"), "fail", "there is no ./missing")
+    only(
+        check_text,
+        new_context(PREPARE_DATASET="./missing"),
+        "fail",
+        "there is no file or folder ./missing",
+    )
