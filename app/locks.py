@@ -25,6 +25,7 @@ NO_FLOCK = (
 WAIT_SECONDS = 60.0
 # A doctor that looks whether a lock is held has it for an instant.
 _LEAST_WAIT = 0.5
+_IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.EXDEV)
 
 
 @contextmanager
@@ -118,7 +119,7 @@ def _claim(claimed: Path) -> tuple[str, str] | None:
             ours.parent.rename(claimed)
         except OSError as error:
             # Another one may have released it since.
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not claimed.exists():
+            if error.errno not in _IN_THE_WAY and not claimed.exists():
                 raise
         else:
             return None
