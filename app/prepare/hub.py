@@ -119,7 +119,7 @@ def hub_documents(place: str | Path, source: TextSource, hf_token: str | None) -
         root = str(place.resolve())
         builder = _builder(root, source.config, None, None)
         paths = _paths_of_split(builder, root, source.split)
-        files = [source_file(Path(path), os.path.relpath(path, root)) for path in paths]
+        files = [file for path in paths if (file := source_file(path, os.path.relpath(path, root)))]
         identity = {"dataset": Path(root).name, "config": builder.config.name}
         identity |= {"split": source.split, "listing": listing(files)}
         if _is_parquet(paths):

@@ -1,9 +1,10 @@
 """Files of text: their kinds, their order, and what tells that they have changed."""
 
 import hashlib
+import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 
 from app.prepare.text_streams import COMPRESSIONS
 
@@ -37,20 +38,28 @@ class SourceFile:
     modified: int = 0
 
 
-def source_file(path: Path, name: str) -> SourceFile:
-    """Return a local file as it is now."""
-    status = path.stat()
-    return SourceFile(str(path.absolute()), name, status.st_size, status.st_mtime_ns)
+def source_file(path: str, name: str) -> SourceFile | None:
+    """Return a local file as it is now; None for what is no file.
+
+    A link that leads nowhere is an empty file, and reading it is an error.
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116 (a Path takes longer for each of many files)
+    except OSError:
+        return SourceFile(path, name, 0)
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return SourceFile(path, name, status.st_size, status.st_mtime_ns)
 
 
 def kind_of(name: str) -> str | None:
     """Return how a file is read, from its name: .txt, .jsonl, …; None for any other file."""
-    path = PurePosixPath(name.lower())
-    if path.suffix in COMPRESSIONS:
-        inner = path.with_suffix("").suffix
+    stem, _, ending = name.lower().rpartition(".")
+    if f".{ending}" in COMPRESSIONS:
+        ending = stem.rpartition(".")[2]
         # Parquet compresses by itself; with more around it, no row group can be read.
-        return None if inner == ".parquet" else _KINDS.get(inner)
-    return _KINDS.get(path.suffix)
+        return None if ending == "parquet" else _KINDS.get(f".{ending}")
+    return _KINDS.get(f".{ending}") if stem else None
 
 
 def listing(files: Iterable[SourceFile]) -> str:

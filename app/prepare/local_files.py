@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
@@ -126,7 +125,7 @@ class FileDocuments:
     def open(self, file: SourceFile) -> BinaryIO:
         """Open a file of the source for reading."""
         if self.filesystem is None:
-            return cast(BinaryIO, Path(file.path).open("rb", buffering=0))
+            return cast(BinaryIO, io.FileIO(file.path))
         return cast(BinaryIO, self.filesystem.open(file.path, "rb", cache_type="none"))
 
     def _lines(self, file: SourceFile, stream: io.BufferedIOBase) -> Iterator[LineBlock]:

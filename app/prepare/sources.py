@@ -6,7 +6,7 @@ import sysconfig
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from glob import glob
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from app.errors import UserError
 from app.prepare.documents import Documents, Fault
@@ -60,9 +60,10 @@ def open_documents(source: TextSource, hf_token: str | None = None) -> Documents
     # An uncompressed .json is text only if it is named: most of them are settings.
     is_json_named = dataset.lower().endswith(".json")
     files = [
-        source_file(path, path.relative_to(root).as_posix())
+        file
         for path in paths
-        if kind_of(path.name) and (is_json_named or path.suffix.lower() != ".json")
+        if kind_of(path) and (is_json_named or not path.lower().endswith(".json"))
+        if (file := source_file(path, path.removeprefix(root)))
     ]
     if not files:
         raise UserError(
@@ -111,42 +112,46 @@ def _check_head(file: SourceFile, encoding: str) -> None:
     finally:
         os.close(descriptor)
     check_no_pointer(head)
-    is_plain = PurePath(file.name.lower()).suffix not in (*COMPRESSIONS, ".parquet")
-    if is_plain and encoding_of(head, encoding) == UTF_8:
+    if (
+        not file.name.lower().endswith((*COMPRESSIONS, ".parquet"))
+        and encoding_of(head, encoding) == UTF_8
+    ):
         errors = "surrogatepass" if kind_of(file.name) == ".jsonl" else "strict"
         fault = utf8_fault(head, errors=errors, is_cut=len(head) < file.bytes)
         if fault:
             raise BadFileError(fault)
 
 
-def _find(source: TextSource, own: list[str]) -> tuple[list[Path], Path]:
-    """Return files that may hold text, and the folder that their names are relative to.
+def _find(source: TextSource, own: list[str]) -> tuple[list[str], str]:
+    """Return absolute paths that may hold text, and what all begin with, which is no name's part.
 
     Args:
         own: takes the names of this program's own folders, which are left out.
     """
     dataset = source.dataset
-    path = _expanded(dataset)
+    path = _expanded(dataset).absolute()
     if dataset == STDLIB:
-        root = Path(sysconfig.get_paths()["stdlib"])
-        return [path for path in _below(root, _EXCLUDED_FROM_STDLIB) if path.suffix == ".py"], root
+        root = sysconfig.get_paths()["stdlib"]
+        paths = [path for path in _below(root, _EXCLUDED_FROM_STDLIB) if path.endswith(".py")]
+        return paths, f"{root}/"
     if path.is_file():
-        return [path], path.parent
+        return [str(path)], f"{path.parent}/"
     is_own = partial(_is_own, {folder.resolve() for folder in source.own})
     if path.is_dir():
-        return list(_below(path, is_own=is_own, own=own)), path
-    matches = {Path(name) for name in glob(str(path), recursive=True)}
+        return list(_below(str(path), is_own=is_own, own=own)), f"{path}/"
+    matches = sorted(set(glob(str(path), recursive=True)))
     if not matches:
         raise UserError(
             f"nothing matches {dataset}" if _is_pattern(dataset) else absence(dataset),
             "correct PREPARE_DATASET",
         )
     fixed = Path(*itertools.takewhile(lambda part: not _is_pattern(part), path.parts))
-    folders = {folder for match in matches for folder in match.parents if fixed in folder.parents}
+    parents = {match: Path(match).parents for match in matches}
+    folders = {folder for above in parents.values() for folder in above if fixed in folder.parents}
     own_folders = {folder for folder in folders if is_own(folder)}
     own += sorted(map(str, own_folders))
-    files = [path for path in matches if path.is_file() and own_folders.isdisjoint(path.parents)]
-    return files, fixed
+    paths = [match for match, above in parents.items() if own_folders.isdisjoint(above)]
+    return paths, f"{fixed}/"
 
 
 def _expanded(dataset: str) -> Path:
@@ -161,20 +166,19 @@ def _is_pattern(text: str) -> bool:
 
 
 def _below(
-    root: Path,
+    root: str,
     excluded: frozenset[str] = frozenset(),
     *,
     is_own: Callable[[Path], bool] = lambda _folder: False,
     own: list[str] | None = None,
-) -> Iterator[Path]:
+) -> Iterator[str]:
     for parent, folders, names in os.walk(root, onerror=_raise):
         folders[:] = [name for name in folders if name not in excluded and name[0] != "."]
         for name in [name for name in folders if is_own(Path(parent, name))]:
             folders.remove(name)
             if own is not None:
                 own.append(str(Path(parent, name)))
-        paths = (Path(parent, name) for name in names if name[0] != ".")
-        yield from (path for path in paths if path.is_file())
+        yield from (f"{parent}/{name}" for name in names if name[0] != ".")
 
 
 def _is_own(known: Collection[Path], folder: Path) -> bool:

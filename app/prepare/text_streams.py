@@ -6,7 +6,6 @@ import gzip
 import io
 import lzma
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
 import zstandard
@@ -82,6 +81,8 @@ def encoding_of(head: bytes, encoding: str = "") -> str:
         BadFileError: the bytes are not text.
     """
     check_no_pointer(head)
+    if not encoding and head.isascii() and b"\0" not in head:
+        return UTF_8
     marked = (name for mark, name in _BYTE_ORDER_MARKS.items() if head.startswith(mark))
     return codecs.lookup(next(marked, encoding) or _encoding_by_zeros(head[:4096])).name
 
@@ -121,14 +122,14 @@ def split_documents(stream: io.BufferedIOBase) -> Iterator[bytes]:
 
 def decompressed(raw: BinaryIO, name: str) -> io.RawIOBase:
     """Return the content of a file that is compressed as its name says."""
-    match PurePosixPath(name.lower()).suffix:
-        case ".gz":
+    match name.lower().rpartition(".")[2]:
+        case "gz":
             return cast(io.RawIOBase, gzip.open(raw))
-        case ".bz2":
+        case "bz2":
             return cast(io.RawIOBase, bz2.open(raw))
-        case ".xz":
+        case "xz":
             return cast(io.RawIOBase, lzma.open(raw))
-        case ".zst":
+        case "zst":
             return _Pieces(_zstd_frames(raw), raw)
         case _:
             return cast(io.RawIOBase, raw)
