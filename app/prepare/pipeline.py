@@ -77,7 +77,9 @@ def prepare(
             with writer, TokenProgress(total, done=sum(taken.values())) as progress:
                 chunks = documents.chunks(writer.cursor.position)
                 write_documents(chunks, encoder, writer, workers, progress)
-                check_enough_text(spec, taken["val"], taken["train"], writer.cursor.between)
+                writer.check_bad()
+                cursor = writer.cursor
+                check_enough_text(spec, taken["val"], taken["train"], cursor.between, cursor.bad)
                 complete = writer.finish()
         except UserError as error:
             if isinstance(error, TooLittleText) or not writer.manifest.shards:
@@ -223,22 +225,25 @@ def new_manifest(documents: Documents, settings: dict[str, Any]) -> Manifest:
     return Manifest(source=dict(documents.source), tokenizer=tokenizer, settings=settings)
 
 
-def check_enough_text(spec: DatasetSpec, val: int, train: int, between: int) -> None:
+def check_enough_text(spec: DatasetSpec, val: int, train: int, between: int, bad: int = 0) -> None:
     """Raise TooLittleText if the held-out split is not full, or the training split is empty.
 
     Args:
         val, train, between: tokens of the splits, and tokens left out between them.
+        bad: lines and files left out.
     """
     held_out = spec.held_out_tokens
+    without = f"; {bad:,} bad lines and files were left out" if bad else ""
     if val < held_out:
         raise TooLittleText(
-            f"the dataset has only {val:,} tokens, {spec.val_tokens:,} were to be held out",
+            f"the dataset has only {val:,} tokens, {spec.val_tokens:,} were to be held out"
+            + without,
             "lower PREPARE_VAL_TOKENS (0 holds nothing out), or add text",
         )
     if train == 0:
         after = f" after the {held_out:,} held-out tokens" if held_out else ""
         raise TooLittleText(
-            f"the dataset has no text to train on{after}",
+            f"the dataset has no text to train on{after}{without}",
             "the rest of the document that they end in is not trained on: split the text into more "
             "documents, or set PREPARE_VAL_TOKENS to 0"
             if between

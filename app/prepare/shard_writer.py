@@ -246,8 +246,8 @@ class ShardWriter:
                 task()
                 self._is_writable = True
 
-    def finish(self) -> Manifest:
-        """Commit the last shard, and the manifest as complete."""
+    def check_bad(self) -> None:
+        """Raise UserError at the end of the source if too many of its lines and files are bad."""
         bad, rows = self.cursor.bad, self._rows()
         if not self._spec.allows_bad(bad, rows):
             raise UserError(
@@ -255,6 +255,9 @@ class ShardWriter:
                 f"the first one: {self._left_out[0]}",
                 "mend them, or allow more",
             )
+
+    def finish(self) -> Manifest:
+        """Commit the last shard, and the manifest as complete."""
         if self._filled:
             self.run(self._end_shard(self._split(), self.cursor))
         if self._read_files:
@@ -265,10 +268,10 @@ class ShardWriter:
             "skipped": self.cursor.skipped,
             "not_utf8": self.cursor.not_utf8,
             "between": self.cursor.between,
-            "bad": bad,
+            "bad": self.cursor.bad,
         }
         counts = {name: count for name, count in counts.items() if count or name == "documents"}
-        left_out = tuple(self._left_out[:bad])
+        left_out = tuple(self._left_out[: self.cursor.bad])
         self.manifest = replace(
             self.manifest, counts=counts, left_out=left_out, position=None, complete=True
         )

@@ -139,6 +139,8 @@ def _find(source: TextSource, own: list[str]) -> tuple[list[str], str]:
     is_own = partial(_is_own, {folder.resolve() for folder in source.own})
     if path.is_dir():
         return list(_below(str(path), is_own=is_own, own=own)), f"{path}/"
+    if path.exists():
+        raise UserError(f"{dataset} is no file and no folder", "write its text to a file first")
     matches = sorted(set(glob(str(path), recursive=True)))
     if not matches:
         raise UserError(

@@ -254,3 +254,11 @@ def test_a_bad_line_after_the_requested_tokens_does_not_matter(tmp_path: Path, o
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join([*LINES[:100], "bad"]))
     assert prepare(spec_of(path, total_tokens=600), out).tokens("train") == 600
+
+
+def test_no_text_because_of_bad_lines_is_said_so(tmp_path: Path, out: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("bad\nbad\n")
+    problem = refused(spec_of(path, skip_bad=5), out)
+    assert "no text to train on; 2 bad lines and files were left out" in problem
+    assert "2 of 2 lines and files are bad" in refused(spec_of(path, skip_bad=0.5), out)

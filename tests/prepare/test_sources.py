@@ -497,3 +497,15 @@ def test_what_this_program_has_written_is_not_text(tmp_path: Path) -> None:
     }
     # A folder that is named is read.
     assert "{}" in texts_of(tmp_path / "exported")
+
+
+def test_a_pipe_is_no_source(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(UserError, match=r"a\.txt is no file and no folder"):
+        open_documents(TextSource(str(tmp_path / "a.txt")))
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(UserError, match=r"a\.txt cannot be read: No such file"):
+        texts_of(tmp_path)
