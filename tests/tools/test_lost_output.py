@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -129,12 +129,17 @@ def test_a_name_is_kept_in_json_and_shown_in_pages(
 def test_playground_serves_where_nobody_reads_its_output() -> None:
     port, (reading, writing) = free_port(), os.pipe()
     os.close(reading)
-    with subprocess.Popen(
-        [sys.executable, "-m", "app", "playground", "--port", str(port)],
-        stdin=subprocess.DEVNULL,
-        stdout=writing,
-        stderr=writing,
-    ) as process:
+    shutil.copytree(Path(NAME, "runs/small"), Path(NAME, "runs", NAME), dirs_exist_ok=True)
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", "app", "playground", "--port", str(port)],
+            stdin=subprocess.DEVNULL,
+            stdout=writing,
+            stderr=writing,
+        ) as process,
+        ExitStack() as stack,
+    ):
+        stack.callback(process.terminate)
         os.close(writing)
         connection, deadline = HTTPConnection("127.0.0.1", port), time.monotonic() + 60
         while connection.sock is None and time.monotonic() < deadline:
@@ -142,7 +147,8 @@ def test_playground_serves_where_nobody_reads_its_output() -> None:
                 connection.connect()
             time.sleep(0.05)
         connection.request("GET", "/api/state")
-        assert json.loads(connection.getresponse().read())["run"] == "small"
+        state = json.loads(connection.getresponse().read())
+        assert state["run"] == "small"
+        assert NAME in [run["run"] for run in state["checkpoints"]]
         connection.close()
-        process.terminate()
     assert process.returncode in (0, ExitCode.SIGTERM)

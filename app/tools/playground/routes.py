@@ -95,7 +95,8 @@ def build_app(generator: Generator, settings: Settings) -> ASGIApp:
             "defaults": defaults,
             "device": generator.device.name,
         }
-        return JSONResponse(content, headers=_HEADERS)
+        # In ASCII: a run's name may be one that UTF-8 has no bytes for.
+        return Response(json.dumps(content), media_type="application/json", headers=_HEADERS)
 
     async def generate(http_request: Request) -> Response:
         media_type = http_request.headers.get("content-type", "").partition(";")[0]
