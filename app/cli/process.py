@@ -52,15 +52,17 @@ def run_and_report(command: Callable[[], object]) -> int:
     return code
 
 
-def run_as_process(run: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Pass this process's arguments to `run`, and end the process with the code it returns."""
+def run_as_process(
+    run: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None
+) -> NoReturn:
+    """Pass arguments, by default this process's, to `run`, and exit with the code it returns."""
     prepare_streams()
     # Process 1 of a container ignores a signal unless it has a handler.
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _exit_at_once)
     sys.excepthook = _die
-    exit_code = run(sys.argv[1:])
+    exit_code = run(sys.argv[1:] if argv is None else argv)
     # Everything is written. Threads that still wait for the network, a disk or another rank must
     # not delay the exit; nor must torch and CUDA, which free their memory piece by piece.
     os._exit(exit_code)

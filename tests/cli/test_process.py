@@ -1,6 +1,8 @@
 """How a command ends: the exit code and the message of each kind of failure."""
 
 import errno
+import subprocess
+import sys
 
 import pytest
 
@@ -15,6 +17,7 @@ from app.errors import (
     Stopped,
     UserError,
 )
+from tests.newcomer import REPOSITORY
 
 
 @pytest.mark.parametrize(
@@ -65,3 +68,12 @@ def test_a_bug_passes() -> None:
 def test_success_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_and_report(lambda: print("done")) == 0
     assert capsys.readouterr() == ("done\n", "")
+
+
+def test_another_program_can_give_the_arguments() -> None:
+    code = "from app.__main__ import main; main(['nonsense'])"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: 'nonsense' is not a command")
