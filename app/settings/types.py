@@ -1,6 +1,7 @@
 """The types of settings: how texts become values, and what all groups of settings share."""
 
 import re
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +10,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
-# Fits into 64 bits, as libraries need it.
+# Libraries store counts in 64 bits.
 _MAX_COUNT = 10**18
 _NOT_A_COUNT = "must be a whole number, such as 500, 20M, 1.5B or 1e7"
 
@@ -60,11 +61,14 @@ def parse_count_or_share(value: object) -> object:
     if not isinstance(value, str):
         return value
     text = value.strip()
-    try:
+    with suppress(ValueError):
         share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        return share if 0 <= share < 1 else parse_count(text)
-    except ValueError:
-        raise ValueError("must be a whole number, or a share such as 0.001 or 0.1%") from None
+        if 0 <= share < 1:
+            return share
+    try:
+        return parse_count(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; or a share below 1, such as 0.1%") from None
 
 
 def parse_encoding(value: object) -> object:
@@ -102,7 +106,7 @@ def parse_bool(value: object) -> object:
 
 
 def parse_compile(value: object) -> object:
-    """Return "true" for the names that TRAIN_COMPILE=true has had. Keep any other value."""
+    """Return "true" for auto, model and blocks, which .env files may hold. Keep any other value."""
     return "true" if str(value).strip().lower() in ("auto", "model", "blocks") else value
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from app.errors import UserError
 from app.formats import short_count
 from app.settings.prepare import PrepareSettings
 from app.settings.settings import GROUPS, GeneralSettings, Settings
@@ -64,6 +65,20 @@ def test_counts_may_have_units_exponents_and_underscores(text: str, count: int) 
 def test_a_text_that_is_not_a_whole_number_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must be a whole number"):
         parse_count(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    (("0", 0), ("1", 1), ("20", 20), ("1k", 1000), ("0.001", 0.001), ("0.1%", 0.001)),
+)
+def test_bad_lines_allowed_are_a_count_or_a_share(text: str, allowed: float) -> None:
+    assert load_settings({"PREPARE_SKIP_BAD": text}, "prepare").prepare.skip_bad == allowed
+
+
+@pytest.mark.parametrize("text", ("1.5", "100%", "-0.1", "nan", "inf", "0.1%%", "some"))
+def test_neither_a_count_nor_a_share(text: str) -> None:
+    with pytest.raises(UserError, match=r"must be a whole number, .* or a share below 1"):
+        load_settings({"PREPARE_SKIP_BAD": text}, "prepare")
 
 
 @given(st.integers(0, 10**15), st.sampled_from(("", "k", "M", "B", "T")), st.integers(0, 3))
