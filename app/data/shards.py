@@ -23,7 +23,6 @@ MAGIC = 20240520
 VERSION = 1
 HEADER_BYTES = 1024
 
-_MOST_OPEN = 1 << 14
 _FIX = "prepare the dataset again, or copy the file again"
 
 Split = Literal["train", "val"]
@@ -114,33 +113,30 @@ class Shard:
         return self.size
 
     def __getitem__(self, part: slice) -> Tokens:
-        begin, end, _ = part.indices(self.size)
-        tokens = np.empty(max(0, end - begin), dtype="<u2")
-        self.read(begin, tokens)
-        return tokens
-
-    def read(self, begin: int, out: Tokens) -> None:
-        """Read tokens begin … begin+len(out)-1 into `out`.
+        """Read tokens.
 
         Raises:
             OSError: the file cannot be read any more.
             UserError: it is not the one that was opened.
         """
-        again_if_stale(lambda: self._read(begin, out))
+        begin, end, _ = part.indices(self.size)
+        return again_if_stale(lambda: self._read(begin, max(0, end - begin)))
 
-    def _read(self, begin: int, out: Tokens) -> None:
+    def _read(self, begin: int, count: int) -> Tokens:
+        tokens = np.empty(count, dtype="<u2")
         file, offset, done = _open_files()(self), HEADER_BYTES + 2 * begin, 0
         # A single read returns at most 2 GiB.
-        while done < out.size:
+        while done < count:
             try:
-                count = os.preadv(file.descriptor, [out.data[done:]], offset + 2 * done)
+                read = os.preadv(file.descriptor, [tokens.data[done:]], offset + 2 * done)
             except OSError as error:
                 _open_files().cache_clear()
                 error.filename = str(self.path)
                 raise
-            if count < 2:
+            if read < 2:
                 raise UserError(f"shard {self.path} has been cut off", _FIX)
-            done += count // 2
+            done += read // 2
+        return tokens
 
 
 class _OpenFile:
@@ -160,7 +156,7 @@ class _OpenFile:
 def _open_files() -> Any:
     """Return the files opened last: at most half as many as this process may open."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return lru_cache(limit // 2 if 0 <= limit <= _MOST_OPEN else _MOST_OPEN)(_OpenFile)
+    return lru_cache(limit // 2 if limit > 0 else None)(_OpenFile)
 
 
 def open_shard(path: Path) -> Shard:

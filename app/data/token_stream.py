@@ -40,10 +40,7 @@ class TokenStream:
         while filled < out.size:
             tokens, left = self._shards[shard], self._ends[shard] - start - filled
             begin, part = tokens.size - left, out[filled : filled + left]
-            if isinstance(tokens, Shard):
-                tokens.read(begin, part)
-            else:
-                part[:] = tokens[begin : begin + part.size]
+            part[:] = tokens[begin : begin + part.size]
             filled += part.size
             shard += 1
 
