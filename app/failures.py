@@ -25,7 +25,7 @@ _DISTRIBUTIONS = {
     "vl_convert": "vl-convert-python",
     "yaml": "pyyaml",
 }
-# A disk or a file server that breaks, goes away, or lacks what every other one can do.
+# Errors of a disk or file server that breaks, goes away, or lacks what others can do.
 _FILE_SYSTEM_FAILS = (
     *(errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN),
     *(errno.ENODEV, errno.ENXIO, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK),
@@ -33,7 +33,7 @@ _FILE_SYSTEM_FAILS = (
 )
 # Part of what torch.compile reports -> how to mend it; the first match counts.
 _COMPILER_FIXES = {
-    "No working C\\+\\+": "make `g++ --version` work (apt-get install --reinstall g++)",
+    r"No working C\+\+": "make `g++ --version` work (apt-get install --reinstall g++)",
     "map segment": "set TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR to folders that may execute",
     "No space left": "free space there, or set TMPDIR and TORCHINDUCTOR_CACHE_DIR to a larger disk",
     "Read-only|denied": "set TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR to writable folders",
@@ -82,7 +82,7 @@ def compiler_failure(error: BaseException) -> UserError:
     output = text.partition("Output:\n")[2] or text
     lines = [line.strip() for line in output.splitlines() if line.strip()] or [repr(error)]
     is_reason = re.compile(r"\berror: |cannot find|No such file").search
-    # After two spaces torch guesses at the cause.
+    # torch adds a guess at the cause after two spaces.
     reason = next(filter(is_reason, lines), lines[0]).partition(".  ")[0]
     fix = next(fix for words, fix in _COMPILER_FIXES.items() if re.search(words, text))
     return UserError(f"torch.compile does not work: {reason:.300}", fix)

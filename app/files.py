@@ -29,7 +29,7 @@ _warned: set[str] = set()
 def again_if_stale(read: Callable[[], _T]) -> _T:
     """Call a function that opens and reads a file; call it again if the file has turned stale.
 
-    A file server no longer knows an open file that was replaced, but knows the one of its name.
+    When a file is replaced, a file server forgets those that have it open, but not its name.
     """
     try:
         return read()
@@ -211,7 +211,7 @@ def read_json(path: Path, fix: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(read_bytes(path))
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}", fix) from None
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object", fix)

@@ -23,7 +23,7 @@ NO_FLOCK = (
 )
 # Long enough for another process that writes a few files.
 WAIT_SECONDS = 60.0
-# A doctor that looks whether a lock is held has it for an instant.
+# doctor takes a lock for an instant to see whether it is free.
 _LEAST_WAIT = 0.5
 _IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.EXDEV)
 
@@ -102,7 +102,7 @@ def _claim(claimed: Path) -> tuple[str, str] | None:
     the file of a dead one never deletes another's.
 
     Returns:
-        if another process has it, who that is, and advice.
+        None if the lock is taken; otherwise which process has it, and advice, as parts of messages.
     """
     warn_once(claimed.parent, NO_FLOCK)
     ours = claimed.with_name(f".lock-{_this_process()}") / _this_process()

@@ -15,7 +15,7 @@ class Output(TextIOWrapper):
     What cannot be written is dropped, and the program's work goes on.
 
     Attributes:
-        must_arrive: the output is what the program was run for, which therefore ends
+        must_arrive: True if the output is the program's result: losing it is an error
     """
 
     must_arrive = False
@@ -53,8 +53,8 @@ def prepare_streams() -> None:
     for name in ("stdin", "stdout", "stderr"):
         stream, is_input = getattr(sys, name), name == "stdin"
         if stream is None:
-            # The first free number is the closed stream's: now no other file can get it, here or in
-            # a child process. Reading from it still fails.
+            # The lowest free descriptor is the closed stream's. No other file can get it now, here
+            # or in a child process. Reading from it still fails.
             descriptor = os.open(os.devnull, os.O_WRONLY)
             os.set_inheritable(descriptor, True)
             stream = os.fdopen(descriptor, "r" if is_input else "w", closefd=False)
@@ -65,9 +65,9 @@ def prepare_streams() -> None:
             }
             encoding = stream.encoding
             with suppress(OSError):
-                # Another program that uses the same terminal may have changed that.
+                # Another program on the same terminal may have made it non-blocking.
                 os.set_blocking(stream.fileno(), True)
             stream = Output(stream.detach(), encoding, "backslashreplace", **options)
         setattr(sys, name, stream)
-        # The width of the terminal is that of the original one.
+        # shutil.get_terminal_size asks this one for the width.
         setattr(sys, f"__{name}__", stream)

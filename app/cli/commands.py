@@ -27,10 +27,10 @@ class Command:
         function: `module:name`; called with the settings, and with each of `arguments` by name
         description: printed by the help
         flags: the settings that are flags; see app.cli.parser.Parser.add_settings
-        also_read: prefixes of further settings that it reads
+        also_read: prefixes of settings that the command reads but has no flags for
         arguments: further arguments -> keyword arguments of argparse's add_argument
         usage: `arguments` without a dash, as the usage prints them
-        is_output: True if the command's output is its result: it ends if nobody reads it
+        is_output: True if the output is the command's result: once it is lost, the command ends
     """
 
     function: str

@@ -37,7 +37,8 @@ class Parser(argparse.ArgumentParser):
         for name in names:
             group_name, _, only = name.partition(".")
             group = GROUPS[group_name]
-            self._read |= set() if only else {group.prefix()}
+            if not only:
+                self._read.add(group.prefix())
             if group_name not in sections:
                 sections[group_name] = self.add_argument_group(f"{group_name} settings")
             for variable, field in group.variables().items():
@@ -77,14 +78,14 @@ class Parser(argparse.ArgumentParser):
 
     def _hint(self, word: str) -> str:
         if word in self._option_string_actions:
-            return ""  # It follows `--`.
+            return ""  # A known flag, but after `--`.
         same = [name for name in VARIABLES if word.partition("=")[0] in (name, flag_name(name))]
+        if not same:
+            return suggestion(word, self._option_string_actions)
         if read := [name for name in same if VARIABLES[name].prefix() in self._read]:
             return f" (set {' or '.join(read)} in the environment or in .env)"
         groups = " and of ".join(VARIABLES[name].prefix().rstrip("_").lower() for name in same)
-        return (
-            f" (a setting of {groups})" if same else suggestion(word, self._option_string_actions)
-        )
+        return f" (a setting of {groups})"
 
 
 def _metavar(annotation: Any) -> str:

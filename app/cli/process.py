@@ -87,7 +87,7 @@ def _exit_at_once(number: int, _frame: FrameType | None) -> None:
 
 
 def _flush() -> None:
-    # How the command has ended is known.
+    # The exit code is decided: output that is lost now does not change it.
     with suppress(Exception):
         sys.stdout.flush()
 

@@ -15,11 +15,11 @@ from app.hardware.proc import child_processes
 from app.progress import print_line
 from app.signals import exit_code_of, exit_now, on_stop_signals, print_in_handler
 
-# As is a kill, whose exit code here is negative. NETWORK needs a wait; all others would recur.
+# So is a kill, whose exit code is negative here. NETWORK needs a wait; all others would recur.
 _WORTH_A_RESTART = (ExitCode.BUG, ExitCode.RANK_LOST)
 # Set for the processes of a restart. They continue the run even with TRAIN_RESUME=never.
 _RESTARTED = "GPT_COMPOSE_RESTARTED"
-# The launcher's process number.
+# Set for all processes that a launcher starts: its process number.
 _LAUNCHER = "GPT_COMPOSE_LAUNCHER"
 
 
@@ -35,7 +35,7 @@ def restarted() -> bool:
 
 def launcher_died() -> bool:
     """Return True if our launcher started this process, and has ended since."""
-    return os.environ.get(_LAUNCHER, str(os.getppid())) != str(os.getppid())
+    return os.environ.get(_LAUNCHER) not in (None, str(os.getppid()))
 
 
 def processes_to_launch(

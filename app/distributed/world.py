@@ -67,7 +67,7 @@ class World:
         return values[0]
 
     def first(self, value: T | None) -> T | None:
-        """Return on every rank what the first rank that did not pass None has passed."""
+        """Return on every rank the first value that is not None, in the order of the ranks."""
         values: list[Any] = [value] * self.size
         if self.size > 1:
             distributed.all_gather_object(values, value)
@@ -146,7 +146,7 @@ def _end_with_launcher() -> None:
     signal.signal(signal.SIGTERM, _stop)
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    # The kernel sends none for a launcher that was killed before.
+    # The kernel sends no signal for a launcher that died before this call.
     if launcher_died():
         _stop(signal.SIGTERM, None)
 

@@ -83,7 +83,7 @@ def _collect(flags: Mapping[str, str]) -> tuple[Values, list[str], bool]:
     environment = _environment()
     dotenv: Values = {}
     recipe: Values = {}
-    # A link whose target is missing was meant to set something.
+    # A link to nowhere is an error, unlike a missing file.
     if os.path.lexists(DOTENV):
         dotenv, faults_of_dotenv = read_env_file(DOTENV, str(DOTENV), os.environ)
         faults += faults_of_dotenv
@@ -114,24 +114,24 @@ def _read_recipe(recipe: Value, dotenv: Values) -> tuple[Values, list[str]]:
     defined = {name: value.text for name, value in dotenv.items()} | os.environ
     values, faults = read_env_file(path, name if is_file else f"recipes/{path.name}", defined)
     if faults and not values.keys() & set(_KNOWN):
-        values = {}  # Another kind of file: its other lines say nothing, either.
+        values = {}  # The file is of another kind: naming its variables would not help.
     if "RECIPE" in values:
         faults.append(f"RECIPE ({values.pop('RECIPE').origin}): a recipe cannot name another")
     return values, faults
 
 
 def _unknown_names(values: Values, least: int) -> list[str]:
-    """Return the faults of names that are no settings, but ours to at least this degree."""
+    """Return a fault for each name that is no setting, but likely enough meant as one."""
     return [
         f"{name} ({value.origin}): there is no such setting{suggestion(name, _KNOWN)}"
         for name, value in values.items()
-        # What another line refers to is no mistake, unless it is certain to be ours.
+        # A variable that another line uses has a purpose, unless it is surely a misspelt setting.
         if name not in _KNOWN and (3 if value.is_used else least) <= _likeness(name)
     ]
 
 
 def _likeness(name: str) -> int:
-    """Return how surely a name is meant for us: 3 TRIAN_SEED, 2 DATADIR, 1 MAX_STEPS, 0 SEED."""
+    """Return how likely a name means a setting: 3 TRIAN_SEED, 2 DATADIR, 1 MAX_STEPS, 0 SEED."""
     letters = sorted(name.replace("_", ""))
     close = difflib.get_close_matches(name, _KNOWN, cutoff=0.85)
     close += [one for one in _KNOWN if sorted(one.replace("_", "")) == letters]

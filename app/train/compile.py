@@ -70,7 +70,7 @@ def compile_problem(device: Device) -> UserError | None:
     from torch._inductor import config
 
     if not (shutil.which("openssl") and is_one_word(tempfile.gettempdir())):
-        # For that, torch hashes headers with openssl, in the folder for temporary files.
+        # Precompiling hashes headers with openssl, in a shell that splits the folder's name.
         config.cpp_cache_precompile_headers = False
 
     def compile_little() -> None:
@@ -102,9 +102,9 @@ def compile_note(
     """Return a line on whether the run is compiled and, if not, why and how to mend it.
 
     Args:
-        compiles: whether it is from now on.
-        problem: why it is not although it was requested.
-        before: whether it was up to its checkpoint; None if it is new.
+        compiles: whether the run is compiled from now on.
+        problem: why it is not, although that was requested.
+        before: whether it was compiled up to its checkpoint; None for a new run.
 
     Raises:
         UserError: it is not, and fp8 requires it.
@@ -116,12 +116,10 @@ def compile_note(
         )
     if problem:
         note = f"not compiled, and slower: {problem.problem}; {problem.fix}"
+    elif compiles:
+        note = "the first step waits for the compiler"
     else:
-        note = (
-            "the first step waits for the compiler"
-            if compiles
-            else "not compiled: TRAIN_COMPILE=false"
-        )
+        note = "not compiled: TRAIN_COMPILE=false"
     if before is not (not compiles):
         return note
     was = "compiled" if before else "not compiled"
