@@ -89,7 +89,7 @@ def _flock(file: IO[Any]) -> bool | None:
 
 def has_flock(folder: Path) -> bool:
     """Return False if the file system of a folder has no flock."""
-    with suppress(PermissionError), TemporaryFile(dir=folder) as file:
+    with suppress(OSError), TemporaryFile(dir=folder) as file:
         return _flock(file) is not None
     return True
 
@@ -98,8 +98,8 @@ def _claim(claimed: Path) -> tuple[str, str] | None:
     """Take a lock without flock: a folder that holds one file, named after its owner.
 
     Of several processes that rename a folder of theirs to `claimed` only one succeeds, because a
-    folder with a file in it is not replaced. No two owners have a name in common, so that deleting
-    the file of a dead one never deletes another's.
+    folder with a file in it is not replaced. No two owners share a name, so that deleting the file
+    of a dead one never deletes another's.
 
     Returns:
         None if the lock is taken; otherwise which process has it, and advice, as parts of messages.
@@ -118,7 +118,7 @@ def _claim(claimed: Path) -> tuple[str, str] | None:
         try:
             ours.parent.rename(claimed)
         except OSError as error:
-            # Another one may have released it since.
+            # Another process may have released the lock since.
             if error.errno not in _IN_THE_WAY and not claimed.exists():
                 raise
         else:

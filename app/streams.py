@@ -10,7 +10,7 @@ from app.errors import ExitCode, ExitWithCode, UserError
 
 
 class Output(TextIOWrapper):
-    """Standard output or error that may be lost: its reader has gone, its disk is full.
+    """Standard output or error that may be lost, as when its reader has gone or its disk is full.
 
     What cannot be written is dropped, and the program's work goes on.
 

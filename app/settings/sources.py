@@ -72,7 +72,7 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
 def _collect(flags: Mapping[str, str]) -> tuple[Values, list[str], bool]:
     """Return all values, the faults in names and lines, and True if no value can be missing.
 
-    What is wrong in a file may hide what would resolve a conflict.
+    A faulty line may have been meant to set what would resolve a conflict.
     """
     from_flags = {name: Value(text, f"flag {flag_name(name)}") for name, text in flags.items()}
     faults = [

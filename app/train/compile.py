@@ -23,7 +23,7 @@ from app.locks import has_flock
 from app.model import cross_entropy
 from app.model.gpt import GPT
 
-# Compiling nearly nothing takes 13 s on two slow cores where nothing is cached yet.
+# A trivial function takes 13 s on two slow cores where nothing is cached yet.
 _TRIAL_SECONDS = 170.0
 
 
@@ -61,7 +61,7 @@ def missing_build_tools(device_type: str) -> list[str]:
 
 
 def compile_problem(device: Device) -> UserError | None:
-    """Compile nearly nothing, and return why that fails; None if torch.compile works here.
+    """Compile a trivial function, and return why that fails; None if torch.compile works here.
 
     What it has compiled comes from the cache at the next start. A compiler that hangs is killed.
     """
