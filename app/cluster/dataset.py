@@ -16,6 +16,7 @@ from app.data.shards import ShardFile, Split, open_shard, shard_name
 from app.data.tokenizer import END_OF_TEXT
 from app.errors import UserError
 from app.files import fsync_folder
+from app.prepare.shard_writer import MAX_LEFT_OUT
 from app.prepare.spec import DatasetSpec
 
 
@@ -59,6 +60,8 @@ class Stream:
         start, end: the training tokens, as far as the parts have them
         between: tokens left out between the held-out and the training tokens
         full: True if the parts have all requested tokens
+        bad, rows: number of bad lines and files, and of all
+        left_out: the first of the bad ones
 
     Raises:
         UserError: a part is damaged.
@@ -68,6 +71,7 @@ class Stream:
         self._stretches: list[_Stretch] = []
         self._counts = Counter[str]()
         self.tokens = 0
+        left_out: list[str] = []
         for folder in parts:
             manifest = Manifest.load(folder)
             if manifest is None:
@@ -76,9 +80,13 @@ class Stream:
                     "delete it, and run the same command again",
                 )
             self._counts.update(manifest.counts)
+            left_out += manifest.left_out
             for shard in manifest.shards:
                 at, self.tokens = self.tokens, self.tokens + shard.tokens
                 self._stretches.append(_Stretch(folder / shard.file, shard, at, at, self.tokens))
+        self.bad = self._counts["bad"]
+        self.rows = self._counts["documents"] + self._counts["skipped"] + self.bad
+        self.left_out = tuple(left_out[:MAX_LEFT_OUT])
         self._spec = spec
         held_out, total = spec.held_out_tokens, spec.total_tokens
         self.start = self._next_document(held_out) if held_out else 0
@@ -114,7 +122,9 @@ class Stream:
         counts = {**self._counts, "documents": sum(shard.documents for shard in shards)}
         if self.between > 0:
             counts["between"] = self.between
-        complete = replace(manifest, shards=tuple(shards), counts=counts, complete=True)
+        complete = replace(
+            manifest, shards=tuple(shards), counts=counts, left_out=self.left_out, complete=True
+        )
         complete.save(folder)
         return complete
 

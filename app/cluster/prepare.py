@@ -24,6 +24,7 @@ from app.prepare.pipeline import (
     resume,
     summary,
 )
+from app.prepare.shard_writer import check_bad
 from app.prepare.spec import DatasetSpec
 from app.progress import TokenProgress
 
@@ -70,7 +71,8 @@ def prepare(
             if stream is None:
                 return None
             held_out, train = min(stream.tokens, spec.held_out_tokens), stream.end - stream.start
-            check_enough_text(spec, held_out, train, stream.between)
+            check_bad(spec, stream.bad, stream.rows, stream.left_out)
+            check_enough_text(spec, held_out, train, stream.between, stream.bad)
         except NotSubmittedError:
             raise
         except UserError as error:

@@ -82,7 +82,6 @@ class WritePart(PipelineStep):
         try:
             with ShardWriter(attempt, spec, new_manifest(documents, spec.settings)) as writer:
                 write_documents(plan.tasks[rank].chunks(documents), _encoder(), writer, workers=1)
-                writer.check_bad()
                 manifest = writer.finish()
             fsync_folder(attempt)
             try:

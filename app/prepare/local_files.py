@@ -54,7 +54,7 @@ class FileDocuments:
         filesystem: the hub's; None for local files
         row_groups_ahead: number of a parquet file's row groups that are read in advance
         own: folders of the source that this program has written, which hold no text
-        ends: number of rows, and digest, of each file that was read to its end, by index
+        digests: of each file that was read to its end, by index
     """
 
     files: list[SourceFile]
@@ -64,7 +64,7 @@ class FileDocuments:
     filesystem: AbstractFileSystem | None = None
     row_groups_ahead: int = 4
     own: Sequence[str] = ()
-    ends: dict[int, tuple[int, str]] = field(default_factory=dict, init=False, repr=False)
+    digests: dict[int, str] = field(default_factory=dict, init=False, repr=False)
 
     def chunks(self, start: Position) -> Generator[RowChunk]:
         """Yield all rows from `start` on; see app.prepare.documents.Documents.
@@ -81,14 +81,14 @@ class FileDocuments:
                 yield replace(chunk, fraction=done)
                 last = chunk
             if last:
-                self.ends[index] = last.end.row, last.digest(last.rows)
+                self.digests[index] = last.digest(last.rows)
             done_bytes += file.bytes
 
     def digest(self, index: int, rows: int | None) -> str:
         """Return the digest of a file's first rows, or of all; empty if it has fewer."""
         if kind_of(self.files[index].name) == ".parquet":
             return self._footer_digest(self.files[index])
-        digest = ""
+        digest = xxhash.xxh3_128().hexdigest()
         for chunk in self._chunks_of_file(Position(index, 0)):
             if rows is not None and chunk.end.row >= rows:
                 return chunk.digest(rows - chunk.first.row)
@@ -141,8 +141,7 @@ class FileDocuments:
         if block.lstrip()[:1] == b"[":
             fix = "convert it to JSON lines: `jq -c '.[]' FILE > FILE.jsonl`"
             raise BadFileError(Fault("is a JSON array, not one JSON object a line", fix))
-        columns: dict[str, None] = {}
-        rows = 0
+        columns: dict[str, Any] = {}
         with self.open(file) as raw:
             stream = text_stream(raw, file.name, self.encoding)
             for part in itertools.chain([block], line_blocks(stream)):
@@ -154,9 +153,8 @@ class FileDocuments:
                         return
                     if self.text_column in values:
                         return
-                    rows += bool(values)
-                    columns = columns or dict.fromkeys(values)
-        if rows:
+                    columns = columns or values
+        if columns:
             raise BadFileError(missing_column(self.text_column, columns))
 
     def _row_groups(self, file: SourceFile, start: Position) -> Iterator[RowChunk]:
@@ -228,7 +226,7 @@ def file_fault(error: Exception) -> Fault | None:
     if isinstance(error, pa.ArrowNotImplementedError):
         return Fault(f"cannot be read: {error}", "write it in another way, or remove it")
     if isinstance(error, OSError) and error.errno in _UNREADABLE:
-        return Fault(f"cannot be read: {error.strerror}", "bring it back, or remove it")
+        return Fault(f"cannot be read: {error.strerror}", "make it readable, or remove it")
     # bz2 and Arrow raise a bare OSError for bad data; errors of the system have a number.
     if isinstance(error, _DAMAGE) or (type(error) is OSError and error.errno is None):
         return Fault(f"is damaged: {error}", "replace it, or remove it")

@@ -52,12 +52,6 @@ def prepare(
         manifest, documents = resume(spec, folder, hf_token)
         if documents is None:
             return manifest
-        if isinstance(documents, FileDocuments):
-            if documents.own:
-                own = ", ".join(documents.own)
-                print(f"no text is read from this program's own folders: {own}", flush=True)
-            if not spec.skip_bad:
-                check_heads(documents)
         encoder = DocumentEncoder()
         if manifest.shards:
             # A folder of local files may have been renamed since.
@@ -143,6 +137,7 @@ def preparing(folder: Path) -> Iterator[None]:
         exit_now(number)
 
     made = [place for place in (folder, *folder.parents) if not place.exists()]
+    is_ours = False
     folder.mkdir(parents=True, exist_ok=True)
     try:
         # A thread may be stuck; ending at any moment loses nothing.
@@ -150,6 +145,7 @@ def preparing(folder: Path) -> Iterator[None]:
             on_stop_signals(interrupt, limit_seconds=_MAX_STOP_SECONDS, time_out=end_now),
             locked(folder, "prepare"),
         ):
+            is_ours = True
             # Another process, which failed, may just have removed it.
             folder.mkdir(parents=True, exist_ok=True)
             yield
@@ -157,7 +153,7 @@ def preparing(folder: Path) -> Iterator[None]:
         raise Stopped(code, kept) from None
     except (AppError, OSError):
         # A folder that holds nothing would look like a dataset.
-        if made and [path.name for path in folder.iterdir()] == [".lock"]:
+        if made and is_ours and [path.name for path in folder.iterdir()] == [".lock"]:
             with suppress(OSError):
                 (folder / ".lock").unlink()
                 for place in made:
@@ -177,7 +173,8 @@ def resume(
         while_incomplete: further settings that the manifest has until the dataset is complete.
 
     Raises:
-        UserError: the folder holds a different dataset, or there is no such source.
+        UserError: the folder holds a different dataset, there is no such source, or it has files
+            that are not text.
         NetworkError: the hub does not answer.
     """
     source, extra = spec.source, while_incomplete or {}
@@ -203,20 +200,26 @@ def resume(
         source = replace(source, revision=previous.source.get("revision", source.revision))
     documents = open_documents(source, hf_token)
     if previous is None:
-        return new_manifest(documents, {**spec.settings, **extra}), documents
-    if isinstance(documents, FileDocuments) and (folder / SOURCES).exists():
+        manifest = new_manifest(documents, {**spec.settings, **extra})
+    elif isinstance(documents, FileDocuments) and (folder / SOURCES).exists():
         identities = [dict(identity) for identity in (previous.source, documents.source)]
         for identity in identities:
             identity.pop("files", None)
             identity.pop("listing", None)
         check_matches(folder, *identities)
-        continued = checked(folder, previous, documents)
+        manifest = checked(folder, previous, documents)
     else:
         check_matches(folder, previous.source, documents.source)
-        continued = previous
-    if previous.complete:
+        manifest = previous
+    if previous and previous.complete:
         return _already_complete(folder, previous), None
-    return continued, documents
+    if isinstance(documents, FileDocuments):
+        if documents.own:
+            own = ", ".join(documents.own)
+            print(f"no text is read from this program's own folders: {own}", flush=True)
+        if not spec.skip_bad:
+            check_heads(documents)
+    return manifest, documents
 
 
 def new_manifest(documents: Documents, settings: dict[str, Any]) -> Manifest:
@@ -225,7 +228,7 @@ def new_manifest(documents: Documents, settings: dict[str, Any]) -> Manifest:
     return Manifest(source=dict(documents.source), tokenizer=tokenizer, settings=settings)
 
 
-def check_enough_text(spec: DatasetSpec, val: int, train: int, between: int, bad: int = 0) -> None:
+def check_enough_text(spec: DatasetSpec, val: int, train: int, between: int, bad: int) -> None:
     """Raise TooLittleText if the held-out split is not full, or the training split is empty.
 
     Args:

@@ -1,7 +1,7 @@
 """Which files a dataset's text was read from: `sources.jsonl` beside its shards.
 
-Preparing goes on, and a complete dataset stays valid, while the part of the source that was read is
-unchanged. Whatever comes after it may change: a broken file can be mended, replaced or removed.
+Preparing goes on, and a complete dataset stays valid, as long as the part of the source that was
+read is unchanged. What comes after it may change: a broken file can be mended, replaced or removed.
 """
 
 import json
@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import xxhash
 
 from app.data.manifest import Manifest
 from app.errors import UserError
@@ -21,14 +19,13 @@ from app.prepare.local_files import FileDocuments
 
 SOURCES = "sources.jsonl"
 _FIX = "set PREPARE_OUT_DIR to another folder, or delete this one to prepare it anew"
-_NOTHING = xxhash.xxh3_128().hexdigest()
 
 
 class ReadFiles:
     """Records the files that were read, in the order in which they were read.
 
     A record has the file's `name`, size in `bytes` and time of modification (`modified`, ns), and
-    the hash (`digest`) of the `rows` that were read; `rows` is null if more files were read.
+    the hash (`digest`) of the `rows` that were read; `rows` is null if all were.
 
     Args:
         folder: the dataset's folder.
@@ -38,12 +35,14 @@ class ReadFiles:
 
     def __init__(self, folder: Path, documents: FileDocuments, position: Mapping[str, Any]) -> None:
         self._documents = documents
-        self._start = Position(position.get("file", 0), position.get("row", 0))
-        self._start_digest = position.get("current", {}).get("digest", "")
-        self._count = self._start.file
+        start = position.get("file", 0)
+        if position.get("row") and "current" in position:
+            # Nothing more is read of a file that ends here.
+            documents.digests[start] = position["current"]["digest"]
         path = folder / SOURCES
         recorded = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        self._file = AppendOnlyFile(path, sum(map(len, recorded[: self._count])))
+        self._count = len(recorded[:start])
+        self._file = AppendOnlyFile(path, sum(map(len, recorded[:start])))
 
     def commit(self, end: Position, digest: str) -> dict[str, Any]:
         """Record the files before `end`; returns the record of the file that it is in.
@@ -54,21 +53,21 @@ class ReadFiles:
         records = [self._complete(index) for index in range(self._count, end.file)]
         self._append(records)
         self._count = end.file
-        if end.file == len(self._documents.files):
-            return {}
         return _record(self._documents.files[end.file], end.row, digest)
 
-    def finish(self, end: Position, digest: str) -> None:
-        """Record the files of a dataset that is complete."""
-        current = self.commit(end, digest)
-        if end.row:
-            self._append([current])
+    def finish(self, end: Position | None, digest: str) -> None:
+        """Record the files of a complete dataset; `end` is None if all of them were read."""
+        if end is None:
+            files = range(self._count, len(self._documents.files))
+            self._append([self._complete(index) for index in files])
+        else:
+            self._append([self.commit(end, digest)])
 
     def _complete(self, index: int) -> dict[str, Any]:
-        # No row is read of an empty file, or of one that the last process has read to its end.
-        is_read = index == self._start.file and self._start.row > 0
-        nothing = (0, self._start_digest if is_read else _NOTHING)
-        _, digest = self._documents.ends.get(index, nothing)
+        digest = self._documents.digests.get(index)
+        if digest is None:
+            # It has no row, or an earlier version of this program has read it.
+            digest = self._documents.digest(index, None)
         return _record(self._documents.files[index], None, digest)
 
     def _append(self, records: list[dict[str, Any]]) -> None:
@@ -109,39 +108,21 @@ def checked(folder: Path, manifest: Manifest, documents: FileDocuments) -> Manif
         else:
             # What was read of it stays; the next file now has its place.
             position |= {"row": 0, "token": 0, "current": {}}
-    if manifest.complete and records and _is_exhausted(manifest):
-        records[-1]["rows"] = None
-        if len(records) < len(names):
-            raise _changed(folder, f"{documents.files[len(records)].name} has been added")
     for index, record in enumerate(records):
-        _check(folder, record, index, names, documents)
+        name, digest = record["name"], record["digest"]
+        if name not in names:
+            raise _changed(folder, f"{name} is gone")
+        file = documents.files[index]
+        if names[name] != index:
+            raise _changed(folder, f"{file.name} has been added before {name}")
+        is_same = (file.bytes, file.modified) == (record["bytes"], record["modified"])
+        # A file that was left out has no digest.
+        if not is_same and digest and digest != documents.digest(index, record["rows"]):
+            raise _changed(folder, f"{name} has been edited")
+    is_exhausted = manifest.tokens("train") != manifest.settings["total_tokens"]
+    if manifest.complete and is_exhausted and len(records) < len(names):
+        raise _changed(folder, f"{documents.files[len(records)].name} has been added")
     return replace(manifest, source=dict(documents.source), position=position or None)
-
-
-def _is_exhausted(manifest: Manifest) -> bool:
-    requested = manifest.settings["total_tokens"]
-    return requested == "all" or manifest.tokens("train") < requested
-
-
-def _check(
-    folder: Path,
-    record: dict[str, Any],
-    index: int,
-    names: dict[str, int],
-    documents: FileDocuments,
-) -> None:
-    name = record["name"]
-    if name not in names:
-        raise _changed(folder, f"{name} is gone")
-    if names[name] != index:
-        raise _changed(folder, f"{documents.files[index].name} has been added before {name}")
-    file = documents.files[index]
-    if (file.bytes, file.modified) == (record["bytes"], record["modified"]):
-        return
-    # A file that was left out has none.
-    digest = record["digest"]
-    if digest and digest != documents.digest(index, record["rows"]):
-        raise _changed(folder, f"{name} has been edited")
 
 
 def _changed(folder: Path, change: str) -> UserError:

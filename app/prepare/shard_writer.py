@@ -5,7 +5,7 @@ begins, so that a run that was killed continues there.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,8 @@ from app.prepare.spec import DatasetSpec
 
 Task = Callable[[], None]
 
-_MAX_LEFT_OUT = 100
-# A share of fewer lines and files is not known well enough to stop.
+MAX_LEFT_OUT = 100
+# A share of fewer lines and files is too uncertain to stop early.
 _MIN_ROWS = 1000
 
 
@@ -139,6 +139,16 @@ class EncodedBatch:
         )
 
 
+def check_bad(spec: DatasetSpec, bad: int, rows: int, left_out: Sequence[str]) -> None:
+    """Raise UserError if `bad` of `rows` lines and files are more than `spec` allows."""
+    if not spec.allows_bad(bad, rows):
+        raise UserError(
+            f"{bad:,} of {rows:,} lines and files are bad, more than PREPARE_SKIP_BAD allows; "
+            f"the first one: {left_out[0]}",
+            "correct them, or raise PREPARE_SKIP_BAD",
+        )
+
+
 class ShardWriter:
     """Cuts batches into tasks, and runs the tasks, which write and commit shards.
 
@@ -174,6 +184,8 @@ class ShardWriter:
         }
         self._folder, self._spec = folder, spec
         self._skip = self.cursor.token
+        # Documents that begin before `cursor`, and in the current shard.
+        self._begun = sum(shard.documents for shard in manifest.shards)
         self._size = self._filled = self._documents = 0
         self._lock = Lock()
         self._is_writable = True
@@ -197,7 +209,8 @@ class ShardWriter:
                 "the files have changed",
                 "set PREPARE_OUT_DIR to another folder, or delete this one to prepare it anew",
             )
-        end_of_good, refused = self._accept(encoded)
+        # A document that an earlier shard begins is counted there.
+        end_of_good, refused = self._accept(encoded, self._rows() - bool(at))
         while at < end_of_good and not self.full:
             split = self._split()
             if not self._filled:
@@ -205,7 +218,9 @@ class ShardWriter:
                 self._size = size if room is None else min(size, room)
             end = min(at + self._size - self._filled, end_of_good)
             yield partial(self._append, split, self._size, encoded.tokens[at:end])
-            self._documents += encoded.documents(at, end)
+            documents = encoded.documents(at, end)
+            self._documents += documents
+            self._begun += documents
             self._filled += end - at
             self.taken[split] += end - at
             at = end
@@ -218,19 +233,20 @@ class ShardWriter:
         if refused and not self.full:
             raise refused
 
-    def _accept(self, encoded: EncodedBatch) -> tuple[int, UserError | None]:
-        """Return where the tokens before the first bad row end that is not allowed, and its error.
+    def _accept(self, encoded: EncodedBatch, rows: int) -> tuple[int, UserError | None]:
+        """Note the bad rows that are allowed, after `rows` rows of earlier batches.
 
-        Bad rows that are allowed are noted.
+        Returns:
+            where the tokens before the first other bad row end, and its error.
         """
         for bad, (row, fault) in enumerate(encoded.faults.items(), self.cursor.bad + 1):
-            if not self._spec.allows_bad(bad, max(self._rows() + row + 1, _MIN_ROWS)):
+            if not self._spec.allows_bad(bad, max(rows + row + 1, _MIN_ROWS)):
                 problem = f"{encoded.place(row, is_name=False)} {fault.reason}"
                 if self._spec.skip_bad:
                     problem += f"; with it, {bad:,} are bad, more than PREPARE_SKIP_BAD allows"
                 fix = f"{fault.fix}, or leave out bad lines and files with PREPARE_SKIP_BAD"
                 return encoded.first_token(row), UserError(problem, fix)
-            if bad <= _MAX_LEFT_OUT:
+            if bad <= MAX_LEFT_OUT:
                 self._left_out.append(f"{encoded.place(row, is_name=True)} {fault.reason}")
         return encoded.tokens.size, None
 
@@ -248,23 +264,17 @@ class ShardWriter:
 
     def check_bad(self) -> None:
         """Raise UserError at the end of the source if too many of its lines and files are bad."""
-        bad, rows = self.cursor.bad, self._rows()
-        if not self._spec.allows_bad(bad, rows):
-            raise UserError(
-                f"{bad:,} of {rows:,} lines and files are bad, more than PREPARE_SKIP_BAD allows; "
-                f"the first one: {self._left_out[0]}",
-                "mend them, or allow more",
-            )
+        check_bad(self._spec, self.cursor.bad, self._rows(), self._left_out)
 
     def finish(self) -> Manifest:
         """Commit the last shard, and the manifest as complete."""
         if self._filled:
             self.run(self._end_shard(self._split(), self.cursor))
         if self._read_files:
-            end = self.cursor.position
+            end = self.cursor.position if self.full else None
             self.run(partial(self._read_files.finish, end, self.cursor.digest()))
         counts = {
-            "documents": sum(shard.documents for shard in self.manifest.shards),
+            "documents": self._begun,
             "skipped": self.cursor.skipped,
             "not_utf8": self.cursor.not_utf8,
             "between": self.cursor.between,
@@ -279,9 +289,8 @@ class ShardWriter:
         return self.manifest
 
     def _rows(self) -> int:
-        """Return how many rows are taken."""
-        documents = sum(shard.documents for shard in self.manifest.shards) + self._documents
-        return documents + self.cursor.skipped + self.cursor.bad
+        """Return how many rows come before `cursor`."""
+        return self._begun + self.cursor.skipped + self.cursor.bad
 
     def _split(self) -> Split:
         return "val" if self.taken["val"] < self._spec.held_out_tokens else "train"

@@ -224,3 +224,21 @@ def test_slurm_gets_a_script_that_does_the_tasks(tmp_path: Path) -> None:
     assert len(cluster.completions()) == jobs
     assert submitting.run(*arguments).returncode == 0
     cluster.equals(single)
+
+
+def test_bad_lines_of_all_tasks_together_are_left_out_and_listed(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for number in range(4):
+        lines = [json.dumps({"text": f"Line {number}, {row}"}) for row in range(50)]
+        (folder / f"{number}.jsonl").write_text("\n".join([*lines, "bad"]))
+    settings = {"PREPARE_DATASET": str(folder), "PREPARE_SKIP_BAD": "4"} | SIZES[0]
+    single = prepared(tmp_path / "single", settings)
+    run = Cluster(tmp_path, settings | {"PREPARE_SKIP_BAD": "3"}).run("--task-bytes", "1")
+    assert run.returncode == ExitCode.USER, run
+    assert "4 of 204 lines and files are bad" in run.stderr
+    cluster = Cluster(tmp_path, settings)
+    assert cluster.run("--task-bytes", "1").returncode == 0
+    cluster.equals(single)
+    manifests = [Manifest.load(out) for out in (cluster.out, single)]
+    assert len({manifest.left_out for manifest in manifests if manifest}) == 1

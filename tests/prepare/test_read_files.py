@@ -262,3 +262,38 @@ def test_no_text_because_of_bad_lines_is_said_so(tmp_path: Path, out: Path) -> N
     problem = refused(spec_of(path, skip_bad=5), out)
     assert "no text to train on; 2 bad lines and files were left out" in problem
     assert "2 of 2 lines and files are bad" in refused(spec_of(path, skip_bad=0.5), out)
+
+
+@pytest.mark.parametrize("name", ("0a.jsonl", "9.jsonl", "9.parquet"))
+def test_a_file_without_rows_may_be_copied_but_not_filled(
+    source: Path, out: Path, name: str
+) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    schema = pa.schema({"text": pa.string()})
+    path = source / name
+    if is_parquet := path.suffix == ".parquet":
+        pq.write_table(schema.empty_table(), path)
+    else:
+        path.touch()
+    manifest = prepare(spec_of(source), out)
+    os.utime(path, (1, 1))
+    assert prepare(spec_of(source), out) == manifest
+    if is_parquet:
+        pq.write_table(pa.table({"text": ["one"]}), path)
+    else:
+        path.write_text(LINES[0])
+    assert f"{name} has been edited" in refused(spec_of(source), out)
+
+
+def test_a_missing_record_of_files_is_written_again(source: Path, out: Path) -> None:
+    break_off(source, out)
+    # As versions without such a record leave it.
+    (out / SOURCES).unlink()
+    manifest = json.loads((out / MANIFEST).read_bytes())
+    del manifest["position"]["current"]
+    (out / MANIFEST).write_text(json.dumps(manifest))
+    spec = spec_of(source, skip_bad=1)
+    complete = prepare(spec, out)
+    assert prepare(spec, out) == complete
+    edit_a_read_line(source)
+    assert "0.jsonl has been edited" in refused(spec, out)

@@ -222,3 +222,13 @@ def test_spec_has_the_settings_that_determine_the_bytes(
     hub = {"dataset": "texts", "config": None, "revision": "main", "split": "train"}
     assert spec.settings == local | hub
     assert DatasetSpec(spec.source, "other", total, val, 9).settings == spec.settings
+
+
+def test_a_share_is_one_of_all_rows_that_are_cut_written_or_not(tmp_path: Path) -> None:
+    spec = spec_of(None, 0, 100, skip_bad=0.01)
+    source = EncodedSource([[2] * 2000, [0] * 15], bad=frozenset([1]))
+    with ShardWriter(tmp_path, spec, new_manifest(spec)) as writer:
+        for batch in source.batches(Position(0, 0), 500):
+            for _task in writer.cut(batch):
+                pass
+        assert writer.cursor.bad == 15
