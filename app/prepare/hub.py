@@ -83,7 +83,7 @@ class StreamedDocuments:
         """Yield all rows from `start` on; see app.prepare.documents.Documents."""
         with self.errors():
             row = start.row
-            place = Place(self.source["dataset"], "")
+            place = Place(self.source["dataset"], self.source["dataset"])
             for texts in self._texts(row):
                 yield RowChunk.parsed(Position(0, row), texts, place)
                 row += len(texts.rows)

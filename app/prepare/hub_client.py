@@ -104,11 +104,11 @@ class HubClient(httpx.Client):
         raise AssertionError("the last try returns or raises")
 
 
-def use_hub_client(retry_seconds: Sequence[float], dataset: str = "") -> None:
+def use_hub_client(retry_seconds: Sequence[float], dataset: str) -> None:
     """Make huggingface_hub, and so `datasets`, send everything through HubClient.
 
     Raises:
-        UserError: what the environment says about the way to the hub makes no sense.
+        UserError: the hub's address, the proxy or the certificates in the environment are wrong.
     """
     try:
         if not constants.ENDPOINT.startswith(("http://", "https://")):

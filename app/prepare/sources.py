@@ -23,7 +23,7 @@ from app.prepare.text_streams import (
 from app.prepare.texts import utf8_fault
 
 _HEAD_BYTES = 1 << 16
-# The files that tell a run, a dataset, a model and a cache.
+# Files that mark the folder of a run, a dataset, a model and a cache.
 _OWN_FILES = (
     ("metrics.jsonl", "settings.json"),
     ("manifest.json", "sources.jsonl"),
@@ -48,7 +48,7 @@ def open_documents(source: TextSource, hf_token: str | None = None) -> Documents
     is_hub_folder = dataset != STDLIB and path.is_dir() and _is_hub_layout(path)
     if is_hub_folder or is_hub_id(dataset):
         if not is_hub_folder and is_doubtful(dataset):
-            # Said at once, because a network that swallows everything takes long to fail.
+            # Printed first, because a request may take long to fail.
             print(f"{absence(dataset)}: asking the hub", flush=True)
         # The hub's libraries take a second to import, and local text does not need them.
         from app.prepare.hub import hub_documents
@@ -66,8 +66,9 @@ def open_documents(source: TextSource, hf_token: str | None = None) -> Documents
         if (file := source_file(path, path.removeprefix(root)))
     ]
     if not files:
+        without = f" outside of {', '.join(own)}, which this program has written" if own else ""
         raise UserError(
-            f"no text in {path}: none of {len(paths)} files ends in {' '.join(KINDS)}",
+            f"no text in {path}: none of {len(paths)} files{without} ends in {' '.join(KINDS)}",
             f"choose other files; compressed ones may also end in {' '.join(COMPRESSIONS)}, and "
             ".json files have to be named, as in FOLDER/*.json",
         )
@@ -123,7 +124,7 @@ def _check_head(file: SourceFile, encoding: str) -> None:
 
 
 def _find(source: TextSource, own: list[str]) -> tuple[list[str], str]:
-    """Return absolute paths that may hold text, and what all begin with, which is no name's part.
+    """Return absolute paths of files that may hold text, and the prefix that names leave out.
 
     Args:
         own: takes the names of this program's own folders, which are left out.
@@ -132,15 +133,16 @@ def _find(source: TextSource, own: list[str]) -> tuple[list[str], str]:
     path = _expanded(dataset).absolute()
     if dataset == STDLIB:
         root = sysconfig.get_paths()["stdlib"]
-        paths = [path for path in _below(root, _EXCLUDED_FROM_STDLIB) if path.endswith(".py")]
+        paths = [path for path in _below(root, own, _EXCLUDED_FROM_STDLIB) if path.endswith(".py")]
         return paths, f"{root}/"
     if path.is_file():
         return [str(path)], f"{path.parent}/"
     is_own = partial(_is_own, {folder.resolve() for folder in source.own})
     if path.is_dir():
-        return list(_below(str(path), is_own=is_own, own=own)), f"{path}/"
+        return list(_below(str(path), own, is_own=is_own)), f"{path}/"
     if path.exists():
-        raise UserError(f"{dataset} is no file and no folder", "write its text to a file first")
+        problem = f"{dataset} is neither a file nor a folder"
+        raise UserError(problem, "write its text to a file first")
     matches = sorted(set(glob(str(path), recursive=True)))
     if not matches:
         raise UserError(
@@ -169,17 +171,15 @@ def _is_pattern(text: str) -> bool:
 
 def _below(
     root: str,
+    own: list[str],
     excluded: frozenset[str] = frozenset(),
-    *,
     is_own: Callable[[Path], bool] = lambda _folder: False,
-    own: list[str] | None = None,
 ) -> Iterator[str]:
     for parent, folders, names in os.walk(root, onerror=_raise):
         folders[:] = [name for name in folders if name not in excluded and name[0] != "."]
         for name in [name for name in folders if is_own(Path(parent, name))]:
             folders.remove(name)
-            if own is not None:
-                own.append(str(Path(parent, name)))
+            own.append(str(Path(parent, name)))
         yield from (f"{parent}/{name}" for name in names if name[0] != ".")
 
 

@@ -501,7 +501,7 @@ def test_what_this_program_has_written_is_not_text(tmp_path: Path) -> None:
 
 def test_a_pipe_is_no_source(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.txt")
-    with pytest.raises(UserError, match=r"a\.txt is no file and no folder"):
+    with pytest.raises(UserError, match=r"a\.txt is neither a file nor a folder"):
         open_documents(TextSource(str(tmp_path / "a.txt")))
 
 

@@ -38,10 +38,10 @@ def export(settings: Settings) -> None:
     if folder.is_symlink():
         folder = folder.resolve()
     checkpoint = latest_checkpoint(settings.run_dir, settings.export.step)
+    _check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.with_name(f".{folder.name}.lock")
     with locked(folder, "export", file=lock):
-        _check_replaceable(folder)
         _write(settings, checkpoint, folder)
     print(f"{folder}: {checkpoint.folder} as a GPT2LMHeadModel in {settings.export.dtype}")
 
