@@ -1,4 +1,4 @@
-"""Files of text: their kinds, their order, and what tells that they have changed."""
+"""Files of text: their kinds, and how a change of them is noticed."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ class SourceFile:
     """A file of text.
 
     Attributes:
-        path: opens it
+        path: where to open it
         name: its path within the source
         bytes: its size
         modified: when it was last modified, in nanoseconds; 0 on the hub
@@ -39,9 +39,9 @@ class SourceFile:
 
 
 def source_file(path: str, name: str) -> SourceFile | None:
-    """Return a local file as it is now; None for what is no file.
+    """Return a local file as it is now; None if it is not a regular file.
 
-    A link that leads nowhere is an empty file, and reading it is an error.
+    A broken link counts as an empty file, and reading it is an error.
     """
     try:
         status = os.stat(path)  # noqa: PTH116 (a Path takes longer for each of many files)
@@ -68,5 +68,5 @@ def listing(files: Iterable[SourceFile]) -> str:
 
 
 def digest(text: str) -> str:
-    """Return the SHA-256 of a text, which may be any file's name."""
+    """Return the SHA-256 of a text, which may hold a file's name that is not UTF-8."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -23,12 +23,12 @@ def is_hub_id(dataset: str) -> bool:
 
 
 def is_doubtful(dataset: str) -> bool:
-    """Return True if a hub id is rather a mistyped path: without owner, or below a folder here."""
+    """Return True if a hub id may be a mistyped path: its owner is missing, or is a folder here."""
     return Path(dataset).parent.is_dir()
 
 
 def absence(dataset: str) -> str:
-    """Return the sentence that there is no such file or folder, with those of similar names."""
+    """Return the sentence that there is no such file or folder; it names similar ones."""
     folder, name = Path(dataset).parent, Path(dataset).name
     with suppress(OSError):
         names = [path.name for path in islice(folder.iterdir(), _SEARCHED_NAMES)]

@@ -78,7 +78,7 @@ def document_blocks(kind: str | None, stream: io.BufferedIOBase) -> Iterator[Doc
         block.documents.append(document)
         size += len(document)
     if is_first and block.rows == 1:
-        # The document is the file.
+        # The document is the whole file, so messages name no row.
         block.row = ""
     yield block
 

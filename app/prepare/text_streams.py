@@ -51,7 +51,7 @@ def text_stream(raw: BinaryIO, name: str, encoding: str = "") -> io.BufferedIOBa
 
     Args:
         raw: the file.
-        name: tells the compression.
+        name: its ending tells how the file is compressed.
         encoding: of text without a byte order mark. By default UTF-8, or the UTF-16 or UTF-32 that
             is recognized by its zero bytes.
 
@@ -179,7 +179,7 @@ class _Pieces(io.RawIOBase):
 
     def __init__(self, pieces: Iterator[bytes], source: object) -> None:
         self._pieces, self._piece = pieces, memoryview(b"")
-        # Nothing else holds the other file after its last piece, and it would be closed.
+        # After the last piece nothing else refers to the other file, which would be closed.
         self._source = source
 
     def readable(self) -> bool:

@@ -103,7 +103,7 @@ def utf8_fault(content: bytes, *, errors: str = "strict", is_cut: bool = False) 
         return Fault(
             f"is not UTF-8: byte {error.start:,} is {content[error.start]:#04x}",
             "convert it (`iconv -f WINDOWS-1252 -t UTF-8`, for example), or set PREPARE_ENCODING "
-            "to the encoding of the text",
+            "to the encoding of the text files",
         )
     return None
 

@@ -291,7 +291,7 @@ def no_valid_checkpoint_error(run_dir: Path, corrupt: list[CorruptCheckpoint]) -
 
 def missing_run_error(run_dir: Path) -> UserError:
     """Return the error for a run that does not exist; it names those that do."""
-    runs = sorted(path.name for path in run_dir.parent.glob("*/") if path.is_dir())
+    runs = sorted(path.name for path in run_dir.parent.glob("*/"))
     fix = f"set TRAIN_RUN_NAME to one of: {', '.join(runs)}"
     return UserError(
         f"there is no run {run_dir}", fix if runs else "train first, or correct DATA_DIR"

@@ -97,7 +97,7 @@ class RunFolder:
         try:
             remove_partial_checkpoints(self.checkpoints)
         except OSError as refusal:
-            # Another program may have such a file open, which not every file system deletes then.
+            # Some file systems delete no file that another program has open.
             print(f"warning: cannot be deleted: {refusal}", file=sys.stderr, flush=True)
         self.refuse_existing(resume)
         steps = checkpoint_steps(self.checkpoints)

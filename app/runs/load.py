@@ -17,11 +17,11 @@ def load_gpt(checkpoint: Checkpoint, device: Device) -> GPT:
     # The default of a value that is missing may not be what the model was trained with.
     if differing := shape.keys() ^ GPTConfig.__dataclass_fields__.keys():
         names = ", ".join(sorted(differing))
-        raise other_version(checkpoint.folder, f"only one of the two knows a model's {names}")
+        raise other_version(checkpoint.folder, f"only one of the two has {names} of a model")
     try:
         config = GPTConfig(**shape)
     except (TypeError, ValueError) as error:
-        raise other_version(checkpoint.folder, f"its model is not one here: {error}") from None
+        raise other_version(checkpoint.folder, f"its model is not valid: {error}") from None
     # The residual stream's dtype in training, so that the held-out loss matches training's.
     residual = checkpoint.state.settings.get("train", {}).get("residual")
     model = GPT(config, bf16_residual=residual == "bf16")

@@ -99,7 +99,7 @@ def read_prompt(file: str) -> str:
     if "\0" in text:
         raise UserError(
             f"{name} is not text in UTF-8, nor in UTF-16 with its mark",
-            "convert it: iconv -f LATIN1 -t UTF-8, or -f UTF-16LE, or whatever it is in",
+            "convert it, for example with `iconv -f LATIN1 -t UTF-8`",
         )
     if not text:
         _print_to_stderr(f"{name} is empty: the texts begin a new document")

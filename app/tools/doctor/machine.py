@@ -102,7 +102,7 @@ def _weaknesses(folder: Path) -> Iterator[str]:
     with tempfile.NamedTemporaryFile(dir=folder, prefix="doctor") as file:
         path = Path(file.name)
         if path.with_name(path.name.swapcase()).exists():
-            yield "knows no case: names that differ only by case are the same run or dataset"
+            yield "ignores case: names that differ only by case are the same run or dataset"
     if not fsync_folder(folder):
         yield NO_FOLDER_FSYNC
 
