@@ -31,7 +31,7 @@ from app.prepare.texts import NO_TEXT_FIX, arrow_texts, is_text
 _CHUNK_BYTES = 4 << 20
 _CHUNK_ROWS = 1024
 _AHEAD_BYTES = 64 << 20
-_UNREADABLE = (errno.ENOENT, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM)
+_UNREADABLE = (errno.ENOENT, errno.ELOOP, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM)
 _DAMAGE = (
     EOFError,
     gzip.BadGzipFile,
@@ -218,9 +218,9 @@ def file_fault(error: Exception) -> Fault | None:
     """Return why a file cannot be read; None if the file is not at fault."""
     if isinstance(error, BadFileError):
         return error.fault
-    if isinstance(error, UnicodeDecodeError):
+    if isinstance(error, UnicodeError):
         return Fault(
-            f"is not {error.encoding} text: {error.reason}",
+            f"cannot be decoded: {error}",
             "convert it to UTF-8, or set PREPARE_ENCODING to the encoding of the text",
         )
     if isinstance(error, pa.ArrowNotImplementedError):

@@ -66,9 +66,9 @@ def open_documents(source: TextSource, hf_token: str | None = None) -> Documents
         if (file := source_file(path, path.removeprefix(root)))
     ]
     if not files:
-        without = f" outside of {', '.join(own)}, which this program has written" if own else ""
+        without = f"; not read: {', '.join(own)}, which this program has written" if own else ""
         raise UserError(
-            f"no text in {path}: none of {len(paths)} files{without} ends in {' '.join(KINDS)}",
+            f"no text in {path}: none of {len(paths)} files ends in {' '.join(KINDS)}{without}",
             f"choose other files; compressed ones may also end in {' '.join(COMPRESSIONS)}, and "
             ".json files have to be named, as in FOLDER/*.json",
         )
@@ -90,7 +90,7 @@ def check_heads(documents: FileDocuments) -> None:
     for file in documents.files:
         try:
             _check_head(file, documents.encoding)
-        except (BadFileError, OSError, UnicodeDecodeError) as error:
+        except (BadFileError, OSError) as error:
             fault = file_fault(error)
             if fault is None:
                 raise

@@ -495,6 +495,8 @@ def test_what_this_program_has_written_is_not_text(tmp_path: Path) -> None:
     assert left_out == {
         *("old/runs/r", "old/cache", "fineweb", "exported", "data/runs", "data/cache")
     }
+    with pytest.raises(UserError, match=r"not read: .*/runs, which this program has written"):
+        open_documents(TextSource(str(tmp_path / "old")))
     # A folder that is named is read.
     assert "{}" in texts_of(tmp_path / "exported")
 
@@ -505,7 +507,10 @@ def test_a_pipe_is_no_source(tmp_path: Path) -> None:
         open_documents(TextSource(str(tmp_path / "a.txt")))
 
 
-def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").symlink_to(tmp_path / "gone.txt")
-    with pytest.raises(UserError, match=r"a\.txt cannot be read: No such file"):
+@pytest.mark.parametrize(
+    ("target", "reason"), (("gone.txt", "No such file"), ("a.txt", "Too many levels"))
+)
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, target: str, reason: str) -> None:
+    (tmp_path / "a.txt").symlink_to(tmp_path / target)
+    with pytest.raises(UserError, match=rf"a\.txt cannot be read: {reason}"):
         texts_of(tmp_path)

@@ -165,6 +165,14 @@ def test_byte_order_mark_is_not_text(tmp_path: Path, kind: str, encoding: str) -
     assert read(open_documents(TextSource(str(path), encoding="latin-1"))) == ["日本"]
 
 
+@pytest.mark.parametrize(("encoding", "content"), (("utf-7", b"+2AA-"), ("idna", b"\xff")))
+def test_what_cannot_be_decoded_is_named(tmp_path: Path, encoding: str, content: bytes) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.txt cannot be decoded: "):
+        read(open_documents(TextSource(str(path), encoding=encoding)))
+
+
 def test_files_in_another_encoding_are_named_before_the_work(tmp_path: Path) -> None:
     for name in "abcd":
         (tmp_path / f"{name}.txt").write_text("plain")
