@@ -6,8 +6,7 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from app.prepare.text_streams import COMPRESSIONS
-
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 # What a file's name ends with -> how it is read.
 _KINDS = {
     ".txt": ".txt",

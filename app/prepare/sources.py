@@ -10,16 +10,18 @@ from pathlib import Path
 
 from app.errors import UserError
 from app.prepare.documents import Documents, Fault
-from app.prepare.listing import KINDS, SourceFile, digest, kind_of, listing, source_file
+from app.prepare.listing import (
+    COMPRESSIONS,
+    KINDS,
+    SourceFile,
+    digest,
+    kind_of,
+    listing,
+    source_file,
+)
 from app.prepare.local_files import FileDocuments, file_fault
 from app.prepare.spec import STDLIB, TextSource, absence, is_doubtful, is_hub_id
-from app.prepare.text_streams import (
-    COMPRESSIONS,
-    UTF_8,
-    BadFileError,
-    check_no_pointer,
-    encoding_of,
-)
+from app.prepare.text_streams import UTF_8, BadFileError, check_no_pointer, encoding_of
 from app.prepare.texts import utf8_fault
 
 _HEAD_BYTES = 1 << 16

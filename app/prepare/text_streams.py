@@ -12,7 +12,6 @@ import zstandard
 
 from app.prepare.documents import Fault
 
-COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 # Separates the documents of a .txt file, as in TinyStories' files.
 MARK = b"<|endoftext|>"
 UTF_8 = "utf-8"

@@ -495,7 +495,7 @@ def test_what_this_program_has_written_is_not_text(tmp_path: Path) -> None:
     assert left_out == {
         *("old/runs/r", "old/cache", "fineweb", "exported", "data/runs", "data/cache")
     }
-    with pytest.raises(UserError, match=r"not read: .*/runs, which this program has written"):
+    with pytest.raises(UserError, match=r"not read: .*/runs/r, which this program has written"):
         open_documents(TextSource(str(tmp_path / "old")))
     # A folder that is named is read.
     assert "{}" in texts_of(tmp_path / "exported")

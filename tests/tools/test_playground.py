@@ -314,7 +314,10 @@ def test_page_is_served_without_any_run(tmp_path: Path) -> None:
         assert server.request("GET", "/")[0] == 200
         assert json.loads(server.request("GET", "/api/state")[1])["checkpoints"] == []
         server.process.send_signal(signal.SIGTERM)
-        assert server.wait() == (143, "stopped: by SIGTERM\n")
+        missing = (
+            f"warning: there is no run {tmp_path}/runs/small: train first, or correct DATA_DIR\n"
+        )
+        assert server.wait() == (143, f"{missing}stopped: by SIGTERM\n")
 
 
 def test_unusable_address_is_refused(

@@ -91,7 +91,9 @@ def test_each_of_many_faults_has_its_row(data_dir: Path, tmp_path: Path) -> None
         other.communicate()
     result.assert_failed("dataset", f"shard {shard} has", "prepare the dataset again")
     result.assert_failed("run", "another process is working on", "wait for that train to end")
-    result.assert_failed("text", "there is no nowhere.txt", "correct PREPARE_DATASET")
+    result.assert_failed(
+        "text", "there is no file or folder nowhere.txt", "correct PREPARE_DATASET"
+    )
     result.assert_failed(
         "compile", "does not find a C++ compiler (apt-get install g++)", "TRAIN_COMPILE=false"
     )
