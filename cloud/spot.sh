@@ -30,7 +30,8 @@ take() {
 keep_folder() {
   local from=$DATA_DIR/$1 to=$BUCKET_DIR/$1 files=$2 last=$3
   ! cmp -s "$from/$last" "$to/$last" || return 0
-  mkdir -p "$to" && cp "$from"/*."$files" "$to" && cp "$from/$last" "$to" && echo "kept ${1##*/} in the bucket"
+  mkdir -p "$to" && cp "$from"/*."$files" "$from"/*.jsonl "$to" && cp "$from/$last" "$to" &&
+    echo "kept ${1##*/} in the bucket"
 }
 
 keep_run() {
