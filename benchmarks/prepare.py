@@ -374,7 +374,7 @@ def encode_from_memory(result: str, folder: str, workers: str) -> None:
     for batch in batches(
         open_documents(TextSource(folder, shuffle_files=False)).chunks(Position(0, 0))
     ):
-        ends, data = text_bytes(batch.texts())
+        ends, data = text_bytes(batch.texts().rows)
         characters = ak.contents.NumpyArray(data, parameters={"__array__": "char"})
         offsets = ak.index.Index64(ends)
         layout = ak.contents.ListOffsetArray(

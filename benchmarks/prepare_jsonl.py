@@ -221,7 +221,7 @@ def parts(result: str, source: str) -> None:
     with tempfile.TemporaryFile(dir=Path(result).parent, buffering=0) as shard:
         write = clocked("hash and write", shard.write)
         while batch := read():
-            tokens, _lengths = encode(clocked("check and join texts", batch.texts)())
+            tokens, _lengths = encode(clocked("check and join texts", batch.texts)().rows)
             hash_(tokens)
             write(tokens)
     Path(result).write_text(json.dumps(spent))
