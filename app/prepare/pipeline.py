@@ -13,7 +13,7 @@ from app.data.dataset import open_dataset
 from app.data.manifest import MANIFEST, Manifest, remove_leftovers
 from app.data.tokenizer import VOCABULARY
 from app.errors import AppError, ExitCode, Stopped, UserError
-from app.formats import differences
+from app.formats import differences, plural
 from app.locks import locked
 from app.prefetch import prefetch
 from app.prepare.documents import Batch, Documents, RowChunk, batches
@@ -256,17 +256,25 @@ def check_enough_text(spec: DatasetSpec, val: int, train: int, between: int, bad
 
 def summary(folder: Path, manifest: Manifest) -> str:
     """Return a line that describes a complete dataset."""
-    counts = manifest.counts
-    excluded = {
-        "skipped": "documents without text left out",
-        "between": "tokens between held-out and training text left out",
-        "not_utf8": "documents with characters that have no UTF-8, replaced",
-        "bad": f"bad lines and files left out, named in {MANIFEST}",
+    counts, num_shards = manifest.counts, len(manifest.shards)
+    left_out = {
+        "skipped": (("row",), "without text left out"),
+        "between": (("token",), "between held-out and training text left out"),
+        "not_utf8": (("document",), "with characters that have no UTF-8, replaced"),
+        "bad": (("bad line or file", "bad lines and files"), f"left out, named in {MANIFEST}"),
     }
-    return (
-        f"{folder}: {manifest.tokens('train'):,} training and {manifest.tokens('val'):,} held-out "
-        f"tokens of {counts['documents']:,} documents in {len(manifest.shards)} shards"
-    ) + "".join(f"; {counts[key]:,} {what}" for key, what in excluded.items() if counts.get(key))
+    return "; ".join(
+        (
+            f"{folder}: {manifest.tokens('train'):,} training and {manifest.tokens('val'):,} "
+            f"held-out tokens of {plural(counts['documents'], 'document')} in "
+            f"{plural(num_shards, 'shard')}",
+            *(
+                f"{plural(counts[key], *nouns)} {what}"
+                for key, (nouns, what) in left_out.items()
+                if counts.get(key)
+            ),
+        )
+    )
 
 
 def _already_complete(folder: Path, manifest: Manifest) -> Manifest:
