@@ -23,7 +23,7 @@ MAGIC = 20240520
 VERSION = 1
 HEADER_BYTES = 1024
 
-_FIX = "prepare the dataset again, or copy the file again"
+_FIX = "copy the file again, or delete the folder and prepare the dataset again"
 
 Split = Literal["train", "val"]
 Tokens = npt.NDArray[np.uint16]

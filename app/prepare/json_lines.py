@@ -93,8 +93,8 @@ def _object(line: bytes) -> dict[str, Any] | Fault:
         return Fault(f"is not JSON: {error.msg}, column {error.colno:,}", _LINE_FIX)
     except RecursionError:
         return Fault("is not JSON: it is nested too deeply", _LINE_FIX)
-    except ValueError as error:
-        return Fault(f"is not JSON: {error}", _LINE_FIX)
+    except ValueError:
+        return Fault("has a number of too many digits", "shorten it, or remove the line")
     if not isinstance(row, dict):
         return Fault("is not a JSON object", 'write one object a line, such as {"text": "…"}')
     return row

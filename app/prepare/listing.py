@@ -28,13 +28,13 @@ class SourceFile:
         path: where to open it
         name: its path within the source
         bytes: its size
-        modified: when it was last modified, in nanoseconds; 0 on the hub
+        changed: when its content or state last changed, in nanoseconds; 0 on the hub
     """
 
     path: str
     name: str
     bytes: int
-    modified: int = 0
+    changed: int = 0
 
 
 def source_file(path: str, name: str) -> SourceFile | None:
@@ -48,7 +48,7 @@ def source_file(path: str, name: str) -> SourceFile | None:
         return SourceFile(path, name, 0)
     if not stat.S_ISREG(status.st_mode):
         return None
-    return SourceFile(path, name, status.st_size, status.st_mtime_ns)
+    return SourceFile(path, name, status.st_size, status.st_ctime_ns)
 
 
 def kind_of(name: str) -> str | None:

@@ -25,7 +25,7 @@ from app.prepare.documents import Fault, Place, Position, RowChunk
 from app.prepare.json_lines import line_blocks, may_have_key, objects
 from app.prepare.listing import SourceFile, kind_of
 from app.prepare.text_blocks import DocumentBlock, LineBlock, chunks_of_blocks, document_blocks
-from app.prepare.text_streams import BadFileError, text_stream
+from app.prepare.text_streams import COMPRESSIONS, BadFileError, text_stream
 from app.prepare.texts import NO_TEXT_FIX, arrow_texts, is_text
 
 _CHUNK_BYTES = 4 << 20
@@ -113,6 +113,8 @@ class FileDocuments:
             case ".parquet":
                 yield from self._row_groups(file, start)
             case kind:
+                if not file.bytes and file.name.lower().endswith(COMPRESSIONS):
+                    raise EOFError("it is empty")
                 with self.open(file) as raw:
                     stream = text_stream(raw, file.name, self.encoding)
                     blocks: Iterator[LineBlock] | Iterator[DocumentBlock] = (

@@ -149,15 +149,16 @@ def preparing(folder: Path) -> Iterator[None]:
             # Another process, which failed, may just have removed it.
             folder.mkdir(parents=True, exist_ok=True)
             yield
-    except KeyboardInterrupt:
-        raise Stopped(code, kept) from None
-    except (AppError, OSError):
+    except (KeyboardInterrupt, AppError, OSError) as error:
         # A folder that holds nothing would look like a dataset.
         if made and is_ours and [path.name for path in folder.iterdir()] == [".lock"]:
+            kept = "nothing was prepared yet"
             with suppress(OSError):
                 (folder / ".lock").unlink()
                 for place in made:
                     place.rmdir()
+        if isinstance(error, KeyboardInterrupt):
+            raise Stopped(code, kept) from None
         raise
 
 
@@ -204,8 +205,8 @@ def resume(
     elif isinstance(documents, FileDocuments) and (folder / SOURCES).exists():
         identities = [dict(identity) for identity in (previous.source, documents.source)]
         for identity in identities:
-            identity.pop("files", None)
-            identity.pop("listing", None)
+            for name in ("files", "listing", "removed"):
+                identity.pop(name, None)
         check_matches(folder, *identities)
         manifest = checked(folder, previous, documents)
     else:

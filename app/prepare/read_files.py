@@ -13,6 +13,7 @@ from typing import Any
 from app.data.manifest import Manifest
 from app.errors import UserError
 from app.files import AppendOnlyFile
+from app.formats import plural
 from app.prepare.documents import Position
 from app.prepare.listing import SourceFile
 from app.prepare.local_files import FileDocuments
@@ -24,7 +25,7 @@ _FIX = "set PREPARE_OUT_DIR to another folder, or delete this one to prepare it 
 class ReadFiles:
     """Records the files that were read, in the order in which they were read.
 
-    A record has the file's `name`, size in `bytes` and time of modification (`modified`, ns), and
+    A record has the file's `name`, size in `bytes` and time of its last change (`changed`, ns), and
     the hash (`digest`) of the `rows` that were read; `rows` is null if all were.
 
     Args:
@@ -80,7 +81,7 @@ def _record(file: SourceFile, rows: int | None, digest: str) -> dict[str, Any]:
     return {
         "name": file.name,
         "bytes": file.bytes,
-        "modified": file.modified,
+        "changed": file.changed,
         "rows": rows,
         "digest": digest,
     }
@@ -101,6 +102,7 @@ def checked(folder: Path, manifest: Manifest, documents: FileDocuments) -> Manif
     except ValueError as error:
         raise UserError(f"{folder / SOURCES} is damaged: {error}", _FIX) from None
     names = {file.name: index for index, file in enumerate(documents.files)}
+    removed = dict(manifest.source.get("removed", {}))
     current = position.get("current")
     if current and current["rows"]:
         if current["name"] in names:
@@ -108,21 +110,30 @@ def checked(folder: Path, manifest: Manifest, documents: FileDocuments) -> Manif
         else:
             # What was read of it stays; the next file now has its place.
             position |= {"row": 0, "token": 0, "current": {}}
+            removed[current["name"]] = current["rows"]
+            rows = plural(current["rows"], "row")
+            print(f"{current['name']} has been removed; {rows} of it stay in {folder}", flush=True)
     for index, record in enumerate(records):
         name, digest = record["name"], record["digest"]
         if name not in names:
             raise _changed(folder, f"{name} is gone")
         file = documents.files[index]
         if names[name] != index:
-            raise _changed(folder, f"{file.name} has been added before {name}")
-        is_same = (file.bytes, file.modified) == (record["bytes"], record["modified"])
+            raise _changed(folder, f"{_added(records, documents)} has been added before {name}")
+        is_same = (file.bytes, file.changed) == (record["bytes"], record["changed"])
         # A file that was left out has no digest.
         if not is_same and digest and digest != documents.digest(index, record["rows"]):
             raise _changed(folder, f"{name} has been edited")
     is_exhausted = manifest.tokens("train") != manifest.settings["total_tokens"]
     if manifest.complete and is_exhausted and len(records) < len(names):
-        raise _changed(folder, f"{documents.files[len(records)].name} has been added")
-    return replace(manifest, source=dict(documents.source), position=position or None)
+        raise _changed(folder, f"{_added(records, documents)} has been added")
+    source = dict(documents.source) | ({"removed": removed} if removed else {})
+    return replace(manifest, source=source, position=position or None)
+
+
+def _added(records: list[dict[str, Any]], documents: FileDocuments) -> str:
+    recorded = {record["name"] for record in records}
+    return next(file.name for file in documents.files if file.name not in recorded)
 
 
 def _changed(folder: Path, change: str) -> UserError:

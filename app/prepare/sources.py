@@ -4,6 +4,7 @@ import itertools
 import os
 import sysconfig
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from functools import partial
 from glob import glob
 from pathlib import Path
@@ -187,12 +188,18 @@ def _below(
 
 def _is_own(known: Collection[Path], folder: Path) -> bool:
     """Return True for a run, a dataset, a model, a report or a cache."""
-    marks = (all((folder / name).exists() for name in names) for names in _OWN_FILES)
-    return folder.resolve() in known or any(marks)
+    # A folder that cannot be read is reported when it is walked.
+    with suppress(PermissionError):
+        marks = (all((folder / name).exists() for name in names) for names in _OWN_FILES)
+        return folder.resolve() in known or any(marks)
+    return False
 
 
 def _raise(error: OSError) -> None:
-    raise error
+    raise UserError(
+        f"the folder {error.filename} cannot be read: {error.strerror}",
+        "make it readable, or move it out of the source",
+    )
 
 
 def _is_hub_layout(folder: Path) -> bool:

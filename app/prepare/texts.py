@@ -102,8 +102,8 @@ def utf8_fault(content: bytes, *, errors: str = "strict", is_cut: bool = False) 
     except UnicodeDecodeError as error:
         return Fault(
             f"is not UTF-8: byte {error.start:,} is {content[error.start]:#04x}",
-            "convert it (`iconv -f WINDOWS-1252 -t UTF-8`, for example), or set PREPARE_ENCODING "
-            "to the encoding of the text files",
+            "convert it with `iconv`, or set PREPARE_ENCODING to the encoding of the text files, "
+            "such as cp1252, gb18030 or utf-16-le",
         )
     return None
 

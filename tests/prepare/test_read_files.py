@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,9 @@ def test_later_files_may_come_and_go(source: Path, out: Path, tmp_path: Path) ->
     assert_same(out, source, tmp_path / "new")
 
 
-def test_a_removed_file_lets_the_finished_shards_stand(source: Path, out: Path) -> None:
+def test_a_removed_file_lets_the_finished_shards_stand(
+    source: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     break_off(source, out).unlink()
     before = shards_in(out)
     manifest = prepare(spec_of(source), out)
@@ -102,6 +105,8 @@ def test_a_removed_file_lets_the_finished_shards_stand(source: Path, out: Path) 
     # The last one that was begun ends where its shard does.
     assert begun > 200
     assert manifest.counts["documents"] == begun + 100
+    assert list(manifest.source["removed"]) == ["2.jsonl"]
+    assert "2.jsonl has been removed; " in capsys.readouterr().out
     assert prepare(spec_of(source), out) == manifest
 
 
@@ -297,3 +302,23 @@ def test_a_missing_record_of_files_is_written_again(source: Path, out: Path) -> 
     assert prepare(spec, out) == complete
     edit_a_read_line(source)
     assert "0.jsonl has been edited" in refused(spec, out)
+
+
+def test_an_edit_that_keeps_size_and_time_is_noticed(source: Path, out: Path) -> None:
+    prepare(spec_of(source), out)
+    path = source / "0.jsonl"
+    status = path.stat()
+    edit_a_read_line(source)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+    assert "0.jsonl has been edited" in refused(spec_of(source), out)
+
+
+def test_the_added_file_is_named_in_any_order(source: Path, out: Path) -> None:
+    spec = spec_of(source)
+    spec = replace(spec, source=replace(spec.source, shuffle_files=True))
+    prepare(spec, out)
+    for name in ("a", "b", "c"):
+        shutil.copy(source / "0.jsonl", source / f"{name}.jsonl")
+        assert f"{name}.jsonl has been added" in refused(spec, out)
+        (source / f"{name}.jsonl").unlink()

@@ -495,7 +495,7 @@ def test_what_this_program_has_written_is_not_text(tmp_path: Path) -> None:
     assert left_out == {
         *("old/runs/r", "old/cache", "fineweb", "exported", "data/runs", "data/cache")
     }
-    with pytest.raises(UserError, match=r"not read: .*/runs/r, which this program has written"):
+    with pytest.raises(UserError, match=r"not read: .*/runs.*, which this program has written"):
         open_documents(TextSource(str(tmp_path / "old")))
     # A folder that is named is read.
     assert "{}" in texts_of(tmp_path / "exported")
@@ -513,4 +513,17 @@ def test_a_pipe_is_no_source(tmp_path: Path) -> None:
 def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, target: str, reason: str) -> None:
     (tmp_path / "a.txt").symlink_to(tmp_path / target)
     with pytest.raises(UserError, match=rf"a\.txt cannot be read: {reason}"):
+        texts_of(tmp_path)
+
+
+@pytest.mark.parametrize("compression", (".gz", ".bz2", ".xz", ".zst"))
+def test_empty_archive_is_damaged(tmp_path: Path, compression: str) -> None:
+    (tmp_path / f"a.txt{compression}").write_bytes(b"")
+    with pytest.raises(UserError, match="is damaged: it is empty"):
+        texts_of(tmp_path)
+
+
+def test_number_of_many_digits_is_a_fault_in_plain_words(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "id": ' + "9" * 5000 + "}\n")
+    with pytest.raises(UserError, match="line 1 has a number of too many digits"):
         texts_of(tmp_path)
