@@ -100,7 +100,7 @@ def _os_error(error: OSError) -> AppError | None:
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
             return ExhaustedError(
-                f"the disk is full: cannot write{path}",
+                f"the disk is full{path and f': cannot write{path}'}",
                 "free space, or set DATA_DIR to a larger disk; then run the same command again",
             )
         case errno.EFBIG:

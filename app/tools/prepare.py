@@ -2,7 +2,9 @@
 
 import gc
 import os
+from pathlib import Path
 
+from app.errors import UserError
 from app.prepare.spec import DatasetSpec, TextSource
 from app.settings.settings import Settings
 
@@ -14,6 +16,7 @@ def prepare(settings: Settings) -> None:
     from app.prepare.pipeline import prepare as run_pipeline
 
     cfg, token = settings.prepare, settings.general.hf_token
+    check_out_dir(settings.prepare_dir, settings.general.data_dir)
     context_length = settings.model.context_length
     if 0 < cfg.val_tokens < context_length:
         print(
@@ -28,6 +31,17 @@ def prepare(settings: Settings) -> None:
         workers=(os.cpu_count() or 1) if cfg.workers == "auto" else cfg.workers,
         hf_token=token.get_secret_value() if token else None,
     )
+
+
+def check_out_dir(folder: Path, data_dir: Path) -> None:
+    """Raise UserError for a folder that holds something else: DATA_DIR, its runs/ and cache/."""
+    folder, data_dir = folder.resolve(), data_dir.resolve()
+    taken = (data_dir / "runs", data_dir / "cache")
+    if folder == data_dir or any(folder.is_relative_to(place) for place in taken):
+        raise UserError(
+            f"the dataset's folder {folder} is {data_dir}, or in its runs/ or cache/",
+            "set PREPARE_OUT_DIR to another name",
+        )
 
 
 def dataset_spec(settings: Settings) -> DatasetSpec:

@@ -70,8 +70,6 @@ def read_prompt(file: str) -> str:
             its mark.
     """
     name, fix = ("standard input" if file == "-" else file), "correct SAMPLE_PROMPT_FILE"
-    if file == "-" and sys.stdin is None:
-        raise UserError("standard input is closed: there is no prompt in it", fix)
     path = Path(file)
     try:
         if file != "-" and path.is_fifo():

@@ -296,6 +296,18 @@ WRONG = (
         "correct it",
     ),
     Wrong(
+        "a dataset in DATA_DIR itself",
+        "prepare --out-dir .",
+        "or in its runs/ or cache/",
+        "set PREPARE_OUT_DIR to another name",
+    ),
+    Wrong(
+        "a dataset among the runs",
+        "prepare --out-dir runs/mine",
+        "runs/mine is ",
+        "set PREPARE_OUT_DIR to another name",
+    ),
+    Wrong(
         "a vocabulary too small for the tokenizer",
         "train --vocab-size 32000",
         "MODEL_VOCAB_SIZE=32000 (flag --vocab-size): must be at least 50257",

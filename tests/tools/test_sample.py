@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from app.data.tokenizer import END_OF_TEXT, Tokenizer
-from app.errors import ExitCode, UserError
+from app.errors import ExitCode
 from app.inference.text import Sampling, generate_texts
 from app.model.gpt import GPT
 from app.settings.tools import SampleSettings
@@ -75,13 +75,6 @@ def test_an_empty_prompt_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
         (tmp_path / "empty.txt").write_bytes(content)
         assert read_prompt(str(tmp_path / "empty.txt")) == ""
         assert "empty.txt is empty: the texts begin a new document\n" in capsys.readouterr().err
-
-
-def test_closed_standard_input_has_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As Python has it when the shell closes it: <&-
-    monkeypatch.setattr(sys, "stdin", None)
-    with pytest.raises(UserError, match="standard input is closed"):
-        read_prompt("-")
 
 
 def test_weights_that_are_not_finite_are_an_error(
