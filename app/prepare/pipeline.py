@@ -17,10 +17,11 @@ from app.formats import differences, plural
 from app.locks import locked
 from app.prefetch import prefetch
 from app.prepare.documents import Batch, Documents, RowChunk, batches
+from app.prepare.encoded_batch import EncodedBatch
 from app.prepare.encoder import DocumentEncoder
 from app.prepare.local_files import FileDocuments
 from app.prepare.read_files import SOURCES, ReadFiles, checked
-from app.prepare.shard_writer import EncodedBatch, ShardWriter, Task
+from app.prepare.shard_writer import ShardWriter, Task
 from app.prepare.sources import check_heads, open_documents
 from app.prepare.spec import DatasetSpec, is_hub_id
 from app.progress import TokenProgress

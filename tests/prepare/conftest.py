@@ -1,5 +1,8 @@
+import bz2
+import gzip
 import importlib.metadata
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -8,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import tiktoken
+import zstandard
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from app.data.shards import ShardFile, Tokens
@@ -21,6 +25,14 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 START = Position(0, 0)
+# How each ending is made.
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.compress,
+}
 
 
 def read(documents: Documents) -> list[str]:

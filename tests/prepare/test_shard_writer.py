@@ -17,7 +17,8 @@ from app.data.manifest import MANIFEST, Manifest
 from app.data.tokenizer import END_OF_TEXT
 from app.errors import UserError
 from app.prepare.documents import Batch, Fault, Place, Position, RowChunk
-from app.prepare.shard_writer import EncodedBatch, ShardWriter
+from app.prepare.encoded_batch import EncodedBatch
+from app.prepare.shard_writer import ShardWriter
 from app.prepare.spec import DatasetSpec, TextSource
 from app.prepare.texts import as_texts
 from tests.prepare.conftest import shards_in

@@ -1,33 +1,22 @@
-import bz2
 import gzip
 import json
-import lzma
 import os
 import random
 import sysconfig
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 
 from app.errors import UserError
 from app.prepare.documents import Position, RowChunk, batches
 from app.prepare.local_files import FileDocuments
 from app.prepare.sources import open_documents
 from app.prepare.spec import TextSource, is_hub_id
-from tests.prepare.conftest import START, read
-
-COMPRESS: dict[str, Callable[[bytes], bytes]] = {
-    "": bytes,
-    ".gz": gzip.compress,
-    ".bz2": bz2.compress,
-    ".xz": lzma.compress,
-    ".zst": zstandard.compress,
-}
+from tests.prepare.conftest import COMPRESS, START, read
 
 
 def pieces_of(dataset: Path | str, start: Position = START, **options: Any) -> list[RowChunk]:

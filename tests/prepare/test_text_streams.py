@@ -29,19 +29,12 @@ from app.prepare.shard_writer import ShardWriter
 from app.prepare.sources import check_heads, open_documents
 from app.prepare.spec import DatasetSpec, TextSource
 from app.prepare.text_streams import MARK, split_documents
-from tests.prepare.conftest import START, read
+from tests.prepare.conftest import COMPRESS, START, read
 
 # A disk takes milliseconds for each of the many fsyncs.
 IN_MEMORY = Path("/dev/shm")
 MARK_TEXT = MARK.decode()
 BLANKS = " \t\n\r\v\f"
-COMPRESS: dict[str, Callable[[bytes], bytes]] = {
-    "": bytes,
-    ".gz": gzip.compress,
-    ".bz2": bz2.compress,
-    ".xz": lzma.compress,
-    ".zst": zstandard.compress,
-}
 DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
     ".gz": gzip.decompress,
