@@ -77,7 +77,7 @@ def overview(runs: Sequence[Run], figures: Sequence[Figure], charts: Sequence[Ch
     name = " · ".join(run.name for run in runs)
     return _png({
         "title": {
-            "text": name, "subtitle": [describe(run) for run in runs], "fontSize": 22,
+            "text": name, "subtitle": [*dict.fromkeys(map(describe, runs))], "fontSize": 22,
             "subtitleFontSize": 13, "offset": 18, "limit": _WIDTH,
         },
         "vconcat": rows,
