@@ -135,7 +135,7 @@ def test_folder_that_cannot_be_read_is_reported(
     settings = {**rows.settings, "PREPARE_DATASET": str(tmp_path / "text")}
     ended = Preparation(tmp_path, settings).run()
     assert ended.code == ExitCode.USER
-    assert f"no permission to write or read {tmp_path}/text/closed" in ended.error
+    assert f"the folder {tmp_path}/text/closed cannot be read: Permission denied" in ended.error
 
 
 def wipe(path: Path) -> None:

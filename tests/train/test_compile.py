@@ -127,10 +127,12 @@ def test_the_cache_is_not_where_execution_is_forbidden() -> None:
 
 
 @pytest.mark.usefixtures("no_caches")
-def test_a_cache_that_the_environment_names_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_the_environment_names_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/own")
-    set_compile_cache_dir(Path("cache"))
-    expected = ["/own", str(Path("cache/triton").absolute())]
+    set_compile_cache_dir(tmp_path / "cache")
+    expected = ["/own", str(tmp_path / "cache" / "triton")]
     assert [os.environ.get(name) for name in CACHES] == expected
 
 
