@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from app.prepare.documents import Fault, Texts
 
@@ -70,6 +69,9 @@ def arrow_texts(column: pa.ChunkedArray) -> Texts:
     if pa.types.is_null(column.type):
         return as_texts([None] * len(column))
     if not pa.types.is_large_string(column.type):
+        # It takes 20 ms to import, and lines of JSON do not need it.
+        import pyarrow.compute as pc
+
         # Some writers store text without a mark that it is text.
         column = column.cast(options=pc.CastOptions(pa.large_string(), allow_invalid_utf8=True))
     if column.null_count:
