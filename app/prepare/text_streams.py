@@ -59,8 +59,8 @@ def text_stream(raw: BinaryIO, name: str, encoding: str = "") -> io.BufferedIOBa
         Exception: reading a damaged file raises the exception of a decompressor or decoder; see
             app.prepare.local_files.file_fault.
     """
-    stream = io.BufferedReader(decompressed(raw, name), _BUFFER_BYTES)
-    head = stream.peek()
+    stream = decompressed(raw, name)
+    head = stream.peek(_BUFFER_BYTES)
     if head.startswith(codecs.BOM_UTF8):
         stream.read(len(codecs.BOM_UTF8))
         return stream
@@ -119,19 +119,20 @@ def split_documents(stream: io.BufferedIOBase) -> Iterator[bytes]:
         yield bytes(text)
 
 
-def decompressed(raw: BinaryIO, name: str) -> io.RawIOBase:
+def decompressed(raw: BinaryIO, name: str) -> io.BufferedReader:
     """Return the content of a file that is compressed as its name says."""
     match name.lower().rpartition(".")[2]:
+        # Like a BufferedReader, these have read, readline and peek; one around them takes time.
         case "gz":
-            return cast(io.RawIOBase, gzip.open(raw))
+            return cast(io.BufferedReader, gzip.open(raw))
         case "bz2":
-            return cast(io.RawIOBase, bz2.open(raw))
+            return cast(io.BufferedReader, bz2.open(raw))
         case "xz":
-            return cast(io.RawIOBase, lzma.open(raw))
+            return cast(io.BufferedReader, lzma.open(raw))
         case "zst":
-            return _Pieces(_zstd_frames(raw), raw)
+            return io.BufferedReader(_Pieces(_zstd_frames(raw), raw), _BUFFER_BYTES)
         case _:
-            return cast(io.RawIOBase, raw)
+            return io.BufferedReader(cast(io.RawIOBase, raw), _BUFFER_BYTES)
 
 
 def _zstd_frames(raw: BinaryIO) -> Iterator[bytes]:
