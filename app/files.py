@@ -18,7 +18,7 @@ from app.errors import UserError
 PARTIAL = ".partial"
 REPLACED = f".old{PARTIAL}"
 _HASH_BUFFER_BYTES = 16 << 20
-# How file systems of networks, clusters and shared folders say that they lack something.
+# Errors of file systems of networks, clusters and shared folders that lack something.
 LACKING = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 NO_FOLDER_FSYNC = "cannot fsync a folder: a power failure may undo what was renamed last"
 

@@ -69,7 +69,7 @@ def run_as_process(
 
 
 def raise_on_signals() -> None:
-    """Let a signal raise an exception from now on: the command has something to tidy up.
+    """Make signals raise an exception from now on: the command has something to tidy up.
 
     Before that, imports might turn the exception into another one, or lose it.
     """

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-# What a file's name ends with -> how it is read.
+# The ending of a file's name -> the kind as which it is read.
 _KINDS = {
     ".txt": ".txt",
     ".md": ".md",

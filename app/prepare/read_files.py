@@ -1,4 +1,4 @@
-"""Which files a dataset's text was read from: `sources.jsonl` beside its shards.
+"""The record of the files that a dataset was read from: `sources.jsonl` beside its shards.
 
 Preparing goes on, and a complete dataset stays valid, as long as the part of the source that was
 read is unchanged. What comes after it may change: a broken file can be mended, replaced or removed.
@@ -108,7 +108,7 @@ def checked(folder: Path, manifest: Manifest, documents: FileDocuments) -> Manif
         if current["name"] in names:
             records.append(current)
         else:
-            # What was read of it stays; the next file now has its place.
+            # Its text is in finished shards, which stay; the next file now has its place.
             position |= {"row": 0, "token": 0, "current": {}}
             removed[current["name"]] = current["rows"]
             rows = plural(current["rows"], "row")

@@ -18,7 +18,7 @@ UTF_8 = "utf-8"
 _LINE_ENDS = (b"\r\n", b"\n")
 _BLOCK_BYTES = 4 << 20
 _BUFFER_BYTES = 1 << 17
-# Of the largest frame that zstd writes (`zstd --ultra --long=31`).
+# The largest window that zstd writes (`zstd --ultra --long=31`).
 _MAX_WINDOW_BYTES = 1 << 31
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: UTF_8,
@@ -27,13 +27,8 @@ _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-# In Western text without a byte order mark: which of four consecutive bytes are zero.
-_ZERO_BYTES = {
-    (False, True, False, True): "utf-16-le",
-    (True, False, True, False): "utf-16-be",
-    (False, True, True, True): "utf-32-le",
-    (True, True, True, False): "utf-32-be",
-}
+# Western text without a byte order mark: the zero bytes (0) among four consecutive ones.
+_ZERO_BYTES = {"x0x0": "utf-16-le", "0x0x": "utf-16-be", "x000": "utf-32-le", "000x": "utf-32-be"}
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -156,9 +151,9 @@ def _encoding_by_zeros(head: bytes) -> str:
     quarter = max(1, len(head) // 4)
     zeros = [head[place::4].count(0) / quarter for place in range(4)]
     if all(share < 0.05 or share > 0.3 for share in zeros):
-        encoding = _ZERO_BYTES.get(tuple(share > 0.3 for share in zeros))  # type: ignore[arg-type]
-        if encoding:
-            return encoding
+        pattern = "".join("0" if share > 0.3 else "x" for share in zeros)
+        if pattern in _ZERO_BYTES:
+            return _ZERO_BYTES[pattern]
     raise BadFileError(
         Fault(
             f"is a binary file: byte {head.index(0)} is zero",

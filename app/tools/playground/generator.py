@@ -28,7 +28,7 @@ from app.settings.types import RunName
 
 Result = TypeVar("Result")
 
-# Of one text: what a page can show.
+# The most tokens of one text that the page can show.
 MAX_TOKENS = 4096
 
 
