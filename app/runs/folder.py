@@ -10,15 +10,14 @@ from typing import Any, Literal
 from app.errors import UserError
 from app.formats import differences
 from app.locks import locked
-from app.runs.checkpoint import (
-    Checkpoint,
-    checkpoint_folder,
+from app.runs.checkpoint import Checkpoint, checkpoint_folder
+from app.runs.checkpoint_state import CheckpointState
+from app.runs.checkpoints import (
     checkpoint_steps,
     latest_valid,
     no_valid_checkpoint_error,
     remove_partial_checkpoints,
 )
-from app.runs.checkpoint_state import CheckpointState
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from app.errors import UserError
 from app.files import AppendOnlyFile
 from app.locks import WAIT_SECONDS, locked
 from app.progress import TokenProgress
-from app.runs.checkpoint import latest_checkpoint
+from app.runs.checkpoints import latest_checkpoint
 from app.runs.metrics import perplexity
 from app.settings.settings import Settings
 

@@ -11,8 +11,9 @@ from app.data.manifest import MANIFEST, Manifest
 from app.data.shards import MAGIC, open_shard
 from app.data.tokenizer import END_OF_TEXT
 from app.errors import UserError
-from app.runs.checkpoint import TENSOR_FILES, checkpoint_folder, checkpoint_steps, open_checkpoint
+from app.runs.checkpoint import TENSOR_FILES, checkpoint_folder, open_checkpoint
 from app.runs.checkpoint_state import STATE_FILE
+from app.runs.checkpoints import checkpoint_steps
 from app.runs.metrics import read_metrics
 from app.settings.settings import Settings
 

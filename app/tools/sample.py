@@ -9,7 +9,7 @@ from pathlib import Path
 from app.errors import UserError
 from app.files import filename_in_errors
 from app.formats import format_bytes
-from app.runs.checkpoint import latest_checkpoint
+from app.runs.checkpoints import latest_checkpoint
 from app.settings.settings import Settings
 
 # Tens of times the longest context; a larger file is a mistake, or never ends.

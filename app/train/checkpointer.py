@@ -10,8 +10,9 @@ from torch import nn
 from app.data.dataset import ShardVerification
 from app.distributed.world import World
 from app.failures import translate_error
-from app.runs.checkpoint import Snapshot, checkpoint_folder, prune_checkpoints, write_checkpoint
+from app.runs.checkpoint import Snapshot, checkpoint_folder, write_checkpoint
 from app.runs.checkpoint_state import CheckpointState
+from app.runs.checkpoints import prune_checkpoints
 from app.runs.folder import RunFolder
 from app.runs.run_logger import RunLogger
 from app.train.optimizer import Optimizers

@@ -10,7 +10,7 @@ from app.containers import started_by_script
 from app.distributed.launch import launch, launched, processes_to_launch
 from app.errors import ExitWithCode
 from app.progress import print_line
-from app.runs.checkpoint import checkpoint_steps
+from app.runs.checkpoints import checkpoint_steps
 from app.runs.folder import RunFolder
 from app.settings.settings import Settings
 from app.train.start import open_training_data, plan_start

@@ -11,7 +11,7 @@ from torch import Tensor
 from app.distributed.world import World
 from app.errors import Stopped
 from app.hardware.device import select_device
-from app.runs.checkpoint import latest_checkpoint
+from app.runs.checkpoints import latest_checkpoint
 from app.runs.folder import RunFolder
 from app.settings.sources import load_settings
 from app.train.start import Start, open_training_data, plan_start

@@ -16,15 +16,17 @@ from app.runs.checkpoint import (
     Checkpoint,
     Snapshot,
     checkpoint_folder,
-    checkpoint_steps,
-    latest_checkpoint,
-    latest_valid,
     open_checkpoint,
-    prune_checkpoints,
-    remove_partial_checkpoints,
     write_checkpoint,
 )
 from app.runs.checkpoint_state import STATE_FILE, CorruptCheckpoint
+from app.runs.checkpoints import (
+    checkpoint_steps,
+    latest_checkpoint,
+    latest_valid,
+    prune_checkpoints,
+    remove_partial_checkpoints,
+)
 from tests.train.tiny_model import adamw, checkpoint_state, new_model, train_one_step
 
 FILES = (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE)

@@ -10,7 +10,8 @@ import torch
 from app.data.dataset import ShardVerification
 from app.distributed.world import World
 from app.errors import UserError
-from app.runs.checkpoint import Checkpoint, checkpoint_steps, open_checkpoint
+from app.runs.checkpoint import Checkpoint, open_checkpoint
+from app.runs.checkpoints import checkpoint_steps
 from app.runs.folder import RunFolder
 from app.runs.metrics import StepRecord
 from app.runs.run_logger import RunLogger

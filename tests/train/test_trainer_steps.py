@@ -11,8 +11,8 @@ from app.data.dataset import Dataset
 from app.distributed.world import World
 from app.errors import ExitCode, Stopped, UserError
 from app.hardware.device import select_device
-from app.runs.checkpoint import checkpoint_steps, latest_checkpoint
 from app.runs.checkpoint_state import PendingWork
+from app.runs.checkpoints import checkpoint_steps, latest_checkpoint
 from app.runs.folder import RunFolder
 from app.runs.metrics import read_metrics
 from app.runs.samples import read_samples

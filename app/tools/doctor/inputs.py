@@ -10,7 +10,7 @@ from app.data.shards import open_shard
 from app.errors import NetworkError
 from app.formats import format_bytes, plural
 from app.locks import locked
-from app.runs.checkpoint import latest_valid, no_valid_checkpoint_error
+from app.runs.checkpoints import latest_valid, no_valid_checkpoint_error
 from app.runs.folder import RunFolder
 from app.tools.doctor.checks import Context, Finding, run_check
 from app.train.start import held_out_warning, run_identity

@@ -11,7 +11,8 @@ from app.data.tokenizer import END_OF_TEXT
 from app.errors import UserError
 from app.files import atomic_folder, json_bytes
 from app.locks import locked
-from app.runs.checkpoint import Checkpoint, latest_checkpoint, save_tensors
+from app.runs.checkpoint import Checkpoint, save_tensors
+from app.runs.checkpoints import latest_checkpoint
 from app.settings.settings import Settings
 from app.tools.export.model_card import model_card
 from app.tools.export.tokenizer_files import TOKENIZER_FILES, tokenizer_files

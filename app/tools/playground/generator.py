@@ -16,13 +16,9 @@ from app.failures import translate_error
 from app.hardware.device import Device
 from app.inference.text import Sampling, stream_texts, truncation_note
 from app.model.gpt import GPT
-from app.runs.checkpoint import (
-    checkpoint_folder,
-    checkpoint_steps,
-    latest_checkpoint,
-    val_loss_of,
-)
+from app.runs.checkpoint import checkpoint_folder
 from app.runs.checkpoint_state import STATE_FILE
+from app.runs.checkpoints import checkpoint_steps, latest_checkpoint, val_loss_of
 from app.runs.load import load_gpt
 from app.settings.types import RunName
 

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from app.errors import UserError
-from app.runs.checkpoint import missing_run_error
+from app.runs.checkpoints import missing_run_error
 from app.settings.settings import Settings
 
 if TYPE_CHECKING:

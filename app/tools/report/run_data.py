@@ -9,7 +9,7 @@ import numpy as np
 
 from app.errors import UserError
 from app.files import read_json
-from app.runs.checkpoint import missing_run_error
+from app.runs.checkpoints import missing_run_error
 from app.runs.metrics import COLUMNS, PAUSES, read_metrics
 from app.runs.samples import read_samples
 from app.tools.report.curves import Floats, finite

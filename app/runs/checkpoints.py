@@ -1,0 +1,125 @@
+"""The checkpoints of a run: the folder `checkpoints/`, with one folder for each."""
+
+import re
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from app.errors import UserError
+from app.files import PARTIAL, REPLACED
+from app.runs.checkpoint import (
+    MODEL_FILE,
+    TENSOR_FILES,
+    Checkpoint,
+    checkpoint_folder,
+    open_checkpoint,
+)
+from app.runs.checkpoint_state import CorruptCheckpoint
+
+
+def checkpoint_steps(checkpoints: Path) -> list[int]:
+    """Return the steps of the complete checkpoints in a folder, ascending."""
+    if not checkpoints.is_dir():
+        return []
+    names = (re.fullmatch(r"step-(\d{6,})", path.name) for path in checkpoints.iterdir())
+    return sorted(int(name[1]) for name in names if name)
+
+
+def latest_valid(
+    checkpoints: Path, files: Iterable[str] = TENSOR_FILES
+) -> tuple[Checkpoint | None, list[CorruptCheckpoint]]:
+    """Find the latest intact checkpoint, and the errors of newer damaged ones, newest first.
+
+    Args:
+        checkpoints: the folder of a run's checkpoints.
+        files: the files that are needed.
+    """
+    corrupt = []
+    for step in reversed(checkpoint_steps(checkpoints)):
+        try:
+            checkpoint = open_checkpoint(checkpoint_folder(checkpoints, step))
+            checkpoint.verify(files)
+        except CorruptCheckpoint as error:
+            corrupt.append(error)
+        else:
+            return checkpoint, corrupt
+    return None, corrupt
+
+
+def no_valid_checkpoint_error(run_dir: Path, corrupt: list[CorruptCheckpoint]) -> UserError:
+    """Return the error of a run whose checkpoints are all damaged."""
+    return UserError(
+        f"{run_dir} has no intact checkpoint: {'; '.join(error.problem for error in corrupt)}",
+        "restore the files from a backup, or set TRAIN_RUN_NAME to a new name to start again",
+    )
+
+
+def missing_run_error(run_dir: Path) -> UserError:
+    """Return the error for a run that does not exist; it names those that do."""
+    runs = sorted(path.name for path in run_dir.parent.glob("*/"))
+    fix = f"set TRAIN_RUN_NAME to one of: {', '.join(runs)}"
+    return UserError(
+        f"there is no run {run_dir}", fix if runs else "train first, or correct DATA_DIR"
+    )
+
+
+def latest_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:
+    """Find the last checkpoint of a run with a valid model, or the one after `step` steps.
+
+    Later ones that are damaged are reported on standard error.
+
+    Raises:
+        UserError: there is none.
+    """
+    checkpoints = run_dir / "checkpoints"
+    steps = checkpoint_steps(checkpoints)
+    if not run_dir.is_dir():
+        raise missing_run_error(run_dir)
+    if not steps:
+        raise UserError(f"{run_dir} has no checkpoint yet", "let train reach its first one")
+    if step is None:
+        checkpoint, corrupt = latest_valid(checkpoints, (MODEL_FILE,))
+        if checkpoint is None:
+            raise no_valid_checkpoint_error(run_dir, corrupt)
+        for error in corrupt:
+            print(f"warning: {error.problem}", file=sys.stderr, flush=True)
+        return checkpoint
+    if step not in steps:
+        raise UserError(
+            f"{run_dir} has no checkpoint of step {step}",
+            f"choose one of: {', '.join(map(str, steps))}",
+        )
+    checkpoint = open_checkpoint(checkpoint_folder(checkpoints, step))
+    checkpoint.verify((MODEL_FILE,))
+    return checkpoint
+
+
+def prune_checkpoints(checkpoints: Path, keep: int) -> None:
+    """Delete all but the last `keep` checkpoints and the one with the lowest held-out loss."""
+    steps = checkpoint_steps(checkpoints)
+    losses = {step: loss for step in steps if (loss := val_loss_of(checkpoints, step)) is not None}
+    best = min(losses, key=lambda step: losses[step], default=None)
+    for step in steps[:-keep]:
+        if step != best:
+            folder = checkpoint_folder(checkpoints, step)
+            folder.rename(folder.with_name(folder.name + PARTIAL))
+    remove_partial_checkpoints(checkpoints)
+
+
+def val_loss_of(checkpoints: Path, step: int) -> float | None:
+    """Return the held-out loss of a checkpoint; None if it is unknown or the checkpoint damaged."""
+    try:
+        return open_checkpoint(checkpoint_folder(checkpoints, step)).state.val_loss
+    except UserError:
+        return None
+
+
+def remove_partial_checkpoints(checkpoints: Path) -> None:
+    """Delete what an interrupted save or prune left behind. No other process may be saving."""
+    for before in checkpoints.glob(f"*{REPLACED}"):
+        folder = before.with_name(before.name.removesuffix(REPLACED))
+        if not folder.exists():
+            before.rename(folder)
+    for partial in checkpoints.glob(f"*{PARTIAL}"):
+        shutil.rmtree(partial)
