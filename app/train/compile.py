@@ -5,7 +5,7 @@ import shutil
 import signal
 import sysconfig
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from contextvars import copy_context
 from importlib.util import find_spec
@@ -78,14 +78,11 @@ def compile_problem(device: Device) -> UserError | None:
 
     # The settings of torch's compiler are context variables.
     trial = ThreadPoolExecutor(1).submit(copy_context().run, compile_little)
-    try:
-        error = trial.exception(_TRIAL_SECONDS)
-    except TimeoutError:
-        for child in child_processes(os.getpid()):
-            with suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
+    if not wait([trial], _TRIAL_SECONDS).done:
+        _kill_compilers(trial)
         problem = f"torch.compile does not work: it has not ended after {_TRIAL_SECONDS:g} s"
         return UserError(problem, "see whether `g++` (or what CXX names) and the disks answer")
+    error = trial.exception()
     from torch._dynamo.utils import counters
 
     # compile_cache_summary counts the model only.
@@ -94,6 +91,16 @@ def compile_problem(device: Device) -> UserError | None:
         switches = "TORCH_COMPILE_DISABLE, TORCHDYNAMO_DISABLE and TORCHDYNAMO_SUPPRESS_ERRORS"
         return UserError("torch.compile compiles nothing", f"unset {switches}")
     return compiler_failure(error) if error else None
+
+
+def _kill_compilers(trial: Future[None]) -> None:
+    """Kill the compilers of a trial until it ends: torch may start another after a failed one."""
+    for _ in range(100):
+        for child in child_processes(os.getpid()):
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        if wait([trial], 0.1).done:
+            return
 
 
 def compile_note(
