@@ -80,7 +80,7 @@ def train(dataset: Path, seed: int, steps: int, *, fp8: bool) -> float:
     optimizers = build_optimizers(model, TrainSettings())
     schedule = LRSchedule(7.2e-3, "cosine", 0, steps, 0.1)
     for step in range(steps):
-        optimizers.set_learning_rate(schedule.learning_rate(step))
+        optimizers.begin_step(step, schedule.learning_rate(step))
         indices = order.sequences(step * SEQUENCES, SEQUENCES)
         batch = map(torch.from_numpy, stream.sequences(indices, CONFIG.context_length))
         loss_of(model, *batch, fp8=fp8).backward()

@@ -84,7 +84,7 @@ def checkpoints(folder: Path) -> dict[str, Any]:
     """Save GPT-2 124M again and again."""
     model = GPT(GPTConfig())
     optimizers = build_optimizers(model, TrainSettings())
-    optimizers.set_learning_rate(1e-4)
+    optimizers.begin_step(0, 1e-4)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizers.step()

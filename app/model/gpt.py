@@ -6,7 +6,7 @@ learned positions, tied embedding and head. GELU is exact, not the tanh approxim
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -109,14 +109,28 @@ class GPT(nn.Module):
     Args:
         config: the model's shape.
         bf16_residual: under autocast, keep the residual stream in autocast's dtype, not float32.
+        zero_init: initialize the output projections of attention and MLP to zero, so that the
+            residual stream begins as the embedding.
+
+    Attributes:
+        stacked_matrices: end of a parameter's name -> how many matrices of equal shape it stores,
+            one below the other.
     """
 
-    def __init__(self, config: GPTConfig, *, bf16_residual: bool = False) -> None:
+    stacked_matrices: ClassVar[dict[str, int]] = {"attn.c_attn.weight": 3}
+
+    def __init__(
+        self, config: GPTConfig, *, bf16_residual: bool = False, zero_init: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
         self.bf16_residual = bf16_residual
         self.transformer = Transformer(config)
         self.apply(_init_weights)
+        if zero_init:
+            for name, parameter in self.named_parameters():
+                if name.endswith("c_proj.weight"):
+                    nn.init.zeros_(parameter)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
         """Return the logits of the token after each position, or their loss.

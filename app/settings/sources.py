@@ -156,8 +156,9 @@ def suggestion(name: str, known: Collection[str]) -> str:
         or [it for it in names if len(wanted) > 1 and f"_{wanted}" in f"_{it}"]
         or difflib.get_close_matches(wanted, sorted(names), n=1, cutoff=0.72)
     )
-    meant = sorted(names[it] for it in found) or [f"{other}{rest}" for other in _PREFIXES]
-    meant = [one for one in meant if one in known][:3]
+    prefixed = [f"{other}{rest}" for other in _PREFIXES if f"{other}{rest}" in known]
+    close = sorted(names[it] for it in found)
+    meant = (close or prefixed if prefix else prefixed or close)[:3]
     return f"; did you mean {' or '.join(meant)}?" if meant else ""
 
 

@@ -59,18 +59,30 @@ class TrainSettings(Group):
     GPU"""
     learning_rate: Number = Field(3.6e-3, gt=0, le=1)
     """peak learning rate"""
+    embedding_learning_rate: Number | None = Field(None, gt=0, le=1)
+    """peak learning rate of the embeddings and the output layer; by default the same"""
     betas: Annotated[tuple[Beta, Beta], BeforeValidator(parse_pair)] = (0.9, 0.95)
     """AdamW's decay rates of the gradient's mean and mean square"""
-    lr_schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    """learning rate after the warm-up: constant, or a decay"""
+    muon_split: bool = True
+    """whether Muon makes q, k and v, which are stored in one matrix, orthogonal each on its own"""
+    momentum_warmup_steps: Count = Field(0, ge=0)
+    """steps in which Muon's momentum rises from 0.85 to 0.95; 0: constant 0.95"""
+    zero_init: bool = False
+    """initialize the blocks' output projections to zero"""
+    lr_schedule: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
+    """learning rate after the warm-up: constant, a decay, or wsd: constant, then linear over the
+    cool-down"""
+    cooldown: Number = Field(0.5, ge=0, le=1)
+    """part of the steps, at the end, in which the schedule wsd decays"""
     warmup_steps: Annotated[int | Literal["auto"], count_or("auto", at_least=0)] = "auto"
     """steps of linear warm-up; auto: a hundredth of the run"""
     min_lr_ratio: Number = Field(0.1, ge=0, le=1)
     """learning rate after the decay, as a fraction of the peak"""
     weight_decay: Number = Field(0.1, ge=0, le=1)
     """decoupled weight decay"""
-    weight_decay_on: Literal["matrices", "all"] = "matrices"
-    """matrices: no decay of biases and layer norms; all: decay of every tensor"""
+    weight_decay_on: Literal["blocks", "matrices", "all"] = "matrices"
+    """blocks: decay of the blocks' matrices only; matrices: of the embeddings as well; all: of
+    every tensor, also biases and layer norms"""
     grad_clip: Number = Field(1.0, ge=0)
     """largest gradient norm; 0: no clipping"""
     shuffle: bool = True

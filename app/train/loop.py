@@ -73,7 +73,7 @@ def train_steps(
     for step in range(first_step, schedule.max_steps):
         started = time.perf_counter()
         learning_rate = schedule.learning_rate(step)
-        optimizers.set_learning_rate(learning_rate)
+        optimizers.begin_step(step, learning_rate)
 
         loss_sum = torch.zeros((), device=device.torch_device)
         for micro_batch in range(accumulation_steps):

@@ -9,35 +9,55 @@ from app.settings.train import TrainSettings
 
 @dataclass(frozen=True)
 class LRSchedule:
-    """A linear warm-up, then a constant learning rate or a decay.
+    """A linear warm-up, then a constant learning rate, a decay, or first one, then the other.
 
     Attributes:
         peak: highest learning rate
-        decay: constant, or a cosine or linear decay to `min_ratio` of the peak at the last step
+        decay: constant; cosine or linear to `min_ratio` of the peak at the last step; or wsd
+            (warm-up, stable, decay): constant, then linear over the cool-down
         warmup_steps: steps of the warm-up; the first one uses peak / warmup_steps, not 0
         max_steps: number of steps of the run
         min_ratio: last learning rate as a fraction of the peak
+        cooldown: part of the steps in which wsd decays
     """
 
     peak: float
-    decay: Literal["constant", "cosine", "linear"]
+    decay: Literal["constant", "cosine", "linear", "wsd"]
     warmup_steps: int
     max_steps: int
     min_ratio: float
+    cooldown: float = 0.0
 
     @classmethod
     def from_settings(cls, cfg: TrainSettings) -> Self:
         """Return the schedule of a run; TRAIN_WARMUP_STEPS=auto is 1% of its steps."""
         one_percent = round(0.01 * cfg.max_steps)
         warmup = one_percent if cfg.warmup_steps == "auto" else cfg.warmup_steps
-        return cls(cfg.learning_rate, cfg.lr_schedule, warmup, cfg.max_steps, cfg.min_lr_ratio)
+        return cls(
+            cfg.learning_rate,
+            cfg.lr_schedule,
+            warmup,
+            cfg.max_steps,
+            cfg.min_lr_ratio,
+            cfg.cooldown,
+        )
+
+    @property
+    def decay_start(self) -> int:
+        """Return the first step whose learning rate has begun to decay; max_steps if none has."""
+        if self.decay == "constant":
+            return self.max_steps
+        if self.decay == "wsd":
+            return max(self.warmup_steps, self.max_steps - round(self.cooldown * self.max_steps))
+        return self.warmup_steps
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of step 0 … max_steps-1."""
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
-        if self.decay == "constant":
+        start = self.decay_start
+        if step < start:
             return self.peak
-        progress = (step + 1 - self.warmup_steps) / (self.max_steps - self.warmup_steps)
+        progress = (step + 1 - start) / (self.max_steps - start)
         ratio = (1 + math.cos(math.pi * progress)) / 2 if self.decay == "cosine" else 1 - progress
         return self.peak * (self.min_ratio + (1 - self.min_ratio) * ratio)

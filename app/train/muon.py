@@ -24,22 +24,29 @@ class Muon(torch.optim.Optimizer):
     2025), so AdamW's learning rates and weight decay carry over.
 
     Args:
+        stacked: matrices of equal shape that each parameter stores one below the other; each is
+            made orthogonal on its own.
         dtype: dtype of the iterations; bf16 is as good, where it is fast.
     """
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         *,
         lr: float = 1e-3,
         momentum: float = 0.95,
         weight_decay: float = 0.1,
+        stacked: int = 1,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__(
-            parameters,
-            {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "dtype": dtype},
-        )
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "stacked": stacked,
+            "dtype": dtype,
+        }
+        super().__init__(parameters, defaults)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -51,8 +58,9 @@ class Muon(torch.optim.Optimizer):
                     by_shape[parameter.shape].append(parameter)
             for (rows, columns), parameters in by_shape.items():
                 directions = torch.stack(self._directions(parameters, group["momentum"]))
-                size = 0.2 * math.sqrt(max(rows, columns))
-                updates = newton_schulz(directions.to(group["dtype"])).float()
+                matrices = directions.to(group["dtype"]).view(-1, rows // group["stacked"], columns)
+                size = 0.2 * math.sqrt(max(matrices.shape[1:]))
+                updates = newton_schulz(matrices).float().view(directions.shape)
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(parameters, updates.unbind(), alpha=-group["lr"] * size)
 

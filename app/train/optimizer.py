@@ -1,25 +1,42 @@
 """The optimizers: AdamW, or Muon for the blocks' matrices and AdamW for the rest."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from app.model.gpt import GPT
 from app.settings.train import TrainSettings
 from app.train.muon import Muon
 
+# The kinds of parameters that decay, by the setting TRAIN_WEIGHT_DECAY_ON.
+_DECAYING = {
+    "blocks": ("matrix",),
+    "matrices": ("matrix", "embedding"),
+    "all": ("matrix", "embedding", "vector"),
+}
+
 
 class Optimizers:
-    """One or more torch optimizers that together hold every parameter once."""
+    """One or more torch optimizers that together hold every parameter once.
 
-    def __init__(self, *parts: torch.optim.Optimizer) -> None:
-        self.parts = parts
+    Args:
+        parts: a parameter group may have `lr_ratio`, its learning rate relative to the others'.
+        momentum_warmup_steps: steps in which Muon's momentum rises to its full value.
+    """
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Set the learning rate of the next step, for all parameters."""
+    def __init__(self, *parts: torch.optim.Optimizer, momentum_warmup_steps: int = 0) -> None:
+        self.parts, self.momentum_warmup_steps = parts, momentum_warmup_steps
+
+    def begin_step(self, step: int, learning_rate: float) -> None:
+        """Set the learning rate and Muon's momentum of step 0, 1, …."""
+        momentum = muon_momentum(step, self.momentum_warmup_steps)
         for part in self.parts:
             for group in part.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group.get("lr_ratio", 1.0)
+                if "momentum" in group:
+                    group["momentum"] = momentum
 
     def step(self) -> None:
         """Update every parameter from its gradient, and release the gradients."""
@@ -64,35 +81,52 @@ class Optimizers:
 
 
 def build_optimizers(
-    model: nn.Module,
+    model: GPT,
     cfg: TrainSettings,
     muon_dtype: torch.dtype = torch.float32,
 ) -> Optimizers:
     """Build AdamW for every parameter, or Muon for the blocks' matrices and AdamW for the rest.
 
-    AdamW: Loshchilov and Hutter, 2019. Muon: app.train.muon. Both use one learning rate.
-    Embeddings are matrices too, but each row is updated independently, so they go to AdamW.
-    With weight decay on `matrices`, biases and layer norms do not decay: their scale matters.
+    AdamW: Loshchilov and Hutter, 2019. Muon: app.train.muon. Embeddings are matrices too, but each
+    row is updated independently, so they go to AdamW, and may have a learning rate of their own.
+    Biases and layer norms decay only with weight decay on `all`: their scale matters.
 
     Args:
         muon_dtype: dtype of Muon's iterations.
     """
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
-    for_adamw: dict[float, list[nn.Parameter]] = {cfg.weight_decay: [], 0.0: []}
-    for_muon = []
-    for parameter in model.parameters():
-        is_matrix = parameter.ndim == 2
-        if cfg.optimizer == "muon" and is_matrix and parameter not in embeddings:
-            for_muon.append(parameter)
+    embedding_ratio = (cfg.embedding_learning_rate or cfg.learning_rate) / cfg.learning_rate
+    # By (learning rate relative to the others', weight decay), and by the number of matrices.
+    for_adamw, for_muon = defaultdict(list), defaultdict(list)
+    for name, parameter in model.named_parameters():
+        kind = "matrix" if parameter.ndim == 2 else "vector"
+        kind = "embedding" if parameter in embeddings else kind
+        if cfg.optimizer == "muon" and kind == "matrix":
+            for_muon[_stacked(model, name) if cfg.muon_split else 1].append(parameter)
         else:
-            decays = is_matrix or cfg.weight_decay_on == "all"
-            for_adamw[cfg.weight_decay if decays else 0.0].append(parameter)
+            ratio = embedding_ratio if kind == "embedding" else 1.0
+            decays = kind in _DECAYING[cfg.weight_decay_on]
+            for_adamw[ratio, cfg.weight_decay if decays else 0.0].append(parameter)
     groups = [
-        {"params": parameters, "weight_decay": decay}
-        for decay, parameters in for_adamw.items()
-        if parameters
+        {"params": parameters, "lr_ratio": ratio, "weight_decay": decay}
+        for (ratio, decay), parameters in for_adamw.items()
     ]
     parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=cfg.betas, fused=True)]
     if for_muon:
-        parts.append(Muon(for_muon, weight_decay=cfg.weight_decay, dtype=muon_dtype))
-    return Optimizers(*parts)
+        of_muon = [{"params": it, "stacked": stacked} for stacked, it in for_muon.items()]
+        parts.append(Muon(of_muon, weight_decay=cfg.weight_decay, dtype=muon_dtype))
+    return Optimizers(*parts, momentum_warmup_steps=cfg.momentum_warmup_steps)
+
+
+def muon_momentum(step: int, warmup_steps: int) -> float:
+    """Return Muon's momentum in step 0, 1, …: it rises linearly from 0.85 to 0.95.
+
+    Source: Jordan et al., modded-nanogpt (2024), record 9.
+    """
+    return 0.95 if step >= warmup_steps else 0.85 + 0.1 * step / warmup_steps
+
+
+def _stacked(model: GPT, name: str) -> int:
+    """Return how many matrices a parameter of the model stores one below the other."""
+    counts = model.stacked_matrices.items()
+    return next((count for ending, count in counts if name.endswith(ending)), 1)

@@ -76,12 +76,16 @@ class Trainer:
             dataset.num_sequences(config.context_length), cfg.seed, cfg.shuffle
         )
         torch.manual_seed(cfg.seed)
-        self.model = GPT(config, bf16_residual=cfg.residual == "bf16").to(device.torch_device)
+        self.model = GPT(config, bf16_residual=cfg.residual == "bf16", zero_init=cfg.zero_init).to(
+            device.torch_device
+        )
         self.optimizers = build_optimizers(self.model, cfg, device.dtype)
         if cfg.shard_optimizer and world.size > 1:
             from app.train.sharded_optimizer import ShardedOptimizers
 
-            self.optimizers = ShardedOptimizers(*self.optimizers.parts)
+            self.optimizers = ShardedOptimizers(
+                *self.optimizers.parts, momentum_warmup_steps=cfg.momentum_warmup_steps
+            )
         if start.checkpoint:
             start.checkpoint.load(self.model, self.optimizers)
         self.first_step = self.steps_completed = start.checkpoint.step if start.checkpoint else 0

@@ -186,3 +186,14 @@ def test_default_loss_is_torchs_cross_entropy(model: GPT) -> None:
     assert torch.equal(
         model(idx, targets), F.cross_entropy(logits.view(-1, CONFIG.vocab_size), targets.view(-1))
     )
+
+
+def test_zero_init_makes_blocks_pass_on_their_input() -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(8, 50, 2, 8, 2), zero_init=True)
+    x = torch.randn(2, 8, 8)
+    assert torch.equal(model.transformer.h[1](x), x)
+    torch.manual_seed(0)
+    other = GPT(GPTConfig(8, 50, 2, 8, 2)).state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, other[name]) or name.endswith("c_proj.weight"), name

@@ -176,7 +176,7 @@ def test_every_fault_is_reported_once_with_its_origin(monkeypatch: pytest.Monkey
         ("PREPARE_WORKERS", "1e9", "must be at most 1024, or auto"),
         ("PREPARE_RETRY_SECONDS", "1,x", "must be a number"),
         ("PREPARE_RETRY_SECONDS", "1,-1", "must be at least 0"),
-        ("TRAIN_LR_SCHEDULE", "Cosine", "must be 'constant', 'cosine' or 'linear'"),
+        ("TRAIN_LR_SCHEDULE", "Cosine", "must be 'constant', 'cosine', 'linear' or 'wsd'"),
         ("TRAIN_DETERMINISTIC", "maybe", "must be 'auto', 'true' or 'false'"),
         (
             "TRAIN_RUN_NAME",

@@ -33,6 +33,24 @@ def test_a_constant_rate_without_warmup_is_the_peak_from_the_first_step() -> Non
 
 
 @pytest.mark.parametrize(
+    ("warmup", "cooldown", "expected"),
+    (
+        (0, 0.5, [1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]),
+        (2, 0.25, [0.5, 1, 1, 1, 1, 1, 0.6, 0.2]),
+        (0, 0.0, [1] * 8),
+        (4, 1.0, [0.25, 0.5, 0.75, 1, 0.8, 0.6, 0.4, 0.2]),
+    ),
+)
+def test_wsd_is_constant_up_to_the_cool_down(
+    warmup: int, cooldown: float, expected: list[float]
+) -> None:
+    schedule = LRSchedule(1.0, "wsd", warmup, 8, 0.2, cooldown)
+    assert [schedule.learning_rate(step) for step in range(8)] == pytest.approx(expected)
+    first = next((step for step in range(warmup, 8) if expected[step] < 1), 8)
+    assert schedule.decay_start == first
+
+
+@pytest.mark.parametrize(
     ("warmup_steps", "max_steps", "expected"),
     (("auto", 1000, 10), ("auto", 38, 0), ("auto", 150, 2), (7, 1000, 7), (0, 1000, 0)),
 )
@@ -46,4 +64,6 @@ def test_an_automatic_warmup_is_one_percent_of_the_steps(
         max_steps=max_steps,
         min_lr_ratio=0.25,
     )
-    assert LRSchedule.from_settings(cfg) == LRSchedule(0.5, "linear", expected, max_steps, 0.25)
+    assert LRSchedule.from_settings(cfg) == LRSchedule(
+        0.5, "linear", expected, max_steps, 0.25, cfg.cooldown
+    )

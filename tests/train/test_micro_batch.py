@@ -107,7 +107,7 @@ torch.manual_seed(0)
 model = GPT(GPTConfig(context_length=256, num_layers=4, embd_size=256, num_heads=4))
 loss_of = compiled_loss(model, device) if is_compiled else model
 optimizers = build_optimizers(model, TrainSettings())
-optimizers.set_learning_rate(1e-3)
+optimizers.begin_step(0, 1e-3)
 idx = torch.randint(0, 50257, (int(sys.argv[3]), 256))
 for _ in range(2):
     with device.forward_pass():

@@ -10,9 +10,14 @@ from app.train.optimizer import build_optimizers
 
 
 @pytest.mark.parametrize("optimizer", ("adamw", "muon"))
-@pytest.mark.parametrize(("decay_on", "kept"), (("matrices", True), ("all", False)))
+@pytest.mark.parametrize(
+    ("decay_on", "kept"),
+    (("blocks", ("vector", "embedding")), ("matrices", ("vector",)), ("all", ())),
+)
 def test_biases_and_norms_decay_only_with_decay_on_all(
-    optimizer: Literal["adamw", "muon"], decay_on: Literal["matrices", "all"], kept: bool
+    optimizer: Literal["adamw", "muon"],
+    decay_on: Literal["blocks", "matrices", "all"],
+    kept: tuple[str, ...],
 ) -> None:
     torch.manual_seed(0)
     model = GPT(GPTConfig(8, 50, 1, 8, 2))
@@ -21,10 +26,11 @@ def test_biases_and_norms_decay_only_with_decay_on_all(
         parameter.grad = torch.zeros_like(parameter)
     cfg = TrainSettings(optimizer=optimizer, weight_decay=0.5, weight_decay_on=decay_on)
     optimizers = build_optimizers(model, cfg)
-    optimizers.set_learning_rate(0.1)
+    optimizers.begin_step(0, 0.1)
     optimizers.step()
     for name, parameter in model.named_parameters():
-        expected = 1.0 if kept and parameter.ndim < 2 else 0.95
+        kind = "vector" if parameter.ndim < 2 else "matrix" if ".h." in name else "embedding"
+        expected = 1.0 if kind in kept else 0.95
         torch.testing.assert_close(parameter, torch.full_like(parameter, expected), msg=name)
 
 
@@ -33,7 +39,7 @@ def test_muon_updates_the_matrices_of_the_blocks_orthogonally() -> None:
     model = GPT(GPTConfig(8, 50, 1, 8, 2))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizers = build_optimizers(model, TrainSettings(weight_decay=0.0))
-    optimizers.set_learning_rate(0.1)
+    optimizers.begin_step(0, 0.1)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizers.step()
@@ -44,6 +50,71 @@ def test_muon_updates_the_matrices_of_the_blocks_orthogonally() -> None:
             values = torch.linalg.svdvals(parameter.detach() - before[name])
             # Five Newton-Schulz steps bring all singular values near one common value.
             assert values.max() < 2 * values.min(), name
+
+
+@pytest.mark.parametrize("optimizer", ("adamw", "muon"))
+def test_embeddings_may_have_a_learning_rate_of_their_own(
+    optimizer: Literal["adamw", "muon"],
+) -> None:
+    """AdamW's first update is the learning rate, whatever the gradient."""
+    model = GPT(GPTConfig(8, 50, 1, 8, 2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    cfg = TrainSettings(
+        optimizer=optimizer, learning_rate=0.1, embedding_learning_rate=0.25, weight_decay=0
+    )
+    optimizers = build_optimizers(model, cfg)
+    optimizers.begin_step(0, 0.01)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizers.step()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or ".h." not in name:
+            update = 0.01 if parameter.ndim < 2 else 0.025
+            torch.testing.assert_close(before[name] - parameter, torch.full_like(parameter, update))
+
+
+def updated(gradients: list[torch.Tensor], stacked: int) -> torch.Tensor:
+    """Return a matrix, first zero, after Muon's updates by these gradients."""
+    parameter = torch.nn.Parameter(torch.zeros_like(gradients[0]))
+    muon = Muon([parameter], lr=0.02, stacked=stacked)
+    for gradient in gradients:
+        parameter.grad = gradient
+        muon.step()
+    return parameter.detach()
+
+
+def test_muon_updates_stacked_matrices_as_if_each_were_stored_alone() -> None:
+    torch.manual_seed(0)
+    gradients = [torch.randn(48, 16) for _ in range(3)]
+    together = updated(gradients, stacked=3)
+    alone = [updated([it[rows : rows + 16] for it in gradients], 1) for rows in (0, 16, 32)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-6)
+    assert (together - updated(gradients, stacked=1)).norm() > 0.1 * together.norm()
+
+
+@pytest.mark.parametrize("split", (True, False))
+def test_muon_splits_q_k_and_v_of_the_model(split: bool) -> None:
+    model = GPT(GPTConfig(8, 50, 1, 8, 2))
+    optimizers = build_optimizers(model, TrainSettings(muon_split=split))
+    stacked = {
+        id(parameter): group["stacked"]
+        for group in optimizers.parts[1].param_groups
+        for parameter in group["params"]
+    }
+    c_attn = model.get_parameter("transformer.h.0.attn.c_attn.weight")
+    assert stacked.pop(id(c_attn)) == (3 if split else 1)
+    assert set(stacked.values()) == {1}
+
+
+def test_muons_momentum_rises_during_its_warm_up() -> None:
+    model = GPT(GPTConfig(8, 50, 1, 8, 2))
+    optimizers = build_optimizers(model, TrainSettings(momentum_warmup_steps=4))
+    momenta = []
+    for step in range(6):
+        optimizers.begin_step(step, 0.01)
+        momenta.append(optimizers.parts[1].param_groups[0]["momentum"])
+    assert momenta == pytest.approx([0.85, 0.875, 0.9, 0.925, 0.95, 0.95])
+    assert all(group.get("momentum", 0) == 0 for group in optimizers.parts[0].param_groups)
 
 
 @pytest.mark.parametrize("shape", ((24, 24), (16, 48), (48, 16)))

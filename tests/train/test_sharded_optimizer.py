@@ -39,9 +39,9 @@ def make_two_updates(cfg: TrainSettings, world: World) -> tuple[GPT, Optimizers]
     model = GPT(SHAPE)
     optimizers = build_optimizers(model, cfg)
     if world.size > 1:
-        optimizers = ShardedOptimizers(*optimizers.parts)
-    optimizers.set_learning_rate(1e-2)
-    for _ in range(2):
+        optimizers = ShardedOptimizers(*optimizers.parts, momentum_warmup_steps=4)
+    for step in range(2):
+        optimizers.begin_step(step, 1e-2)
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter)
         optimizers.step()
@@ -50,7 +50,13 @@ def make_two_updates(cfg: TrainSettings, world: World) -> tuple[GPT, Optimizers]
 
 def compare_with_undivided(rank: int, size: int, optimizer: Literal["muon", "adamw"]) -> Share:
     """Assert that weights and gathered state equal those of undivided optimizers."""
-    cfg = TrainSettings(optimizer=optimizer, compile=False, shard_optimizer=True)
+    cfg = TrainSettings(
+        optimizer=optimizer,
+        compile=False,
+        shard_optimizer=True,
+        embedding_learning_rate=7.2e-3,
+        momentum_warmup_steps=4,
+    )
     whole, all_of_it = make_two_updates(cfg, World())
     model, optimizers = make_two_updates(cfg, World(rank, size, size))
     torch.testing.assert_close(model.state_dict(), whole.state_dict())
