@@ -1,6 +1,6 @@
-"""Recipes for a run of 38 steps against the original one: loss on held-out text, equal tokens.
+"""Recipes against each other: loss on held-out text after equal tokens and equal FLOPs.
 
-    python benchmarks/recipes.py --dataset DIR [--out FILE.json] [--only coarse|finals] [--plot PNG]
+    python benchmarks/recipes.py --dataset DIR [--out FILE.json] [--only PART] [--plot PNG]
 
 DIR is what `prepare` has written. Each run is a whole `train` process of a small GPT in a folder of
 its own; all share one compiler cache. Runs that FILE.json already holds, with the same settings,
@@ -9,6 +9,9 @@ are not repeated, so that an interrupted comparison continues.
 Coarse: one seed, one to three settings of the default recipe changed. 38 steps of 16,384 tokens
 with a width of 256, or of 8,192 with one of 512, are what two cores can do in two minutes.
 Finals: original and default, three seeds, with a held-out curve, at the larger width.
+Short: 38 steps of 8,192 tokens: each change of the default recipe alone, three seeds, width 256.
+Long: 150 steps of 2,048 tokens: each change that only a longer run can show, all of them together,
+and the second architecture, three seeds, widths 256 and 384.
 """
 
 import argparse
@@ -45,7 +48,7 @@ ALWAYS: Settings = {
     "TRAIN_RUN_NAME": "run",
     "TRAIN_PRECISION": "bf16",
 }
-VAL_EVERY = {"coarse": "38", "finals": "13"}
+VAL_EVERY = {"coarse": "38", "finals": "13", "short": "38", "long": "30"}
 DEFAULT: Settings = {
     "TRAIN_OPTIMIZER": "muon",
     "TRAIN_LEARNING_RATE": "3.6e-3",
@@ -58,6 +61,7 @@ DEFAULT: Settings = {
     "TRAIN_MIN_LR_RATIO": "0.1",
     "TRAIN_SHUFFLE": "true",
     "TRAIN_RESIDUAL": "bf16",
+    "TRAIN_MUON_SPLIT": "false",
 }
 ORIGINAL: Settings = {
     "TRAIN_OPTIMIZER": "adamw",
@@ -84,6 +88,21 @@ FINALS = {
     "default, residual stream in float32": DEFAULT | WIDE | {"TRAIN_RESIDUAL": "float32"},
 }
 SEEDS = (0, 1, 2)
+CHANGES: dict[str, Settings] = {
+    "q, k, v split": {"TRAIN_MUON_SPLIT": "true"},
+    "embeddings at twice the rate": {"TRAIN_EMBEDDING_LEARNING_RATE": "1.44e-2"},
+    "output projections from zero": {"TRAIN_ZERO_INIT": "true"},
+    "no decay of embeddings": {"TRAIN_WEIGHT_DECAY_ON": "blocks"},
+}
+LONGER: dict[str, Settings] = {
+    "momentum warm-up of 24 steps": {"TRAIN_MOMENTUM_WARMUP_STEPS": "24"},
+    "constant, then linear to 0 in the last half": {
+        "TRAIN_LR_SCHEDULE": "wsd",
+        "TRAIN_COOLDOWN": "0.5",
+        "TRAIN_MIN_LR_RATIO": "0",
+    },
+}
+QWEN3: Settings = {"MODEL_ARCHITECTURE": "qwen3", "MODEL_NUM_HEADS": "2"}
 
 
 def at(rate: str, **changes: str) -> Settings:
@@ -111,6 +130,14 @@ COARSE: dict[str, Settings] = {
     "wide: 3.6e-3": WIDE,
     "wide: 7.2e-3": at("7.2e-3") | WIDE,
 }
+SHORT: Settings = {"TRAIN_TOKENS_PER_STEP": "8192", "TRAIN_LEARNING_RATE": "7.2e-3"}
+LONG: Settings = SHORT | {"TRAIN_TOKENS_PER_STEP": "2048", "TRAIN_MAX_STEPS": "150"}
+NARROWER: Settings = {
+    "MODEL_EMBD_SIZE": "384",
+    "MODEL_NUM_HEADS": "6",
+    "TRAIN_LEARNING_RATE": "5e-3",
+}
+ALL = {name: value for change in (CHANGES | LONGER).values() for name, value in change.items()}
 COLORS = {"original": "#7f7f7f", "default": "#1f77b4"}
 
 
@@ -160,9 +187,33 @@ def planned() -> Iterator[tuple[str, str, Settings]]:
     """Part, name and all settings of each run."""
     for name, changes in COARSE.items():
         yield "coarse", name, run_settings("coarse", DEFAULT | changes, seed=0)
-    for seed in SEEDS:
-        for name, recipe in FINALS.items():
-            yield "finals", name, run_settings("finals", recipe, seed)
+    for part, recipes in (("finals", FINALS), ("short", shorter()), ("long", longer())):
+        for seed in SEEDS:
+            for name, recipe in recipes.items():
+                yield part, name, run_settings(part, recipe, seed)
+
+
+def shorter() -> dict[str, Settings]:
+    """The recipes of 38 steps by name."""
+    return {
+        name: DEFAULT | SHORT | changes for name, changes in ({"default": {}} | CHANGES).items()
+    }
+
+
+def longer() -> dict[str, Settings]:
+    """The recipes of 150 steps by name."""
+    recipes = {"default": {}} | CHANGES | LONGER | {"all": ALL, "all, qwen3": ALL | QWEN3}
+    wide = {
+        "default": {},
+        "all": ALL | {"TRAIN_EMBEDDING_LEARNING_RATE": "1e-2"},
+        "all, qwen3": ALL
+        | {"TRAIN_EMBEDDING_LEARNING_RATE": "1e-2"}
+        | QWEN3
+        | {"MODEL_NUM_HEADS": "3"},
+    }
+    return {name: DEFAULT | LONG | changes for name, changes in recipes.items()} | {
+        f"width 384: {name}": DEFAULT | LONG | NARROWER | changes for name, changes in wide.items()
+    }
 
 
 def run_settings(part: str, recipe: Settings, seed: int) -> Settings:
