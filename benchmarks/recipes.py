@@ -9,7 +9,7 @@ are not repeated, so that an interrupted comparison continues.
 Coarse: one seed, one to three settings of the default recipe changed. 38 steps of 16,384 tokens
 with a width of 256, or of 8,192 with one of 512, are what two cores can do in two minutes.
 Finals: original and default, three seeds, with a held-out curve, at the larger width.
-Short: 38 steps of 8,192 tokens: each change of the default recipe alone, three seeds, width 256.
+Short: 38 steps of 4,096 tokens: each change of the default recipe alone, three seeds, width 256.
 Long: 100 steps of 2,048 tokens: each change that only a longer run can show, all changes together,
 and the second architecture, three seeds, widths 256 and 384.
 """
@@ -130,7 +130,7 @@ COARSE: dict[str, Settings] = {
     "wide: 3.6e-3": WIDE,
     "wide: 7.2e-3": at("7.2e-3") | WIDE,
 }
-SHORT: Settings = {"TRAIN_TOKENS_PER_STEP": "8192", "TRAIN_LEARNING_RATE": "7.2e-3"}
+SHORT: Settings = {"TRAIN_TOKENS_PER_STEP": "4096", "TRAIN_LEARNING_RATE": "7.2e-3"}
 LONG: Settings = SHORT | {"TRAIN_TOKENS_PER_STEP": "2048", "TRAIN_MAX_STEPS": "100"}
 NARROWER: Settings = {
     "MODEL_EMBD_SIZE": "384",
