@@ -1,6 +1,7 @@
 """Recipes against each other: loss on held-out text after equal tokens and equal FLOPs.
 
-    python benchmarks/recipes.py --dataset DIR [--out FILE.json] [--only PART] [--plot PNG]
+    python benchmarks/recipes.py --dataset DIR [--out FILE.json] [--only PART]
+        [--plot PNG] [--plot-changes PNG]
 
 DIR is what `prepare` has written. Each run is a whole `train` process of a small GPT in a folder of
 its own; all share one compiler cache. Runs that FILE.json already holds, with the same settings,
@@ -147,6 +148,7 @@ def main() -> None:
     arguments.add_argument("--out", type=Path)
     arguments.add_argument("--only", choices=tuple(VAL_EVERY))
     arguments.add_argument("--plot", type=Path, metavar="PNG", help="the finals' curves")
+    arguments.add_argument("--plot-changes", type=Path, metavar="PNG", help="the changes' gains")
     chosen = arguments.parse_args()
     before = json.loads(chosen.out.read_text()) if chosen.out and chosen.out.exists() else {}
     known = [settings for *_, settings in planned()]
@@ -169,6 +171,8 @@ def main() -> None:
     print(json.dumps(results, indent=2))
     if chosen.plot:
         plot(results["runs"], chosen.plot)
+    if chosen.plot_changes:
+        plot_changes(results["runs"], chosen.plot_changes)
 
 
 def about(dataset: Path) -> dict[str, Any]:
@@ -252,26 +256,78 @@ def train(dataset: Path, settings: Settings, cache: Path) -> dict[str, Any]:
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Held-out losses at the end; of the finals mean, deviation over seeds, and difference."""
-    losses: dict[str, list[float]] = {}
-    for run in runs:
-        if run["part"] == "finals":
-            losses.setdefault(run["name"], []).append(run["val_loss"][-1])
-    means = {name: statistics.fmean(values) for name, values in losses.items()}
-    return {
-        "coarse": {run["name"]: run["val_loss"][-1] for run in runs if run["part"] == "coarse"},
-        "finals": {
-            name: {
-                "mean": round(means[name], 4),
-                "standard_deviation": round(statistics.stdev(values), 4)
-                if len(values) > 1
-                else None,
-                "below_original_nats": round(means.get("original", float("nan")) - means[name], 4),
-                "seeds": len(values),
-            }
-            for name, values in losses.items()
-        },
+    """Held-out losses at the end: mean and deviation over seeds, and the gain seed by seed."""
+    result: dict[str, Any] = {
+        "coarse": {run["name"]: run["val_loss"][-1] for run in runs if run["part"] == "coarse"}
     }
+    for part in ("finals", "short", "long"):
+        losses: dict[str, list[float]] = {}
+        for run in (run for run in runs if run["part"] == part):
+            losses.setdefault(run["name"], []).append(run["val_loss"][-1])
+        result[part] = {
+            name: {
+                "mean": round(statistics.fmean(values), 4),
+                "standard_deviation": deviation(values),
+                "seeds": len(values),
+                "below": reference(name, losses),
+            }
+            | gain(losses[reference(name, losses)], values)
+            for name, values in losses.items()
+        }
+    return result
+
+
+def reference(name: str, losses: dict[str, list[float]]) -> str:
+    """The recipe that a recipe is compared with: the first one of the same width."""
+    width = name.partition(": ")[0] if ": " in name else ""
+    return next(other for other in losses if other.startswith(width))
+
+
+def gain(before: list[float], after: list[float]) -> dict[str, Any]:
+    """How many nats lower the losses are, seed by seed."""
+    differences = [one - other for one, other in zip(before, after, strict=False)]
+    return {
+        "nats": round(statistics.fmean(differences), 4),
+        "nats_standard_deviation": deviation(differences),
+    }
+
+
+def deviation(values: list[float]) -> float | None:
+    return round(statistics.stdev(values), 4) if len(values) > 1 else None
+
+
+def plot_changes(runs: list[dict[str, Any]], path: Path) -> None:
+    """What each change gains over the default: a point for each seed."""
+    import vl_convert
+
+    rows = []
+    for part, title in (("short", "38 steps of 4,096 tokens"), ("long", "100 steps of 2,048")):
+        losses: dict[str, list[float]] = {}
+        for run in (run for run in runs if run["part"] == part):
+            losses.setdefault(run["name"], []).append(run["val_loss"][-1])
+        for name, values in losses.items():
+            default = reference(name, losses)
+            rows += [
+                {"part": title, "change": name, "nats": before - after}
+                for before, after in zip(losses[default], values, strict=False)
+                if name != default
+            ]
+    order = list(dict.fromkeys(row["change"] for row in rows))
+    spec = {
+        "title": "Held-out loss below the default recipe's, seed by seed",
+        "data": {"values": rows},
+        "facet": {"row": {"field": "part", "type": "nominal", "title": None, "sort": None,
+                          "header": {"labelAngle": 0, "labelAlign": "left"}}},
+        "resolve": {"scale": {"y": "independent"}},
+        "spec": {"width": 460, "layer": [
+            {"mark": {"type": "rule", "color": "#999"}, "encoding": {"x": {"datum": 0}}},
+            {"mark": {"type": "point", "filled": True, "size": 45}, "encoding": {
+                "x": {"field": "nats", "type": "quantitative", "title": "nats per token"},
+                "y": {"field": "change", "type": "nominal", "title": None, "sort": order,
+                      "axis": {"labelLimit": 300}}}},
+        ]},
+    }  # fmt: skip
+    path.write_bytes(vl_convert.vegalite_to_png(spec, scale=1.5))
 
 
 def plot(runs: list[dict[str, Any]], path: Path) -> None:
