@@ -34,6 +34,8 @@ class DataParallelLoss:
                 _LossModule(model, loss),
                 device_ids=[device] if device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
+                # Buffers are constants.
+                broadcast_buffers=False,
                 # Otherwise DDP rebuilds its buckets after the first step, and a resumed run would
                 # sum in a different order.
                 find_unused_parameters=True,

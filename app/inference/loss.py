@@ -9,7 +9,7 @@ from torch import Tensor
 from app.data.sequences import num_sequences
 from app.data.token_stream import TokenStream
 from app.hardware.device import Device
-from app.model.gpt import GPT
+from app.model.language_model import LanguageModel
 
 
 class HeldOutText:
@@ -35,7 +35,7 @@ class HeldOutText:
     @torch.no_grad()
     def losses(
         self,
-        model: GPT,
+        model: LanguageModel,
         device: Device,
         batch_size: int,
         *,
@@ -65,7 +65,7 @@ class HeldOutText:
             )
             with device.forward_pass():
                 x = model.embed(inputs.to(device.torch_device))
-                for block in model.transformer.h:
+                for block in model.blocks:
                     x = block(x)
                 # One sequence at a time: the logits are by far the largest tensor, and training,
                 # whose batch size this may be, keeps fewer of them.

@@ -7,7 +7,7 @@ import torch
 
 from app.data.tokenizer import END_OF_TEXT, Tokenizer
 from app.model.generate import generate_tokens
-from app.model.gpt import GPT
+from app.model.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Sampling:
 
 
 def stream_texts(
-    model: GPT, tokenizer: Tokenizer, sampling: Sampling
+    model: LanguageModel, tokenizer: Tokenizer, sampling: Sampling
 ) -> Generator[list[str | None]]:
     """Stream num_samples continuations of the prompt, one token at a time.
 
@@ -62,7 +62,7 @@ def stream_texts(
 
 
 def generate_texts(
-    model: GPT,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     sampling: Sampling,
     check_stop: Callable[[], None] = lambda: None,
@@ -83,7 +83,7 @@ def generate_texts(
     return texts
 
 
-def truncation_note(model: GPT, tokenizer: Tokenizer, prompt: str) -> str | None:
+def truncation_note(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> str | None:
     """Return a note if the prompt is longer than the context; None otherwise."""
     length, tokens = model.config.context_length, len(tokenizer.encode_prompt(prompt))
     if tokens <= length:

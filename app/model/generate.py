@@ -5,13 +5,13 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
-from app.model.gpt import GPT
 from app.model.kv_cache import KeyValueCache
+from app.model.language_model import LanguageModel
 
 
 @torch.no_grad()
 def generate_tokens(
-    model: GPT,
+    model: LanguageModel,
     prompt: Tensor,
     max_tokens: int,
     *,

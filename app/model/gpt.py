@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from app.model.cross_entropy import output_loss
-from app.model.kv_cache import KeyValueCache, LayerCache
+from app.model.kv_cache import LayerCache
+from app.model.language_model import LanguageModel, ModelConfig, init_weights
 
 
 @dataclass(frozen=True)
-class GPTConfig:
+class GPTConfig(ModelConfig):
     """Shape of a GPT; the defaults are GPT-2 124M."""
 
     context_length: int = 1024
@@ -103,7 +103,7 @@ class Transformer(nn.Module):
         self.ln_f = nn.LayerNorm(config.embd_size)
 
 
-class GPT(nn.Module):
+class GPT(LanguageModel):
     """A GPT language model. Weights are initialized from N(0, 0.02), biases to zero.
 
     Args:
@@ -111,99 +111,39 @@ class GPT(nn.Module):
         bf16_residual: under autocast, keep the residual stream in autocast's dtype, not float32.
         zero_init: initialize the output projections of attention and MLP to zero, so that the
             residual stream begins as the embedding.
-
-    Attributes:
-        stacked_matrices: end of a parameter's name -> how many matrices of equal shape it stores,
-            one below the other.
     """
 
+    config: GPTConfig
     stacked_matrices: ClassVar[dict[str, int]] = {"attn.c_attn.weight": 3}
 
     def __init__(
         self, config: GPTConfig, *, bf16_residual: bool = False, zero_init: bool = False
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.bf16_residual = bf16_residual
+        super().__init__(config, bf16_residual=bf16_residual)
         self.transformer = Transformer(config)
-        self.apply(_init_weights)
+        self.apply(init_weights)
         if zero_init:
             for name, parameter in self.named_parameters():
                 if name.endswith("c_proj.weight"):
                     nn.init.zeros_(parameter)
 
-    def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Return the logits of the token after each position, or their loss.
-
-        Args:
-            idx: token ids, int [B, T], T at most the context length.
-            targets: int64 [B, T], the token that follows each position.
-
-        Returns:
-            logits [B, T, vocab] without targets; with them the mean loss, a float32 scalar in nats
-            per token.
-        """
-        x = self.embed(idx)
-        for block in self.transformer.h:
-            x = block(x)
-        if targets is not None:
-            return self.loss(x, targets)
-        return F.linear(self.transformer.ln_f(x), self.transformer.wte.weight)
-
-    def next_logits(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
-        """Return the logits of the token after the last one, [B, vocab].
-
-        Args:
-            idx: the tokens after those in the cache, int [B, T]; T must be 1 unless it is empty.
-            cache: `idx` is appended to it.
-        """
-        x = self.embed(idx, cache.length)
-        for block, layer in zip(self.transformer.h, cache.layers, strict=True):
-            x = block(x, layer)
-        return F.linear(self.transformer.ln_f(x[:, -1]), self.transformer.wte.weight)
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """Return the blocks."""
+        return self.transformer.h
 
     def embed(self, idx: Tensor, first: int = 0) -> Tensor:
         """Map token ids int [B, T], from position `first` on, to the residual stream [B, T, C]."""
         end = first + idx.shape[1]
         assert end <= self.config.context_length, "longer than the context"
         positions = torch.arange(first, end, device=idx.device)
-        x = self.transformer.wte(idx) + self.transformer.wpe(positions)
-        if self.bf16_residual and torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        return cast(Tensor, x)
+        return self.residual_stream(self.transformer.wte(idx) + self.transformer.wpe(positions))
 
-    def loss(self, x: Tensor, targets: Tensor, *, fp8: bool = False) -> Tensor:
-        """Return the mean loss, a float32 scalar in nats per token.
+    def final_norm(self, x: Tensor) -> Tensor:
+        """Normalize the output of the last block, [..., C]."""
+        return cast(Tensor, self.transformer.ln_f(x))
 
-        Args:
-            x: output of the last block, [B, T, C].
-            targets: int64 [B, T].
-            fp8: see app.model.cross_entropy.output_loss.
-        """
-        weight = self.transformer.wte.weight
-        return output_loss(self.transformer.ln_f(x), weight, targets, fp8=fp8)
-
-    def num_parameters(self) -> int:
-        """Return the number of trained values; the tied embedding counts once."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
-    def flops_per_token(self) -> int:
-        """Return the floating-point operations of a forward and backward pass, per token.
-
-        6 for each weight of a matrix product, and 6·L·T·C for causal attention: half of the full
-        square's 12·L·T·C (PaLM, Chowdhery et al. 2022, appendix B).
-        """
-        config = self.config
-        matrices = sum(
-            weight.numel() for name, weight in self.named_parameters() if weight.ndim == 2
-        )
-        positions = self.transformer.wpe.weight.numel()
-        attention = 6 * config.num_layers * config.context_length * config.embd_size
-        return 6 * (matrices - positions) + attention
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, mean=0.0, std=0.02)
-    if isinstance(module, nn.Linear):
-        nn.init.zeros_(module.bias)
+    @property
+    def head_weight(self) -> Tensor:
+        """Return the output layer's weight [vocab, C]: the embedding's."""
+        return self.transformer.wte.weight

@@ -1,6 +1,7 @@
-"""A GPT in the form of transformers' GPT2LMHeadModel, with the same logits.
+"""Models in the form of transformers' own classes, with the same logits.
 
 GPT2LMHeadModel does not scale the attention's output by depth, and stores matrices as [in, out].
+Qwen3ForCausalLM stores q, k and v apart, and gate and up.
 """
 
 from typing import Any, cast
@@ -9,8 +10,11 @@ import torch
 from torch import Tensor
 
 from app.model.gpt import GPT, Block
+from app.model.qwen3 import NORM_EPS, ROPE_THETA, Qwen3
 
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+# What Qwen3's matrices store, from top to bottom.
+_STACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
 def gpt2_weights(model: GPT, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -57,6 +61,51 @@ def gpt2_config(model: GPT, dtype: torch.dtype, end_of_text: int) -> dict[str, A
         "scale_attn_by_inverse_layer_idx": False,
         "reorder_and_upcast_attn": False,
         "tie_word_embeddings": True,
+        "use_cache": True,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def qwen3_weights(model: Qwen3, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the weights by Qwen3ForCausalLM's names, on the CPU; a tied head is left out."""
+    weights = {}
+    for name, value in model.state_dict().items():
+        layer = name.split(".")[-2]
+        parts = _STACKED.get(layer, (layer,))
+        matrices = value.to("cpu", dtype).chunk(len(parts))
+        for part, matrix in zip(parts, matrices, strict=True):
+            weights[name.replace(layer, part)] = matrix.contiguous()
+    return weights
+
+
+def qwen3_config(model: Qwen3, dtype: torch.dtype, end_of_text: int) -> dict[str, Any]:
+    """Return the content of config.json; the arguments are those of gpt2_config."""
+    config = model.config
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.context_length,
+        "hidden_size": config.embd_size,
+        "intermediate_size": config.mlp_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": NORM_EPS,
+        # Some programs read one of the two, and take another default without it.
+        "rope_theta": ROPE_THETA,
+        "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "max_window_layers": config.num_layers,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": config.tie_embeddings,
         "use_cache": True,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,

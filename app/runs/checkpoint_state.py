@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -143,7 +143,9 @@ class CheckpointState:
             raise CorruptCheckpoint(
                 f"{path} is damaged: its SHA-256 does not match", damage_advice(folder)
             )
-        return state
+        # The only architecture of the versions that recorded none.
+        first = {"architecture": "gpt2"}
+        return replace(state, model=first | state.model, identity=first | state.identity)
 
 
 def _hash_of(content: dict[str, Any]) -> str:

@@ -35,11 +35,15 @@ class RunIdentity:
 
     def check_matches(self, run_dir: Path, state: CheckpointState) -> None:
         """Raise UserError that names every difference from a checkpoint."""
-        changes = differences(state.identity, self.to_json())
+        before, now = state.identity, self.to_json()
+        if before.get("architecture") != now.get("architecture"):
+            # What only one of two architectures has is no further difference.
+            before, now = ({key: it[key] for key in before if key in now} for it in (before, now))
+        changes = differences(before, now)
         if "dataset_fingerprint" in changes:
             changes["dataset_fingerprint"] = "the dataset holds different tokens"
         if changes:
-            is_same_version = state.identity.keys() == self.to_json().keys()
+            is_same_version = before.keys() == now.keys()
             to_continue = "set these back" if is_same_version else "use the version that wrote it"
             raise UserError(
                 f"{run_dir} holds a different run: {'; '.join(changes.values())}",

@@ -2,12 +2,13 @@
 
 from app.errors import UserError
 from app.hardware.device import Device
-from app.model.gpt import GPT, GPTConfig
+from app.model.architectures import CONFIGS, build_config, build_model
+from app.model.language_model import LanguageModel, ModelConfig
 from app.runs.checkpoint import Checkpoint
 from app.runs.checkpoint_state import other_version
 
 
-def load_gpt(checkpoint: Checkpoint, device: Device) -> GPT:
+def load_model(checkpoint: Checkpoint, device: Device) -> LanguageModel:
     """Return the checkpoint's model on the device, in evaluation mode.
 
     Raises:
@@ -15,16 +16,18 @@ def load_gpt(checkpoint: Checkpoint, device: Device) -> GPT:
     """
     shape = checkpoint.state.model
     # The default of a value that is missing may not be what the model was trained with.
-    if differing := shape.keys() ^ GPTConfig.__dataclass_fields__.keys():
+    config_class = CONFIGS.get(shape["architecture"], ModelConfig)
+    fields = config_class.__dataclass_fields__.keys() | {"architecture"}
+    if differing := shape.keys() ^ fields:
         names = ", ".join(sorted(differing))
         raise other_version(checkpoint.folder, f"only one of the two has {names} of a model")
     try:
-        config = GPTConfig(**shape)
+        config = build_config(shape)
     except (TypeError, ValueError) as error:
         raise other_version(checkpoint.folder, f"its model is not valid: {error}") from None
     # The residual stream's dtype in training, so that the held-out loss matches training's.
     residual = checkpoint.state.settings.get("train", {}).get("residual")
-    model = GPT(config, bf16_residual=residual == "bf16")
+    model = build_model(config, bf16_residual=residual == "bf16")
     checkpoint.load_model(model)
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
         raise UserError(

@@ -47,13 +47,14 @@ class Settings(BaseModel):
         """Map each pair of conflicting variables to the reason and the remedy."""
         train, width, length = self.train, self.model.embd_size, self.model.context_length
         multiples = {
-            ("MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"): (width, self.model.num_heads),
             ("TRAIN_TOKENS_PER_STEP", "MODEL_CONTEXT_LENGTH"): (train.tokens_per_step, length),
         }
+        if self.model.architecture == "gpt2" or self.model.head_dim == "auto":
+            multiples["MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"] = (width, self.model.num_heads)
         if train.precision == "fp8":
             multiples["TRAIN_PRECISION", "MODEL_CONTEXT_LENGTH"] = (length, _FP8_MULTIPLE)
             multiples["TRAIN_PRECISION", "MODEL_EMBD_SIZE"] = (width, _FP8_MULTIPLE)
-        conflicts = {
+        conflicts = _conflicts_of(self.model) | {
             names: _not_a_multiple(number, divisor)
             for names, (number, divisor) in multiples.items()
             if number % divisor
@@ -99,6 +100,26 @@ class Settings(BaseModel):
 
 GROUPS = {name: cast(type[Group], it.annotation) for name, it in Settings.model_fields.items()}
 VARIABLES = {variable: group for group in GROUPS.values() for variable in group.variables()}
+
+
+def _conflicts_of(model: ModelSettings) -> dict[tuple[str, str], str]:
+    """Map each pair of variables that an architecture cannot have to the reason and the remedy."""
+    conflicts = {}
+    head_dim = model.embd_size // model.num_heads
+    if model.architecture == "gpt2":
+        if model.head_dim not in ("auto", head_dim):
+            reason = f"gpt2 divides its width among its heads, {head_dim} each; leave it on auto"
+            conflicts["MODEL_ARCHITECTURE", "MODEL_HEAD_DIM"] = reason
+        if model.tie_embeddings == "false":
+            reason = "the output layer of gpt2 is its embedding; qwen3 can have its own"
+            conflicts["MODEL_ARCHITECTURE", "MODEL_TIE_EMBEDDINGS"] = reason
+    elif model.head_dim == "auto" and head_dim % 2:
+        reason = f"width / heads is {head_dim}, and qwen3 turns pairs of values: it must be even"
+        conflicts["MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"] = reason
+    elif model.head_dim != "auto" and model.head_dim % 2:
+        reason = "qwen3 turns pairs of a head's values: it must be even"
+        conflicts["MODEL_ARCHITECTURE", "MODEL_HEAD_DIM"] = reason
+    return conflicts
 
 
 def _not_a_multiple(number: int, divisor: int) -> str:

@@ -1,6 +1,6 @@
 """The settings of the model and of `train`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import SettingsConfigDict
@@ -24,6 +24,8 @@ class ModelSettings(Group):
 
     model_config = SettingsConfigDict(env_prefix="MODEL_", protected_namespaces=())
 
+    architecture: Literal["gpt2", "qwen3"] = "gpt2"
+    """gpt2; or qwen3: rotary positions, normalized queries and keys, SwiGLU, no biases"""
     context_length: Count = Field(1024, ge=2, le=65536)
     """tokens in a sequence (T)"""
     vocab_size: Count = Field(50257, ge=50257, le=50257)
@@ -33,7 +35,18 @@ class ModelSettings(Group):
     embd_size: Count = Field(768, ge=1)
     """width of the residual stream"""
     num_heads: Count = Field(12, ge=1)
-    """attention heads; must divide the width"""
+    """attention heads; must divide the width, unless MODEL_HEAD_DIM is set"""
+    head_dim: Annotated[int | Literal["auto"], count_or("auto", at_most=65536)] = "auto"
+    """size of each head in qwen3; auto: width / heads, as always in gpt2"""
+    tie_embeddings: AutoOrBool = "auto"
+    """whether the output layer is the embedding; auto: true for gpt2, false for qwen3"""
+
+    def shape(self) -> dict[str, Any]:
+        """Return what checkpoints record: the architecture, and its config's fields, none auto."""
+        head_dim = self.embd_size // self.num_heads if self.head_dim == "auto" else self.head_dim
+        of_qwen3 = {"head_dim": head_dim, "tie_embeddings": self.tie_embeddings == "true"}
+        fixed = self.model_dump(exclude={*of_qwen3})
+        return fixed | of_qwen3 if self.architecture == "qwen3" else fixed
 
 
 class TrainSettings(Group):

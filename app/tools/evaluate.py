@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from app.data.token_stream import TokenStream
     from app.hardware.device import Device
     from app.inference.loss import HeldOutText
-    from app.model.gpt import GPT, GPTConfig
+    from app.model.language_model import LanguageModel, ModelConfig
 
 # The first tokens of sample-10BT, on which modded-nanogpt, llm.c and others evaluate.
 PUBLISHED_TOKENS = 10_485_760
@@ -122,12 +122,12 @@ def evaluate(settings: Settings) -> None:
     from app.data.token_stream import TokenStream
     from app.hardware.device import select_device
     from app.inference.loss import HeldOutText
-    from app.runs.load import load_gpt
+    from app.runs.load import load_model
 
     # Only training multiplies in 8-bit floats.
     precision = "auto" if settings.train.precision == "fp8" else settings.train.precision
     device = select_device(settings.train.device, precision, settings.train.deterministic)
-    model = load_gpt(checkpoint, device)
+    model = load_model(checkpoint, device)
     length = model.config.context_length
     stream = TokenStream(dataset.val if cfg.split == "val" else dataset.train)
     text = HeldOutText(stream, length, _max_tokens(cfg.tokens, stream, dataset.folder))
@@ -179,7 +179,7 @@ def _max_tokens(
     return None if tokens == "all" else tokens
 
 
-def _measure(model: GPT, text: HeldOutText, device: Device) -> Evaluation:
+def _measure(model: LanguageModel, text: HeldOutText, device: Device) -> Evaluation:
     from app.data.tokenizer import token_byte_lengths
 
     losses, num_bytes, bytes_per_token = np.empty(text.num_sequences), 0, token_byte_lengths()
@@ -193,11 +193,13 @@ def _measure(model: GPT, text: HeldOutText, device: Device) -> Evaluation:
     return summarize(losses, text.context_length, num_bytes)
 
 
-def _batch_size(config: GPTConfig, device: Device) -> int:
+def _batch_size(config: ModelConfig, device: Device) -> int:
     """Return the largest useful batch size that fits into the device's memory."""
     from app.hardware.memory import MemoryEstimate, available_bytes, largest_batch_that_fits
 
-    length, width, vocab_size = config.context_length, config.embd_size, config.vocab_size
+    length, vocab_size = config.context_length, config.vocab_size
+    # Attention may be wider than the residual stream.
+    width = max(config.embd_size, config.num_heads * config.head_dim)
     estimate = MemoryEstimate(
         # One sequence's logits, their float32 copy and its softmax; and the embedding in bf16.
         fixed_bytes=12 * length * vocab_size + 2 * vocab_size * width,

@@ -35,10 +35,10 @@ def sample(settings: Settings) -> None:
     from app.data.tokenizer import Tokenizer
     from app.hardware.device import select_device
     from app.inference.text import Sampling, stream_texts, truncation_note
-    from app.runs.load import load_gpt
+    from app.runs.load import load_model
 
     device = select_device(settings.train.device, "float32", "auto")
-    model = load_gpt(checkpoint, device)
+    model = load_model(checkpoint, device)
     tokenizer = Tokenizer()
     if note := truncation_note(model, tokenizer, prompt):
         _print_to_stderr(note)

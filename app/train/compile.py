@@ -21,7 +21,7 @@ from app.hardware.device import Device
 from app.hardware.proc import child_processes
 from app.locks import has_flock
 from app.model import cross_entropy
-from app.model.gpt import GPT
+from app.model.language_model import LanguageModel
 
 # A trivial function takes 13 s on two slow cores where nothing is cached yet.
 _TRIAL_SECONDS = 170.0
@@ -135,7 +135,7 @@ def compile_note(
     )
 
 
-def compiled_loss(model: GPT, device: Device) -> LossFunction:
+def compiled_loss(model: LanguageModel, device: Device) -> LossFunction:
     """Compile the model's loss in three pieces: embedding, block, output layer.
 
     Compiling the whole model at once takes 12 to 18 s longer and makes steps no faster
@@ -154,7 +154,7 @@ def compiled_loss(model: GPT, device: Device) -> LossFunction:
     torch.compiler.config.cache_key_tag = cross_entropy.VERSION
     embed, loss = torch.compile(model.embed), torch.compile(model.loss)
     # Blocks differ only in their weights, so all share the code of the first.
-    blocks = [torch.compile(block) for block in model.transformer.h]
+    blocks = [torch.compile(block) for block in model.blocks]
 
     def compiled_forward(inputs: Tensor, targets: Tensor) -> Tensor:
         x = embed(inputs)

@@ -13,7 +13,7 @@ from app.distributed.data_parallel import DataParallelLoss
 from app.distributed.world import World
 from app.errors import NotFiniteError
 from app.hardware.device import Device
-from app.model.gpt import GPT
+from app.model.language_model import LanguageModel
 from app.train.dataloader import BatchLoader
 from app.train.lr_schedule import LRSchedule
 from app.train.optimizer import Optimizers
@@ -41,7 +41,7 @@ class StepResult:
 
 
 def train_steps(
-    model: GPT,
+    model: LanguageModel,
     parallel: DataParallelLoss,
     optimizers: Optimizers,
     loader: BatchLoader,

@@ -7,7 +7,7 @@ from app.data.dataset import Dataset
 from app.distributed.world import init_world, local_rank
 from app.errors import ExitWithCode, NotFiniteError, Stopped
 from app.hardware.device import select_device
-from app.model.gpt import GPTConfig
+from app.model.architectures import build_config
 from app.runs.folder import RunFolder
 from app.settings.settings import Settings
 from app.train.compile import compile_note, compile_problem, set_compile_cache_dir
@@ -64,7 +64,7 @@ def train(settings: Settings, dataset: Dataset | None = None, start: Start | Non
                     compile_note(device, cfg.compile, problem, before),
                     choose_micro_batch_size(
                         cfg,
-                        GPTConfig(**settings.model.model_dump()),
+                        build_config(settings.model.shape()),
                         state.micro_batch_size if state else None,
                         device,
                         world.size,

@@ -9,7 +9,8 @@ from app.data.sequences import micro_batch_sizes
 from app.errors import UserError
 from app.hardware.device import Device, Precision
 from app.hardware.memory import MemoryEstimate, available_bytes, largest_batch_that_fits
-from app.model.gpt import GPT, GPTConfig
+from app.model.architectures import build_model
+from app.model.language_model import LanguageModel, ModelConfig
 from app.settings.train import TrainSettings
 
 _LIBRARIES_BYTES = {"cuda": 1_500_000_000, "cpu": 500_000_000}
@@ -29,7 +30,7 @@ _STATE_BYTES_PER_PARAMETER = 8
 
 def choose_micro_batch_size(
     cfg: TrainSettings,
-    config: GPTConfig,
+    config: ModelConfig,
     previous: int | None,
     device: Device,
     world_size: int,
@@ -76,7 +77,7 @@ def choose_micro_batch_size(
 
 
 def estimate_memory(
-    cfg: TrainSettings, config: GPTConfig, device: Device, world_size: int
+    cfg: TrainSettings, config: ModelConfig, device: Device, world_size: int
 ) -> MemoryEstimate:
     """Return an upper bound on each rank's training memory, without running the model.
 
@@ -85,7 +86,7 @@ def estimate_memory(
     """
     precision, device_type = device.precision, device.torch_device.type
     with FakeTensorMode():
-        model = GPT(config, bf16_residual=cfg.residual == "bf16")
+        model = build_model(config, bf16_residual=cfg.residual == "bf16")
         one, two = (_activation_bytes(model, precision, batch_size) for batch_size in (1, 2))
     parameters = model.num_parameters()
     # One shard may be larger than another by the largest parameter, the embedding.
@@ -99,7 +100,7 @@ def estimate_memory(
     return MemoryEstimate(fixed + _LIBRARIES_BYTES[device_type], two - one + head)
 
 
-def _activation_bytes(model: GPT, precision: Precision, batch_size: int) -> int:
+def _activation_bytes(model: LanguageModel, precision: Precision, batch_size: int) -> int:
     """Count the bytes of activations that the embedding and blocks save for backward."""
     parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     saved: dict[int, tuple[Tensor, int]] = {}
@@ -116,6 +117,6 @@ def _activation_bytes(model: GPT, precision: Precision, batch_size: int) -> int:
         torch.autocast("cpu", torch.bfloat16, enabled=precision != "float32"),
     ):
         x = model.embed(torch.zeros(batch_size, model.config.context_length, dtype=torch.int64))
-        for block in model.transformer.h:
+        for block in model.blocks:
             x = block(x)
     return sum(size for _, size in saved.values())

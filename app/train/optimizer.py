@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from app.model.gpt import GPT
+from app.model.language_model import LanguageModel
 from app.settings.train import TrainSettings
 from app.train.muon import Muon
 
@@ -81,7 +81,7 @@ class Optimizers:
 
 
 def build_optimizers(
-    model: GPT,
+    model: LanguageModel,
     cfg: TrainSettings,
     muon_dtype: torch.dtype = torch.float32,
 ) -> Optimizers:
@@ -95,6 +95,7 @@ def build_optimizers(
         muon_dtype: dtype of Muon's iterations.
     """
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    embeddings.add(model.head_weight)
     embedding_ratio = (cfg.embedding_learning_rate or cfg.learning_rate) / cfg.learning_rate
     # By (learning rate relative to the others', weight decay), and by the number of matrices.
     for_adamw, for_muon = defaultdict(list), defaultdict(list)
@@ -126,7 +127,7 @@ def muon_momentum(step: int, warmup_steps: int) -> float:
     return 0.95 if step >= warmup_steps else 0.85 + 0.1 * step / warmup_steps
 
 
-def _stacked(model: GPT, name: str) -> int:
+def _stacked(model: LanguageModel, name: str) -> int:
     """Return how many matrices a parameter of the model stores one below the other."""
     counts = model.stacked_matrices.items()
     return next((count for ending, count in counts if name.endswith(ending)), 1)

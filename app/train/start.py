@@ -85,7 +85,7 @@ def run_identity(settings: Settings, dataset_fingerprint: str) -> RunIdentity:
     fixed = {"tokens_per_step", "seed", "shuffle", "optimizer"}
     return RunIdentity(
         dataset_fingerprint,
-        settings.model.model_dump() | settings.train.model_dump(include=fixed),
+        settings.model.shape() | settings.train.model_dump(include=fixed),
     )
 
 

@@ -17,7 +17,7 @@ from app.errors import ExitCode, NotFiniteError, Stopped
 from app.hardware.device import Device
 from app.inference.loss import HeldOutText
 from app.inference.text import Sampling, generate_texts
-from app.model.gpt import GPT, GPTConfig
+from app.model.architectures import build_config, build_model
 from app.runs.checkpoint_state import CheckpointState, PendingWork
 from app.runs.folder import RunFolder
 from app.runs.metrics import PauseTimer, StepRecord
@@ -64,7 +64,7 @@ class Trainer:
         stop: StopRequest,
         compile_note: str = "",
     ) -> None:
-        cfg, config = settings.train, GPTConfig(**settings.model.model_dump())
+        cfg, config = settings.train, build_config(settings.model.shape())
         self.cfg, self.sample_cfg, self.checkpoint = cfg, settings.sample, start.checkpoint
         self.run, self.device, self.world, self.stop = run, device, world, stop
         self.plan = BatchPlan(
@@ -76,9 +76,9 @@ class Trainer:
             dataset.num_sequences(config.context_length), cfg.seed, cfg.shuffle
         )
         torch.manual_seed(cfg.seed)
-        self.model = GPT(config, bf16_residual=cfg.residual == "bf16", zero_init=cfg.zero_init).to(
-            device.torch_device
-        )
+        self.model = build_model(
+            config, bf16_residual=cfg.residual == "bf16", zero_init=cfg.zero_init
+        ).to(device.torch_device)
         self.optimizers = build_optimizers(self.model, cfg, device.dtype)
         if cfg.shard_optimizer and world.size > 1:
             from app.train.sharded_optimizer import ShardedOptimizers
@@ -123,7 +123,7 @@ class Trainer:
         self.state = CheckpointState(
             step=self.first_step,
             micro_batch_size=micro_batch_size,
-            model=settings.model.model_dump(),
+            model=settings.model.shape(),
             settings=settings.public(),
             identity=start.identity.to_json(),
             versions=versions(),

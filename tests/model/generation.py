@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from app.model.generate import generate_tokens
-from app.model.gpt import GPT
+from app.model.language_model import LanguageModel
 
 
-def generate(model: GPT, prompt: Tensor, max_tokens: int, **options: Any) -> Tensor:
+def generate(model: LanguageModel, prompt: Tensor, max_tokens: int, **options: Any) -> Tensor:
     """Continue prompt int64 [B, T] with generate_tokens: int64 [B, T + max_tokens]."""
     generated = generate_tokens(model, prompt, max_tokens, **options)
     return torch.cat((prompt, *(tokens[:, None] for tokens in generated)), dim=1)
@@ -17,7 +17,7 @@ def generate(model: GPT, prompt: Tensor, max_tokens: int, **options: Any) -> Ten
 
 @torch.no_grad()
 def generate_without_cache(
-    model: GPT,
+    model: LanguageModel,
     prompt: Tensor,
     max_tokens: int,
     *,

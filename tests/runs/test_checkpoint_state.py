@@ -41,6 +41,16 @@ def test_a_state_is_read_as_it_was_written(tmp_path: Path, pending: PendingWork)
     assert CheckpointState.read(tmp_path) == state
 
 
+def test_a_state_without_an_architecture_is_a_gpt2s(tmp_path: Path) -> None:
+    state = checkpoint_state(4, identity={"seed": 0})
+    state.write(tmp_path)
+    content = read_json(tmp_path)
+    for key in ("model", "identity"):
+        assert content[key].pop("architecture") == "gpt2"
+    rewrite(tmp_path, content)
+    assert CheckpointState.read(tmp_path) == state
+
+
 @pytest.mark.parametrize(
     ("pending", "is_true", "left"),
     (

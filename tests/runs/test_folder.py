@@ -17,7 +17,9 @@ from app.runs.checkpoint_state import STATE_FILE
 from app.runs.folder import RunFolder, RunIdentity
 from tests.train.tiny_model import checkpoint_state
 
-IDENTITY = RunIdentity("tokens", {"num_layers": 2, "seed": 0, "shuffle": True})
+IDENTITY = RunIdentity(
+    "tokens", {"architecture": "gpt2", "num_layers": 2, "seed": 0, "shuffle": True}
+)
 
 
 @pytest.fixture
@@ -36,7 +38,9 @@ def test_the_same_run_matches(tmp_path: Path) -> None:
 
 
 def test_every_difference_from_another_run_is_named(tmp_path: Path) -> None:
-    other = RunIdentity("others", {"num_layers": 3, "seed": 0, "optimizer": "muon"})
+    other = RunIdentity(
+        "others", {"architecture": "gpt2", "num_layers": 3, "seed": 0, "optimizer": "muon"}
+    )
     differences = "; ".join(
         (
             "the dataset holds different tokens",
@@ -49,6 +53,16 @@ def test_every_difference_from_another_run_is_named(tmp_path: Path) -> None:
         UserError, match=re.escape(f"{tmp_path} holds a different run: {differences}\n")
     ):
         other.check_matches(tmp_path, checkpoint_state(4, identity=IDENTITY.to_json()))
+
+
+def test_another_architecture_is_a_difference_and_what_only_one_of_them_has_is_none(
+    tmp_path: Path,
+) -> None:
+    qwen3 = {"architecture": "qwen3", "num_layers": 2, "head_dim": 8, "seed": 0, "shuffle": True}
+    difference = "holds a different run: architecture was 'gpt2' and is now 'qwen3'\n"
+    state = checkpoint_state(4, identity=IDENTITY.to_json())
+    with pytest.raises(UserError, match=f"{difference}.*or set these back to continue"):
+        RunIdentity("tokens", qwen3).check_matches(tmp_path, state)
 
 
 def test_what_this_version_does_not_know_cannot_be_set_back(tmp_path: Path) -> None:

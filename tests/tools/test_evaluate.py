@@ -18,7 +18,7 @@ from app.data.tokenizer import END_OF_TEXT, token_byte_lengths, vocabulary_files
 from app.errors import ExitCode
 from app.files import AppendOnlyFile
 from app.locks import locked
-from app.model.gpt import GPT, GPTConfig
+from app.model.architectures import build_config, build_model
 from app.runs.checkpoint import open_checkpoint
 from app.settings.tools import EvaluateSettings
 from app.tools.evaluate import PUBLISHED_TOKENS, standard_error, summarize
@@ -50,7 +50,7 @@ def stream(pattern: str) -> list[int]:
 def losses_of(step: int, tokens: list[int], sequences: int) -> list[float]:
     """Return the mean loss of each sequence, in float64, one at a time."""
     checkpoint = open_checkpoint(RUN / "checkpoints" / f"step-{step:06}")
-    model = GPT(GPTConfig(**checkpoint.state.model))
+    model = build_model(build_config(checkpoint.state.model))
     checkpoint.load_model(model)
     model.double()
     losses = []

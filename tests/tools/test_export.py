@@ -16,7 +16,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2LMHeadModel
 
 from app.errors import ExitCode
-from app.model.gpt import GPT, GPTConfig
+from app.model.architectures import build_config, build_model
+from app.model.language_model import LanguageModel
 from app.runs.checkpoint import open_checkpoint
 from app.tools.export import FILES
 from tests.model.generation import generate
@@ -32,9 +33,9 @@ def newcomer(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         yield
 
 
-def ours(step: int) -> GPT:
+def ours(step: int) -> LanguageModel:
     checkpoint = open_checkpoint(RUN / "checkpoints" / f"step-{step:06}")
-    model = GPT(GPTConfig(**checkpoint.state.model))
+    model = build_model(build_config(checkpoint.state.model))
     checkpoint.load_model(model)
     return model
 

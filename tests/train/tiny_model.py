@@ -57,9 +57,9 @@ def checkpoint_state(
     return CheckpointState(
         step=step,
         micro_batch_size=2,
-        model={"num_layers": 1},
+        model={"architecture": "gpt2", "num_layers": 1},
         settings={"train": {"max_steps": 10}},
-        identity=identity or {},
+        identity={"architecture": "gpt2"} | (identity or {}),
         versions={"python": "3"},
         sequences_consumed=step * SEQUENCES_PER_STEP,
         val_loss=val_loss,

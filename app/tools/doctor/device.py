@@ -19,7 +19,8 @@ from app.formats import format_bytes, plural
 from app.hardware.device import select_device
 from app.hardware.gpus import find_gpu
 from app.hardware.memory import available_bytes
-from app.model.gpt import GPT, GPTConfig
+from app.model.architectures import build_config, build_model
+from app.model.language_model import LanguageModel
 from app.settings.settings import Settings
 from app.tools.doctor.checks import (
     CHECKPOINT_BYTES_PER_PARAMETER,
@@ -61,7 +62,7 @@ class DeviceChecks:
         self._not_compiled = "not needed: TRAIN_COMPILE=false"
         if cfg.compile and not can_cache:
             self._not_compiled = "not tried: DATA_DIR's cache cannot be written"
-        self._config = GPTConfig(**settings.model.model_dump())
+        self._config = build_config(settings.model.shape())
         processes = processes_to_launch(cfg.processes, cfg.device)
         self._device = select_device(cfg.device, cfg.precision, cfg.deterministic)
         self._here = self._device.torch_device
@@ -75,8 +76,8 @@ class DeviceChecks:
         self.report = DeviceReport(self._here.type, processes)
         self.report.model_flops_per_token = model.flops_per_token()
 
-    def _new_model(self) -> GPT:
-        return GPT(self._config, bf16_residual=self._cfg.residual == "bf16")
+    def _new_model(self) -> LanguageModel:
+        return build_model(self._config, bf16_residual=self._cfg.residual == "bf16")
 
     def check_device(self) -> Iterator[Finding]:
         """Check which device trains, with which torch."""
@@ -150,7 +151,7 @@ class DeviceChecks:
     def check_attention(self) -> Iterator[Finding]:
         """Check that the attention kernel that torch selects works, and is a fast one."""
         config, dtype = self._config, self._device.dtype
-        shape = 1, config.num_heads, config.context_length, config.embd_size // config.num_heads
+        shape = 1, config.num_heads, config.context_length, config.head_dim
         q = torch.zeros(shape, dtype=dtype, device=self._here, requires_grad=True)
         kernel = SDPBackend(torch._fused_sdp_choice(q, q, q, is_causal=True))
         scaled_dot_product_attention(q, q, q, is_causal=True).sum().backward()

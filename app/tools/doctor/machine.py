@@ -139,10 +139,15 @@ def check_space(context: Context) -> Iterator[Finding]:
 
 
 def count_parameters(model: ModelSettings) -> int:
-    """Return how many parameters a GPT has, without torch: weights and biases of its layers."""
-    width = model.embd_size
-    block = 12 * width**2 + 13 * width
-    return (model.vocab_size + model.context_length + 2) * width + model.num_layers * block
+    """Return how many parameters a model has, without torch: weights and biases of its layers."""
+    width, shape = model.embd_size, model.shape()
+    if model.architecture == "gpt2":
+        block = 12 * width**2 + 13 * width
+        return (model.vocab_size + model.context_length + 2) * width + model.num_layers * block
+    head_dim, mlp_size = shape["head_dim"], -(-8 * width // 192) * 64
+    block = (4 * model.num_heads * head_dim + 3 * mlp_size + 2) * width + 2 * head_dim
+    embeddings = 1 if shape["tie_embeddings"] else 2
+    return (embeddings * model.vocab_size + 1) * width + model.num_layers * block
 
 
 def _shard_bytes(context: Context) -> int | None:

@@ -1,4 +1,4 @@
-"""Export of a checkpoint as a GPT-2 folder for transformers: weights, tokenizer, model card."""
+"""Export of a checkpoint as a folder for transformers: weights, tokenizer, model card."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from app.tools.export.model_card import model_card
 from app.tools.export.tokenizer_files import TOKENIZER_FILES, tokenizer_files
 
 if TYPE_CHECKING:
-    from app.model.gpt import GPT
+    from app.model.language_model import LanguageModel
 
 WEIGHTS = "model.safetensors"
 # Records the origin of an export; a folder without it is not one.
@@ -43,37 +43,40 @@ def export(settings: Settings) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.with_name(f".{folder.name}.lock")
     with locked(folder, "export", file=lock):
-        _write(settings, checkpoint, folder)
-    print(f"{folder}: {checkpoint.folder} as a GPT2LMHeadModel in {settings.export.dtype}")
+        name = _write(settings, checkpoint, folder)
+    print(f"{folder}: {checkpoint.folder} as a {name} in {settings.export.dtype}")
 
 
-def _write(settings: Settings, checkpoint: Checkpoint, folder: Path) -> None:
+def _write(settings: Settings, checkpoint: Checkpoint, folder: Path) -> str:
+    """Write the folder, and return the name of transformers' class."""
     # Imported after all checks, because torch takes seconds.
     import torch
 
     from app.hardware.device import select_device
-    from app.model.huggingface import gpt2_config, gpt2_weights
-    from app.runs.load import load_gpt
+    from app.model.architectures import to_huggingface
+    from app.runs.load import load_model
 
     dtype = getattr(torch, settings.export.dtype)
-    model = load_gpt(checkpoint, select_device("cpu", "float32", "auto"))
+    model = load_model(checkpoint, select_device("cpu", "float32", "auto"))
+    config, weights = to_huggingface(model, dtype, END_OF_TEXT)
     origin = _origin(settings, model, checkpoint)
     token_ids = {f"{name}_token_id": END_OF_TEXT for name in ("bos", "eos", "pad")}
     contents = {
-        "config.json": json_bytes(gpt2_config(model, dtype, END_OF_TEXT)),
+        "config.json": json_bytes(config),
         "generation_config.json": json_bytes(token_ids),
         "README.md": model_card(origin).encode(errors="replace"),
         ORIGIN: json_bytes(origin),
         **tokenizer_files(model.config.context_length),
     }
     with atomic_folder(folder) as partial:
-        save_tensors(gpt2_weights(model, dtype), partial / WEIGHTS, {"format": "pt"})
+        save_tensors(weights, partial / WEIGHTS, {"format": "pt"})
         for name, content in contents.items():
             (partial / name).write_bytes(content)
         # safetensors makes its file unreadable for other users.
         # A file system that refuses this decides itself who may read its files.
         with suppress(OSError):
             (partial / WEIGHTS).chmod((partial / ORIGIN).stat().st_mode)
+    return str(config["architectures"][0])
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -95,7 +98,7 @@ def _check_replaceable(folder: Path) -> None:
         raise UserError(f"{folder} has files that export did not write: {', '.join(others)}", fix)
 
 
-def _origin(settings: Settings, model: GPT, checkpoint: Checkpoint) -> dict[str, Any]:
+def _origin(settings: Settings, model: LanguageModel, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the content of export.json, from which the model card is made."""
     state, config = checkpoint.state, model.config
     fingerprint = state.identity["dataset_fingerprint"]
@@ -104,6 +107,7 @@ def _origin(settings: Settings, model: GPT, checkpoint: Checkpoint) -> dict[str,
         "step": checkpoint.step,
         "dtype": settings.export.dtype,
         "parameters": model.num_parameters(),
+        "multiplied": model.num_multiplied(),
         "model": state.model,
         "dataset": {
             "fingerprint": fingerprint,

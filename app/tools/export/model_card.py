@@ -7,12 +7,12 @@ _CARD = """\
 ---
 library_name: transformers
 pipeline_tag: text-generation
-tags: [gpt2]
+tags: [{architecture}]
 ---
 
 # {run}
 
-A GPT-2 with exact GELU, trained from scratch with gpt-compose.
+{kind}, trained from scratch with gpt-compose.
 
 | | |
 |---|---|
@@ -36,20 +36,32 @@ The model repeats what its training text says, including false, offensive and pe
 """
 
 
+_KINDS = {
+    "gpt2": "A GPT-2 with exact GELU",
+    "qwen3": "A small Qwen3 with GPT-2's tokenizer",
+}
+
+
 def model_card(origin: dict[str, Any]) -> str:
     """Return the README.md of an export, made from its export.json."""
     model = origin["model"]
+    architecture = model["architecture"]
+    size = f" of {model['head_dim']}" if "head_dim" in model else ""
     rows = {
-        "Parameters": f"{origin['parameters']:,}, stored in {origin['dtype']}",
+        "Parameters": f"{origin['parameters']:,}, stored in {origin['dtype']}; "
+        f"{origin['multiplied']:,} of them are in matrix products",
         "Shape": f"{model['num_layers']} layers, width {model['embd_size']}, "
-        f"{model['num_heads']} heads, context of {model['context_length']:,} tokens",
+        f"{model['num_heads']} heads{size}, context of {model['context_length']:,} tokens",
         "Dataset": _describe(origin["dataset"]),
         "Training": f"{origin['tokens_seen']:,} tokens in {origin['step']:,} steps",
     }
     if origin["val_loss"] is not None:
         rows["Held-out loss"] = f"{origin['val_loss']:.4f} nats per token"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return _CARD.format(run=_escaped(origin["run"]), table=table)
+    kind = _KINDS[architecture]
+    return _CARD.format(
+        run=_escaped(origin["run"]), table=table, architecture=architecture, kind=kind
+    )
 
 
 def _describe(dataset: dict[str, Any]) -> str:

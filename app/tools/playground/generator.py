@@ -15,11 +15,11 @@ from app.errors import AppError
 from app.failures import translate_error
 from app.hardware.device import Device
 from app.inference.text import Sampling, stream_texts, truncation_note
-from app.model.gpt import GPT
+from app.model.language_model import LanguageModel
 from app.runs.checkpoint import checkpoint_folder
 from app.runs.checkpoint_state import STATE_FILE
 from app.runs.checkpoints import checkpoint_steps, latest_checkpoint, val_loss_of
-from app.runs.load import load_gpt
+from app.runs.load import load_model
 from app.settings.types import RunName
 
 Result = TypeVar("Result")
@@ -60,7 +60,7 @@ class Generator:
         self._turn = asyncio.Lock()
         # torch keeps a thread pool for each thread that calls it.
         self._thread = ThreadPoolExecutor(1)
-        self._loaded: tuple[tuple[Path, int], GPT] | None = None
+        self._loaded: tuple[tuple[Path, int], LanguageModel] | None = None
 
     def checkpoints(self) -> list[dict[str, Any]]:
         """Return the runs that have checkpoints, and the checkpoints, the latest of each first."""
@@ -105,7 +105,7 @@ class Generator:
                 yield {"error": explained.problem, "fix": explained.fix}
 
     async def _generate(
-        self, model: GPT, request: GenerateRequest
+        self, model: LanguageModel, request: GenerateRequest
     ) -> AsyncGenerator[dict[str, Any]]:
         tokenizer = Tokenizer()
         if note := truncation_note(model, tokenizer, request.prompt):
@@ -131,7 +131,7 @@ class Generator:
             self._thread.submit(texts.close)
             print(f"{request.run}: {tokens} tokens in {seconds:.1f} s, {why}", flush=True)
 
-    def _load(self, request: GenerateRequest) -> GPT:
+    def _load(self, request: GenerateRequest) -> LanguageModel:
         """Return the requested model; only the latest one stays in memory."""
         run_dir = self.runs_dir / request.run
         state = checkpoint_folder(run_dir / "checkpoints", request.step) / STATE_FILE
@@ -141,7 +141,7 @@ class Generator:
             # Freed first: there may not be enough memory for two models.
             self._loaded = None
             checkpoint = latest_checkpoint(run_dir, request.step)
-            self._loaded = version, load_gpt(checkpoint, self.device)
+            self._loaded = version, load_model(checkpoint, self.device)
         return self._loaded[1]
 
     async def _in_thread(self, function: Callable[..., Result], *arguments: object) -> Result:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.model.gpt import GPT, GPTConfig
+from app.model.architectures import build_config, build_model
 from app.settings.train import ModelSettings
 from app.tools.doctor.inputs import check_dataset
 from app.tools.doctor.machine import check_space, count_parameters
@@ -21,11 +21,13 @@ from tests.train.processes import CHECKOUT
     (
         ModelSettings(),
         ModelSettings(context_length=32, num_layers=3, embd_size=48, num_heads=4),
+        ModelSettings(architecture="qwen3", num_heads=6, head_dim=128),
+        ModelSettings(architecture="qwen3", num_layers=3, embd_size=48, tie_embeddings="true"),
     ),
 )
 def test_the_parameter_count_is_the_models(settings: ModelSettings) -> None:
     with torch.device("meta"):
-        model = GPT(GPTConfig(**settings.model_dump()))
+        model = build_model(build_config(settings.shape()))
     assert count_parameters(settings) == model.num_parameters()
 
 
