@@ -60,7 +60,7 @@ class Muon(torch.optim.Optimizer):
                 directions = torch.stack(self._directions(parameters, group["momentum"]))
                 matrices = directions.to(group["dtype"]).view(-1, rows // group["stacked"], columns)
                 size = 0.2 * math.sqrt(max(matrices.shape[1:]))
-                updates = newton_schulz(matrices).float().view(directions.shape)
+                updates = newton_schulz(matrices).float().reshape(directions.shape)
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(parameters, updates.unbind(), alpha=-group["lr"] * size)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from app.model.gpt import GPT, GPTConfig
+from app.model.qwen3 import Qwen3, Qwen3Config
 from app.settings.train import TrainSettings
 from app.train.muon import Muon
 from app.train.optimizer import build_optimizers
@@ -83,11 +84,15 @@ def updated(gradients: list[torch.Tensor], stacked: int) -> torch.Tensor:
     return parameter.detach()
 
 
-def test_muon_updates_stacked_matrices_as_if_each_were_stored_alone() -> None:
+@pytest.mark.parametrize(("stacked", "rows"), ((3, 16), (2, 40), (2, 8)))
+def test_muon_updates_stacked_matrices_as_if_each_were_stored_alone(
+    stacked: int, rows: int
+) -> None:
     torch.manual_seed(0)
-    gradients = [torch.randn(48, 16) for _ in range(3)]
-    together = updated(gradients, stacked=3)
-    alone = [updated([it[rows : rows + 16] for it in gradients], 1) for rows in (0, 16, 32)]
+    gradients = [torch.randn(stacked * rows, 16) for _ in range(3)]
+    together = updated(gradients, stacked)
+    parts = zip(*(gradient.split(rows) for gradient in gradients), strict=True)
+    alone = [updated(list(part), 1) for part in parts]
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-6)
     assert (together - updated(gradients, stacked=1)).norm() > 0.1 * together.norm()
 
@@ -104,6 +109,33 @@ def test_muon_splits_q_k_and_v_of_the_model(split: bool) -> None:
     c_attn = model.get_parameter("transformer.h.0.attn.c_attn.weight")
     assert stacked.pop(id(c_attn)) == (3 if split else 1)
     assert set(stacked.values()) == {1}
+
+
+@pytest.mark.parametrize("tied", (True, False))
+def test_an_output_layer_of_its_own_is_trained_as_an_embedding(tied: bool) -> None:
+    model = Qwen3(Qwen3Config(8, 50, 1, 8, 2, 4, tie_embeddings=tied))
+    cfg = TrainSettings(learning_rate=1e-3, embedding_learning_rate=3e-3, weight_decay_on="blocks")
+    optimizers = build_optimizers(model, cfg)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    adamw, muon = (
+        [{names[id(it)] for it in group["params"]} for group in part.param_groups]
+        for part in optimizers.parts
+    )
+    of_embeddings = {"model.embed_tokens.weight"} | (set() if tied else {"lm_head.weight"})
+    assert of_embeddings in adamw
+    ratios = [group["lr_ratio"] for group in optimizers.parts[0].param_groups]
+    assert ratios[adamw.index(of_embeddings)] == pytest.approx(3)
+    layer = "model.layers.0."
+    stacked = {group["stacked"]: group["params"] for group in optimizers.parts[1].param_groups}
+    assert {
+        count: {names[id(it)].removeprefix(layer) for it in parameters}
+        for count, parameters in stacked.items()
+    } == {
+        1: {"self_attn.o_proj.weight", "mlp.down_proj.weight"},
+        2: {"mlp.gate_up_proj.weight"},
+        3: {"self_attn.qkv_proj.weight"},
+    }
+    assert sum(map(len, (*adamw, *muon))) == len(names)
 
 
 def test_muons_momentum_rises_during_its_warm_up() -> None:
