@@ -41,7 +41,7 @@ class PendingWork:
     """Work of the last step that a stop left to the next start; falsy if empty.
 
     Attributes:
-        record: the step's record, which still lacks its held-out loss
+        record: the step's record, which still lacks what is measured after the step
         samples: True if the record is written, and the samples are not
     """
 

@@ -16,7 +16,7 @@ from app.files import AppendOnlyFile, atomic_file, read_bytes
 from app.hardware.proc import process_seconds
 
 # Time outside steps. Only the first record after a start has setup_ms.
-PAUSES = ("setup_ms", "val_ms", "sample_ms", "save_ms")
+PAUSES = ("setup_ms", "val_ms", "hellaswag_ms", "sample_ms", "save_ms")
 # exp() of anything larger overflows a float.
 _LARGEST_LOSS = 700.0
 _Int64 = Annotated[int, Field(ge=0, lt=2**63)]
@@ -38,8 +38,10 @@ class StepRecord:
         memory_bytes: peak memory so far
         data_ms: part of step_ms spent waiting for data
         val_loss: held-out loss after the step, nats per token
-        setup_ms, val_ms, sample_ms, save_ms: time outside the step, since the previous record:
-            start of the process, evaluation (also the one after this step), sampling, saving
+        hellaswag: share of HellaSwag's questions answered after the step, acc_norm
+        setup_ms, val_ms, hellaswag_ms, sample_ms, save_ms: time outside the step, since the
+            previous record: start of the process, evaluations (also those after this step),
+            sampling, saving
     """
 
     step: _Int64
@@ -53,14 +55,16 @@ class StepRecord:
     memory_bytes: int | float | None = None
     data_ms: float | None = None
     val_loss: float | None = None
+    hellaswag: float | None = None
     setup_ms: float | None = None
     val_ms: float | None = None
+    hellaswag_ms: float | None = None
     sample_ms: float | None = None
     save_ms: float | None = None
 
-    def plus(self, pauses: dict[str, float], val_loss: float | None = None) -> Self:
-        """Return the record with pauses added to its own, and a held-out loss."""
-        changes: dict[str, Any] = {"val_loss": val_loss}
+    def plus(self, pauses: dict[str, float], **measured: float | None) -> Self:
+        """Return the record with pauses added to its own, and what evaluations have measured."""
+        changes: dict[str, Any] = dict(measured)
         changes |= {kind: (getattr(self, kind) or 0.0) + pauses[kind] for kind in pauses}
         return replace(self, **changes)
 

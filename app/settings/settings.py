@@ -88,6 +88,12 @@ class Settings(BaseModel):
         return self.general.data_dir / "runs" / (self.train.run_name or self.train_dataset_dir.name)
 
     @property
+    def hellaswag_file(self) -> Path:
+        """Return the file of HellaSwag's questions; unless it is named, it may be downloaded."""
+        name = self.train.hellaswag_file or Path("cache", "hellaswag_val.jsonl")
+        return self.general.data_dir / name
+
+    @property
     def export_dir(self) -> Path:
         """Return the folder that export writes."""
         out_dir = self.export.out_dir

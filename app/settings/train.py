@@ -118,6 +118,11 @@ class TrainSettings(Group):
     """steps between held-out losses, also at the end; 0: never"""
     val_tokens: Count = Field(1_048_576, gt=0)
     """held-out tokens that each held-out loss is measured on"""
+    hellaswag_every: Count = Field(0, ge=0)
+    """steps between scores on HellaSwag, also at the end; 0: never"""
+    hellaswag_file: Location | None = None
+    """other questions of HellaSwag's form, below DATA_DIR; by default the 10,042 published ones,
+    which are downloaded"""
     sample_every: Count = Field(250, ge=0)
     """steps between text samples, also at the end; 0: never"""
     checkpoint_every: Count = Field(250, ge=0)

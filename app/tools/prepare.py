@@ -4,6 +4,7 @@ import gc
 import os
 from pathlib import Path
 
+from app.data.hellaswag import provide_questions
 from app.errors import UserError
 from app.prepare.spec import DatasetSpec, TextSource
 from app.settings.settings import Settings
@@ -25,6 +26,9 @@ def prepare(settings: Settings) -> None:
             f"them; set PREPARE_VAL_TOKENS to {context_length:,} or more",
             flush=True,
         )
+    if settings.train.hellaswag_every and settings.train.hellaswag_file is None:
+        # The container of train has no network.
+        provide_questions(settings.hellaswag_file)
     run_pipeline(
         dataset_spec(settings),
         settings.prepare_dir,

@@ -1,9 +1,10 @@
 """The start of a run: what can be decided, or fail, before torch is imported."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from app.data.dataset import Dataset, open_dataset
+from app.data.hellaswag import Question, provide_questions, read_questions
 from app.errors import UserError
 from app.progress import print_line
 from app.runs.checkpoint import Checkpoint
@@ -18,10 +19,12 @@ class Start:
     Attributes:
         identity: the run's identity
         checkpoint: the checkpoint that the run continues from; None for a new run
+        questions: HellaSwag's, if they are to be answered
     """
 
     identity: RunIdentity
     checkpoint: Checkpoint | None
+    questions: list[Question] = field(default_factory=list)
 
 
 def open_training_data(settings: Settings) -> Dataset:
@@ -57,7 +60,8 @@ def plan_start(
         restarted: a launcher has restarted the processes after one was lost.
 
     Raises:
-        UserError: the folder holds a different run.
+        UserError: the folder holds a different run, or the file of HellaSwag's questions is wrong.
+        NetworkError: they could not be downloaded.
     """
     cfg, identity = settings.train, run_identity(settings, dataset.fingerprint)
     # Printed first, because comparing the hashes of a checkpoint may take seconds.
@@ -69,7 +73,16 @@ def plan_start(
     print_line(f"{run.path}: " + (f"continues at step {checkpoint.step}" if checkpoint else "new"))
     if warning := held_out_warning(dataset, settings):
         print(f"warning: {'; '.join(warning)}", file=sys.stderr, flush=True)
-    return Start(identity, checkpoint)
+    return Start(identity, checkpoint, hellaswag_questions(settings))
+
+
+def hellaswag_questions(settings: Settings) -> list[Question]:
+    """Return the questions that the run is to answer, downloaded if need be; none without any."""
+    if not settings.train.hellaswag_every:
+        return []
+    if settings.train.hellaswag_file is None:
+        provide_questions(settings.hellaswag_file)
+    return read_questions(settings.hellaswag_file)
 
 
 def held_out_warning(dataset: Dataset, settings: Settings) -> tuple[str, str] | None:

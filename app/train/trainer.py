@@ -15,7 +15,6 @@ from app.distributed.data_parallel import DataParallelLoss
 from app.distributed.world import World
 from app.errors import ExitCode, NotFiniteError, Stopped
 from app.hardware.device import Device
-from app.inference.loss import HeldOutText
 from app.inference.text import Sampling, generate_texts
 from app.model.architectures import build_config, build_model
 from app.runs.checkpoint_state import CheckpointState, PendingWork
@@ -29,6 +28,7 @@ from app.train.compile import compile_cache_summary, compiled_loss
 from app.train.console import Console, introduction, summary
 from app.train.dataloader import BatchLoader
 from app.train.diagnosis import out_of_memory, write_diagnosis
+from app.train.evaluation import Evaluator
 from app.train.loop import StepResult, check_finite, train_steps
 from app.train.lr_schedule import LRSchedule
 from app.train.optimizer import build_optimizers
@@ -47,7 +47,7 @@ class Trainer:
     1. in the loop, at the last micro-batch (or earlier, after a signal), the vote to stop
     2. the all-reduce of the gradients
     3. the sum of the losses
-    4. in an evaluation, the vote to stop and the sum of its losses
+    4. in each evaluation (held-out loss, HellaSwag), the vote to stop and the sum of its results
     5. the broadcast of whether to save
     6. in a save, the broadcast of whether it begins and the gather of the optimizer state
     """
@@ -116,7 +116,6 @@ class Trainer:
             context_length=config.context_length,
             device=device.torch_device,
         )
-        self.held_out = HeldOutText(TokenStream(dataset.val), config.context_length, cfg.val_tokens)
         self.checkpointer = Checkpointer(
             run, cfg.keep_checkpoints, world, self.log, verification, self.print_line
         )
@@ -131,6 +130,17 @@ class Trainer:
         )
         self.compile_note = compile_note
         self.pauses, self.pending, self.checkpoint_due = PauseTimer(), PendingWork(), False
+        self.evaluator = Evaluator(
+            self.model,
+            device,
+            world,
+            stop,
+            self.pauses,
+            micro_batch_size,
+            held_out=TokenStream(dataset.val),
+            max_tokens=cfg.val_tokens,
+            questions=start.questions,
+        )
         self.val_loss: float | None = None
 
     def fit(self) -> None:
@@ -221,13 +231,12 @@ class Trainer:
         if record is not None:
             self.val_loss = None
             try:
-                if self.is_due(self.cfg.val_every):
-                    self.val_loss = self.evaluate()
+                measured = self.evaluate()
             except Interrupted:
                 self.pending = PendingWork(record=record.plus(self.pauses.take()))
                 return
             if self.log:
-                self.log.add_step(record.plus(self.pauses.take(), val_loss=self.val_loss))
+                self.log.add_step(record.plus(self.pauses.take(), **measured))
         if self.log and self.is_due(self.cfg.sample_every):
             try:
                 self.sample(self.log)
@@ -257,33 +266,27 @@ class Trainer:
             limit = _MAX_VERIFICATION_SECONDS if self.pending else None
             self.save_checkpoint(replace=True, max_verification_seconds=limit)
 
-    def evaluate(self) -> float | None:
-        """Return the held-out loss, nats per token; None if there is no held-out text. Collective.
+    def evaluate(self) -> dict[str, float]:
+        """Return what is measured after this step, by its field of StepRecord. Collective.
 
         Raises:
             Interrupted: a signal has come to any rank.
-            NotFiniteError: the loss is not finite.
+            NotFiniteError: the held-out loss is not finite.
         """
-        if not self.held_out.num_sequences:
-            return None
-        total = torch.zeros((), dtype=torch.float64, device=self.device.torch_device)
-        with self.pauses.measuring("val_ms"):
-            with suppress(Interrupted):
-                for losses, _ in self.held_out.losses(
-                    self.model,
-                    self.device,
-                    self.plan.micro_batch_size,
-                    rank=self.world.rank,
-                    world_size=self.world.size,
-                    check_stop=self.stop.check,
-                ):
-                    total += losses.double().sum()
-            if self.world.any(self.stop.requested):
-                raise Interrupted
-            val_loss = self.world.sum(total).item() / self.held_out.num_sequences
-        self.console.evaluated(self.steps_completed, val_loss)
-        check_finite(self.steps_completed - 1, {"held-out loss": val_loss})
-        return val_loss
+        measured = {}
+        if self.is_due(self.cfg.val_every):
+            self.val_loss = self.evaluator.val_loss()
+        if self.val_loss is not None:
+            self.console.evaluated(self.steps_completed, self.val_loss)
+            check_finite(self.steps_completed - 1, {"held-out loss": self.val_loss})
+            measured["val_loss"] = self.val_loss
+        if self.is_due(self.cfg.hellaswag_every):
+            measured["hellaswag"], acc = self.evaluator.hellaswag()
+            self.print_line(
+                f"after {self.steps_completed} steps: hellaswag:{measured['hellaswag']:.4f} "
+                f"acc:{acc:.4f}"
+            )
+        return measured
 
     def sample(self, log: RunLogger) -> None:
         """Write some texts on rank 0; Interrupted if a signal comes."""

@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.data.hellaswag import read_questions
+from app.inference.hellaswag import HellaSwag
+from app.runs.checkpoints import latest_checkpoint
+from app.runs.load import load_gpt
 from app.signals import SAME_REQUEST_SECONDS
+from tests.inference.hellaswag_questions import FILE
+from tests.inference.test_hellaswag import CPU
 from tests.train.processes import (
     CHECKOUT,
     TRAIN,
@@ -38,6 +44,16 @@ def test_any_number_of_processes_makes_the_same_steps(unbroken: Unbroken) -> Non
         torch.testing.assert_close(losses(run), losses(alone), rtol=0, atol=1e-5)
         held_out = [line["val_loss"] for line in measured(run) if "val_loss" in line]
         assert held_out == pytest.approx(expected, abs=1e-5)
+
+
+def test_hellaswag_of_two_processes_is_that_of_the_model_they_save(start: Start) -> None:
+    settings = {"TRAIN_HELLASWAG_EVERY": 5, "TRAIN_HELLASWAG_FILE": FILE, "TRAIN_MAX_STEPS": 7}
+    run = run_to_end(start, TRAIN_PROCESSES=2, **settings).run_dir
+    found = {line["step"]: line["hellaswag"] for line in measured(run) if "hellaswag" in line}
+    assert list(found) == [4, 6]
+    model = load_gpt(latest_checkpoint(run), CPU)
+    (counts,) = HellaSwag(read_questions(FILE), 32, 10_000).correct(model, CPU)
+    assert found[6] == counts[0].item() / 8
 
 
 @pytest.mark.parametrize("rank", (0, 3))

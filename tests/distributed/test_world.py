@@ -155,7 +155,8 @@ def two_ranks(
         pytest.param({"rank_0": 1}, id="rank 0 before a micro-batch"),
         pytest.param({"rank_1": 1}, id="rank 1 before a micro-batch"),
         pytest.param({"rank_1": 4}, id="rank 1 in the evaluation"),
-        pytest.param({"rank_0": 9}, id="rank 0 in a sample"),
+        pytest.param({"rank_1": 9}, id="rank 1 in HellaSwag"),
+        pytest.param({"rank_0": 14}, id="rank 0 in a sample"),
         pytest.param({"rank_0": 4, "rank_1": 7}, id="both at different places"),
     ),
 )

@@ -8,16 +8,26 @@ import os
 import shutil
 import subprocess
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from app.data.hellaswag import Question, read_questions
 from app.data.tokenizer import Tokenizer
 from app.errors import ExitCode
+from app.inference.hellaswag import HellaSwag
+from app.model.gpt import GPT
+from app.runs.checkpoints import latest_checkpoint
+from app.runs.load import load_gpt
+from app.runs.metrics import read_metrics
 from tests.conftest import Say
+from tests.inference.hellaswag_questions import mixed_questions, write_questions
+from tests.inference.test_hellaswag import CPU
 from tests.newcomer import REPOSITORY, settle, type_in
 from tests.tools.small_run import CONTEXT_LENGTH, RUN, SETTINGS
 
@@ -83,13 +93,30 @@ def write_task(task: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     (folder / f"{name}.yaml").write_text(content, encoding="utf-8")
 
 
-def lm_eval() -> dict[str, dict[str, Any]]:
+def write_hellaswag(name: str, path: Path) -> None:
+    """Write lm-eval's own task under another name, on the questions in a file."""
+    (folder,) = LM_EVAL.parents[1].glob("lib/python*/site-packages/lm_eval/tasks/hellaswag")
+    content = (folder / "hellaswag.yaml").read_text("utf-8")
+    for line, changed in (
+        ("task: hellaswag", f"task: {name}"),
+        ("dataset_path: Rowan/hellaswag", "dataset_path: json"),
+        ("training_split: train", "training_split: null"),
+    ):
+        assert content.count(f"{line}\n") == 1
+        content = content.replace(f"{line}\n", f"{changed}\n")
+    files = {"data_files": {"validation": str(path.resolve())}}
+    content += yaml.safe_dump({"dataset_kwargs": files})
+    Path("tasks", f"{name}.yaml").write_text(content, encoding="utf-8")
+    shutil.copy(folder / "utils.py", "tasks")
+
+
+def lm_eval(tasks: str) -> dict[str, dict[str, Any]]:
     """Results by task."""
     unreachable = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
     command = [
         *(str(LM_EVAL), "--model", "hf", "--device", "cpu", "--batch_size", "8"),
         *("--model_args", f"pretrained={RUN / 'export'}"),
-        *("--include_path", "tasks", "--tasks", "own_text,own_questions"),
+        *("--include_path", "tasks", "--tasks", tasks),
         *("--output_path", "results.json"),
     ]
     ended = subprocess.run(
@@ -112,6 +139,54 @@ def lm_eval() -> dict[str, dict[str, Any]]:
     return results
 
 
+def choice(model: GPT, question: Question) -> int:
+    """Return the ending that HellaSwag takes for the likeliest per character."""
+    for label in range(4):
+        scored = HellaSwag([replace(question, label=label)], CONTEXT_LENGTH, 1)
+        if next(scored.correct(model, CPU))[0]:
+            return label
+    raise AssertionError("it takes none")
+
+
+def test_lm_eval_hellaswag_is_that_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, say: Say
+) -> None:
+    assert LM_EVAL.exists(), "make test-lm-eval makes its environment"
+    settle(tmp_path, monkeypatch)
+    # lm-eval reads a column of one type.
+    questions = [{**each, "label": int(each["label"])} for each in mixed_questions()]
+    # It cuts beginnings, but refuses endings that are longer than the context.
+    long = [
+        e for q in questions for e in q["endings"] if Tokenizer().encode(e).size >= CONTEXT_LENGTH
+    ]
+    assert not long
+    path = write_questions(Path("questions.jsonl"), questions)
+    Path(".env").write_text(SETTINGS, encoding="utf-8")
+    scored = f"train --hellaswag-every 10 --hellaswag-file {path.resolve()}"
+    for command in ("prepare", scored, "export"):
+        assert type_in(command, monkeypatch) == ExitCode.DONE
+    *_, before, last = [row for row in read_metrics(RUN / "metrics.jsonl") if row.hellaswag]
+    assert (before.step, last.step) == (9, 19)
+
+    model = load_gpt(latest_checkpoint(RUN), CPU)
+    chosen = [
+        {**row, "label": choice(model, question)}
+        for row, question in zip(questions, read_questions(path), strict=True)
+    ]
+    Path("tasks").mkdir()
+    write_hellaswag("as_labelled", path)
+    write_hellaswag("as_chosen", write_questions(Path("chosen.jsonl"), chosen))
+    results = lm_eval("as_labelled,as_chosen")
+    theirs = [results["as_labelled"][f"{metric},none"] for metric in ("acc_norm", "acc")]
+    say(f"acc_norm, acc: lm-eval {theirs}, train {last.hellaswag}")
+    counts = HellaSwag(read_questions(path), CONTEXT_LENGTH, 256).correct(model, CPU)
+    assert [count / len(questions) for count in sum(counts, torch.zeros(2)).tolist()] == theirs
+    assert last.hellaswag == theirs[0]
+    # lm-eval chooses the same ending of every question.
+    assert results["as_chosen"]["acc_norm,none"] == 1
+    assert results["as_chosen"]["acc,none"] < 1
+
+
 def test_lm_eval_loss_is_that_of_evaluate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, say: Say
 ) -> None:
@@ -132,7 +207,7 @@ def test_lm_eval_loss_is_that_of_evaluate(
 
     write_task(PERPLEXITY, [{"text": text}])
     write_task(CHOICE, list(QUESTIONS))
-    results = lm_eval()
+    results = lm_eval("own_text,own_questions")
     theirs = results["own_text"]["bits_per_byte,none"]
     say(f"bits per byte: lm-eval {theirs:.7f}, evaluate {ours['bits_per_byte']:.7f}")
     assert theirs == pytest.approx(ours["bits_per_byte"], rel=1e-5)

@@ -160,6 +160,30 @@ def test_time_is_that_of_steps_and_pauses(tmp_path: Path) -> None:
     assert times["waiting for data"] == pytest.approx(0.004)
 
 
+def test_hellaswag_is_shown_where_it_was_measured(tmp_path: Path) -> None:
+    metrics = rows(200, 100)
+    for step, share in ((99, 0.26), (199, 0.2951)):
+        metrics[step] |= {"hellaswag": share, "hellaswag_ms": 4000.0}
+    folder = make_run(tmp_path / "run", metrics)
+    run = read_run(folder)
+    assert run.times()["HellaSwag"] == 8
+    # It comes after its step, as the held-out loss does.
+    spent = sum(run.times().values())
+    assert run.metrics["seconds"][-1] == pytest.approx(spent - 9 - 4)
+    assert [figure.value for figure in figures(run) if figure.name == "HellaSwag"] == ["29.51%"]
+    drawn = report(folder).data["charts"]["hellaswag"]["spec"]
+    points = [(row["step"], row["raw"]) for row in drawn["data"]["values"]]
+    assert points == [(100, 0.26), (200, 0.2951)]
+    low, high = drawn["encoding"]["y"]["scale"]["domain"]
+    assert low < 0.25
+    assert high > 0.2951
+    lines = [layer["mark"] for layer in drawn["layer"] if layer["mark"]["type"] == "line"]
+    assert all(mark.get("point") for mark in lines if mark["strokeWidth"] == 2)
+    without = make_run(tmp_path / "without", rows(200, 100))
+    assert "hellaswag" not in report(without).data["charts"]
+    assert report(folder, without).data["charts"]["hellaswag"]["spec"]["data"]["values"]
+
+
 def test_metrics_without_pauses_have_the_time_of_steps(tmp_path: Path) -> None:
     metrics = [
         {name: value for name, value in row.items() if name not in ("setup_ms", "data_ms")}

@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 
 from app.distributed.launch import processes_to_launch
-from app.errors import UserError
+from app.errors import NetworkError, UserError
 from app.runs.checkpoint import (
     MODEL_FILE,
     OPTIMIZER_FILE,
@@ -23,6 +23,7 @@ from app.runs.folder import RunFolder, RunIdentity
 from app.settings.settings import Settings
 from app.train.command import start_training
 from app.train.start import Start, open_same_data, open_training_data, plan_start, run_identity
+from tests.inference.hellaswag_questions import FILE
 from tests.train.conftest import TinySettings
 from tests.train.processes import CHECKOUT
 from tests.train.tiny_model import checkpoint_state
@@ -145,6 +146,23 @@ def test_a_run_may_continue_with_another_schedule_and_other_intervals(tiny: Tiny
     start = plan(tiny(TRAIN_LEARNING_RATE=1e-4, TRAIN_VAL_EVERY=1, TRAIN_MICRO_BATCH_SIZE=8))
     assert start is not None
     assert start.checkpoint is not None
+
+
+def test_hellaswag_is_read_if_it_is_to_be_measured(tiny: TinySettings) -> None:
+    for every, count in ((0, 0), (3, 8)):
+        start = plan(tiny(TRAIN_HELLASWAG_EVERY=every, TRAIN_HELLASWAG_FILE=FILE))
+        assert start is not None
+        assert len(start.questions) == count
+
+
+def test_hellaswag_that_cannot_be_downloaded_ends_the_start(
+    tiny: TinySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    settings = tiny(TRAIN_HELLASWAG_EVERY=3)
+    with pytest.raises(NetworkError, match="questions could not be downloaded") as caught:
+        plan(settings)
+    assert str(settings.general.data_dir / "cache" / "hellaswag_val.jsonl") in caught.value.fix
 
 
 def test_restarted_processes_continue_a_run_that_was_to_be_new(tiny: TinySettings) -> None:

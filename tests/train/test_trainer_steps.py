@@ -21,6 +21,7 @@ from app.settings.sources import load_settings
 from app.train.start import open_training_data, plan_start
 from app.train.stopping import StopRequest, stop_on_signals
 from app.train.trainer import Trainer
+from tests.inference.hellaswag_questions import FILE
 from tests.train.conftest import HeldBack, TinySettings
 from tests.train.processes import TINY, assert_same_run
 
@@ -34,6 +35,8 @@ SMALL = {
     "TRAIN_MAX_STEPS": 4,
     "TRAIN_VAL_TOKENS": 96,
     "TRAIN_VAL_EVERY": 2,
+    "TRAIN_HELLASWAG_EVERY": 2,
+    "TRAIN_HELLASWAG_FILE": FILE,
     "TRAIN_SAMPLE_EVERY": 2,
     "TRAIN_CHECKPOINT_EVERY": 3,
     "TRAIN_KEEP_CHECKPOINTS": 9,
@@ -95,26 +98,27 @@ def small(tiny: TinySettings) -> TinySettings:
 
 
 @pytest.mark.parametrize(
-    ("val_every", "sample_every", "checkpoint_every", "evaluated", "sampled", "saved"),
+    ("val_every", "hellaswag_every", "sample_every", "checkpoint_every", "done"),
     (
-        (0, 0, 0, [], [], [4]),
-        (1, 1, 1, [1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4]),
-        (2, 3, 2, [2, 4], [3, 4], [2, 4]),
-        (3, 2, 3, [3, 4], [2, 4], [3, 4]),
-        (9, 9, 9, [4], [4], [4]),
+        (0, 0, 0, 0, ([], [], [], [4])),
+        (1, 1, 1, 1, ([1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4])),
+        (2, 3, 3, 2, ([2, 4], [3, 4], [3, 4], [2, 4])),
+        (3, 0, 2, 3, ([3, 4], [], [2, 4], [3, 4])),
+        (0, 2, 9, 9, ([], [2, 4], [4], [4])),
     ),
 )
 def test_intervals_decide_what_follows_a_step(
     small: TinySettings,
     val_every: int,
+    hellaswag_every: int,
     sample_every: int,
     checkpoint_every: int,
-    evaluated: list[int],
-    sampled: list[int],
-    saved: list[int],
+    done: tuple[list[int], list[int], list[int], list[int]],
 ) -> None:
+    evaluated, answered, sampled, saved = done
     settings = small(
         TRAIN_VAL_EVERY=val_every,
+        TRAIN_HELLASWAG_EVERY=hellaswag_every,
         TRAIN_SAMPLE_EVERY=sample_every,
         TRAIN_CHECKPOINT_EVERY=checkpoint_every,
     )
@@ -125,6 +129,8 @@ def test_intervals_decide_what_follows_a_step(
     records = read_metrics(run.metrics)
     assert [record.step for record in records] == [0, 1, 2, 3]
     assert [record.step + 1 for record in records if record.val_loss is not None] == evaluated
+    assert [record.step + 1 for record in records if record.hellaswag is not None] == answered
+    assert [record.step + 1 for record in records if record.hellaswag_ms] == answered
     assert [step for step, _ in read_samples(run.samples)] == sampled
     assert checkpoint_steps(run.checkpoints) == saved
     last = latest_checkpoint(run.path).state
@@ -152,11 +158,15 @@ def unbroken_small(text_shards: Path, tmp_path_factory: pytest.TempPathFactory) 
         pytest.param(4, 2, "record", id="before the first batch of the held-out text"),
         pytest.param(6, 2, "record", id="before its last batch"),
         pytest.param(7, 2, "record", id="at the vote after its last batch"),
-        pytest.param(8, 2, "samples", id="before the prompt of a sample"),
-        pytest.param(12, 2, "samples", id="after the last token of a sample"),
-        pytest.param(16, 3, None, id="before a save"),
-        pytest.param(21, 4, "record", id="in the evaluation after the last step"),
-        pytest.param(26, 4, "samples", id="in the sample after the last step"),
+        pytest.param(8, 2, "record", id="before the first questions of HellaSwag"),
+        pytest.param(15, 2, "record", id="before the last ones"),
+        pytest.param(16, 2, "record", id="at the vote after them"),
+        pytest.param(17, 2, "samples", id="before the prompt of a sample"),
+        pytest.param(21, 2, "samples", id="after the last token of a sample"),
+        pytest.param(25, 3, None, id="before a save"),
+        pytest.param(30, 4, "record", id="in the evaluation after the last step"),
+        pytest.param(35, 4, "record", id="in HellaSwag after the last step"),
+        pytest.param(44, 4, "samples", id="in the sample after the last step"),
     ),
 )
 def test_a_stopped_run_that_continues_equals_one_that_was_never_stopped(

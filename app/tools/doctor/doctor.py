@@ -17,13 +17,20 @@ from app.settings.settings import Settings
 from app.tools.doctor.checks import Context, Finding, run_check, run_check_within
 from app.tools.doctor.child import device_findings
 from app.tools.doctor.estimate import check_duration, estimate
-from app.tools.doctor.inputs import check_dataset, check_run, check_text, check_vocabulary
+from app.tools.doctor.inputs import (
+    check_dataset,
+    check_hellaswag,
+    check_run,
+    check_text,
+    check_vocabulary,
+)
 from app.tools.doctor.machine import check_cpu, check_driver, check_folders, check_space
 
 _CHECKS: dict[str, Callable[[Context], Iterator[Finding]]] = {
     "dataset": check_dataset,
     "run": check_run,
     "text": check_text,
+    "HellaSwag": check_hellaswag,
     "vocabulary": check_vocabulary,
     "data folder": check_folders,
     "disk space": check_space,

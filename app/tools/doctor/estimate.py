@@ -10,6 +10,8 @@ from app.tools.doctor.checks import Context, Finding, graded
 _MIN_MFU, _MAX_MFU = 0.25, 0.6
 # A forward pass is a third of a step's work.
 _EVALUATION_SHARE = 1 / 3
+# Of HellaSwag's 10,042 questions with their endings, estimated from the size of the file.
+_HELLASWAG_TOKENS = 3_200_000
 _LONG_SECONDS = 7 * 86400.0
 
 
@@ -60,15 +62,20 @@ def estimate(context: Context) -> Estimate | None:
 
 def _remaining_tokens(context: Context) -> float:
     """Return the tokens left to train on; evaluations count by their share of the work."""
-    cfg, evaluations = context.settings.train, 0
-    if cfg.val_every and context.remaining_steps:
-        evaluations = cfg.max_steps // cfg.val_every - context.steps_completed // cfg.val_every
-        evaluations += cfg.max_steps % cfg.val_every > 0
-    held_out = context.val_tokens
+    cfg, held_out = context.settings.train, context.val_tokens
     if held_out is None:
         held_out = context.settings.prepare.val_tokens
-    evaluated = evaluations * min(cfg.val_tokens, held_out)
+    evaluated = _evaluations(context, cfg.val_every) * min(cfg.val_tokens, held_out)
+    evaluated += _evaluations(context, cfg.hellaswag_every) * _HELLASWAG_TOKENS
     return context.remaining_steps * cfg.tokens_per_step + _EVALUATION_SHARE * evaluated
+
+
+def _evaluations(context: Context, every: int) -> int:
+    """Return how often something is still measured at an interval and at the end."""
+    steps = context.settings.train.max_steps
+    if not every or not context.remaining_steps:
+        return 0
+    return steps // every - context.steps_completed // every + (steps % every > 0)
 
 
 def check_duration(context: Context) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from app.locks import locked
 from app.runs.checkpoints import latest_valid, no_valid_checkpoint_error
 from app.runs.folder import RunFolder
 from app.tools.doctor.checks import Context, Finding, run_check
-from app.train.start import held_out_warning, run_identity
+from app.train.start import held_out_warning, hellaswag_questions, run_identity
 
 
 def check_dataset(context: Context) -> Iterator[Finding]:
@@ -151,6 +151,23 @@ def check_hub(dataset: str, revision: str, token: str | None) -> Iterator[Findin
     gated = ", which is gated" if is_gated else ""
     access = "the token is accepted" if token else "no token is set, and none is needed"
     yield Finding("hub", "pass", f"{hub.endpoint} gives {dataset}{gated}; {access}")
+
+
+def check_hellaswag(context: Context) -> Iterator[Finding]:
+    """Check that HellaSwag's questions are there, if the run is to answer them.
+
+    Raises:
+        UserError: the file is another, or not of their form.
+    """
+    cfg, path = context.settings.train, context.settings.hellaswag_file
+    if not cfg.hellaswag_every:
+        return
+    if cfg.hellaswag_file is None and not path.exists():
+        fix = "run prepare, or put the file there: train's container has no network"
+        yield Finding("HellaSwag", "warn", f"{path} is not downloaded yet", fix)
+    else:
+        questions = hellaswag_questions(context.settings)
+        yield Finding("HellaSwag", "pass", f"{path}: {plural(len(questions), 'question')}")
 
 
 def check_vocabulary(_context: Context) -> Iterator[Finding]:

@@ -20,6 +20,8 @@ from app.tools.report.layers import (
 )
 from app.tools.report.run_data import Run
 
+# Of four endings, one is right.
+_CHANCE = 0.25
 _RATE = "datum.value == 0 ? '0' : format(datum.value, '.2~e')"
 _SERIES = "isValid(datum.smooth) ? 'training' : 'held-out'"
 
@@ -75,6 +77,11 @@ _CURVES = (
     _Curve(
         *("memory", "Memory", "peak so far, GiB", "memory_bytes", PLAIN, 1 / 2**30),
         is_smoothed=False,
+    ),
+    _Curve(
+        *("hellaswag", "HellaSwag", "acc_norm", "hellaswag", "format(datum.value, '.1%')"),
+        is_smoothed=False,
+        beside=lambda _: np.array([_CHANCE]),
     ),
 )
 

@@ -62,6 +62,8 @@ def _loss_figures(run: Run) -> Iterator[Figure]:
         note = "nats per token" if best == measured[-1] else lowest
         yield Figure("held-out loss", f"{last:.4f}", note)
         yield Figure("perplexity", f"{perplexity(last):.4g}", "held-out")
+    if (answered := finite(run.metrics["hellaswag"])).size:
+        yield Figure("HellaSwag", f"{answered[-1]:.2%}", "acc_norm; by chance 25 %")
     if train.size:
         yield Figure("training loss", f"{train[-1]:.4f}", "of the last step")
 

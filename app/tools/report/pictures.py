@@ -67,7 +67,7 @@ def overview(runs: Sequence[Run], figures: Sequence[Figure], charts: Sequence[Ch
     rows: list[Spec] = [_figures(figures)] if len(runs) == 1 else []
     for height, *keys in (
         (340, "held_out_loss", "loss"),
-        (130, "learning_rate", "grad_norm", "throughput"),
+        (130, "learning_rate", "grad_norm", "throughput", "hellaswag"),
     ):
         if side_by_side := [by_key[key] for key in keys if key in by_key]:
             width = _WIDTH / len(side_by_side) - _PADDING

@@ -86,6 +86,7 @@ class Run:
             "waiting for data": float(waited.sum()),
             "first steps, compiling": compiling,
             "held-out loss": float(spent["val_ms"].sum()),
+            "HellaSwag": float(spent["hellaswag_ms"].sum()),
             "samples": float(spent["sample_ms"].sum()),
             "checkpoints": float(spent["save_ms"].sum()),
             "starting": float(spent["setup_ms"].sum()),
@@ -109,8 +110,9 @@ def read_run(folder: Path) -> Run:
         for name in COLUMNS
     }
     spent = sum(_seconds(metrics[name]) for name in ("step_ms", *PAUSES))
-    # The held-out loss is measured after its step.
-    metrics["seconds"] = np.cumsum(spent) - _seconds(metrics["val_ms"])
+    # Evaluations come after their step.
+    after = sum(_seconds(metrics[name]) for name in ("val_ms", "hellaswag_ms"))
+    metrics["seconds"] = np.cumsum(spent) - after
     metadata, notes = _read_metadata(folder / "settings.json")
     samples = read_samples(folder / "samples.txt")
     return Run(folder.resolve().name, metrics, samples, metadata, notes)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from app.data.manifest import MANIFEST, Manifest
 from app.tools.doctor.checks import Context, Finding, run_check
-from app.tools.doctor.inputs import check_dataset, check_run, check_text
+from app.tools.doctor.inputs import check_dataset, check_hellaswag, check_run, check_text
+from tests.inference.hellaswag_questions import FILE
 from tests.tools.doctor.conftest import NewContext
 
 Check = Callable[[Context], Iterator[Finding]]
@@ -89,6 +90,20 @@ def test_states_of_a_run(new_context: NewContext, data_dir: Path) -> None:
     only(check_run, with_dataset(), "fail", "has no intact checkpoint")
     shutil.rmtree(checkpoint)
     only(check_run, with_dataset(), "pass", "no checkpoint yet")
+
+
+def test_states_of_hellaswag(new_context: NewContext, data_dir: Path, tmp_path: Path) -> None:
+    assert findings(check_hellaswag, new_context()) == []
+    every = {"TRAIN_HELLASWAG_EVERY": 5}
+    only(check_hellaswag, new_context(**every), "warn", "hellaswag_val.jsonl is not downloaded yet")
+    own = new_context(**every, TRAIN_HELLASWAG_FILE=FILE)
+    only(check_hellaswag, own, "pass", f"{FILE}: 8 questions")
+    (tmp_path / "other.jsonl").write_text("{}\n")
+    other = new_context(**every, TRAIN_HELLASWAG_FILE=tmp_path / "other.jsonl")
+    only(check_hellaswag, other, "fail", "line 1 is not a question of HellaSwag")
+    (data_dir / "cache").mkdir(exist_ok=True)
+    (data_dir / "cache" / "hellaswag_val.jsonl").write_bytes(FILE.read_bytes())
+    only(check_hellaswag, new_context(**every), "fail", "is not HellaSwag's published file")
 
 
 def test_states_of_a_text(new_context: NewContext, tmp_path: Path) -> None:
