@@ -1,91 +1,64 @@
 """Evaluations between steps, on all ranks together: the held-out loss and HellaSwag."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from app.data.hellaswag import Question
-from app.data.token_stream import TokenStream
 from app.distributed.world import World
 from app.hardware.device import Device
 from app.inference.hellaswag import HellaSwag
 from app.inference.loss import HeldOutText
-from app.model.gpt import GPT
+from app.model.language_model import LanguageModel
 from app.runs.metrics import PauseTimer
 from app.train.stopping import Interrupted, StopRequest
 
 
+@dataclass(frozen=True)
 class Evaluator:
-    """Divides evaluations among the ranks. Both methods are collective.
+    """Measures a model, uncompiled. Both methods are collective, and the ranks share the work.
 
-    Args:
-        model: uncompiled.
-        micro_batch_size: sequences per forward pass; training, which needs more memory, has as
-            many.
-        held_out: the held-out split.
-        max_tokens: limit on the held-out tokens.
-        questions: HellaSwag's; may be empty.
+    Both raise Interrupted if a signal has come to any rank.
     """
 
-    def __init__(
-        self,
-        model: GPT,
-        device: Device,
-        world: World,
-        stop: StopRequest,
-        pauses: PauseTimer,
-        micro_batch_size: int,
-        *,
-        held_out: TokenStream,
-        max_tokens: int,
-        questions: Sequence[Question] = (),
-    ) -> None:
-        length = model.config.context_length
-        self._model, self._device, self._world = model, device, world
-        self._stop, self._pauses, self._micro_batch_size = stop, pauses, micro_batch_size
-        self._held_out = HeldOutText(held_out, length, max_tokens)
-        self._hellaswag = HellaSwag(
-            questions, length, micro_batch_size * length, world.rank, world.size
-        )
+    model: LanguageModel
+    device: Device
+    world: World
+    stop: StopRequest
+    pauses: PauseTimer
+    held_out: HeldOutText
+    questions: HellaSwag
 
-    def val_loss(self) -> float | None:
-        """Return the held-out loss, nats per token; None if there is no held-out text.
-
-        Raises:
-            Interrupted: a signal has come to any rank.
-        """
-        if not self._held_out.num_sequences:
+    def val_loss(self, batch_size: int) -> float | None:
+        """Return the held-out loss, nats per token; None if there is no held-out text."""
+        if not self.held_out.num_sequences:
             return None
-        batches = self._held_out.losses(
-            self._model,
-            self._device,
-            self._micro_batch_size,
-            rank=self._world.rank,
-            world_size=self._world.size,
-            check_stop=self._stop.check,
+        batches = self.held_out.losses(
+            self.model,
+            self.device,
+            batch_size,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            check_stop=self.stop.check,
         )
-        losses = (losses.double().sum() for losses, _ in batches)
-        return self._sum("val_ms", losses, 1).item() / self._held_out.num_sequences
+        total = self._sum("val_ms", 1, (losses.double().sum() for losses, _ in batches))
+        return total.item() / self.held_out.num_sequences
 
     def hellaswag(self) -> tuple[float, float]:
-        """Return lm-eval's acc_norm and acc on the questions.
+        """Return lm-eval's acc_norm and acc."""
+        counts = self.questions.correct(self.model, self.device, self.stop.check)
+        acc_norm, acc = self._sum("hellaswag_ms", 2, counts).tolist()
+        return acc_norm / self.questions.num_questions, acc / self.questions.num_questions
 
-        Raises:
-            Interrupted: a signal has come to any rank.
-        """
-        counts = self._hellaswag.correct(self._model, self._device, self._stop.check)
-        acc_norm, acc = self._sum("hellaswag_ms", counts, 2).tolist()
-        return acc_norm / self._hellaswag.num_questions, acc / self._hellaswag.num_questions
-
-    def _sum(self, pause: str, batches: Iterator[Tensor], size: int) -> Tensor:
-        """Vote on whether to stop, and sum [size] numbers over batches and ranks, float64."""
-        total = torch.zeros(size, dtype=torch.float64, device=self._device.torch_device)
-        with self._pauses.measuring(pause):
+    def _sum(self, pause: str, size: int, batches: Iterator[Tensor]) -> Tensor:
+        """Vote on whether to stop, and sum [size] numbers over batches and ranks."""
+        total = torch.zeros(size, dtype=torch.float64, device=self.device.torch_device)
+        with self.pauses.measuring(pause):
             with suppress(Interrupted):
                 for batch in batches:
                     total += batch.to(total.device)
-            if self._world.any(self._stop.requested):
+            if self.world.any(self.stop.requested):
                 raise Interrupted
-            return self._world.sum(total)
+            return self.world.sum(total)

@@ -15,6 +15,8 @@ from app.distributed.data_parallel import DataParallelLoss
 from app.distributed.world import World
 from app.errors import ExitCode, NotFiniteError, Stopped
 from app.hardware.device import Device
+from app.inference.hellaswag import HellaSwag
+from app.inference.loss import HeldOutText
 from app.inference.text import Sampling, generate_texts
 from app.model.architectures import build_config, build_model
 from app.runs.checkpoint_state import CheckpointState, PendingWork
@@ -130,16 +132,15 @@ class Trainer:
         )
         self.compile_note = compile_note
         self.pauses, self.pending, self.checkpoint_due = PauseTimer(), PendingWork(), False
+        length = config.context_length
         self.evaluator = Evaluator(
             self.model,
             device,
             world,
             stop,
             self.pauses,
-            micro_batch_size,
-            held_out=TokenStream(dataset.val),
-            max_tokens=cfg.val_tokens,
-            questions=start.questions,
+            HeldOutText(TokenStream(dataset.val), length, cfg.val_tokens),
+            HellaSwag(start.questions, length, micro_batch_size * length, world.rank, world.size),
         )
         self.val_loss: float | None = None
 
@@ -275,7 +276,7 @@ class Trainer:
         """
         measured = {}
         if self.is_due(self.cfg.val_every):
-            self.val_loss = self.evaluator.val_loss()
+            self.val_loss = self.evaluator.val_loss(self.plan.micro_batch_size)
         if self.val_loss is not None:
             self.console.evaluated(self.steps_completed, self.val_loss)
             check_finite(self.steps_completed - 1, {"held-out loss": self.val_loss})

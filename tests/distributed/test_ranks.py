@@ -13,7 +13,7 @@ import torch
 from app.data.hellaswag import read_questions
 from app.inference.hellaswag import HellaSwag
 from app.runs.checkpoints import latest_checkpoint
-from app.runs.load import load_gpt
+from app.runs.load import load_model
 from app.signals import SAME_REQUEST_SECONDS
 from tests.inference.hellaswag_questions import FILE
 from tests.inference.test_hellaswag import CPU
@@ -51,7 +51,7 @@ def test_hellaswag_of_two_processes_is_that_of_the_model_they_save(start: Start)
     run = run_to_end(start, TRAIN_PROCESSES=2, **settings).run_dir
     found = {line["step"]: line["hellaswag"] for line in measured(run) if "hellaswag" in line}
     assert list(found) == [4, 6]
-    model = load_gpt(latest_checkpoint(run), CPU)
+    model = load_model(latest_checkpoint(run), CPU)
     (counts,) = HellaSwag(read_questions(FILE), 32, 10_000).correct(model, CPU)
     assert found[6] == counts[0].item() / 8
 

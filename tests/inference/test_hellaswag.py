@@ -96,10 +96,15 @@ def test_ranks_and_batches_change_nothing(
     assert torch.tensor(counts).sum(dim=0).tolist() == scored(model, some, 1024)
 
 
-def test_a_batch_has_no_more_tokens_than_allowed_and_little_padding(
-    questions: list[Question],
-) -> None:
-    shapes = [batch.inputs.shape for batch in HellaSwag(questions, LENGTH, 512)._batches]
+def test_the_longest_come_first_and_as_many_as_fit(model: GPT, questions: list[Question]) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def note(_module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        shapes.append(inputs[0].shape)
+
+    hook = model.transformer.wte.register_forward_pre_hook(note)
+    list(HellaSwag(questions, LENGTH, 512).correct(model, CPU))
+    hook.remove()
     assert all(rows * width <= 512 for rows, width in shapes)
     assert shapes == sorted(shapes, key=lambda shape: -shape[1])
     assert sum(rows for rows, _ in shapes) == 4 * len(questions)
@@ -124,8 +129,8 @@ def test_an_ending_without_a_character_is_never_the_likeliest_per_character(mode
 
 def test_a_text_without_a_beginning_begins_like_a_document() -> None:
     question = Question("[x", "a", "b]", ["c d", "e", "f", "g"], 0)
-    tokens, count = encode(question, Tokenizer())[0]
-    assert tokens == [END_OF_TEXT, *Tokenizer().encode(" c d").tolist()]
+    tokens, count = encode(question, Tokenizer(), LENGTH)[0]
+    assert tokens.tolist() == [END_OF_TEXT, *Tokenizer().encode(" c d").tolist()]
     assert count == 2
 
 

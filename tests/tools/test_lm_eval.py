@@ -21,9 +21,9 @@ from app.data.hellaswag import Question, read_questions
 from app.data.tokenizer import Tokenizer
 from app.errors import ExitCode
 from app.inference.hellaswag import HellaSwag
-from app.model.gpt import GPT
+from app.model.language_model import LanguageModel
 from app.runs.checkpoints import latest_checkpoint
-from app.runs.load import load_gpt
+from app.runs.load import load_model
 from app.runs.metrics import read_metrics
 from tests.conftest import Say
 from tests.inference.hellaswag_questions import mixed_questions, write_questions
@@ -139,7 +139,7 @@ def lm_eval(tasks: str) -> dict[str, dict[str, Any]]:
     return results
 
 
-def choice(model: GPT, question: Question) -> int:
+def choice(model: LanguageModel, question: Question) -> int:
     """Return the ending that HellaSwag takes for the likeliest per character."""
     for label in range(4):
         scored = HellaSwag([replace(question, label=label)], CONTEXT_LENGTH, 1)
@@ -168,7 +168,7 @@ def test_lm_eval_hellaswag_is_that_of_the_run(
     *_, before, last = [row for row in read_metrics(RUN / "metrics.jsonl") if row.hellaswag]
     assert (before.step, last.step) == (9, 19)
 
-    model = load_gpt(latest_checkpoint(RUN), CPU)
+    model = load_model(latest_checkpoint(RUN), CPU)
     chosen = [
         {**row, "label": choice(model, question)}
         for row, question in zip(questions, read_questions(path), strict=True)
