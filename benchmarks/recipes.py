@@ -10,8 +10,8 @@ are not repeated, so that an interrupted comparison continues.
 Coarse: one seed, one to three settings of the default recipe changed. 38 steps of 16,384 tokens
 with a width of 256, or of 8,192 with one of 512, are what two cores can do in two minutes.
 Finals: original and default, three seeds, with a held-out curve, at the larger width.
-Short: 38 steps of 4,096 tokens: each change of the default recipe alone, three seeds, width 256.
-Long: 100 steps of 2,048 tokens: each change that only a longer run can show, all changes together,
+Short: 38 steps of 2,048 tokens: each change of the default recipe alone, three seeds, width 256.
+Long: 100 steps of 1,024 tokens: each change that only a longer run can show, all changes together,
 and the second architecture, three seeds, widths 256 and 384.
 """
 
@@ -49,7 +49,7 @@ ALWAYS: Settings = {
     "TRAIN_RUN_NAME": "run",
     "TRAIN_PRECISION": "bf16",
 }
-VAL_EVERY = {"coarse": "38", "finals": "13", "short": "38", "long": "50"}
+VAL_EVERY = {"coarse": "38", "finals": "13", "short": "38", "long": "100"}
 DEFAULT: Settings = {
     "TRAIN_OPTIMIZER": "muon",
     "TRAIN_LEARNING_RATE": "3.6e-3",
@@ -131,8 +131,12 @@ COARSE: dict[str, Settings] = {
     "wide: 3.6e-3": WIDE,
     "wide: 7.2e-3": at("7.2e-3") | WIDE,
 }
-SHORT: Settings = {"TRAIN_TOKENS_PER_STEP": "4096", "TRAIN_LEARNING_RATE": "7.2e-3"}
-LONG: Settings = SHORT | {"TRAIN_TOKENS_PER_STEP": "2048", "TRAIN_MAX_STEPS": "100"}
+SHORT: Settings = {
+    "TRAIN_TOKENS_PER_STEP": "2048",
+    "TRAIN_LEARNING_RATE": "7.2e-3",
+    "TRAIN_VAL_TOKENS": "32768",
+}
+LONG: Settings = SHORT | {"TRAIN_TOKENS_PER_STEP": "1024", "TRAIN_MAX_STEPS": "100"}
 NARROWER: Settings = {
     "MODEL_EMBD_SIZE": "384",
     "MODEL_NUM_HEADS": "6",
@@ -301,7 +305,7 @@ def plot_changes(runs: list[dict[str, Any]], path: Path) -> None:
     import vl_convert
 
     rows = []
-    for part, title in (("short", "38 steps of 4,096 tokens"), ("long", "100 steps of 2,048")):
+    for part, title in (("short", "38 steps of 2,048 tokens"), ("long", "100 steps of 1,024")):
         losses: dict[str, list[float]] = {}
         for run in (run for run in runs if run["part"] == part):
             losses.setdefault(run["name"], []).append(run["val_loss"][-1])
