@@ -72,6 +72,9 @@ class CheckpointState:
         sequences_consumed: training sequences so far
         val_loss: held-out loss of these weights; None if it was not measured
         pending: what a stop left undone
+        warmup_steps: steps of the learning rate's warm-up
+        cooldown_start: steps before its cool-down; None if the schedule has none
+        origin: RUN@STEP, where the run began, if that was in another run
         metrics_lines, samples_bytes: lengths of metrics.jsonl and samples.txt
         sha256: hash of each tensor file
     """
@@ -85,6 +88,9 @@ class CheckpointState:
     sequences_consumed: int
     val_loss: float | None = None
     pending: PendingWork = field(default_factory=PendingWork)
+    warmup_steps: int | None = None
+    cooldown_start: int | None = None
+    origin: str | None = None
     metrics_lines: int = 0
     samples_bytes: int = 0
     sha256: dict[str, str] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from app.runs.checkpoint import (
     checkpoint_folder,
     open_checkpoint,
 )
-from app.runs.checkpoint_state import CorruptCheckpoint
+from app.runs.checkpoint_state import CheckpointState, CorruptCheckpoint
 
 
 def checkpoint_steps(checkpoints: Path) -> list[int]:
@@ -55,19 +55,27 @@ def no_valid_checkpoint_error(run_dir: Path, corrupt: list[CorruptCheckpoint]) -
     )
 
 
-def missing_run_error(run_dir: Path) -> UserError:
+def missing_run_error(run_dir: Path, variable: str = "TRAIN_RUN_NAME") -> UserError:
     """Return the error for a run that does not exist; it names those that do."""
     runs = sorted(path.name for path in run_dir.parent.glob("*/"))
-    fix = f"set TRAIN_RUN_NAME to one of: {', '.join(runs)}"
+    fix = f"set {variable} to one of: {', '.join(runs)}"
     return UserError(
         f"there is no run {run_dir}", fix if runs else "train first, or correct DATA_DIR"
     )
 
 
-def latest_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:
-    """Find the last checkpoint of a run with a valid model, or the one after `step` steps.
+def latest_checkpoint(
+    run_dir: Path,
+    step: int | None = None,
+    files: Iterable[str] = (MODEL_FILE,),
+    variable: str = "TRAIN_RUN_NAME",
+) -> Checkpoint:
+    """Find the last checkpoint of a run whose files are valid, or the one after `step` steps.
 
     Later ones that are damaged are reported on standard error.
+
+    Args:
+        variable: the setting that names the run.
 
     Raises:
         UserError: there is none.
@@ -75,11 +83,11 @@ def latest_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:
     checkpoints = run_dir / "checkpoints"
     steps = checkpoint_steps(checkpoints)
     if not run_dir.is_dir():
-        raise missing_run_error(run_dir)
+        raise missing_run_error(run_dir, variable)
     if not steps:
         raise UserError(f"{run_dir} has no checkpoint yet", "let train reach its first one")
     if step is None:
-        checkpoint, corrupt = latest_valid(checkpoints, (MODEL_FILE,))
+        checkpoint, corrupt = latest_valid(checkpoints, files)
         if checkpoint is None:
             raise no_valid_checkpoint_error(run_dir, corrupt)
         for error in corrupt:
@@ -91,17 +99,22 @@ def latest_checkpoint(run_dir: Path, step: int | None = None) -> Checkpoint:
             f"choose one of: {', '.join(map(str, steps))}",
         )
     checkpoint = open_checkpoint(checkpoint_folder(checkpoints, step))
-    checkpoint.verify((MODEL_FILE,))
+    checkpoint.verify(files)
     return checkpoint
 
 
 def prune_checkpoints(checkpoints: Path, keep: int) -> None:
-    """Delete all but the last `keep` checkpoints and the one with the lowest held-out loss."""
+    """Delete all but the last `keep` checkpoints, the best, and those from before a cool-down.
+
+    The best has the lowest held-out loss; a longer run can branch from before the cool-down.
+    """
     steps = checkpoint_steps(checkpoints)
-    losses = {step: loss for step in steps if (loss := val_loss_of(checkpoints, step)) is not None}
-    best = min(losses, key=lambda step: losses[step], default=None)
+    states = {step: state for step in steps if (state := _state_of(checkpoints, step))}
+    losses = {step: it.val_loss for step, it in states.items() if it.val_loss is not None}
+    kept = {min(losses, key=lambda step: losses[step], default=None)}
+    kept |= {step for step, state in states.items() if step == state.cooldown_start}
     for step in steps[:-keep]:
-        if step != best:
+        if step not in kept:
             folder = checkpoint_folder(checkpoints, step)
             folder.rename(folder.with_name(folder.name + PARTIAL))
     remove_partial_checkpoints(checkpoints)
@@ -109,8 +122,14 @@ def prune_checkpoints(checkpoints: Path, keep: int) -> None:
 
 def val_loss_of(checkpoints: Path, step: int) -> float | None:
     """Return the held-out loss of a checkpoint; None if it is unknown or the checkpoint damaged."""
+    state = _state_of(checkpoints, step)
+    return state.val_loss if state else None
+
+
+def _state_of(checkpoints: Path, step: int) -> CheckpointState | None:
+    """Return the state of a checkpoint; None if it is damaged."""
     try:
-        return open_checkpoint(checkpoint_folder(checkpoints, step)).state.val_loss
+        return open_checkpoint(checkpoint_folder(checkpoints, step)).state
     except UserError:
         return None
 

@@ -28,13 +28,37 @@ class RunIdentity:
         dataset_fingerprint: fingerprint of the tokens
         settings: name -> value of the settings that may not change: the model's, the optimizer and
             those that determine the data order. Learning rate and number of steps may change.
+        branch_from: RUN or RUN@STEP with which it began; None for any beginning
     """
 
     dataset_fingerprint: str
     settings: dict[str, Any]
+    branch_from: str | None = None
 
     def check_matches(self, run_dir: Path, state: CheckpointState) -> None:
         """Raise UserError that names every difference from a checkpoint."""
+        origin = state.origin or ""
+        if self.branch_from and self.branch_from not in (origin, origin.partition("@")[0]):
+            raise self.other_origin(run_dir, state.origin)
+        if changes := self.changes_from(state):
+            is_same_version = state.identity.keys() == self.to_json().keys()
+            is_same_version |= "architecture" in changes
+            to_continue = "set these back" if is_same_version else "use the version that wrote it"
+            raise UserError(
+                f"{run_dir} holds a different run: {'; '.join(changes.values())}",
+                f"set TRAIN_RUN_NAME to a new name, or {to_continue} to continue",
+            )
+
+    def other_origin(self, run_dir: Path, origin: str | None) -> UserError:
+        """Return the error of a run that did not begin with `branch_from`."""
+        began = f"as a branch of {origin}" if origin else "without TRAIN_BRANCH_FROM"
+        return UserError(
+            f"{run_dir} has begun {began}, not with {self.branch_from}",
+            "set TRAIN_RUN_NAME to a new name, or leave TRAIN_BRANCH_FROM out to continue this run",
+        )
+
+    def changes_from(self, state: CheckpointState) -> dict[str, str]:
+        """Return the differences from a checkpoint in words, by key of its identity."""
         before, now = state.identity, self.to_json()
         if before.get("architecture") != now.get("architecture"):
             # What only one of two architectures has is no further difference.
@@ -42,13 +66,7 @@ class RunIdentity:
         changes = differences(before, now)
         if "dataset_fingerprint" in changes:
             changes["dataset_fingerprint"] = "the dataset holds different tokens"
-        if changes:
-            is_same_version = before.keys() == now.keys()
-            to_continue = "set these back" if is_same_version else "use the version that wrote it"
-            raise UserError(
-                f"{run_dir} holds a different run: {'; '.join(changes.values())}",
-                f"set TRAIN_RUN_NAME to a new name, or {to_continue} to continue",
-            )
+        return changes
 
     def to_json(self) -> dict[str, Any]:
         """Return what state.json has under `identity`."""

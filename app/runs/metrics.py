@@ -131,14 +131,10 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, steps: int) -> None:
-        self.records: list[StepRecord] = []
-        if path.exists():
-            self.records = _cut_back(path, steps)
-        elif steps:
-            raise UserError(
-                f"{path} is missing, and the run has {steps} steps",
-                "put it back, or set TRAIN_RUN_NAME to a new name",
-            )
+        kept = first_steps(path, steps)
+        self.records = [record for record, _ in kept]
+        with atomic_file(path) as file:
+            file.writelines(line for _, line in kept)
         self._file = AppendOnlyFile(path)
         self._lines = steps
 
@@ -166,17 +162,21 @@ def read_metrics(path: Path) -> list[StepRecord]:
     return [record for record, _ in _parse(path)]
 
 
-def _cut_back(path: Path, steps: int) -> list[StepRecord]:
-    """Keep only the lines of steps 0 … steps-1, as they are; UserError if one is missing."""
-    kept = [(record, line) for record, line in _parse(path) if record.step < steps]
+def first_steps(path: Path, steps: int) -> list[tuple[StepRecord, bytes]]:
+    """Return the records of steps 0 … steps-1, and their lines; UserError if one is missing."""
+    if steps and not path.exists():
+        raise UserError(
+            f"{path} is missing, and the run has {steps} steps",
+            "put it back, or set TRAIN_RUN_NAME to a new name",
+        )
+    parsed = _parse(path) if path.exists() else ()
+    kept = [(record, line) for record, line in parsed if record.step < steps]
     if [record.step for record, _ in kept] != list(range(steps)):
         raise UserError(
             f"{path} does not have a line for each of the {steps} steps of the checkpoint",
             "put the missing lines back, or set TRAIN_RUN_NAME to a new name",
         )
-    with atomic_file(path) as file:
-        file.writelines(line for _, line in kept)
-    return [record for record, _ in kept]
+    return kept
 
 
 def _parse(path: Path) -> Iterator[tuple[StepRecord, bytes]]:

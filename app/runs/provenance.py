@@ -22,6 +22,7 @@ def run_metadata(
     *,
     processes: int,
     parameters: int,
+    origin: str | None = None,
 ) -> dict[str, Any]:
     """Return the content of settings.json.
 
@@ -29,6 +30,7 @@ def run_metadata(
         settings: all settings, without secrets.
         device: what is known about the device.
         parameters: size of the model.
+        origin: RUN@STEP, where the run began, if that was in another run.
     """
     return {
         "settings": settings,
@@ -39,6 +41,7 @@ def run_metadata(
         "dataset": _dataset_metadata(dataset),
         "processes": processes,
         "parameters": parameters,
+        **({"origin": origin} if origin else {}),
     }
 
 

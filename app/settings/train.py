@@ -14,6 +14,7 @@ from app.settings.types import (
     Number,
     RunName,
     count_or,
+    parse_branch,
     parse_compile,
     parse_pair,
 )
@@ -58,6 +59,9 @@ class TrainSettings(Group):
     """dataset folder, below DATA_DIR; by default the one that prepare writes"""
     run_name: RunName | None = None
     """the run's folder below DATA_DIR/runs; by default the dataset folder's name"""
+    branch_from: Annotated[str | None, BeforeValidator(parse_branch)] = None
+    """checkpoint of another run with which this run begins, RUN or RUN@STEP; without a step the
+    last one from before the cool-down"""
     tokens_per_step: Count = Field(524_288, gt=0, lt=2**31)
     """tokens per optimizer step, over all processes"""
     micro_batch_size: Annotated[int | Literal["auto"], count_or("auto")] = "auto"
@@ -128,7 +132,7 @@ class TrainSettings(Group):
     checkpoint_every: Count = Field(250, ge=0)
     """steps between checkpoints, also at the end; 0: only at the end"""
     keep_checkpoints: Count = Field(2, ge=1)
-    """latest checkpoints to keep, besides the best"""
+    """latest checkpoints to keep, besides the best and the one from before the cool-down"""
     processes: Annotated[int | Literal["auto"], count_or("auto", at_most=1024)] = "auto"
     """training processes on this machine; auto: one per GPU; one on a CPU"""
     max_restarts: Count = Field(3, ge=0)

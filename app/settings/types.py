@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 # Libraries store counts in 64 bits.
 _MAX_COUNT = 10**18
+_RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _NOT_A_COUNT = "must be a whole number, such as 500, 20M, 1.5B or 1e7"
 
 
@@ -105,6 +106,18 @@ def parse_bool(value: object) -> object:
     return "true" if is_true else "false" if is_false else word
 
 
+def parse_branch(value: object) -> object:
+    """Return RUN or RUN@STEP, the step without leading zeros.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    name, at, step = str(value).partition("@")
+    if not re.fullmatch(_RUN_NAME, name) or (at and not step.isdecimal()):
+        raise ValueError("must be the name of a run, or NAME@STEP with the step of a checkpoint")
+    return f"{name}@{int(step)}" if at else name
+
+
 def parse_compile(value: object) -> object:
     """Return "true" for auto, model and blocks, which .env files may hold. Keep any other value."""
     return "true" if str(value).strip().lower() in ("auto", "model", "blocks") else value
@@ -123,7 +136,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Beta = Annotated[Number, Field(ge=0, lt=1)]
 Seconds = Annotated[Number, Field(ge=0, le=86400)]
 AutoOrBool = Annotated[Literal["auto", "true", "false"], BeforeValidator(parse_bool)]
-RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
+RunName = Annotated[str, Field(pattern=f"^{_RUN_NAME}$", max_length=200)]
 Location = Annotated[Path, BeforeValidator(expand_home)]
 
 

@@ -137,6 +137,8 @@ def _checkpoint(path: Path, verify: bool) -> Iterator[str]:
     yield f"{path}: a checkpoint after {checkpoint.step:,} steps"
     yield f"  model: {parameters:,} parameters in {len(tensors['model'])} tensors"
     yield f"  optimizer: {len(tensors['optimizer'])} tensors"
+    if checkpoint.state.origin:
+        yield f"  the run began as a branch of {checkpoint.state.origin}"
     state = checkpoint.state.to_json()
     for name in ("windows_consumed", "micro_batch_size", "model", "identity", "versions"):
         yield f"  {name}: {state[name]}"

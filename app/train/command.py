@@ -13,7 +13,7 @@ from app.progress import print_line
 from app.runs.checkpoints import checkpoint_steps
 from app.runs.folder import RunFolder
 from app.settings.settings import Settings
-from app.train.start import open_training_data, plan_start
+from app.train.start import find_branch, open_training_data, plan_start
 
 
 def start_training(settings: Settings) -> None:
@@ -42,8 +42,9 @@ def start_training(settings: Settings) -> None:
                 program = [sys.argv[0]] if started_by_script() else ["-m", "app"]
                 command = [*program, *sys.argv[1:]]
                 raise ExitWithCode(launch(command, processes, settings.train.max_restarts))
+            branch = find_branch(settings, dataset.fingerprint)
             stack.enter_context(run.lock())
-            start = plan_start(settings, dataset, run)
+            start = plan_start(settings, dataset, run, branch)
             if start is None:
                 return
             print_line("starting torch")

@@ -29,10 +29,14 @@ class LRSchedule:
     cooldown: float = 0.0
 
     @classmethod
-    def from_settings(cls, cfg: TrainSettings) -> Self:
-        """Return the schedule of a run; TRAIN_WARMUP_STEPS=auto is 1% of its steps."""
-        one_percent = round(0.01 * cfg.max_steps)
-        warmup = one_percent if cfg.warmup_steps == "auto" else cfg.warmup_steps
+    def from_settings(cls, cfg: TrainSettings, begun_with: int | None = None) -> Self:
+        """Return the schedule of a run; TRAIN_WARMUP_STEPS=auto is 1% of its steps.
+
+        Args:
+            begun_with: the warm-up of a run that continues, perhaps to more steps: auto keeps it.
+        """
+        auto = round(0.01 * cfg.max_steps) if begun_with is None else begun_with
+        warmup = auto if cfg.warmup_steps == "auto" else cfg.warmup_steps
         return cls(
             cfg.learning_rate,
             cfg.lr_schedule,
@@ -50,6 +54,11 @@ class LRSchedule:
         if self.decay == "wsd":
             return max(self.warmup_steps, self.max_steps - round(self.cooldown * self.max_steps))
         return self.warmup_steps
+
+    @property
+    def cooldown_start(self) -> int | None:
+        """Return the steps before the cool-down; None if the schedule has none."""
+        return self.decay_start if self.decay == "wsd" else None
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of step 0 … max_steps-1."""

@@ -7,9 +7,13 @@ from app.data.dataset import Dataset, open_dataset
 from app.data.hellaswag import Question, provide_questions, read_questions
 from app.errors import UserError
 from app.progress import print_line
+from app.runs.branch import BranchPoint, find_branch_point
 from app.runs.checkpoint import Checkpoint
+from app.runs.checkpoint_state import CheckpointState
+from app.runs.checkpoints import checkpoint_steps
 from app.runs.folder import RunFolder, RunIdentity
 from app.settings.settings import Settings
+from app.train.lr_schedule import LRSchedule
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,25 @@ def open_same_data(settings: Settings, identity: RunIdentity) -> Dataset:
     raise UserError(problem, "mount one folder as DATA_DIR on all machines")
 
 
+def find_branch(settings: Settings, dataset_fingerprint: str) -> BranchPoint | None:
+    """Find where a new run branches from another, as app.runs.branch.find_branch_point."""
+    identity = run_identity(settings, dataset_fingerprint)
+    return find_branch_point(RunFolder(settings.run_dir), identity, settings.train.max_steps)
+
+
 def plan_start(
-    settings: Settings, dataset: Dataset, run: RunFolder, *, restarted: bool = False
+    settings: Settings,
+    dataset: Dataset,
+    run: RunFolder,
+    branch: BranchPoint | None = None,
+    *,
+    restarted: bool = False,
 ) -> Start | None:
     """Find where the run continues, and print it. Return None if all its steps are completed.
 
     Args:
         run: locked by this process.
+        branch: where a run without a checkpoint begins.
         restarted: a launcher has restarted the processes after one was lost.
 
     Raises:
@@ -66,12 +82,18 @@ def plan_start(
     cfg, identity = settings.train, run_identity(settings, dataset.fingerprint)
     # Printed first, because comparing the hashes of a checkpoint may take seconds.
     print_line(_describe(dataset, settings))
-    checkpoint = run.resume_from(identity, "auto" if restarted else cfg.resume)
+    resume = "auto" if restarted else cfg.resume
+    if branch and not checkpoint_steps(run.checkpoints):
+        branch.begin(run, identity)
+        print_line("; ".join([f"{run.path}: a branch of {branch.origin}", *branch.changes]))
+        resume = "auto"
+    checkpoint = run.resume_from(identity, resume)
     if checkpoint and checkpoint.step >= cfg.max_steps and not checkpoint.state.pending:
         print_line(f"{run.path} is finished: all {checkpoint.step} steps are done")
         return None
     print_line(f"{run.path}: " + (f"continues at step {checkpoint.step}" if checkpoint else "new"))
-    if warning := held_out_warning(dataset, settings):
+    jump = cooldown_warning(settings, checkpoint.state) if checkpoint else None
+    for warning in filter(None, (held_out_warning(dataset, settings), jump)):
         print(f"warning: {'; '.join(warning)}", file=sys.stderr, flush=True)
     return Start(identity, checkpoint, hellaswag_questions(settings))
 
@@ -93,12 +115,26 @@ def held_out_warning(dataset: Dataset, settings: Settings) -> tuple[str, str] | 
     return lack and (f"no held-out loss will be measured: {lack[0]}", lack[1])
 
 
+def cooldown_warning(settings: Settings, before: CheckpointState) -> tuple[str, str] | None:
+    """Return that the learning rate jumps back up, and what to do; None if it does not."""
+    began = before.cooldown_start
+    schedule = LRSchedule.from_settings(settings.train, before.warmup_steps)
+    if began is None or before.step <= began or schedule.decay_start <= began:
+        return None
+    return (
+        f"the run has been cooling down since step {began}, and its learning rate jumps back up "
+        f"to {schedule.learning_rate(before.step):.2e}",
+        "TRAIN_BRANCH_FROM begins a new run from before the cool-down (docs/recipes.md)",
+    )
+
+
 def run_identity(settings: Settings, dataset_fingerprint: str) -> RunIdentity:
     """Return what must stay the same for a run with these settings to be the same run."""
     fixed = {"tokens_per_step", "seed", "shuffle", "optimizer"}
     return RunIdentity(
         dataset_fingerprint,
         settings.model.shape() | settings.train.model_dump(include=fixed),
+        settings.train.branch_from,
     )
 
 

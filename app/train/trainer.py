@@ -90,7 +90,10 @@ class Trainer:
             )
         if start.checkpoint:
             start.checkpoint.load(self.model, self.optimizers)
-        self.first_step = self.steps_completed = start.checkpoint.step if start.checkpoint else 0
+        before = start.checkpoint.state if start.checkpoint else None
+        self.first_step = self.steps_completed = before.step if before else 0
+        self.schedule = LRSchedule.from_settings(cfg, before.warmup_steps if before else None)
+        origin = before.origin if before else None
         self.log = None
         if world.is_rank_zero:
             metadata = run_metadata(
@@ -99,6 +102,7 @@ class Trainer:
                 dataset,
                 processes=world.size,
                 parameters=self.model.num_parameters(),
+                origin=origin,
             )
             self.log = RunLogger(run, start.checkpoint, metadata, self.print_line)
         self.console = Console(
@@ -129,6 +133,9 @@ class Trainer:
             identity=start.identity.to_json(),
             versions=versions(),
             sequences_consumed=self.first_step * self.plan.sequences_per_step,
+            warmup_steps=self.schedule.warmup_steps,
+            cooldown_start=self.schedule.cooldown_start,
+            origin=origin,
         )
         self.compile_note = compile_note
         self.pauses, self.pending, self.checkpoint_due = PauseTimer(), PendingWork(), False
@@ -191,7 +198,7 @@ class Trainer:
             DataParallelLoss(self.model, loss, self.device.torch_device, self.world),
             self.optimizers,
             self.loader,
-            LRSchedule.from_settings(cfg),
+            self.schedule,
             self.device,
             self.world,
             first_step=self.first_step,
@@ -243,9 +250,11 @@ class Trainer:
                 self.sample(self.log)
             except Interrupted:
                 self.pending = PendingWork(samples=True)
-        self.checkpoint_due |= self.is_last or self.is_due(self.cfg.checkpoint_every)
-        # Training does not wait for the hashes of the shards, except at its end.
-        ready = self.is_last or self.checkpointer.may_save
+        # Later checkpoints could not be extended.
+        must_save = self.is_last or self.steps_completed == self.schedule.cooldown_start
+        self.checkpoint_due |= must_save or self.is_due(self.cfg.checkpoint_every)
+        # Training does not wait for the hashes of the shards, except for these.
+        ready = must_save or self.checkpointer.may_save
         if self.checkpoint_due and self.world.broadcast(ready and not self.pending):
             self.save_checkpoint()
 

@@ -13,7 +13,13 @@ from app.locks import locked
 from app.runs.checkpoints import latest_valid, no_valid_checkpoint_error
 from app.runs.folder import RunFolder
 from app.tools.doctor.checks import Context, Finding, run_check
-from app.train.start import held_out_warning, hellaswag_questions, run_identity
+from app.train.start import (
+    cooldown_warning,
+    find_branch,
+    held_out_warning,
+    hellaswag_questions,
+    run_identity,
+)
 
 
 def check_dataset(context: Context) -> Iterator[Finding]:
@@ -61,6 +67,12 @@ def check_run(context: Context) -> Iterator[Finding]:
         UserError: another process works there, or the folder holds a different run.
     """
     settings, folder = context.settings, context.settings.run_dir
+    if branch := find_branch(settings, context.fingerprint or ""):
+        context.steps_completed = branch.checkpoint.step
+        yield Finding("run", "pass", f"{folder}: new, a branch of {branch.origin}")
+        if warning := cooldown_warning(settings, branch.checkpoint.state):
+            yield Finding("run", "warn", *warning)
+        return
     if not folder.is_dir():
         yield Finding("run", "pass", f"{folder}: new")
         return
@@ -86,6 +98,8 @@ def check_run(context: Context) -> Iterator[Finding]:
     if context.remaining_steps:
         found = f"continues at step {checkpoint.step:,} of {settings.train.max_steps:,}"
     yield Finding("run", "pass", f"{folder}: {found}")
+    if warning := cooldown_warning(settings, checkpoint.state):
+        yield Finding("run", "warn", *warning)
 
 
 def check_text(context: Context) -> Iterator[Finding]:

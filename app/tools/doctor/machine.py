@@ -108,10 +108,13 @@ def _weaknesses(folder: Path) -> Iterator[str]:
 
 
 def check_space(context: Context) -> Iterator[Finding]:
-    """Check that shards, caches and checkpoints (kept, best, being written) fit on the disk."""
+    """Check that shards, caches and checkpoints fit on the disk.
+
+    Checkpoints are those kept, the best, one being written, and one from before a cool-down.
+    """
     settings, data_dir = context.settings, context.settings.general.data_dir
     disk, shards = existing(data_dir), _shard_bytes(context)
-    checkpoints = settings.train.keep_checkpoints + 2
+    checkpoints = settings.train.keep_checkpoints + 2 + (settings.train.lr_schedule == "wsd")
     checkpoint = CHECKPOINT_BYTES_PER_PARAMETER * count_parameters(settings.model)
     sizes = {
         settings.train_dataset_dir: shards or 0,

@@ -105,6 +105,7 @@ def _origin(settings: Settings, model: LanguageModel, checkpoint: Checkpoint) ->
     return {
         "run": settings.run_dir.name,
         "step": checkpoint.step,
+        **({"began_as": state.origin} if state.origin else {}),
         "dtype": settings.export.dtype,
         "parameters": model.num_parameters(),
         "multiplied": model.num_multiplied(),

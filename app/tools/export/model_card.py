@@ -55,6 +55,8 @@ def model_card(origin: dict[str, Any]) -> str:
         "Dataset": _describe(origin["dataset"]),
         "Training": f"{origin['tokens_seen']:,} tokens in {origin['step']:,} steps",
     }
+    if "began_as" in origin:
+        rows["Training"] += f", the first of them as {origin['began_as']}"
     if origin["val_loss"] is not None:
         rows["Held-out loss"] = f"{origin['val_loss']:.4f} nats per token"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())

@@ -71,6 +71,7 @@ def _loss_figures(run: Run) -> Iterator[Figure]:
 def _progress_figures(run: Run) -> Iterator[Figure]:
     tokens, seconds = run.metrics["tokens"][-1], run.total_seconds
     of_steps = "all done" if run.steps == run.planned_steps else f"of {run.planned_steps:,}"
+    of_steps += f"; began as {origin}" if (origin := run.get("origin")) else ""
     yield Figure("steps", f"{run.steps:,}", of_steps)
     yield Figure("tokens", format_count(tokens), f"{tokens:,.0f}")
     in_steps = np.nansum(run.metrics["step_ms"]) / 1000

@@ -1,0 +1,131 @@
+"""A new run that begins with a checkpoint of another one."""
+
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from app.errors import UserError
+from app.files import atomic_file, atomic_folder, read_bytes
+from app.runs.checkpoint import TENSOR_FILES, Checkpoint, checkpoint_folder
+from app.runs.checkpoint_state import CorruptCheckpoint
+from app.runs.checkpoints import checkpoint_steps, latest_checkpoint
+from app.runs.folder import RunFolder, RunIdentity
+from app.runs.metrics import first_steps
+
+# What a branch may change.
+_FREE = ("dataset_fingerprint", "seed", "shuffle")
+# A run that is training may delete a checkpoint while its hashes are compared.
+_TRIES = 3
+_RESTORE = "restore that file from a backup, or set TRAIN_BRANCH_FROM to another RUN@STEP"
+
+
+@dataclass(frozen=True)
+class BranchPoint:
+    """An intact checkpoint of another run, and what that run had written until then.
+
+    Attributes:
+        origin: RUN@STEP
+        changes: what changes in the data and their order, in words
+        metrics, samples: the beginning of metrics.jsonl and of samples.txt
+    """
+
+    checkpoint: Checkpoint
+    origin: str
+    changes: list[str]
+    metrics: bytes
+    samples: bytes
+
+    def begin(self, run: RunFolder, identity: RunIdentity) -> None:
+        """Write the beginning of a run that is locked by this process.
+
+        The checkpoint's folder gets its name last: until then, this can be done again.
+
+        Raises:
+            UserError: the other run has deleted the checkpoint.
+        """
+        state = replace(self.checkpoint.state, identity=identity.to_json(), origin=self.origin)
+        with atomic_folder(checkpoint_folder(run.checkpoints, state.step)) as partial:
+            for file in TENSOR_FILES:
+                _link_or_copy(self.checkpoint.folder / file, partial / file)
+            state.write(partial)
+            for path, content in ((run.metrics, self.metrics), (run.samples, self.samples)):
+                with atomic_file(path) as opened:
+                    opened.write(content)
+
+
+def find_branch_point(run: RunFolder, identity: RunIdentity, max_steps: int) -> BranchPoint | None:
+    """Find where a run branches from another; None if it is not to, or has a checkpoint.
+
+    Args:
+        run: not locked yet, because locking creates its folder.
+        max_steps: steps of the whole run.
+
+    Raises:
+        UserError: there is no such checkpoint, or it cannot be continued as this run.
+    """
+    name, _, step = (identity.branch_from or "").partition("@")
+    if name == run.path.name:
+        raise UserError(
+            f"TRAIN_BRANCH_FROM={identity.branch_from}: a run cannot branch from itself",
+            "set TRAIN_RUN_NAME to the name of the new run",
+        )
+    if not name or checkpoint_steps(run.checkpoints):
+        return None
+    if run.settings.exists():
+        raise identity.other_origin(run.path, None)
+    source = RunFolder(run.path.with_name(name))
+    checkpoint = _find_checkpoint(source, int(step) if step else None)
+    state, origin = checkpoint.state, f"{name}@{checkpoint.step}"
+    changes = identity.changes_from(state)
+    free = [changes.pop(key) for key in _FREE if key in changes]
+    if changes:
+        raise UserError(
+            f"{origin} cannot be continued with these settings: {'; '.join(changes.values())}",
+            "set these back, or leave TRAIN_BRANCH_FROM out",
+        )
+    if state.step >= max_steps:
+        raise UserError(
+            f"nothing is left to do after {origin}: TRAIN_MAX_STEPS is {max_steps}",
+            "raise TRAIN_MAX_STEPS, the steps of the whole run, or branch from an earlier step",
+        )
+    try:
+        metrics = b"".join(line for _, line in first_steps(source.metrics, state.metrics_lines))
+    except UserError as error:
+        raise UserError(error.problem, _RESTORE) from None
+    samples = read_bytes(source.samples) if source.samples.exists() else b""
+    return BranchPoint(checkpoint, origin, free, metrics, samples[: state.samples_bytes])
+
+
+def _find_checkpoint(source: RunFolder, step: int | None, tries: int = _TRIES) -> Checkpoint:
+    """Find the checkpoint after `step` steps; without it the last one from before a cool-down."""
+    steps = checkpoint_steps(source.checkpoints)
+    try:
+        checkpoint = latest_checkpoint(source.path, step, TENSOR_FILES, "TRAIN_BRANCH_FROM")
+        start = checkpoint.state.cooldown_start
+        if step is not None or start is None or checkpoint.step <= start:
+            return checkpoint
+        before = [it for it in steps if it <= start]
+        if not before:
+            raise UserError(
+                f"{source.path} has no checkpoint from before its cool-down, after {start} steps",
+                f"add @STEP to TRAIN_BRANCH_FROM, one of: {', '.join(map(str, steps))}",
+            )
+        return _find_checkpoint(source, before[-1])
+    except CorruptCheckpoint as error:
+        if tries > 1 and steps != checkpoint_steps(source.checkpoints):
+            return _find_checkpoint(source, step, tries - 1)
+        raise UserError(error.problem, _RESTORE) from None
+
+
+def _link_or_copy(file: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no hard links."""
+    with suppress(OSError):
+        os.link(file.resolve(), target)
+        return
+    try:
+        shutil.copyfile(file, target)
+    except FileNotFoundError:
+        problem = f"{file} has been deleted by the run that it belongs to"
+        raise UserError(problem, "run the same command again") from None
