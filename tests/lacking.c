@@ -11,7 +11,8 @@
                  chmod          every kind of chmod
                  rename-folder  rename to the name of a folder that exists
                  read           read of a file, at an offset too
-                 stat           stat of an existing file */
+                 stat           stat of an existing file
+                 link           a second name for a file */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -32,9 +33,9 @@
 #define LACKED(result, call, is_below) \
     if (is_below && lacks(call)) return result;
 
-enum { CALLS = 8 };
+enum { CALLS = 9 };
 static const char *calls[CALLS] = {"lock",  "fsync-folder",  "share", "map",
-                                   "chmod", "rename-folder", "read",  "stat"};
+                                   "chmod", "rename-folder", "read",  "stat", "link"};
 static int done[CALLS];
 
 /* True, with errno set, if this call is to fail. */
@@ -131,6 +132,15 @@ int fchmodat(int folder, const char *path, mode_t mode, int flags) {
 int rename(const char *from, const char *to) {
     LACKED(-1, "rename-folder", is_folder(AT_FDCWD, to) && is_below(AT_FDCWD, to))
     return REAL(rename)(from, to);
+}
+
+int link(const char *from, const char *to) {
+    LACKED(-1, "link", is_below(AT_FDCWD, to))
+    return REAL(link)(from, to);
+}
+int linkat(int from_folder, const char *from, int folder, const char *to, int flags) {
+    LACKED(-1, "link", is_below(folder, to))
+    return REAL(linkat)(from_folder, from, folder, to, flags);
 }
 
 #define READ(function, parameters, given)             \

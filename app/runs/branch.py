@@ -113,10 +113,11 @@ def _find_checkpoint(source: RunFolder, step: int | None, tries: int = _TRIES) -
                 f"add @STEP to TRAIN_BRANCH_FROM, one of: {', '.join(map(str, steps))}",
             )
         return _find_checkpoint(source, before[-1])
-    except CorruptCheckpoint as error:
+    except UserError as error:
         if tries > 1 and steps != checkpoint_steps(source.checkpoints):
             return _find_checkpoint(source, step, tries - 1)
-        raise UserError(error.problem, _RESTORE) from None
+        fix = _RESTORE if isinstance(error, CorruptCheckpoint) else error.fix
+        raise UserError(error.problem, fix) from None
 
 
 def _link_or_copy(file: Path, target: Path) -> None:

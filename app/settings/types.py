@@ -107,12 +107,14 @@ def parse_bool(value: object) -> object:
 
 
 def parse_branch(value: object) -> object:
-    """Return RUN or RUN@STEP, the step without leading zeros.
+    """Return RUN or RUN@STEP, the step without leading zeros. Keep any value that is not a text.
 
     Raises:
         ValueError: the text is neither.
     """
-    name, at, step = str(value).partition("@")
+    if not isinstance(value, str):
+        return value
+    name, at, step = value.partition("@")
     if not re.fullmatch(_RUN_NAME, name) or (at and not step.isdecimal()):
         raise ValueError("must be the name of a run, or NAME@STEP with the step of a checkpoint")
     return f"{name}@{int(step)}" if at else name

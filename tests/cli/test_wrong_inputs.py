@@ -296,6 +296,43 @@ WRONG = (
         "correct it",
     ),
     Wrong(
+        "a branch from a path",
+        "train --run-name other --branch-from runs/tiny",
+        "TRAIN_BRANCH_FROM=runs/tiny (flag --branch-from): must be the name of a run, or NAME@STEP "
+        "with the step of a checkpoint",
+        "correct it",
+    ),
+    Wrong(
+        "a branch from no run",
+        "train --run-name other --branch-from @2",
+        "TRAIN_BRANCH_FROM=@2 (flag --branch-from): must be the name of a run, or NAME@STEP",
+        "correct it",
+    ),
+    Wrong(
+        "a branch from no step",
+        "train --run-name other --branch-from tiny@",
+        "TRAIN_BRANCH_FROM=tiny@ (flag --branch-from): must be the name of a run, or NAME@STEP",
+        "correct it",
+    ),
+    Wrong(
+        "a branch from a step without a checkpoint",
+        "train --run-name other --branch-from tiny@1",
+        f"{RUN} has no checkpoint of step 1",
+        "choose one of: 2",
+    ),
+    Wrong(
+        "a branch with nothing left to do",
+        "train --run-name other --branch-from tiny",
+        "nothing is left to do after tiny@2: TRAIN_MAX_STEPS is 2",
+        "raise TRAIN_MAX_STEPS, the steps of the whole run, or branch from an earlier step",
+    ),
+    Wrong(
+        "a branch from the run itself",
+        "train --branch-from tiny --max-steps 3",
+        "TRAIN_BRANCH_FROM=tiny: a run cannot branch from itself",
+        "set TRAIN_RUN_NAME to the name of the new run",
+    ),
+    Wrong(
         "a dataset in DATA_DIR itself",
         "prepare --out-dir .",
         "or in its runs/ or cache/",

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,15 @@ def test_pruning_keeps_the_last_checkpoints_and_the_best(
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("step-000001", "step-000004", "step-000005")
     ]
+
+
+def test_pruning_keeps_what_was_saved_before_a_cooldown(tmp_path: Path, snapshot: Snapshot) -> None:
+    # The run was continued after its first cool-down, and cooled down again.
+    for step, cooldown_start in ((1, 2), (2, 2), (3, 2), (4, 5), (5, 5), (6, 5), (7, 5)):
+        state = replace(checkpoint_state(step), cooldown_start=cooldown_start)
+        write_checkpoint(checkpoint_folder(tmp_path, step), snapshot, state)
+        prune_checkpoints(tmp_path, 1)
+    assert checkpoint_steps(tmp_path) == [2, 5, 7]
 
 
 def test_a_checkpoint_whose_replacement_was_killed_is_restored(checkpoints: Path) -> None:

@@ -71,8 +71,17 @@ def test_the_keys_of_state_json_are_those_that_other_programs_read(tmp_path: Pat
     assert read_json(tmp_path).keys() == {
         *("step", "micro_batch_size", "model", "settings", "identity", "versions"),
         *("windows_consumed", "val_loss", "left", "metrics_lines", "samples_bytes"),
+        *("warmup_steps", "cooldown_start", "origin"),
         *("state_version", "sha256", "sha256_of_the_rest"),
     }
+
+
+def test_keys_that_came_later_may_be_missing(tmp_path: Path) -> None:
+    checkpoint_state(4).write(tmp_path)
+    content = read_json(tmp_path)
+    del content["warmup_steps"], content["cooldown_start"], content["origin"]
+    rewrite(tmp_path, content)
+    assert CheckpointState.read(tmp_path) == checkpoint_state(4)
 
 
 def test_missing_keys_are_all_named_as_another_versions(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from app.errors import UserError
 from app.locks import locked
 from app.tools.report.charts import charts
-from app.tools.report.facts import figures
+from app.tools.report.facts import comparison, figures
 from app.tools.report.page import page
 from app.tools.report.pictures import picture
 from app.tools.report.report import write_report
@@ -200,6 +200,15 @@ def test_cost_is_price_times_time(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "run", rows(3), settings))
     assert run.cost == pytest.approx(sum(run.times().values()) / 1000)
     assert f"{run.cost:,.2f}" in {figure.value for figure in figures(run)}
+
+
+def test_a_branch_names_its_beginning(tmp_path: Path) -> None:
+    long = make_run(tmp_path / "long", rows(38))
+    branch = make_run(tmp_path / "branch", rows(38), {**SETTINGS, "origin": "long@20"})
+    (steps,) = [it for it in figures(read_run(branch)) if it.name == "steps"]
+    assert (steps.value, steps.note) == ("38", "all done; began as long@20")
+    (row,) = [row for row in comparison([read_run(long), read_run(branch)]) if row.differs]
+    assert (row.name, row.values) == ("began as", ["", "long@20"])
 
 
 def test_compilation_in_step_0_does_not_change_throughput(tmp_path: Path) -> None:

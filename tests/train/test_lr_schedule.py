@@ -47,7 +47,21 @@ def test_wsd_is_constant_up_to_the_cool_down(
     schedule = LRSchedule(1.0, "wsd", warmup, 8, 0.2, cooldown)
     assert [schedule.learning_rate(step) for step in range(8)] == pytest.approx(expected)
     first = next((step for step in range(warmup, 8) if expected[step] < 1), 8)
-    assert schedule.decay_start == first
+    assert schedule.decay_start == schedule.cooldown_start == first
+
+
+def test_only_wsd_has_a_cooldown() -> None:
+    for decay in ("constant", "cosine", "linear"):
+        assert LRSchedule(1.0, decay, 2, 8, 0.2, 0.5).cooldown_start is None
+
+
+def test_a_run_that_continues_to_more_steps_keeps_its_automatic_warmup() -> None:
+    cfg = TrainSettings(warmup_steps="auto", max_steps=20_000)
+    assert LRSchedule.from_settings(cfg).warmup_steps == 200
+    assert LRSchedule.from_settings(cfg, 40).warmup_steps == 40
+    assert LRSchedule.from_settings(cfg, 0).warmup_steps == 0
+    cfg = TrainSettings(warmup_steps=7, max_steps=20_000)
+    assert LRSchedule.from_settings(cfg, 40).warmup_steps == 7
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import termios
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.train.processes import (
     CHECKOUT,
@@ -18,6 +19,7 @@ from tests.train.processes import (
     Start,
     Unbroken,
     assert_same_run,
+    losses,
     measured,
     run_to_end,
 )
@@ -60,6 +62,38 @@ def test_a_signal_saves_a_checkpoint_and_the_run_continues(
     assert f"stopped: {stopped.run_dir / 'checkpoints' / saved[0]}" in output
     continued = run_to_end(start)
     assert_same_run(continued.run_dir, unbroken())
+
+
+def test_a_run_stopped_before_its_cooldown_and_continued_to_more_steps_equals_one_begun_so(
+    start: Start, unbroken: Unbroken
+) -> None:
+    wsd = {"TRAIN_LR_SCHEDULE": "wsd", "TRAIN_COOLDOWN": 0.3}
+    stopped = start(**wsd)
+    stopped.signal_at("step:4/", signal.SIGTERM)
+    assert stopped.end()[0] == 143
+    continued = run_to_end(start, **wsd, TRAIN_MAX_STEPS=20)
+    assert_same_run(continued.run_dir, unbroken(**wsd, TRAIN_MAX_STEPS=20), last_step=20)
+
+
+def test_a_branch_trains_in_several_processes_and_continues_after_a_kill(
+    start: Start, unbroken: Unbroken
+) -> None:
+    wsd = {"TRAIN_LR_SCHEDULE": "wsd", "TRAIN_COOLDOWN": 0.3}
+    run_to_end(start, **wsd)
+    branch = {
+        "TRAIN_MAX_STEPS": 20,
+        "TRAIN_RUN_NAME": "new",
+        "TRAIN_BRANCH_FROM": "run",
+        "TRAIN_PROCESSES": 2,
+    }
+    killed = start(**wsd, **branch)
+    killed.wait_for("step:9/")
+    os.kill(killed.workers()[0], signal.SIGKILL)
+    killed.process.kill()
+    assert killed.end()[0] == -signal.SIGKILL
+    continued = run_to_end(start, **wsd, **branch)
+    alone = unbroken(**wsd, TRAIN_MAX_STEPS=20)
+    torch.testing.assert_close(losses(continued.run_dir), losses(alone), rtol=0, atol=1e-5)
 
 
 def make_controlling_terminal() -> None:

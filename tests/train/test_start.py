@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +23,14 @@ from app.runs.checkpoint_state import PendingWork
 from app.runs.folder import RunFolder, RunIdentity
 from app.settings.settings import Settings
 from app.train.command import start_training
-from app.train.start import Start, open_same_data, open_training_data, plan_start, run_identity
+from app.train.start import (
+    Start,
+    find_branch,
+    open_same_data,
+    open_training_data,
+    plan_start,
+    run_identity,
+)
 from tests.inference.hellaswag_questions import FILE
 from tests.train.conftest import TinySettings
 from tests.train.processes import CHECKOUT
@@ -78,10 +86,15 @@ def test_a_process_of_a_launcher_launches_no_others(
     assert processes_to_launch(3, "auto") == 1
 
 
-def save_without_tensors(settings: Settings, step: int, pending: PendingWork) -> None:
+def save_without_tensors(
+    settings: Settings, step: int, pending: PendingWork, cooldown_start: int | None = None
+) -> None:
     """Write a checkpoint of this run whose tensor files are empty."""
     identity = run_identity(settings, open_training_data(settings).fingerprint)
-    state = checkpoint_state(step, identity=identity.to_json(), pending=pending)
+    state = replace(
+        checkpoint_state(step, identity=identity.to_json(), pending=pending),
+        cooldown_start=cooldown_start,
+    )
     snapshot = Snapshot()
     snapshot.files = {MODEL_FILE: {}, OPTIMIZER_FILE: {}}
     folder = checkpoint_folder(settings.run_dir / "checkpoints", step)
@@ -90,7 +103,9 @@ def save_without_tensors(settings: Settings, step: int, pending: PendingWork) ->
 
 def plan(settings: Settings, *, restarted: bool = False) -> Start | None:
     run = RunFolder(settings.run_dir)
-    return plan_start(settings, open_training_data(settings), run, restarted=restarted)
+    dataset = open_training_data(settings)
+    branch = find_branch(settings, dataset.fingerprint)
+    return plan_start(settings, dataset, run, branch, restarted=restarted)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +188,63 @@ def test_restarted_processes_continue_a_run_that_was_to_be_new(tiny: TinySetting
     start = plan(settings, restarted=True)
     assert start is not None
     assert start.checkpoint is not None
+
+
+WSD = {"TRAIN_LR_SCHEDULE": "wsd", "TRAIN_COOLDOWN": 0.5, "TRAIN_LEARNING_RATE": 0.02}
+
+
+@pytest.mark.parametrize(
+    ("step", "changes", "rate"),
+    (
+        (5, {"TRAIN_MAX_STEPS": 20}, None),
+        (6, {"TRAIN_MAX_STEPS": 10}, None),
+        (6, {"TRAIN_MAX_STEPS": 20}, "2.00e-02"),
+        # The longer schedule cools down already, but from a higher rate.
+        (8, {"TRAIN_MAX_STEPS": 14}, "1.49e-02"),
+        (8, {"TRAIN_COOLDOWN": 0.1}, "2.00e-02"),
+        (8, {"TRAIN_LR_SCHEDULE": "constant"}, "2.00e-02"),
+    ),
+)
+def test_a_learning_rate_that_jumps_back_up_after_a_cooldown_is_told(
+    tiny: TinySettings,
+    capsys: pytest.CaptureFixture[str],
+    step: int,
+    changes: dict[str, object],
+    rate: str | None,
+) -> None:
+    save_without_tensors(tiny(**WSD), step, PendingWork(), cooldown_start=5)
+    plan(tiny(**WSD | changes))
+    warning = (
+        "warning: the run has been cooling down since step 5, and its learning rate jumps back up "
+        f"to {rate}; TRAIN_BRANCH_FROM begins a new run from before the cool-down "
+        "(docs/recipes.md)\n"
+    )
+    assert capsys.readouterr().err == (warning if rate else "")
+
+
+def test_a_branch_begins_once_and_says_what_changes(
+    tiny: TinySettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_without_tensors(tiny(), 4, PendingWork())
+    settings = tiny(TRAIN_RUN_NAME="new", TRAIN_BRANCH_FROM="run", TRAIN_SEED=1)
+    first, new = plan(settings), settings.run_dir
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"{new}: a branch of run@4; seed was 0 and is now 1",
+        f"{new}: continues at step 4",
+    ]
+    # The same command again, after a kill.
+    assert plan(settings) == first
+    assert capsys.readouterr().out.splitlines()[1:] == [f"{new}: continues at step 4"]
+
+
+def test_a_branch_is_a_new_run(tiny: TinySettings) -> None:
+    save_without_tensors(tiny(), 4, PendingWork())
+    settings = tiny(TRAIN_RUN_NAME="new", TRAIN_BRANCH_FROM="run", TRAIN_RESUME="never")
+    start = plan(settings)
+    assert start is not None
+    assert start.checkpoint is not None
+    with pytest.raises(UserError, match="exists, with 4 steps"):
+        plan(settings)
 
 
 def test_a_rank_refuses_another_data_dir_than_that_of_rank_zero(tiny: TinySettings) -> None:

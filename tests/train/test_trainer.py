@@ -20,6 +20,7 @@ from app.prepare.pipeline import prepare
 from app.prepare.spec import DatasetSpec, TextSource
 from app.runs.checkpoint import open_checkpoint
 from app.runs.checkpoint_state import PendingWork
+from app.runs.checkpoints import latest_checkpoint
 from app.runs.metrics import PAUSES
 from app.settings.settings import Settings
 from app.train.main import train
@@ -126,6 +127,24 @@ def test_a_run_continues_with_more_steps_as_if_it_had_never_stopped(tiny: TinySe
     for file in ("model.safetensors", "optimizer.safetensors"):
         place = Path("checkpoints/step-000010") / file
         assert (continued.run_dir / place).read_bytes() == (unbroken.run_dir / place).read_bytes()
+
+
+def test_a_branch_from_before_the_cooldown_equals_a_run_that_was_begun_so(
+    tiny: TinySettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wsd = {"TRAIN_LR_SCHEDULE": "wsd", "TRAIN_COOLDOWN": 0.3, "TRAIN_MOMENTUM_WARMUP_STEPS": 12}
+    train(tiny(**wsd))
+    unbroken = tiny(**wsd, TRAIN_MAX_STEPS=20, TRAIN_RUN_NAME="unbroken")
+    train(unbroken)
+    branch = tiny(**wsd, TRAIN_MAX_STEPS=20, TRAIN_RUN_NAME="branch", TRAIN_BRANCH_FROM="run")
+    capsys.readouterr()
+    train(branch)
+    assert "branch: a branch of run@7\n" in capsys.readouterr().out
+    assert_same_run(branch.run_dir, unbroken.run_dir, last_step=20)
+    stored = json.loads((branch.run_dir / "settings.json").read_text())
+    assert stored["origin"] == latest_checkpoint(branch.run_dir).state.origin == "run@7"
+    # The other run is as it was.
+    assert checkpoints_of(tiny(**wsd)) == ["step-000007", "step-000008", "step-000010"]
 
 
 def test_a_run_continues_with_another_micro_batch_size(tiny: TinySettings) -> None:

@@ -4,6 +4,7 @@ import signal
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -207,6 +208,25 @@ def test_training_goes_on_while_shards_are_hashed_and_saves_once_they_are(
             if result.step == 1:
                 held_back.feed()
                 wait_for_verification(trainer)
+
+
+def test_the_checkpoint_before_a_cooldown_is_saved_at_its_step_and_kept(
+    small: TinySettings, held_back: HeldBack
+) -> None:
+    wsd = {"TRAIN_LR_SCHEDULE": "wsd", "TRAIN_COOLDOWN": 0.75, "TRAIN_WARMUP_STEPS": "auto"}
+    settings = small(**wsd, TRAIN_CHECKPOINT_EVERY=0, TRAIN_KEEP_CHECKPOINTS=1)
+    trainer = build_trainer(settings, dataset=held_back.dataset)
+    # It waits for the hashes of the shards.
+    feeding = Timer(0.5, held_back.feed)
+    feeding.start()
+    trainer.fit()
+    feeding.join()
+    assert checkpoint_steps(trainer.run.checkpoints) == [1, 4]
+    state = latest_checkpoint(settings.run_dir, 1).state
+    assert (state.cooldown_start, state.warmup_steps) == (1, 0)
+    # A longer run would begin with a warm-up of 2 steps.
+    longer = build_trainer(small(**wsd, TRAIN_MAX_STEPS=200))
+    assert (longer.schedule.warmup_steps, longer.state.warmup_steps) == (0, 0)
 
 
 def test_a_damaged_shard_ends_the_run_before_anything_is_saved(

@@ -94,11 +94,12 @@ def _progress_figures(run: Run) -> Iterator[Figure]:
 
 
 def comparison(runs: Sequence[Run]) -> list[Row]:
-    """Return the key figures of several runs side by side, and their lowest held-out losses."""
+    """Return the key figures of several runs side by side, lowest losses and origins."""
     columns = [{figure.name: figure.value for figure in figures(run)} for run in runs]
     for run, column in zip(runs, columns, strict=True):
         if "held-out loss" in column:
             column["lowest held-out loss"] = f"{finite(run.metrics['val_loss']).min():.4f}"
+        column["began as"] = run.get("origin") or ""
     return _rows(columns)
 
 

@@ -9,7 +9,7 @@ from app.data.manifest import MANIFEST, Manifest
 from app.tools.doctor.checks import Context, Finding, run_check
 from app.tools.doctor.inputs import check_dataset, check_hellaswag, check_run, check_text
 from tests.inference.hellaswag_questions import FILE
-from tests.tools.doctor.conftest import NewContext
+from tests.tools.doctor.conftest import NewContext, copy_tree
 
 Check = Callable[[Context], Iterator[Finding]]
 
@@ -104,6 +104,21 @@ def test_states_of_hellaswag(new_context: NewContext, data_dir: Path, tmp_path: 
     (data_dir / "cache").mkdir(exist_ok=True)
     (data_dir / "cache" / "hellaswag_val.jsonl").write_bytes(FILE.read_bytes())
     only(check_hellaswag, new_context(**every), "fail", "is not HellaSwag's published file")
+
+
+def test_a_branch_continues_from_its_beginning(new_context: NewContext, data_dir: Path) -> None:
+    def branch(of: str, **changes: object) -> Context:
+        return new_context(TRAIN_RUN_NAME="new", TRAIN_BRANCH_FROM=of, **changes)
+
+    context = branch("run")
+    only(check_run, context, "pass", "runs/new: new, a branch of run@4")
+    assert (context.steps_completed, context.remaining_steps) == (4, 6)
+    only(check_run, branch("run@3"), "fail", "has no checkpoint of step 3", "choose one of: 4")
+    only(check_run, branch("run", TRAIN_MAX_STEPS=4), "fail", "nothing is left to do after run@4")
+    only(check_run, branch("run", MODEL_NUM_HEADS=1), "fail", "num_heads was 2 and is now 1", "set")
+    assert not (data_dir / "runs" / "new").exists()
+    copy_tree(data_dir / "runs" / "run", data_dir / "runs" / "new")
+    only(check_run, branch("run"), "fail", "new has begun without TRAIN_BRANCH_FROM, not with run")
 
 
 def test_states_of_a_text(new_context: NewContext, tmp_path: Path) -> None:
