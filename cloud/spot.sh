@@ -11,11 +11,12 @@ export DATA_DIR
 python=.venv/bin/python
 nodes=${SKYPILOT_NUM_NODES:-1} node=${SKYPILOT_NODE_RANK:-0}
 
-{ read -r dataset && read -r run; } < <("$python" -c '
+{ read -r dataset && read -r run && read -r source; } < <("$python" -c '
 from app.settings.sources import load_settings
 settings = load_settings({}, "train")
 for folder in (settings.train_dataset_dir, settings.run_dir):
-    print(folder.relative_to(settings.general.data_dir))')
+    print(folder.relative_to(settings.general.data_dir))
+print((settings.train.branch_from or "").partition("@")[0])')
 
 take() {
   [[ -e $BUCKET_DIR/$1/$2 && ! -e $DATA_DIR/$1 ]] || return 0
@@ -68,6 +69,7 @@ finish() {
 
 take "$dataset" manifest.json
 take "$run" settings.json
+[[ ! $source || -e $DATA_DIR/$run ]] || take "runs/$source" settings.json
 "$python" -m app prepare
 train=("$python" -m app train)
 if ((nodes > 1)); then

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,15 @@ def test_model_card_names_the_origin_of_the_weights(monkeypatch: pytest.MonkeyPa
     assert f"| Held-out loss | {state.val_loss:.4f} nats per token |" in card
     origin = read(EXPORT, "export.json")
     assert origin["dataset"]["fingerprint"] == state.identity["dataset_fingerprint"]
+
+
+def test_model_card_of_a_branch_names_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RUN / "checkpoints" / "step-000020"
+    replace(open_checkpoint(folder).state, origin="long@5").write(folder)
+    assert type_in("export", monkeypatch) == ExitCode.DONE
+    card = (EXPORT / "README.md").read_text(encoding="utf-8")
+    assert "| Training | 5,120 tokens in 20 steps, the first of them as long@5 |" in card
+    assert read(EXPORT, "export.json")["began_as"] == "long@5"
 
 
 def test_missing_dataset_is_named_by_its_fingerprint(

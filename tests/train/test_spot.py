@@ -220,6 +220,24 @@ def test_another_machine_continues_from_the_bucket(cloud: Cloud, unbroken: Unbro
     }
 
 
+def test_a_branch_takes_the_other_run_from_the_bucket(cloud: Cloud) -> None:
+    code, output = cloud.machine(TRAIN_MAX_STEPS="10").end()
+    assert code == 0, output
+    branch = {"TRAIN_RUN_NAME": "new", "TRAIN_BRANCH_FROM": "run", "TRAIN_MAX_STEPS": "12"}
+    code, output = cloud.machine(**branch).end()
+    assert code == 0, output
+    assert "taking runs/run from the bucket" in output
+    assert "runs/new: a branch of run@10" in output
+    new = cloud.run.with_name("new")
+    assert measured(new)[:10] == measured(cloud.run)
+    assert (new / "checkpoints" / "step-000012" / "state.json").exists()
+    # A machine that continues the branch needs the other run no more.
+    code, output = cloud.machine(**branch).end()
+    assert code == 0, output
+    assert "taking runs/new from the bucket" in output
+    assert "taking runs/run" not in output
+
+
 def test_a_half_copied_checkpoint_is_skipped(cloud: Cloud) -> None:
     first = cloud.machine()
     first.wait_for("kept step-")

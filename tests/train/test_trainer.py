@@ -23,6 +23,7 @@ from app.runs.checkpoint_state import PendingWork
 from app.runs.checkpoints import latest_checkpoint
 from app.runs.metrics import PAUSES
 from app.settings.settings import Settings
+from app.tools.inspect import describe
 from app.train.main import train
 from tests.train.conftest import TinySettings, rewrite_checkpoint
 from tests.train.processes import assert_same_run
@@ -143,6 +144,7 @@ def test_a_branch_from_before_the_cooldown_equals_a_run_that_was_begun_so(
     assert_same_run(branch.run_dir, unbroken.run_dir, last_step=20)
     stored = json.loads((branch.run_dir / "settings.json").read_text())
     assert stored["origin"] == latest_checkpoint(branch.run_dir).state.origin == "run@7"
+    assert "  the run began as a branch of run@7" in list(describe(branch.run_dir, verify=True))
     # The other run is as it was.
     assert checkpoints_of(tiny(**wsd)) == ["step-000007", "step-000008", "step-000010"]
 
