@@ -3,7 +3,7 @@
 import os
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from app.errors import UserError
@@ -21,41 +21,30 @@ _TRIES = 3
 _RESTORE = "restore that file from a backup, or set TRAIN_BRANCH_FROM to another RUN@STEP"
 
 
-@dataclass(frozen=True)
-class BranchPoint:
-    """An intact checkpoint of another run, and what that run had written until then.
+def origin_of(checkpoint: Checkpoint) -> str:
+    """Return RUN@STEP."""
+    return f"{checkpoint.folder.parents[1].name}@{checkpoint.step}"
 
-    Attributes:
-        origin: RUN@STEP
-        changes: what changes in the data and their order, in words
-        metrics, samples: the beginning of metrics.jsonl and of samples.txt
+
+def begin_branch(run: RunFolder, identity: RunIdentity, checkpoint: Checkpoint) -> None:
+    """Begin a run, which is locked by this process, with a checkpoint of another run.
+
+    The checkpoint's folder gets its name last: until then, this can be done again.
+
+    Raises:
+        UserError: the other run has deleted the checkpoint.
     """
-
-    checkpoint: Checkpoint
-    origin: str
-    changes: list[str]
-    metrics: bytes
-    samples: bytes
-
-    def begin(self, run: RunFolder, identity: RunIdentity) -> None:
-        """Write the beginning of a run that is locked by this process.
-
-        The checkpoint's folder gets its name last: until then, this can be done again.
-
-        Raises:
-            UserError: the other run has deleted the checkpoint.
-        """
-        state = replace(self.checkpoint.state, identity=identity.to_json(), origin=self.origin)
-        with atomic_folder(checkpoint_folder(run.checkpoints, state.step)) as partial:
-            for file in TENSOR_FILES:
-                _link_or_copy(self.checkpoint.folder / file, partial / file)
-            state.write(partial)
-            for path, content in ((run.metrics, self.metrics), (run.samples, self.samples)):
-                with atomic_file(path) as opened:
-                    opened.write(content)
+    state = replace(checkpoint.state, identity=identity.to_json(), origin=origin_of(checkpoint))
+    with atomic_folder(checkpoint_folder(run.checkpoints, state.step)) as partial:
+        for file in TENSOR_FILES:
+            _link_or_copy(checkpoint.folder / file, partial / file)
+        state.write(partial)
+        for path, content in zip((run.metrics, run.samples), _written(checkpoint), strict=True):
+            with atomic_file(path) as opened:
+                opened.write(content)
 
 
-def find_branch_point(run: RunFolder, identity: RunIdentity, max_steps: int) -> BranchPoint | None:
+def find_branch_point(run: RunFolder, identity: RunIdentity, max_steps: int) -> Checkpoint | None:
     """Find where a run branches from another; None if it is not to, or has a checkpoint.
 
     Args:
@@ -77,25 +66,19 @@ def find_branch_point(run: RunFolder, identity: RunIdentity, max_steps: int) -> 
         raise identity.other_origin(run.path, None)
     source = RunFolder(run.path.with_name(name))
     checkpoint = _find_checkpoint(source, int(step) if step else None)
-    state, origin = checkpoint.state, f"{name}@{checkpoint.step}"
-    changes = identity.changes_from(state)
-    free = [changes.pop(key) for key in _FREE if key in changes]
-    if changes:
+    changes, origin = identity.changes_from(checkpoint.state), origin_of(checkpoint)
+    if refused := [words for key, words in changes.items() if key not in _FREE]:
         raise UserError(
-            f"{origin} cannot be continued with these settings: {'; '.join(changes.values())}",
+            f"{origin} cannot be continued with these settings: {'; '.join(refused)}",
             "set these back, or leave TRAIN_BRANCH_FROM out",
         )
-    if state.step >= max_steps:
+    if checkpoint.step >= max_steps:
         raise UserError(
             f"nothing is left to do after {origin}: TRAIN_MAX_STEPS is {max_steps}",
             "raise TRAIN_MAX_STEPS, the steps of the whole run, or branch from an earlier step",
         )
-    try:
-        metrics = b"".join(line for _, line in first_steps(source.metrics, state.metrics_lines))
-    except UserError as error:
-        raise UserError(error.problem, _RESTORE) from None
-    samples = read_bytes(source.samples) if source.samples.exists() else b""
-    return BranchPoint(checkpoint, origin, free, metrics, samples[: state.samples_bytes])
+    _written(checkpoint)
+    return checkpoint
 
 
 def _find_checkpoint(source: RunFolder, step: int | None, tries: int = _TRIES) -> Checkpoint:
@@ -118,6 +101,17 @@ def _find_checkpoint(source: RunFolder, step: int | None, tries: int = _TRIES) -
             return _find_checkpoint(source, step, tries - 1)
         fix = _RESTORE if isinstance(error, CorruptCheckpoint) else error.fix
         raise UserError(error.problem, fix) from None
+
+
+def _written(checkpoint: Checkpoint) -> tuple[bytes, bytes]:
+    """Return metrics.jsonl and samples.txt up to a checkpoint; UserError if steps are missing."""
+    source, state = RunFolder(checkpoint.folder.parents[1]), checkpoint.state
+    try:
+        lines = first_steps(source.metrics, state.metrics_lines)
+    except UserError as error:
+        raise UserError(error.problem, _RESTORE) from None
+    samples = read_bytes(source.samples) if source.samples.exists() else b""
+    return b"".join(line for _, line in lines), samples[: state.samples_bytes]
 
 
 def _link_or_copy(file: Path, target: Path) -> None:

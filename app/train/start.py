@@ -7,7 +7,7 @@ from app.data.dataset import Dataset, open_dataset
 from app.data.hellaswag import Question, provide_questions, read_questions
 from app.errors import UserError
 from app.progress import print_line
-from app.runs.branch import BranchPoint, find_branch_point
+from app.runs.branch import begin_branch, find_branch_point, origin_of
 from app.runs.checkpoint import Checkpoint
 from app.runs.checkpoint_state import CheckpointState
 from app.runs.checkpoints import checkpoint_steps
@@ -54,7 +54,7 @@ def open_same_data(settings: Settings, identity: RunIdentity) -> Dataset:
     raise UserError(problem, "mount one folder as DATA_DIR on all machines")
 
 
-def find_branch(settings: Settings, dataset_fingerprint: str) -> BranchPoint | None:
+def find_branch(settings: Settings, dataset_fingerprint: str) -> Checkpoint | None:
     """Find where a new run branches from another, as app.runs.branch.find_branch_point."""
     identity = run_identity(settings, dataset_fingerprint)
     return find_branch_point(RunFolder(settings.run_dir), identity, settings.train.max_steps)
@@ -64,7 +64,7 @@ def plan_start(
     settings: Settings,
     dataset: Dataset,
     run: RunFolder,
-    branch: BranchPoint | None = None,
+    branch: Checkpoint | None = None,
     *,
     restarted: bool = False,
 ) -> Start | None:
@@ -72,7 +72,7 @@ def plan_start(
 
     Args:
         run: locked by this process.
-        branch: where a run without a checkpoint begins.
+        branch: the checkpoint of another run with which a new one begins.
         restarted: a launcher has restarted the processes after one was lost.
 
     Raises:
@@ -84,8 +84,9 @@ def plan_start(
     print_line(_describe(dataset, settings))
     resume = "auto" if restarted else cfg.resume
     if branch and not checkpoint_steps(run.checkpoints):
-        branch.begin(run, identity)
-        print_line("; ".join([f"{run.path}: a branch of {branch.origin}", *branch.changes]))
+        begin_branch(run, identity, branch)
+        changes = identity.changes_from(branch.state).values()
+        print_line("; ".join([f"{run.path}: a branch of {origin_of(branch)}", *changes]))
         resume = "auto"
     checkpoint = run.resume_from(identity, resume)
     if checkpoint and checkpoint.step >= cfg.max_steps and not checkpoint.state.pending:

@@ -10,6 +10,7 @@ from app.data.shards import open_shard
 from app.errors import NetworkError
 from app.formats import format_bytes, plural
 from app.locks import locked
+from app.runs.branch import origin_of
 from app.runs.checkpoints import latest_valid, no_valid_checkpoint_error
 from app.runs.folder import RunFolder
 from app.tools.doctor.checks import Context, Finding, run_check
@@ -68,9 +69,9 @@ def check_run(context: Context) -> Iterator[Finding]:
     """
     settings, folder = context.settings, context.settings.run_dir
     if branch := find_branch(settings, context.fingerprint or ""):
-        context.steps_completed = branch.checkpoint.step
-        yield Finding("run", "pass", f"{folder}: new, a branch of {branch.origin}")
-        if warning := cooldown_warning(settings, branch.checkpoint.state):
+        context.steps_completed = branch.step
+        yield Finding("run", "pass", f"{folder}: new, a branch of {origin_of(branch)}")
+        if warning := cooldown_warning(settings, branch.state):
             yield Finding("run", "warn", *warning)
         return
     if not folder.is_dir():
