@@ -44,8 +44,8 @@ FAULTS = {
     ),
     "weight tying": (
         "app/model/gpt.py",
-        "        weight = self.transformer.wte.weight\n",
-        "        weight = self.transformer.wte.weight.detach()\n",
+        "        return self.transformer.wte.weight\n",
+        "        return self.transformer.wte.weight.detach()\n",
     ),
 }
 
