@@ -142,6 +142,29 @@ WRONG = (
         "correct it",
     ),
     Wrong(
+        "an architecture that is not known",
+        "train --architecture llama",
+        "MODEL_ARCHITECTURE=llama (flag --architecture): must be 'gpt2' or 'qwen3'",
+        "correct it",
+    ),
+    Wrong(
+        "a head size that GPT-2 cannot have, and an output layer of its own",
+        "train --head-dim 128 --tie-embeddings false",
+        "2 settings are wrong:\n"
+        "  MODEL_ARCHITECTURE=gpt2 (default) and MODEL_HEAD_DIM=128 (flag --head-dim): "
+        "gpt2 divides its width among its heads, 4 each; leave it on auto\n"
+        "  MODEL_ARCHITECTURE=gpt2 (default) and MODEL_TIE_EMBEDDINGS=false (flag "
+        "--tie-embeddings): the output layer of gpt2 is its embedding; qwen3 can have its own",
+        "correct them",
+    ),
+    Wrong(
+        "a head that cannot be turned",
+        "MODEL_ARCHITECTURE=qwen3 train --head-dim 5",
+        "MODEL_ARCHITECTURE=qwen3 (environment) and MODEL_HEAD_DIM=5 (flag --head-dim): "
+        "qwen3 turns pairs of a head's values: it must be even",
+        "correct it",
+    ),
+    Wrong(
         "a step that is no whole number of windows",
         "train --tokens-per-step 100",
         "TRAIN_TOKENS_PER_STEP=100 (flag --tokens-per-step) and "
@@ -544,6 +567,12 @@ WRONG = (
         "the name of a run with another model",
         "train --embd-size 12",
         "data/runs/tiny holds a different run: embd_size was 8 and is now 12",
+        "set TRAIN_RUN_NAME to a new name, or set these back to continue",
+    ),
+    Wrong(
+        "the name of a run with another architecture",
+        "train --architecture qwen3 --tie-embeddings true",
+        "data/runs/tiny holds a different run: architecture was 'gpt2' and is now 'qwen3'",
         "set TRAIN_RUN_NAME to a new name, or set these back to continue",
     ),
     Wrong(

@@ -221,6 +221,40 @@ def test_public_settings_are_all_but_secrets_as_json() -> None:
             {"model": ModelSettings(embd_size=8, num_heads=12)},
             {("MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"): "8 is not a multiple of 12; 12 is"},
         ),
+        ({"model": ModelSettings(head_dim=64)}, {}),
+        ({"model": ModelSettings(embd_size=9, num_heads=3, tie_embeddings="true")}, {}),
+        (
+            {"model": ModelSettings(head_dim=128, tie_embeddings="false")},
+            {
+                ("MODEL_ARCHITECTURE", "MODEL_HEAD_DIM"): (
+                    "gpt2 divides its width among its heads, 64 each; leave it on auto"
+                ),
+                ("MODEL_ARCHITECTURE", "MODEL_TIE_EMBEDDINGS"): (
+                    "the output layer of gpt2 is its embedding; qwen3 can have its own"
+                ),
+            },
+        ),
+        ({"model": ModelSettings(architecture="qwen3", num_heads=7, head_dim=128)}, {}),
+        (
+            {"model": ModelSettings(architecture="qwen3", num_heads=7)},
+            {("MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"): "768 is not a multiple of 7; 763 and 770 are"},
+        ),
+        (
+            {"model": ModelSettings(architecture="qwen3", embd_size=9, num_heads=3)},
+            {
+                ("MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"): (
+                    "width / heads is 3, and qwen3 turns pairs of values: it must be even"
+                )
+            },
+        ),
+        (
+            {"model": ModelSettings(architecture="qwen3", head_dim=63)},
+            {
+                ("MODEL_ARCHITECTURE", "MODEL_HEAD_DIM"): (
+                    "qwen3 turns pairs of a head's values: it must be even"
+                )
+            },
+        ),
         (
             {"train": TrainSettings(warmup_steps=4, max_steps=4)},
             {
@@ -260,6 +294,29 @@ def test_conflicts_name_both_settings_and_valid_values(
     groups: dict[str, Group], conflicts: dict[tuple[str, str], str]
 ) -> None:
     assert defaults().model_copy(update=groups).conflicts() == conflicts
+
+
+@pytest.mark.parametrize(
+    ("settings", "of_the_architecture"),
+    (
+        ({}, {"architecture": "gpt2"}),
+        ({"head_dim": 64, "tie_embeddings": "true"}, {"architecture": "gpt2"}),
+        (
+            {"architecture": "qwen3"},
+            {"architecture": "qwen3", "head_dim": 64, "tie_embeddings": False},
+        ),
+        (
+            {"architecture": "qwen3", "head_dim": "128", "tie_embeddings": "yes"},
+            {"architecture": "qwen3", "head_dim": 128, "tie_embeddings": True},
+        ),
+    ),
+)
+def test_a_checkpoint_records_what_auto_means(
+    settings: dict[str, Any], of_the_architecture: dict[str, Any]
+) -> None:
+    sizes = {"context_length": 1024, "vocab_size": 50257, "num_layers": 12}
+    sizes |= {"embd_size": 768, "num_heads": 12}
+    assert ModelSettings(**settings).shape() == sizes | of_the_architecture
 
 
 def test_the_example_is_up_to_date(example: str) -> None:

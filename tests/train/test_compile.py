@@ -15,6 +15,8 @@ from app.distributed.data_parallel import LossFunction
 from app.errors import UserError
 from app.hardware.device import Device, select_device
 from app.model.gpt import GPT, GPTConfig
+from app.model.language_model import LanguageModel
+from app.model.qwen3 import Qwen3, Qwen3Config
 from app.train.compile import (
     compile_note,
     compile_problem,
@@ -38,7 +40,9 @@ def batch(seed: int) -> Tensor:
     return torch.randint(0, CONFIG.vocab_size, (4, 33), generator=numbers)
 
 
-def losses_of(model: GPT, loss_of: LossFunction, *, bf16: bool, steps: int) -> list[float]:
+def losses_of(
+    model: LanguageModel, loss_of: LossFunction, *, bf16: bool, steps: int
+) -> list[float]:
     """Train on a few batches again and again, so that the loss falls."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
@@ -62,6 +66,23 @@ def test_compiled_training_equals_uncompiled_training() -> None:
         model = new_model()
         losses = losses_of(model, compiled_loss(model, DEVICE), bf16=bf16, steps=50)
         assert losses == pytest.approx(expected, abs=tolerance)
+
+
+def test_all_blocks_of_a_qwen3_share_one_compiled_code() -> None:
+    from torch._dynamo.utils import counters
+
+    def new_qwen3() -> Qwen3:
+        torch.manual_seed(0)
+        return Qwen3(Qwen3Config(32, num_layers=5, embd_size=32, num_heads=2, head_dim=8))
+
+    plain, model = new_qwen3(), new_qwen3()
+    expected = losses_of(plain, plain, bf16=False, steps=5)
+    torch.compiler.reset()
+    counters.clear()
+    losses = losses_of(model, compiled_loss(model, DEVICE), bf16=False, steps=5)
+    assert losses == pytest.approx(expected, abs=1e-4)
+    # Embedding, block and output layer.
+    assert counters["stats"]["unique_graphs"] == 3
 
 
 def test_evaluation_and_sampling_compile_nothing() -> None:

@@ -16,6 +16,8 @@ from app.errors import UserError
 from app.hardware.device import Device, Precision
 from app.hardware.memory import MemoryEstimate
 from app.model.gpt import GPTConfig
+from app.model.language_model import ModelConfig
+from app.model.qwen3 import Qwen3Config
 from app.settings.train import TrainSettings
 from app.train.micro_batch import choose_micro_batch_size, estimate_memory
 from tests.train.processes import TINY
@@ -95,7 +97,7 @@ def test_a_step_that_cannot_be_divided_is_refused(
 PEAK = """
 import sys
 import torch
-from app.model.gpt import GPT, GPTConfig
+from app.model.architectures import build_config, build_model
 from app.runs.checkpoint import Snapshot
 from app.train.compile import compiled_loss
 from app.hardware.device import select_device
@@ -104,7 +106,8 @@ from app.train.optimizer import build_optimizers
 device = select_device("cpu", sys.argv[1], "auto")
 is_compiled = sys.argv[2] == "compiled"
 torch.manual_seed(0)
-model = GPT(GPTConfig(context_length=256, num_layers=4, embd_size=256, num_heads=4))
+shape = dict(context_length=256, num_layers=4, embd_size=256, num_heads=4)
+model = build_model(build_config({"architecture": sys.argv[4], **shape}))
 loss_of = compiled_loss(model, device) if is_compiled else model
 optimizers = build_optimizers(model, TrainSettings())
 optimizers.begin_step(0, 1e-3)
@@ -121,15 +124,24 @@ print(device.peak_memory_bytes())
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("precision", "code"),
-    (("float32", "plain"), ("bf16", "plain"), ("bf16", "compiled")),
+    ("precision", "code", "architecture"),
+    (
+        ("float32", "plain", "gpt2"),
+        ("bf16", "plain", "gpt2"),
+        ("bf16", "compiled", "gpt2"),
+        ("bf16", "plain", "qwen3"),
+    ),
 )
 def test_the_estimate_is_an_upper_bound_of_the_memory_of_a_process(
-    precision: Precision, code: str
+    precision: Precision, code: str, architecture: str
 ) -> None:
-    estimate = estimated(precision, "cpu", compile=code == "compiled")
+    config: ModelConfig = CONFIG
+    if architecture == "qwen3":
+        config = Qwen3Config(context_length=256, num_layers=4, embd_size=256, num_heads=4)
+    cfg = TrainSettings(compile=code == "compiled")
+    estimate = estimate_memory(cfg, config, device(precision, "cpu"), 1)
     for batch_size in (1, 8):
-        command = [sys.executable, "-c", PEAK, precision, code, str(batch_size)]
+        command = [sys.executable, "-c", PEAK, precision, code, str(batch_size), architecture]
         taken = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         assert estimate.bytes_for(batch_size) / 2 < taken < estimate.bytes_for(batch_size)
 

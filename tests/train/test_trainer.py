@@ -117,8 +117,11 @@ def test_console_begins_and_ends_as_the_original(
     assert re.fullmatch(r"Average tokens/sec: \d+\.\d\d", lines[-1])
 
 
-def test_a_run_continues_with_more_steps_as_if_it_had_never_stopped(tiny: TinySettings) -> None:
-    constant = {"TRAIN_LR_SCHEDULE": "constant"}
+@pytest.mark.parametrize("architecture", ("gpt2", "qwen3"))
+def test_a_run_continues_with_more_steps_as_if_it_had_never_stopped(
+    tiny: TinySettings, architecture: str
+) -> None:
+    constant = {"TRAIN_LR_SCHEDULE": "constant", "MODEL_ARCHITECTURE": architecture}
     unbroken = tiny(**constant, TRAIN_RUN_NAME="unbroken")
     train(unbroken)
     train(tiny(**constant, TRAIN_MAX_STEPS=4))
@@ -128,6 +131,7 @@ def test_a_run_continues_with_more_steps_as_if_it_had_never_stopped(tiny: TinySe
     for file in ("model.safetensors", "optimizer.safetensors"):
         place = Path("checkpoints/step-000010") / file
         assert (continued.run_dir / place).read_bytes() == (unbroken.run_dir / place).read_bytes()
+    assert losses_of(continued)[-1] < losses_of(continued)[0] - 1
 
 
 def test_a_branch_from_before_the_cooldown_equals_a_run_that_was_begun_so(
