@@ -68,6 +68,14 @@ def jobs(results: dict[str, Any]) -> Iterator[list[str]]:
             ]  # fmt: skip
 
 
+def recipes(results: dict[str, Any]) -> Iterator[list[str]]:
+    """The recipes of GPT-2's quality, shortened."""
+    yield [results["machine"]["device"], "tokens/s", "held-out loss"]
+    for name, row in results["recipes"].items():
+        rate = row["tokens_per_second"]
+        yield [name, f"{rate / 1000:,.0f}k", number(row.get("held_out_loss"), ".3f")]
+
+
 def profile(results: dict[str, Any]) -> Iterator[list[str]]:
     """Kernels of a step by class."""
     found = results["profile"]
@@ -100,7 +108,7 @@ def variants(results: dict[str, Any]) -> Iterator[list[str]]:
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], Iterator[list[str]]]] = {
-    table.__name__: table for table in (speed, jobs, profile, longest, variants)
+    table.__name__: table for table in (speed, jobs, profile, longest, variants, recipes)
 }
 
 

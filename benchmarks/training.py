@@ -193,6 +193,19 @@ def jobs(bench: Bench, known: Container[str]) -> Found:
                 yield name, bench.train(cache, Path(folder, "it"), "fineweb20M", **job).summary()
 
 
+def recipes(bench: Bench, known: Container[str]) -> Found:
+    """The recipes of GPT-2's quality beside the default, shortened: their speed and their loss."""
+    size = bench.size
+    for steps in (size.job_steps, 10 * size.job_steps):
+        for recipe in ("fineweb20M", "gpt2-124M", "qwen3-124M"):
+            name = f"RECIPE={recipe}, {steps} steps"
+            if name not in known:
+                flags = {"max_steps": steps, "val_every": steps, "sample_every": 0}
+                with tempfile.TemporaryDirectory(dir=bench.work) as folder:
+                    cache = f"RECIPE={recipe}"
+                    yield name, bench.train(cache, Path(folder, "it"), recipe, **flags).summary()
+
+
 def determinism(bench: Bench, known: Container[str]) -> Found:
     """What it costs, and whether a run that was cut ends with the same files as a whole one."""
     name = "RECIPE=fineweb20M, TRAIN_DETERMINISTIC=true"
@@ -249,6 +262,7 @@ PARTS: dict[str, tuple[Callable[[Bench, Container[str]], Found], int]] = {
     "jobs": (jobs, 240),
     "determinism": (determinism, 120),
     "doctor": (doctor, 60),
+    "recipes": (recipes, 1800),
 }
 
 if __name__ == "__main__":
