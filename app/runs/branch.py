@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from app.errors import UserError
-from app.files import atomic_file, atomic_folder, read_bytes
+from app.files import atomic_file, atomic_folder, filename_in_errors, read_bytes
 from app.runs.checkpoint import TENSOR_FILES, Checkpoint, checkpoint_folder
 from app.runs.checkpoint_state import CorruptCheckpoint
 from app.runs.checkpoints import checkpoint_steps, latest_checkpoint
@@ -120,7 +120,8 @@ def _link_or_copy(file: Path, target: Path) -> None:
         os.link(file.resolve(), target)
         return
     try:
-        shutil.copyfile(file, target)
+        with file.open("rb") as opened, filename_in_errors(target), target.open("wb") as copy:
+            shutil.copyfileobj(opened, copy)
     except FileNotFoundError:
         problem = f"{file} has been deleted by the run that it belongs to"
         raise UserError(problem, "run the same command again") from None

@@ -19,7 +19,7 @@ from app.runs.metrics import read_metrics
 from app.runs.samples import read_samples
 from app.settings.settings import Settings
 from app.settings.sources import load_settings
-from app.train.start import open_training_data, plan_start
+from app.train.start import find_branch, open_training_data, plan_start
 from app.train.stopping import StopRequest, stop_on_signals
 from app.train.trainer import Trainer
 from tests.inference.hellaswag_questions import FILE
@@ -71,7 +71,8 @@ def build_trainer(
     dataset = dataset or open_training_data(settings)
     run = RunFolder(settings.run_dir)
     run.path.mkdir(parents=True, exist_ok=True)
-    start = plan_start(settings, dataset, run)
+    branch = find_branch(settings, dataset.fingerprint)
+    start = plan_start(settings, dataset, run, branch)
     assert start is not None
     assert settings.train.micro_batch_size != "auto"
     return Trainer(
@@ -192,6 +193,17 @@ def test_a_stopped_run_that_continues_equals_one_that_was_never_stopped(
     states = [latest_checkpoint(run).state for run in (settings.run_dir, unbroken_small)]
     assert states[0].pending == states[1].pending == PendingWork()
     assert states[0].val_loss == states[1].val_loss is not None
+
+
+@pytest.mark.parametrize("poll_number", (4, 8, 16))
+def test_a_branch_of_a_stopped_run_does_what_the_stop_left(
+    small: TinySettings, unbroken_small: Path, poll_number: int
+) -> None:
+    with pytest.raises(Stopped):
+        build_trainer(small(), StopAtPoll(poll_number=poll_number)).fit()
+    branch = small(TRAIN_RUN_NAME="branch", TRAIN_BRANCH_FROM="run")
+    build_trainer(branch).fit()
+    assert_same_run(branch.run_dir, unbroken_small, LAST_STEP)
 
 
 def test_training_goes_on_while_shards_are_hashed_and_saves_once_they_are(
