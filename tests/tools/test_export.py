@@ -14,8 +14,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GPT2LMHeadModel,
+    Qwen3ForCausalLM,
+)
 
+from app.data.tokenizer import Tokenizer
 from app.errors import ExitCode
 from app.model.architectures import build_config, build_model
 from app.model.language_model import LanguageModel
@@ -34,8 +41,8 @@ def newcomer(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         yield
 
 
-def ours(step: int) -> LanguageModel:
-    checkpoint = open_checkpoint(RUN / "checkpoints" / f"step-{step:06}")
+def ours(step: int, run: Path = RUN) -> LanguageModel:
+    checkpoint = open_checkpoint(run / "checkpoints" / f"step-{step:06}")
     model = build_model(build_config(checkpoint.state.model))
     checkpoint.load_model(model)
     return model
@@ -64,6 +71,66 @@ def test_transformers_computes_the_same_logits_and_text(monkeypatch: pytest.Monk
     theirs.generation_config.eos_token_id = None
     written = theirs.generate(**prompt, max_new_tokens=count, do_sample=False)
     assert written.tolist() == generate(model, tokens, count, temperature=0).tolist()
+
+
+def test_a_qwen3_is_one_for_transformers_and_for_every_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = "MODEL_ARCHITECTURE=qwen3 MODEL_HEAD_DIM=16 TRAIN_RUN_NAME=qwen3"
+    assert type_in(f"{chosen} train", monkeypatch) == ExitCode.DONE
+    capsys.readouterr()
+    # The other commands find the architecture in the checkpoint.
+    for command in ("export", "sample --max-tokens 5", "evaluate", "inspect data/runs/qwen3"):
+        assert type_in(f"TRAIN_RUN_NAME=qwen3 {command}", monkeypatch) == ExitCode.DONE
+    run = Path("data/runs/qwen3")
+    lines = capsys.readouterr().out.splitlines()
+    last = run / "checkpoints" / "step-000020"
+    assert lines[0] == f"{run / 'export'}: {last} as a Qwen3ForCausalLM in float32"
+    (shape,) = [line for line in lines if line.startswith("  model: {")]
+    assert "'architecture': 'qwen3'" in shape
+    assert "'head_dim': 16, 'tie_embeddings': False" in shape
+    own_loss = open_checkpoint(last).state.val_loss
+    assert own_loss is not None
+    assert json.loads((run / "evaluations.jsonl").read_bytes())["loss"] == pytest.approx(own_loss)
+
+    folder = run / "export"
+    assert names(folder) == set(FILES)
+    config = read(folder, "config.json")
+    expected = {
+        "model_type": "qwen3",
+        "head_dim": 16,
+        "rope_theta": 10000.0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "intermediate_size": 128,
+        "tie_word_embeddings": False,
+        "bos_token_id": 50256,
+    }
+    assert expected.items() <= config.items()
+    assert "layer_types" not in config
+    theirs, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert isinstance(theirs, Qwen3ForCausalLM)
+    assert not any(info.values()), info
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    # Qwen's own tokenizer takes digits one by one.
+    text = "<|endoftext|>import os\n\nx = 12345678 # it's   naïve\n"
+    prompt = tokenizer(text, return_tensors="pt")
+    tokens, model = prompt["input_ids"], ours(20, run)
+    assert tokens[0].tolist() == [50256, *Tokenizer().encode(text[13:]).tolist()]
+    assert model(tokens).std() > 0.5, "it has learned nothing"
+    assert (theirs(tokens).logits - model(tokens)).abs().max() < 1e-4
+    theirs.generation_config.eos_token_id = None
+    written = theirs.generate(**prompt, max_new_tokens=30, do_sample=False)
+    assert written.tolist() == generate(model, tokens, 30, temperature=0).tolist()
+
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "tags: [qwen3]\n" in card
+    assert (
+        "\nA small Qwen3 with GPT-2's tokenizer, trained from scratch with gpt-compose.\n" in card
+    )
+    stored, multiplied = model.num_parameters(), model.num_multiplied()
+    assert stored - multiplied > 50257 * 32
+    assert f"| Parameters | {stored:,}, stored in float32; {multiplied:,} of them are " in card
+    assert "| Shape | 3 layers, width 32, 4 heads of 16, context of 64 tokens |" in card
 
 
 @torch.no_grad()
