@@ -49,7 +49,7 @@ class Settings(BaseModel):
         multiples = {
             ("TRAIN_TOKENS_PER_STEP", "MODEL_CONTEXT_LENGTH"): (train.tokens_per_step, length),
         }
-        if self.model.architecture == "gpt2" or self.model.head_dim == "auto":
+        if self.model.architecture == "gpt2":
             multiples["MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"] = (width, self.model.num_heads)
         if train.precision == "fp8":
             multiples["TRAIN_PRECISION", "MODEL_CONTEXT_LENGTH"] = (length, _FP8_MULTIPLE)
@@ -119,8 +119,11 @@ def _conflicts_of(model: ModelSettings) -> dict[tuple[str, str], str]:
         if model.tie_embeddings == "false":
             reason = "the output layer of gpt2 is its embedding; qwen3 can have its own"
             conflicts["MODEL_ARCHITECTURE", "MODEL_TIE_EMBEDDINGS"] = reason
-    elif model.head_dim == "auto" and head_dim % 2:
-        reason = f"width / heads is {head_dim}, and qwen3 turns pairs of values: it must be even"
+    elif model.head_dim == "auto" and model.embd_size % (2 * model.num_heads):
+        size = f"{model.embd_size / model.num_heads:.4g}"
+        reason = (
+            f"a head of {size}, and qwen3 turns pairs of its values: set an even MODEL_HEAD_DIM"
+        )
         conflicts["MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"] = reason
     elif model.head_dim != "auto" and model.head_dim % 2:
         reason = "qwen3 turns pairs of a head's values: it must be even"

@@ -237,13 +237,18 @@ def test_public_settings_are_all_but_secrets_as_json() -> None:
         ({"model": ModelSettings(architecture="qwen3", num_heads=7, head_dim=128)}, {}),
         (
             {"model": ModelSettings(architecture="qwen3", num_heads=7)},
-            {("MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"): "768 is not a multiple of 7; 763 and 770 are"},
+            {
+                ("MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"): (
+                    "a head of 109.7, and qwen3 turns pairs of its values: set an even "
+                    "MODEL_HEAD_DIM"
+                )
+            },
         ),
         (
             {"model": ModelSettings(architecture="qwen3", embd_size=9, num_heads=3)},
             {
                 ("MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"): (
-                    "width / heads is 3, and qwen3 turns pairs of values: it must be even"
+                    "a head of 3, and qwen3 turns pairs of its values: set an even MODEL_HEAD_DIM"
                 )
             },
         ),
