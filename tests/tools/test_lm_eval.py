@@ -187,8 +187,9 @@ def test_lm_eval_hellaswag_is_that_of_the_run(
     assert results["as_chosen"]["acc,none"] < 1
 
 
+@pytest.mark.parametrize("architecture", ("gpt2", "qwen3"))
 def test_lm_eval_loss_is_that_of_evaluate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, say: Say
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, say: Say
 ) -> None:
     assert LM_EVAL.exists(), "make test-lm-eval makes its environment"
     settle(tmp_path, monkeypatch)
@@ -197,6 +198,7 @@ def test_lm_eval_loss_is_that_of_evaluate(
     documents = [text, *(inspect.getsource(module) for module in (shutil, tarfile))]
     write_rows(Path("documents.jsonl"), [{"text": document} for document in documents])
     settings = SETTINGS.replace("DATASET=stdlib", "DATASET=documents.jsonl")
+    settings += f"MODEL_ARCHITECTURE={architecture}\n"
     Path(".env").write_text(settings, encoding="utf-8")
     held_out = WINDOWS * CONTEXT_LENGTH
     assert type_in(f"prepare --val-tokens {held_out}", monkeypatch) == ExitCode.DONE
@@ -214,3 +216,62 @@ def test_lm_eval_loss_is_that_of_evaluate(
     loss = theirs * math.log(2) * len(text.encode()) / held_out
     assert loss == pytest.approx(ours["loss"], rel=1e-5)
     assert 0 <= results["own_questions"]["acc,none"] <= 1
+
+
+NAMES = """
+import json
+import sys
+
+import gguf
+from safetensors import safe_open
+
+names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, 3)
+known = gguf.MODEL_TENSORS[gguf.MODEL_ARCH.QWEN3]
+shapes = {}
+with safe_open(sys.argv[1], "pt") as weights:
+    for name in weights.keys():
+        kind, its_name = names.get_type_and_name(name, (".weight",))
+        assert kind in known, name
+        shapes[its_name] = weights.get_slice(name).get_shape()
+print(json.dumps(shapes))
+"""
+
+
+@pytest.mark.parametrize("tied", ("true", "false"))
+def test_a_qwen3_has_the_tensors_that_llama_cpp_reads(
+    tied: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle(tmp_path, monkeypatch)
+    settings = f"MODEL_ARCHITECTURE=qwen3\nMODEL_HEAD_DIM=16\nMODEL_TIE_EMBEDDINGS={tied}\n"
+    Path(".env").write_text(SETTINGS + settings, encoding="utf-8")
+    for command in ("prepare", "train --max-steps 2", "export"):
+        assert type_in(command, monkeypatch) == ExitCode.DONE
+    ended = subprocess.run(
+        [str(LM_EVAL.with_name("python")), "-c", NAMES, str(RUN / "export/model.safetensors")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    width, heads, hidden = 32, 4 * 16, 128
+    expected = {"token_embd.weight": [50257, width], "output_norm.weight": [width]}
+    # Without it, llama.cpp takes the embedding for the output layer.
+    expected |= {} if tied == "true" else {"output.weight": [50257, width]}
+    for layer in range(3):
+        expected |= {
+            f"blk.{layer}.{name}.weight": shape
+            for name, shape in {
+                "attn_norm": [width],
+                "attn_q": [heads, width],
+                "attn_k": [heads, width],
+                "attn_v": [heads, width],
+                "attn_q_norm": [16],
+                "attn_k_norm": [16],
+                "attn_output": [width, heads],
+                "ffn_norm": [width],
+                "ffn_gate": [hidden, width],
+                "ffn_up": [hidden, width],
+                "ffn_down": [width, hidden],
+            }.items()
+        }
+    assert json.loads(ended.stdout) == expected
