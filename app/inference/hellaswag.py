@@ -13,8 +13,8 @@ from app.data.tokenizer import END_OF_TEXT, Tokenizer
 from app.hardware.device import Device
 from app.model.language_model import LanguageModel
 
-# cross_entropy leaves such targets out.
-_IGNORED = -100
+# Logits of so many tokens at once.
+_POSITIONS = 256
 # For each ending of a question: the tokens of the whole text, and how many are the ending's.
 _Rows = list[tuple[Tensor, int]]
 
@@ -98,20 +98,21 @@ def _log_likelihoods(model: LanguageModel, device: Device, questions: Sequence[_
     """Return the log-likelihood of each ending, float64 [questions, 4], on the CPU."""
     rows = [row for question in questions for row in question]
     inputs = pad_sequence([tokens[:-1] for tokens, _ in rows], batch_first=True)
-    targets = torch.full_like(inputs, _IGNORED)
-    for target, (tokens, count) in zip(targets, rows, strict=True):
-        target[len(tokens) - 1 - count : len(tokens) - 1] = tokens[len(tokens) - count :]
-    inputs, targets = inputs.to(device.torch_device), targets.to(device.torch_device)
-    norm, head, sums = model.final_norm, model.head_weight, list[Tensor]()
+    places, targets = list[Tensor](), list[Tensor]()
+    for index, (tokens, count) in enumerate(rows):
+        end = index * inputs.shape[1] + len(tokens) - 1
+        places.append(torch.arange(end - count, end))
+        targets.append(tokens[len(tokens) - count :])
     with device.forward_pass():
-        x = model.embed(inputs)
+        x = model.embed(inputs.to(device.torch_device))
         for block in model.blocks:
             x = block(x)
-        parts = zip(questions, x.split(ENDINGS), targets.split(ENDINGS), strict=True)
-        for question, y, target in parts:
-            # The logits are by far the largest tensor, and only the endings' are needed.
-            first = min(len(tokens) - 1 - count for tokens, count in question)
-            logits = F.linear(norm(y[:, first:]), head).float().flatten(0, 1)
-            nats = F.cross_entropy(logits, target[:, first:].flatten(), reduction="none")
-            sums.append(nats.view(ENDINGS, -1).sum(dim=1))
-    return -torch.stack(sums).double().cpu()
+        # The logits are by far the largest tensor, and only the endings' are needed.
+        x = model.final_norm(x.flatten(0, 1)[torch.cat(places).to(x.device)])
+        parts = x.split(_POSITIONS), torch.cat(targets).to(x.device).split(_POSITIONS)
+        nats = [
+            F.cross_entropy(F.linear(y, model.head_weight).float(), target, reduction="none")
+            for y, target in zip(*parts, strict=True)
+        ]
+    endings = torch.cat(nats).cpu().split([count for _, count in rows])
+    return -torch.stack([ending.sum() for ending in endings]).double().view(-1, ENDINGS)

@@ -13,7 +13,12 @@ from app.progress import print_line
 from app.runs.checkpoints import checkpoint_steps
 from app.runs.folder import RunFolder
 from app.settings.settings import Settings
-from app.train.start import find_branch, open_training_data, plan_start
+from app.train.start import (
+    find_branch,
+    hellaswag_questions,
+    open_training_data,
+    plan_start,
+)
 
 
 def start_training(settings: Settings) -> None:
@@ -39,6 +44,7 @@ def start_training(settings: Settings) -> None:
                     if plan_start(settings, dataset, run) is None:
                         return
             if processes > 1:
+                hellaswag_questions(settings)
                 program = [sys.argv[0]] if started_by_script() else ["-m", "app"]
                 command = [*program, *sys.argv[1:]]
                 raise ExitWithCode(launch(command, processes, settings.train.max_restarts))

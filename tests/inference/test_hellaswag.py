@@ -3,10 +3,11 @@
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from app.data.hellaswag import Question, read_questions
@@ -14,17 +15,30 @@ from app.data.tokenizer import END_OF_TEXT, Tokenizer
 from app.hardware.device import Device
 from app.inference.hellaswag import HellaSwag, encode
 from app.model.gpt import GPT, GPTConfig
+from app.model.language_model import LanguageModel
+from app.model.qwen3 import Qwen3, Qwen3Config
 from tests.inference.hellaswag_questions import FILE, mixed_questions, write_questions
 
 LENGTH = 32
+M = TypeVar("M", bound=LanguageModel)
 CPU = Device(torch.device("cpu"), "cpu", "float32", deterministic=True, peak_flops=None)
 
 
 @pytest.fixture(scope="module")
 def model() -> GPT:
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(LENGTH, num_layers=2, embd_size=16, num_heads=2))
+    return far_from_uniform(GPT(GPTConfig(LENGTH, num_layers=2, embd_size=16, num_heads=2)))
+
+
+def qwen3() -> LanguageModel:
+    config = Qwen3Config(LENGTH, num_layers=2, embd_size=16, num_heads=2, head_dim=8)
+    return far_from_uniform(Qwen3(config))
+
+
+def far_from_uniform(model: M) -> M:
+    generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.02, generator=generator)
         # Far from uniform, so that the endings differ by more than their lengths.
         parameter.data *= 20
     return model
@@ -42,7 +56,7 @@ def cleaned(text: str) -> str:
 
 
 @torch.no_grad()
-def slow_scores(model: GPT, question: Question) -> tuple[list[float], list[float]]:
+def slow_scores(model: LanguageModel, question: Question) -> tuple[list[float], list[float]]:
     """The scores of each ending, alone and unpadded, with log-softmax over all positions."""
     encode = Tokenizer().encode
     both = question.ctx_a + " " + question.ctx_b.capitalize()
@@ -64,23 +78,26 @@ def total(batches: Iterator[Tensor]) -> list[int]:
     return sum(batches, torch.zeros(2, dtype=torch.int64)).tolist()
 
 
-def scored(model: GPT, questions: list[Question], max_tokens: int) -> list[int]:
+def scored(model: LanguageModel, questions: list[Question], max_tokens: int) -> list[int]:
     return total(HellaSwag(questions, LENGTH, max_tokens).correct(model, CPU))
 
 
+@pytest.mark.parametrize("architecture", ("gpt2", "qwen3"))
 def test_the_likeliest_ending_is_that_of_each_ending_alone(
-    model: GPT, questions: list[Question]
+    model: GPT, questions: list[Question], architecture: str
 ) -> None:
+    tried = qwen3() if architecture == "qwen3" else model
+    questions = questions[::3]
     expected_total, differ = torch.zeros(2, dtype=torch.int64), 0
     for question in questions:
-        best = [scores.index(max(scores)) for scores in slow_scores(model, question)]
+        best = [scores.index(max(scores)) for scores in slow_scores(tried, question)]
         for label in range(4):
             right = [int(label == index) for index in best]
-            assert scored(model, [replace(question, label=label)], 64) == right
+            assert scored(tried, [replace(question, label=label)], 64) == right
         differ += best[0] != best[1]
         expected_total += torch.tensor([int(question.label == index) for index in best])
     assert differ > len(questions) // 8
-    assert scored(model, questions, 1024) == expected_total.tolist()
+    assert scored(tried, questions, 1024) == expected_total.tolist()
 
 
 @pytest.mark.parametrize("max_tokens", (1, 100_000))

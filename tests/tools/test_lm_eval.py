@@ -148,8 +148,9 @@ def choice(model: LanguageModel, question: Question) -> int:
     raise AssertionError("it takes none")
 
 
+@pytest.mark.parametrize("architecture", ("gpt2", "qwen3"))
 def test_lm_eval_hellaswag_is_that_of_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, say: Say
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, say: Say, architecture: str
 ) -> None:
     assert LM_EVAL.exists(), "make test-lm-eval makes its environment"
     settle(tmp_path, monkeypatch)
@@ -161,7 +162,7 @@ def test_lm_eval_hellaswag_is_that_of_the_run(
     ]
     assert not long
     path = write_questions(Path("questions.jsonl"), questions)
-    Path(".env").write_text(SETTINGS, encoding="utf-8")
+    Path(".env").write_text(f"{SETTINGS}MODEL_ARCHITECTURE={architecture}\n", encoding="utf-8")
     scored = f"train --hellaswag-every 10 --hellaswag-file {path.resolve()}"
     for command in ("prepare", scored, "export"):
         assert type_in(command, monkeypatch) == ExitCode.DONE
