@@ -34,12 +34,12 @@ class DataParallelLoss:
                 _LossModule(model, loss),
                 device_ids=[device] if device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
-                # Buffers are constants.
-                broadcast_buffers=False,
                 # Otherwise DDP rebuilds its buckets after the first step, and a resumed run would
                 # sum in a different order.
                 find_unused_parameters=True,
             )
+            # Buffers are constants. As an argument it is deprecated, and its successor too new.
+            self._ddp.broadcast_buffers = False
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of a micro-batch, int64 [B, T] each."""

@@ -96,10 +96,14 @@ def test_a_divided_state_takes_the_same_steps(unbroken: Unbroken, optimizer: str
     torch.testing.assert_close(losses(divided), losses(alone), rtol=0, atol=1e-5)
 
 
-def test_two_processes_train_a_qwen3_as_one_does(unbroken: Unbroken) -> None:
+def test_two_processes_train_a_qwen3_as_one_does(start: Start, unbroken: Unbroken) -> None:
     qwen3 = {"MODEL_ARCHITECTURE": "qwen3", "MODEL_HEAD_DIM": 16, "TRAIN_MAX_STEPS": 6}
-    divided = unbroken(**qwen3, TRAIN_PROCESSES=2, TRAIN_SHARD_OPTIMIZER=True)
-    torch.testing.assert_close(losses(divided), losses(unbroken(**qwen3)), rtol=0, atol=1e-5)
+    divided = start(**qwen3, TRAIN_PROCESSES=2, TRAIN_SHARD_OPTIMIZER=True)
+    code, output = divided.end()
+    assert code == 0, output
+    assert "Warning" not in output
+    alone = losses(unbroken(**qwen3))
+    torch.testing.assert_close(losses(divided.run_dir), alone, rtol=0, atol=1e-5)
 
 
 def test_a_checkpoint_of_four_shares_continues_in_one_process_and_the_other_way_round(
