@@ -92,30 +92,35 @@ def provide_questions(path: Path, url: str = URL, sha256: str = SHA256) -> None:
         UserError: the file is there, but is another.
         NetworkError: the download has failed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f".{path.name}.lock")
-    with locked(path, "download", wait_seconds=WAIT_SECONDS, file=lock):
-        if not path.exists():
-            print(f"{path}: downloading HellaSwag's questions from {url}", flush=True)
-            try:
-                content = _download(url)
-                if hashlib.sha256(content).hexdigest() != sha256:
-                    raise ValueError("what answers is another file, perhaps a log-in page")
-            except ValueError as error:
-                raise NetworkError(
-                    f"HellaSwag's questions could not be downloaded: {error} ({url})",
-                    f"put that file there yourself, as {path}, or set TRAIN_HELLASWAG_EVERY=0",
-                ) from error
-            with atomic_file(path) as file:
-                file.write(content)
-        elif sha256_of(path) != sha256:
-            raise UserError(
-                f"{path} is not HellaSwag's published file: its SHA-256 does not match",
-                "delete it; to score other questions of this form, set TRAIN_HELLASWAG_FILE",
-            )
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f".{path.name}.lock")
+        with locked(path, "download", wait_seconds=WAIT_SECONDS, file=lock):
+            if not path.exists():
+                _download(path, url, sha256)
+    if sha256_of(path) != sha256:
+        raise UserError(
+            f"{path} is not HellaSwag's published file: its SHA-256 does not match",
+            "delete it; to score other questions of this form, set TRAIN_HELLASWAG_FILE",
+        )
 
 
-def _download(url: str) -> bytes:
+def _download(path: Path, url: str, sha256: str) -> None:
+    print(f"{path}: downloading HellaSwag's questions from {url}", flush=True)
+    try:
+        content = _fetch(url)
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise ValueError("what answers is another file, perhaps a log-in page")
+    except ValueError as error:
+        raise NetworkError(
+            f"HellaSwag's questions could not be downloaded: {error} ({url})",
+            f"put that file there yourself, as {path}, or set TRAIN_HELLASWAG_EVERY=0",
+        ) from error
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+def _fetch(url: str) -> bytes:
     """Return what a server answers; a ValueError says why it does not."""
     # With the certificates that the hub's libraries bring along.
     from huggingface_hub.utils import httpx

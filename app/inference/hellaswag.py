@@ -1,6 +1,7 @@
 """HellaSwag while a model trains: the number that lm-eval finds for the exported model."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -19,26 +20,21 @@ _POSITIONS = 256
 _Rows = list[tuple[Tensor, int]]
 
 
+@dataclass(frozen=True)
 class HellaSwag:
     """A rank's share of the questions: question i belongs to rank i mod world_size.
 
-    Args:
-        questions: all of them, the same on every rank.
-        context_length: the model's; the beginning of a longer text is cut off.
-        max_tokens: tokens per forward pass, with padding; one question may have more.
+    Attributes:
+        questions: all of them, the same on every rank
+        context_length: the model's; the beginning of a longer text is cut off
+        max_tokens: tokens per forward pass, with padding; one question may have more
     """
 
-    def __init__(
-        self,
-        questions: Sequence[Question],
-        context_length: int,
-        max_tokens: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.num_questions = len(questions)
-        self._share = questions[rank::world_size]
-        self._context_length, self._max_tokens = context_length, max_tokens
+    questions: Sequence[Question]
+    context_length: int
+    max_tokens: int
+    rank: int = 0
+    world_size: int = 1
 
     @torch.no_grad()
     def correct(
@@ -57,7 +53,7 @@ class HellaSwag:
         first = 0
         while first < len(self._encoded):
             check_stop()
-            end = first + max(1, self._max_tokens // (ENDINGS * _length(self._encoded[first][1])))
+            end = first + max(1, self.max_tokens // (ENDINGS * _length(self._encoded[first][1])))
             questions, rows = zip(*self._encoded[first:end], strict=True)
             sums, first = _log_likelihoods(model, device, rows), end
             characters = torch.tensor([[len(each) for each in it.choices] for it in questions])
@@ -69,8 +65,9 @@ class HellaSwag:
     @cached_property
     def _encoded(self) -> list[tuple[Question, _Rows]]:
         """The share's tokens, the longest first, so that little is padding in a batch."""
-        tokenizer, length = Tokenizer(), self._context_length
-        rows = [(question, encode(question, tokenizer, length)) for question in self._share]
+        tokenizer, length = Tokenizer(), self.context_length
+        share = self.questions[self.rank :: self.world_size]
+        rows = [(question, encode(question, tokenizer, length)) for question in share]
         return sorted(rows, key=lambda item: -_length(item[1]))
 
 

@@ -13,12 +13,7 @@ from app.progress import print_line
 from app.runs.checkpoints import checkpoint_steps
 from app.runs.folder import RunFolder
 from app.settings.settings import Settings
-from app.train.start import (
-    find_branch,
-    hellaswag_questions,
-    open_training_data,
-    plan_start,
-)
+from app.train.start import find_branch, hellaswag_questions, open_training_data, plan_start
 
 
 def start_training(settings: Settings) -> None:

@@ -29,7 +29,7 @@ class Evaluator:
     stop: StopRequest
     pauses: PauseTimer
     held_out: HeldOutText
-    questions: HellaSwag
+    hellaswag_questions: HellaSwag
 
     def val_loss(self, batch_size: int) -> float | None:
         """Return the held-out loss, nats per token; None if there is no held-out text."""
@@ -48,9 +48,10 @@ class Evaluator:
 
     def hellaswag(self) -> tuple[float, float]:
         """Return lm-eval's acc_norm and acc."""
-        counts = self.questions.correct(self.model, self.device, self.stop.check)
-        acc_norm, acc = self._sum("hellaswag_ms", 2, counts).tolist()
-        return acc_norm / self.questions.num_questions, acc / self.questions.num_questions
+        counts = self.hellaswag_questions.correct(self.model, self.device, self.stop.check)
+        total = self._sum("hellaswag_ms", 2, counts) / len(self.hellaswag_questions.questions)
+        acc_norm, acc = total.tolist()
+        return acc_norm, acc
 
     def _sum(self, pause: str, size: int, batches: Iterator[Tensor]) -> Tensor:
         """Vote on whether to stop, and sum [size] numbers over batches and ranks."""
