@@ -10,7 +10,7 @@ from app.model.huggingface import gpt2_config, gpt2_weights, qwen3_config, qwen3
 from app.model.language_model import LanguageModel, ModelConfig
 from app.model.qwen3 import Qwen3, Qwen3Config
 
-CONFIGS: dict[str, type[ModelConfig]] = {"gpt2": GPTConfig, "qwen3": Qwen3Config}
+_CONFIGS: dict[str, type[ModelConfig]] = {"gpt2": GPTConfig, "qwen3": Qwen3Config}
 
 
 def build_config(shape: dict[str, Any]) -> ModelConfig:
@@ -21,9 +21,13 @@ def build_config(shape: dict[str, Any]) -> ModelConfig:
     """
     fields = dict(shape)
     architecture = fields.pop("architecture")
-    if architecture not in CONFIGS:
+    if architecture not in _CONFIGS:
         raise ValueError(f"there is no architecture {architecture!r}")
-    return CONFIGS[architecture](**fields)
+    config = _CONFIGS[architecture]
+    # The default of a value that is missing may not be what the model was trained with.
+    if differing := fields.keys() ^ config.__dataclass_fields__.keys():
+        raise ValueError(f"only one of the two has {', '.join(sorted(differing))} of a model")
+    return config(**fields)
 
 
 def build_model(

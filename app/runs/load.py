@@ -2,8 +2,8 @@
 
 from app.errors import UserError
 from app.hardware.device import Device
-from app.model.architectures import CONFIGS, build_config, build_model
-from app.model.language_model import LanguageModel, ModelConfig
+from app.model.architectures import build_config, build_model
+from app.model.language_model import LanguageModel
 from app.runs.checkpoint import Checkpoint
 from app.runs.checkpoint_state import other_version
 
@@ -14,17 +14,10 @@ def load_model(checkpoint: Checkpoint, device: Device) -> LanguageModel:
     Raises:
         UserError: another version of the program wrote it, it is damaged, or not finite.
     """
-    shape = checkpoint.state.model
-    # The default of a value that is missing may not be what the model was trained with.
-    config_class = CONFIGS.get(shape["architecture"], ModelConfig)
-    fields = config_class.__dataclass_fields__.keys() | {"architecture"}
-    if differing := shape.keys() ^ fields:
-        names = ", ".join(sorted(differing))
-        raise other_version(checkpoint.folder, f"only one of the two has {names} of a model")
     try:
-        config = build_config(shape)
+        config = build_config(checkpoint.state.model)
     except (TypeError, ValueError) as error:
-        raise other_version(checkpoint.folder, f"its model is not valid: {error}") from None
+        raise other_version(checkpoint.folder, str(error)) from None
     # The residual stream's dtype in training, so that the held-out loss matches training's.
     residual = checkpoint.state.settings.get("train", {}).get("residual")
     model = build_model(config, bf16_residual=residual == "bf16")

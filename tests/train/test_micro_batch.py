@@ -106,7 +106,8 @@ from app.train.optimizer import build_optimizers
 device = select_device("cpu", sys.argv[1], "auto")
 is_compiled = sys.argv[2] == "compiled"
 torch.manual_seed(0)
-shape = dict(context_length=256, num_layers=4, embd_size=256, num_heads=4)
+shape = dict(context_length=256, vocab_size=50257, num_layers=4, embd_size=256, num_heads=4)
+shape |= dict(head_dim=128, tie_embeddings=False) if sys.argv[4] == "qwen3" else {}
 model = build_model(build_config({"architecture": sys.argv[4], **shape}))
 loss_of = compiled_loss(model, device) if is_compiled else model
 optimizers = build_optimizers(model, TrainSettings())
