@@ -110,24 +110,25 @@ VARIABLES = {variable: group for group in GROUPS.values() for variable in group.
 
 def _conflicts_of(model: ModelSettings) -> dict[tuple[str, str], str]:
     """Map each pair of variables that an architecture cannot have to the reason and the remedy."""
-    conflicts = {}
-    head_dim = model.embd_size // model.num_heads
+    conflicts, head_dim = {}, model.embd_size / model.num_heads
     if model.architecture == "gpt2":
         if model.head_dim not in ("auto", head_dim):
-            reason = f"gpt2 divides its width among its heads, {head_dim} each; leave it on auto"
-            conflicts["MODEL_ARCHITECTURE", "MODEL_HEAD_DIM"] = reason
+            conflicts["MODEL_ARCHITECTURE", "MODEL_HEAD_DIM"] = (
+                f"gpt2 divides its width among its heads, {head_dim:.4g} each; leave it on auto"
+            )
         if model.tie_embeddings == "false":
-            reason = "the output layer of gpt2 is its embedding; qwen3 can have its own"
-            conflicts["MODEL_ARCHITECTURE", "MODEL_TIE_EMBEDDINGS"] = reason
-    elif model.head_dim == "auto" and model.embd_size % (2 * model.num_heads):
-        size = f"{model.embd_size / model.num_heads:.4g}"
-        reason = (
-            f"a head of {size}, and qwen3 turns pairs of its values: set an even MODEL_HEAD_DIM"
+            conflicts["MODEL_ARCHITECTURE", "MODEL_TIE_EMBEDDINGS"] = (
+                "the output layer of gpt2 is its embedding; qwen3 can have its own"
+            )
+    elif model.head_dim == "auto" and head_dim % 2:
+        conflicts["MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"] = (
+            f"a head of {head_dim:.4g}, and qwen3 turns pairs of its values: set an even "
+            "MODEL_HEAD_DIM"
         )
-        conflicts["MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"] = reason
     elif model.head_dim != "auto" and model.head_dim % 2:
-        reason = "qwen3 turns pairs of a head's values: it must be even"
-        conflicts["MODEL_ARCHITECTURE", "MODEL_HEAD_DIM"] = reason
+        conflicts["MODEL_ARCHITECTURE", "MODEL_HEAD_DIM"] = (
+            "qwen3 turns pairs of a head's values: it must be even"
+        )
     return conflicts
 
 
