@@ -489,6 +489,27 @@ WRONG = (
         first=cut(MANIFEST, 100),
     ),
     Wrong(
+        "questions that are not there",
+        "TRAIN_HELLASWAG_EVERY=1 TRAIN_HELLASWAG_FILE=mine.jsonl train --run-name new",
+        "HellaSwag's questions: data/mine.jsonl is not a file",
+        "correct TRAIN_HELLASWAG_FILE, or unset it for the 10,042 published questions",
+    ),
+    Wrong(
+        "another file than the published questions",
+        "TRAIN_HELLASWAG_EVERY=1 prepare",
+        "data/cache/hellaswag_val.jsonl is not HellaSwag's published file: its SHA-256 does not",
+        "delete it; to score other questions of this form, set TRAIN_HELLASWAG_FILE",
+        file("data/cache/hellaswag_val.jsonl", "{}"),
+    ),
+    Wrong(
+        "a question of another form, before several processes start",
+        "TRAIN_HELLASWAG_EVERY=1 TRAIN_HELLASWAG_FILE=m.jsonl TRAIN_PROCESSES=2 "
+        "train --run-name new",
+        "data/m.jsonl, line 1 is not a question of HellaSwag: activity_label Field required",
+        "correct TRAIN_HELLASWAG_FILE",
+        file("data/m.jsonl", "{}"),
+    ),
+    Wrong(
         "a dataset that does not exist",
         "train --dataset-dir missing",
         "no dataset in data/missing: there is no such folder",
