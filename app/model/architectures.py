@@ -50,7 +50,12 @@ def to_huggingface(
         dtype: dtype of the stored weights.
         end_of_text: token id that begins and ends documents.
     """
+    common = {
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
     if isinstance(model, Qwen3):
-        return qwen3_config(model, dtype, end_of_text), qwen3_weights(model, dtype)
+        return qwen3_config(model) | common, qwen3_weights(model, dtype)
     assert isinstance(model, GPT)
-    return gpt2_config(model, dtype, end_of_text), gpt2_weights(model, dtype)
+    return gpt2_config(model) | common, gpt2_weights(model, dtype)

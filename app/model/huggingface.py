@@ -31,14 +31,8 @@ def gpt2_weights(model: GPT, dtype: torch.dtype) -> dict[str, Tensor]:
     return weights
 
 
-def gpt2_config(model: GPT, dtype: torch.dtype, end_of_text: int) -> dict[str, Any]:
-    """Return the content of config.json.
-
-    Args:
-        model: the model to describe.
-        dtype: dtype of the stored weights.
-        end_of_text: token id that begins and ends documents.
-    """
+def gpt2_config(model: GPT) -> dict[str, Any]:
+    """Return what config.json has about a GPT-2."""
     config = model.config
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -62,9 +56,6 @@ def gpt2_config(model: GPT, dtype: torch.dtype, end_of_text: int) -> dict[str, A
         "reorder_and_upcast_attn": False,
         "tie_word_embeddings": True,
         "use_cache": True,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
-        "torch_dtype": str(dtype).removeprefix("torch."),
     }
 
 
@@ -80,8 +71,8 @@ def qwen3_weights(model: Qwen3, dtype: torch.dtype) -> dict[str, Tensor]:
     return weights
 
 
-def qwen3_config(model: Qwen3, dtype: torch.dtype, end_of_text: int) -> dict[str, Any]:
-    """Return the content of config.json; the arguments are those of gpt2_config."""
+def qwen3_config(model: Qwen3) -> dict[str, Any]:
+    """Return what config.json has about a Qwen3."""
     config = model.config
     return {
         "architectures": ["Qwen3ForCausalLM"],
@@ -102,7 +93,4 @@ def qwen3_config(model: Qwen3, dtype: torch.dtype, end_of_text: int) -> dict[str
         "attention_bias": False,
         "use_sliding_window": False,
         "tie_word_embeddings": config.tie_embeddings,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
-        "torch_dtype": str(dtype).removeprefix("torch."),
     }
