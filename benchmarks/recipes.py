@@ -11,8 +11,8 @@ Coarse: one seed, one to three settings of the default recipe changed. 38 steps 
 with a width of 256, or of 8,192 with one of 512, are what two cores can do in two minutes.
 Finals: original and default, three seeds, with a held-out curve, at the larger width.
 Short: 38 steps of 2,048 tokens: each change of the default recipe alone, three seeds, width 256.
-Long: 100 steps of 1,024 tokens: each change that only a longer run can show, all changes together,
-and the second architecture, three seeds, widths 256 and 384.
+Long: 200 steps of 1,024 tokens: each change alone, all together, and all with the second
+architecture, three seeds, width 256; the last two at width 384 as well.
 """
 
 import argparse
@@ -49,7 +49,7 @@ ALWAYS: Settings = {
     "TRAIN_RUN_NAME": "run",
     "TRAIN_PRECISION": "bf16",
 }
-VAL_EVERY = {"coarse": "38", "finals": "13", "short": "38", "long": "100"}
+VAL_EVERY = {"coarse": "38", "finals": "13", "short": "38", "long": "200"}
 DEFAULT: Settings = {
     "TRAIN_OPTIMIZER": "muon",
     "TRAIN_LEARNING_RATE": "3.6e-3",
@@ -96,7 +96,7 @@ CHANGES: dict[str, Settings] = {
     "no decay of embeddings": {"TRAIN_WEIGHT_DECAY_ON": "blocks"},
 }
 LONGER: dict[str, Settings] = {
-    "momentum warm-up of 16 steps": {"TRAIN_MOMENTUM_WARMUP_STEPS": "16"},
+    "momentum warm-up of 32 steps": {"TRAIN_MOMENTUM_WARMUP_STEPS": "32"},
     "constant, then linear to 0 in the last half": {
         "TRAIN_LR_SCHEDULE": "wsd",
         "TRAIN_COOLDOWN": "0.5",
@@ -136,11 +136,15 @@ SHORT: Settings = {
     "TRAIN_LEARNING_RATE": "7.2e-3",
     "TRAIN_VAL_TOKENS": "32768",
 }
-LONG: Settings = SHORT | {"TRAIN_TOKENS_PER_STEP": "1024", "TRAIN_MAX_STEPS": "100"}
+LONG: Settings = SHORT | {
+    "TRAIN_TOKENS_PER_STEP": "1024",
+    "TRAIN_MAX_STEPS": "200",
+    "TRAIN_LEARNING_RATE": "3.6e-3",
+}
 NARROWER: Settings = {
     "MODEL_EMBD_SIZE": "384",
     "MODEL_NUM_HEADS": "6",
-    "TRAIN_LEARNING_RATE": "5e-3",
+    "TRAIN_LEARNING_RATE": "2.4e-3",
 }
 ALL = {name: value for change in (CHANGES | LONGER).values() for name, value in change.items()}
 COLORS = {"original": "#7f7f7f", "default": "#1f77b4"}
@@ -209,21 +213,25 @@ def shorter() -> dict[str, Settings]:
 
 
 def longer() -> dict[str, Settings]:
-    """The recipes of 100 steps by name."""
-    twice = "embeddings at twice the rate"
-    recipes = {"default": {}, twice: CHANGES[twice]} | LONGER
-    recipes |= {"all": ALL, "all, qwen3": ALL | QWEN3}
-    wide = {
-        "default": {},
-        "all": ALL | {"TRAIN_EMBEDDING_LEARNING_RATE": "1e-2"},
-        "all, qwen3": ALL
-        | {"TRAIN_EMBEDDING_LEARNING_RATE": "1e-2"}
-        | QWEN3
-        | {"MODEL_NUM_HEADS": "3"},
+    """The recipes of 200 steps by name."""
+    of_all = {"default": {}, "all": ALL, "all, qwen3": ALL | QWEN3}
+    narrow = DEFAULT | LONG
+    recipes = {
+        name: narrow | changes | embeddings("7.2e-3", changes)
+        for name, changes in (of_all | CHANGES | LONGER).items()
     }
-    return {name: DEFAULT | LONG | changes for name, changes in recipes.items()} | {
-        f"width 384: {name}": DEFAULT | LONG | NARROWER | changes for name, changes in wide.items()
-    }
+    for name, changes in of_all.items():
+        heads = {"MODEL_NUM_HEADS": "3"} if changes.get("MODEL_NUM_HEADS") == "2" else {}
+        recipes[f"width 384: {name}"] = (
+            narrow | NARROWER | changes | embeddings("4.8e-3", changes) | heads
+        )
+    return recipes
+
+
+def embeddings(rate: str, changes: Settings) -> Settings:
+    """The rate of the embeddings, if the changes have one of their own."""
+    name = "TRAIN_EMBEDDING_LEARNING_RATE"
+    return {name: rate} if name in changes else {}
 
 
 def run_settings(part: str, recipe: Settings, seed: int) -> Settings:
@@ -305,7 +313,7 @@ def plot_changes(runs: list[dict[str, Any]], path: Path) -> None:
     import vl_convert
 
     rows = []
-    for part, title in (("short", "38 steps of 2,048 tokens"), ("long", "100 steps of 1,024")):
+    for part, title in (("short", "38 steps of 2,048 tokens"), ("long", "200 steps of 1,024")):
         losses: dict[str, list[float]] = {}
         for run in (run for run in runs if run["part"] == part):
             losses.setdefault(run["name"], []).append(run["val_loss"][-1])
