@@ -80,7 +80,7 @@ class TrainSettings(Group):
     """peak learning rate of the embeddings and the output layer; by default the same"""
     betas: Annotated[tuple[Beta, Beta], BeforeValidator(parse_pair)] = (0.9, 0.95)
     """AdamW's decay rates of the gradient's mean and mean square"""
-    muon_split: bool = True
+    muon_split: bool = False
     """whether Muon makes q, k and v, which are stored in one matrix, orthogonal each on its own"""
     momentum_warmup_steps: Count = Field(0, ge=0)
     """steps in which Muon's momentum rises from 0.85 to 0.95; 0: constant 0.95"""

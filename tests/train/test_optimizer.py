@@ -114,7 +114,12 @@ def test_muon_splits_q_k_and_v_of_the_model(split: bool) -> None:
 @pytest.mark.parametrize("tied", (True, False))
 def test_an_output_layer_of_its_own_is_trained_as_an_embedding(tied: bool) -> None:
     model = Qwen3(Qwen3Config(8, 50, 1, 8, 2, 4, tie_embeddings=tied))
-    cfg = TrainSettings(learning_rate=1e-3, embedding_learning_rate=3e-3, weight_decay_on="blocks")
+    cfg = TrainSettings(
+        learning_rate=1e-3,
+        embedding_learning_rate=3e-3,
+        weight_decay_on="blocks",
+        muon_split=True,
+    )
     optimizers = build_optimizers(model, cfg)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     adamw, muon = (
