@@ -56,6 +56,7 @@ def compare_with_undivided(rank: int, size: int, optimizer: Literal["muon", "ada
         shard_optimizer=True,
         embedding_learning_rate=7.2e-3,
         momentum_warmup_steps=4,
+        muon_split=True,
     )
     whole, all_of_it = make_two_updates(cfg, World())
     model, optimizers = make_two_updates(cfg, World(rank, size, size))
