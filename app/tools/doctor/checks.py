@@ -54,6 +54,7 @@ class Context:
         steps_completed: steps that the run has completed so far
         fingerprint: the dataset's fingerprint; None unless it is complete and undamaged
         val_tokens: held-out tokens of the dataset; None unless it is complete
+        questions: HellaSwag's questions to answer each time; the published ones unless counted
         report: measurements of the device; None before there are any
     """
 
@@ -63,6 +64,7 @@ class Context:
     steps_completed: int = 0
     fingerprint: str | None = None
     val_tokens: int | None = None
+    questions: int = 10_042
     report: DeviceReport | None = None
 
     @property

@@ -10,8 +10,8 @@ from app.tools.doctor.checks import Context, Finding, graded
 _MIN_MFU, _MAX_MFU = 0.25, 0.6
 # A forward pass is a third of a step's work.
 _EVALUATION_SHARE = 1 / 3
-# Of HellaSwag's 10,042 questions with their endings, estimated from the size of the file.
-_HELLASWAG_TOKENS = 3_200_000
+# Of a question of HellaSwag with its four endings, estimated from the size of the file.
+_QUESTION_TOKENS = 320
 _LONG_SECONDS = 7 * 86400.0
 
 
@@ -66,7 +66,8 @@ def _remaining_tokens(context: Context) -> float:
     if held_out is None:
         held_out = context.settings.prepare.val_tokens
     evaluated = _evaluations(context, cfg.val_every) * min(cfg.val_tokens, held_out)
-    evaluated += _evaluations(context, cfg.hellaswag_every) * _HELLASWAG_TOKENS
+    answered = _evaluations(context, cfg.hellaswag_every) * context.questions
+    evaluated += answered * _QUESTION_TOKENS
     return context.remaining_steps * cfg.tokens_per_step + _EVALUATION_SHARE * evaluated
 
 

@@ -181,8 +181,8 @@ def check_hellaswag(context: Context) -> Iterator[Finding]:
         fix = "run prepare, or put the file there: train's container has no network"
         yield Finding("HellaSwag", "warn", f"{path} is not downloaded yet", fix)
     else:
-        questions = hellaswag_questions(context.settings)
-        yield Finding("HellaSwag", "pass", f"{path}: {plural(len(questions), 'question')}")
+        context.questions = len(hellaswag_questions(context.settings))
+        yield Finding("HellaSwag", "pass", f"{path}: {plural(context.questions, 'question')}")
 
 
 def check_vocabulary(_context: Context) -> Iterator[Finding]:

@@ -37,7 +37,9 @@ def test_passes_updates_evaluations_and_compilation_take_time(
     # 3 times, after 500 steps were done.
     context = new_context(TRAIN_MAX_STEPS=1000, TRAIN_VAL_EVERY=0, TRAIN_HELLASWAG_EVERY=200)
     context.report, context.steps_completed = REPORT, 500
-    assert max(estimated(context)) == pytest.approx(128 + 3 * 3_200_000 / 1000 / 3)
+    assert max(estimated(context)) == pytest.approx(128 + 3 * 10_042 * 320 / 1000 / 3)
+    context.questions = 100
+    assert max(estimated(context)) == pytest.approx(128 + 3 * 100 * 320 / 1000 / 3)
 
 
 def test_several_processes_divide_the_work(new_context: NewContext) -> None:

@@ -98,6 +98,7 @@ def test_states_of_hellaswag(new_context: NewContext, data_dir: Path, tmp_path: 
     only(check_hellaswag, new_context(**every), "warn", "hellaswag_val.jsonl is not downloaded yet")
     own = new_context(**every, TRAIN_HELLASWAG_FILE=FILE)
     only(check_hellaswag, own, "pass", f"{FILE}: 8 questions")
+    assert own.questions == 8
     (tmp_path / "other.jsonl").write_text("{}\n")
     other = new_context(**every, TRAIN_HELLASWAG_FILE=tmp_path / "other.jsonl")
     only(check_hellaswag, other, "fail", "line 1 is not a question of HellaSwag")
