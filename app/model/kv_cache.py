@@ -19,10 +19,10 @@ class LayerCache:
         """Append the keys and values of new tokens.
 
         Args:
-            k, v: [B, heads, T, C / heads]; T is 1 unless the cache is empty.
+            k, v: [B, heads, T, head_dim]; T is 1 unless the cache is empty.
 
         Returns:
-            keys and values of all tokens so far, [B, heads, length, C / heads] each: views.
+            keys and values of all tokens so far, [B, heads, length, head_dim] each: views.
         """
         first, self.length = self.length, self.length + k.shape[2]
         assert first == 0 or k.shape[2] == 1, "several new tokens would need a mask"
@@ -41,7 +41,7 @@ class LayerCache:
 
 
 class KeyValueCache:
-    """The keys and values of all layers: 2·C numbers per token and layer.
+    """The keys and values of all layers: 2·heads·head_dim numbers per token and layer.
 
     Args:
         num_layers: layers of the model.

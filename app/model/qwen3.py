@@ -163,8 +163,8 @@ class Qwen3(LanguageModel):
     Args:
         config: the model's shape.
         bf16_residual: under autocast, keep the residual stream in autocast's dtype, not float32.
-        zero_init: initialize the output projections of attention and MLP to zero, so that the
-            residual stream begins as the embedding, and an untied head as well.
+        zero_init: initialize the output projections of attention and MLP to zero, so that
+            each block begins as the identity; and an untied head.
     """
 
     config: Qwen3Config

@@ -81,16 +81,17 @@ class TrainSettings(Group):
     betas: Annotated[tuple[Beta, Beta], BeforeValidator(parse_pair)] = (0.9, 0.95)
     """AdamW's decay rates of the gradient's mean and mean square"""
     muon_split: bool = False
-    """whether Muon makes q, k and v, which are stored in one matrix, orthogonal each on its own"""
+    """whether Muon makes matrices that are stored as one orthogonal each on its own: q, k and v,
+    and the two inputs of SwiGLU"""
     momentum_warmup_steps: Count = Field(0, ge=0)
     """steps in which Muon's momentum rises from 0.85 to 0.95; 0: constant 0.95"""
     zero_init: bool = False
-    """initialize the blocks' output projections to zero"""
+    """initialize the blocks' output projections, and an untied output layer, to zero"""
     lr_schedule: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
     """learning rate after the warm-up: constant, a decay, or wsd: constant, then linear over the
     cool-down"""
     cooldown: Number = Field(0.5, ge=0, le=1)
-    """part of the steps, at the end, in which the schedule wsd decays"""
+    """fraction of the steps, at the end, over which the schedule wsd decays"""
     warmup_steps: Annotated[int | Literal["auto"], count_or("auto", at_least=0)] = "auto"
     """steps of linear warm-up; auto: a hundredth of the run"""
     min_lr_ratio: Number = Field(0.1, ge=0, le=1)

@@ -18,7 +18,7 @@ class LRSchedule:
         warmup_steps: steps of the warm-up; the first one uses peak / warmup_steps, not 0
         max_steps: number of steps of the run
         min_ratio: last learning rate as a fraction of the peak
-        cooldown: part of the steps in which wsd decays
+        cooldown: fraction of the steps over which wsd decays
     """
 
     peak: float
