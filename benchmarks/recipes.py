@@ -215,10 +215,11 @@ def shorter() -> dict[str, Settings]:
 def longer() -> dict[str, Settings]:
     """The recipes of 200 steps by name."""
     of_all = {"default": {}, "all": ALL, "all, qwen3": ALL | QWEN3}
+    others = {"all but the projections from zero": ALL | {"TRAIN_ZERO_INIT": "false"}}
     narrow = DEFAULT | LONG
     recipes = {
         name: narrow | changes | embeddings("7.2e-3", changes)
-        for name, changes in (of_all | CHANGES | LONGER).items()
+        for name, changes in (of_all | CHANGES | LONGER | others).items()
     }
     for name, changes in of_all.items():
         heads = {"MODEL_NUM_HEADS": "3"} if changes.get("MODEL_NUM_HEADS") == "2" else {}
