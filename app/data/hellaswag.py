@@ -18,7 +18,7 @@ from app.locks import WAIT_SECONDS, locked
 
 ENDINGS = 4
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
-# Of the 10,042 validation questions, 12,246,618 bytes: as in Hugging Face's
+# The file of the 10,042 validation questions has 12,246,618 bytes, as in Hugging Face's
 # datasets/hellaswag/dataset_infos.json.
 SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"
 _DOWNLOAD_SECONDS = 300.0

@@ -13,7 +13,7 @@ from app.model.gpt import GPT, Block
 from app.model.qwen3 import NORM_EPS, ROPE_THETA, Qwen3
 
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-# What Qwen3's matrices store, from top to bottom.
+# Qwen3's matrices, and the ones they store from top to bottom.
 _STACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 

@@ -1,4 +1,4 @@
-"""What all architectures share: the way from tokens to logits and loss, and the count of FLOPs."""
+"""The base of all architectures: from tokens to logits and loss, and the count of FLOPs."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from app.model.kv_cache import KeyValueCache
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What the shapes of all architectures have."""
+    """The shape of a model, as far as all architectures have it."""
 
     context_length: int
     vocab_size: int

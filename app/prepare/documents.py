@@ -40,7 +40,7 @@ class Texts(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where rows come from: the path to open, the name within the source, and what a row is."""
+    """A source of rows: the path to open, its name within the source, and the kind of its rows."""
 
     path: str
     name: str

@@ -14,7 +14,7 @@ from app.runs.checkpoints import checkpoint_steps, latest_checkpoint
 from app.runs.folder import RunFolder, RunIdentity
 from app.runs.metrics import first_steps
 
-# What a branch may change.
+# Parts of the identity that a branch may change.
 _FREE = ("dataset_fingerprint", "seed", "shuffle")
 # A run that is training may delete a checkpoint while its hashes are compared.
 _TRIES = 3

@@ -61,7 +61,7 @@ class RunIdentity:
         """Return the differences from a checkpoint in words, by key of its identity."""
         before, now = state.identity, self.to_json()
         if before.get("architecture") != now.get("architecture"):
-            # What only one of two architectures has is no further difference.
+            # Settings that only one of the two architectures has are no further difference.
             before, now = ({key: it[key] for key in before if key in now} for it in (before, now))
         changes = differences(before, now)
         if "dataset_fingerprint" in changes:

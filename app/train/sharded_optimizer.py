@@ -20,14 +20,13 @@ class ShardedOptimizers(Optimizers):
     optimizers, before the first step.
 
     Args:
-        parts: optimizers of all parameters, without state; their parameter groups are reused.
-        momentum_warmup_steps: as of Optimizers.
+        whole: optimizers of all parameters, without state; their parameter groups are reused.
     """
 
-    def __init__(self, *parts: torch.optim.Optimizer, momentum_warmup_steps: int = 0) -> None:
+    def __init__(self, whole: Optimizers) -> None:
         # The groups contain all of the optimizers' arguments.
-        sharded = [ZeroRedundancyOptimizer(part.param_groups, type(part)) for part in parts]
-        super().__init__(*sharded, momentum_warmup_steps=momentum_warmup_steps)
+        sharded = [ZeroRedundancyOptimizer(part.param_groups, type(part)) for part in whole.parts]
+        super().__init__(*sharded, momentum_warmup_steps=whole.momentum_warmup_steps)
         self._own = Optimizers(*(part.optim for part in sharded))
 
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:

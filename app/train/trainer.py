@@ -85,9 +85,7 @@ class Trainer:
         if cfg.shard_optimizer and world.size > 1:
             from app.train.sharded_optimizer import ShardedOptimizers
 
-            self.optimizers = ShardedOptimizers(
-                *self.optimizers.parts, momentum_warmup_steps=cfg.momentum_warmup_steps
-            )
+            self.optimizers = ShardedOptimizers(self.optimizers)
         if start.checkpoint:
             start.checkpoint.load(self.model, self.optimizers)
         before = start.checkpoint.state if start.checkpoint else None

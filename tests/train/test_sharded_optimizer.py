@@ -39,7 +39,7 @@ def make_two_updates(cfg: TrainSettings, world: World) -> tuple[GPT, Optimizers]
     model = GPT(SHAPE)
     optimizers = build_optimizers(model, cfg)
     if world.size > 1:
-        optimizers = ShardedOptimizers(*optimizers.parts, momentum_warmup_steps=4)
+        optimizers = ShardedOptimizers(optimizers)
     for step in range(2):
         optimizers.begin_step(step, 1e-2)
         for parameter in model.parameters():

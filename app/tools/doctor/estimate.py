@@ -10,7 +10,7 @@ from app.tools.doctor.checks import Context, Finding, graded
 _MIN_MFU, _MAX_MFU = 0.25, 0.6
 # A forward pass is a third of a step's work.
 _EVALUATION_SHARE = 1 / 3
-# Of a question of HellaSwag with its four endings, estimated from the size of the file.
+# A question of HellaSwag with its four endings, estimated from the size of the file.
 _QUESTION_TOKENS = 320
 _LONG_SECONDS = 7 * 86400.0
 

@@ -20,7 +20,7 @@ from app.tools.report.layers import (
 )
 from app.tools.report.run_data import Run
 
-# Of four endings, one is right.
+# One of four endings is right.
 _CHANCE = 0.25
 _RATE = "datum.value == 0 ? '0' : format(datum.value, '.2~e')"
 _SERIES = "isValid(datum.smooth) ? 'training' : 'held-out'"
