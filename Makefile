@@ -5,6 +5,7 @@ DATA_DIR ?= data
 ARGS ?=
 
 python := .venv/bin/python
+parallel := $(python) -m pytest -n auto --maxprocesses 4 --dist worksteal
 installed := .venv/.installed-$(TORCH)-$(notdir $(PYTHON))
 lm_eval_installed := .venv-lm-eval/.installed-$(TORCH)-$(notdir $(PYTHON))
 cluster_installed := .venv-cluster/.installed-$(TORCH)-$(notdir $(PYTHON))
@@ -12,7 +13,7 @@ sky_installed := .venv-sky/.installed-$(notdir $(PYTHON))
 other_locks := lock-dev.txt lock-lm-eval.txt lock-cluster.txt lock-sky.txt
 locks := $(filter-out $(other_locks:%=requirements/%),$(wildcard requirements/*.txt))
 
-.PHONY: help demo test test-containers test-browser test-lm-eval test-cluster test-sky check soak lock format clean
+.PHONY: help demo test test-all test-containers test-browser test-lm-eval test-cluster test-sky check soak lock format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,8 +27,11 @@ demo: $(installed) ## Prepare text, train a small GPT on this machine's CPU and 
 	$(python) -m app report
 	@echo "Done. The report: $(DATA_DIR)/runs/demo/report/report.html and .png"
 
-test: $(installed) ## Run the tests in parallel
-	@$(python) -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+test: $(installed) ## Run the tests that take no more than a few seconds each, in parallel
+	@$(parallel) -m 'not (slow or soak or container or browser or lm_eval or cluster or sky)' $(ARGS)
+
+test-all: $(installed) ## Run the slow ones as well
+	@$(parallel) $(ARGS)
 
 test-containers: $(installed) ## Build the images and test them on this machine's container engine
 	@$(python) -m pytest -m container tests/containers $(ARGS)
