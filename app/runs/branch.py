@@ -34,7 +34,12 @@ def begin_branch(run: RunFolder, identity: RunIdentity, checkpoint: Checkpoint) 
     Raises:
         UserError: the other run has deleted the checkpoint.
     """
-    state = replace(checkpoint.state, identity=identity.to_json(), origin=origin_of(checkpoint))
+    state = replace(
+        checkpoint.state,
+        identity=identity.to_json(),
+        origin=origin_of(checkpoint),
+        planned_steps=None,
+    )
     with atomic_folder(checkpoint_folder(run.checkpoints, state.step)) as partial:
         for file in TENSOR_FILES:
             _link_or_copy(checkpoint.folder / file, partial / file)

@@ -74,6 +74,7 @@ class CheckpointState:
         pending: what a stop left undone
         warmup_steps: steps of the learning rate's warm-up
         cooldown_start: steps before its cool-down; None if the schedule has none
+        planned_steps: steps of the whole run, if a time limit decides; None if none is planned yet
         origin: RUN@STEP, where the run began, if that was in another run
         metrics_lines, samples_bytes: lengths of metrics.jsonl and samples.txt
         sha256: hash of each tensor file
@@ -90,6 +91,7 @@ class CheckpointState:
     pending: PendingWork = field(default_factory=PendingWork)
     warmup_steps: int | None = None
     cooldown_start: int | None = None
+    planned_steps: int | None = None
     origin: str | None = None
     metrics_lines: int = 0
     samples_bytes: int = 0

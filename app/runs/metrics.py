@@ -82,10 +82,15 @@ _RECORD = TypeAdapter(StepRecord)
 
 
 class PauseTimer:
-    """Adds up the time that passes between steps, by kind; starts with the process."""
+    """Adds up the time that passes between steps, by kind; starts with the process.
+
+    Attributes:
+        last: milliseconds that the last pause of each kind took
+    """
 
     def __init__(self) -> None:
         self._pauses = {"setup_ms": 1000 * process_seconds()}
+        self.last: dict[str, float] = {}
 
     @contextmanager
     def measuring(self, kind: str) -> Iterator[None]:
@@ -96,6 +101,7 @@ class PauseTimer:
         finally:
             spent = 1000 * (time.perf_counter() - started)
             self._pauses[kind] = self._pauses.get(kind, 0.0) + spent
+            self.last[kind] = spent
 
     def take(self) -> dict[str, float]:
         """Return the milliseconds since the last call, by kind."""

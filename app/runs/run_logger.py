@@ -50,6 +50,12 @@ class RunLogger:
         self.earlier_seconds = total_seconds(self._records)
         write_json(run.settings, metadata)
 
+    def note(self, **facts: int) -> None:
+        """Add facts to settings.json."""
+        self._metadata |= facts
+        with suppress(OSError):
+            write_json(self._run.settings, self._metadata)
+
     def add_step(self, record: StepRecord) -> None:
         """Append a step's line to metrics.jsonl, and its points to TensorBoard's events."""
         # Events are replaced only after the first step, so a failed start changes nothing.

@@ -69,6 +69,9 @@ class TrainSettings(Group):
     helps"""
     max_steps: Count = Field(38, gt=0)
     """optimizer steps of the whole run"""
+    max_hours: Number | None = Field(None, gt=0, le=1e6)
+    """hours that the whole run may take; the number of steps, at most TRAIN_MAX_STEPS, and the
+    schedule of the learning rate are fitted to the measured speed"""
     optimizer: Literal["muon", "adamw"] = "muon"
     """muon: Muon for the blocks' matrices, AdamW for the rest; adamw: AdamW for all"""
     shard_optimizer: bool = False

@@ -67,6 +67,11 @@ class Console:
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
 
+    def plan(self, steps: int) -> None:
+        """Show from now on that the run has so many steps."""
+        self._max_steps = self._bar.total = steps
+        self._bar.refresh()
+
     def step(self, record: StepRecord) -> None:
         """Print a step's line and move the bar."""
         line = step_line(record, self._max_steps) + self._cost(" cost:")

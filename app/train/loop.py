@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import count
 from math import isfinite
 
 import torch
@@ -45,7 +46,7 @@ def train_steps(
     parallel: DataParallelLoss,
     optimizers: Optimizers,
     loader: BatchLoader,
-    schedule: LRSchedule,
+    schedule: Callable[[], LRSchedule],
     device: Device,
     world: World,
     *,
@@ -60,6 +61,7 @@ def train_steps(
 
     Args:
         parallel: the loss of `model`, compiled or not.
+        schedule: called before each step, because the number of steps may change between them.
         grad_clip: gradient norm to clip to; 0 for no clipping.
         should_stop: called before each micro-batch with True if it is the step's last. True ends
             the loop and discards the step. At the last micro-batch all ranks must return the same
@@ -70,9 +72,11 @@ def train_steps(
     """
     parameters = list(model.parameters())
     model.train()
-    for step in range(first_step, schedule.max_steps):
+    for step in count(first_step):
+        if step >= schedule().max_steps:
+            return
         started = time.perf_counter()
-        learning_rate = schedule.learning_rate(step)
+        learning_rate = schedule().learning_rate(step)
         optimizers.begin_step(step, learning_rate)
 
         loss_sum = torch.zeros((), device=device.torch_device)

@@ -29,19 +29,23 @@ class LRSchedule:
     cooldown: float = 0.0
 
     @classmethod
-    def from_settings(cls, cfg: TrainSettings, begun_with: int | None = None) -> Self:
+    def from_settings(
+        cls, cfg: TrainSettings, begun_with: int | None = None, planned_steps: int | None = None
+    ) -> Self:
         """Return the schedule of a run; TRAIN_WARMUP_STEPS=auto is 1% of its steps.
 
         Args:
             begun_with: the warm-up of a run that continues, perhaps to more steps: auto keeps it.
+            planned_steps: number of steps if a time limit has decided it.
         """
-        auto = round(0.01 * cfg.max_steps) if begun_with is None else begun_with
+        max_steps = cfg.max_steps if planned_steps is None else planned_steps
+        auto = round(0.01 * max_steps) if begun_with is None else begun_with
         warmup = auto if cfg.warmup_steps == "auto" else cfg.warmup_steps
         return cls(
             cfg.learning_rate,
             cfg.lr_schedule,
             warmup,
-            cfg.max_steps,
+            max_steps,
             cfg.min_lr_ratio,
             cfg.cooldown,
         )

@@ -14,6 +14,7 @@ from app.runs.checkpoints import checkpoint_steps
 from app.runs.folder import RunFolder, RunIdentity
 from app.settings.settings import Settings
 from app.train.lr_schedule import LRSchedule
+from app.train.time_limit import planned_steps
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def plan_start(
         print_line("; ".join([f"{run.path}: a branch of {origin_of(branch)}", *changes]))
         resume = "auto"
     checkpoint = run.resume_from(identity, resume)
-    if checkpoint and checkpoint.step >= cfg.max_steps and not checkpoint.state.pending:
+    steps = (checkpoint and planned_steps(settings, checkpoint.state)) or cfg.max_steps
+    if checkpoint and checkpoint.step >= steps and not checkpoint.state.pending:
         print_line(f"{run.path} is finished: all {checkpoint.step} steps are done")
         return None
     print_line(f"{run.path}: " + (f"continues at step {checkpoint.step}" if checkpoint else "new"))

@@ -15,6 +15,7 @@ from app.distributed.data_parallel import DataParallelLoss
 from app.distributed.world import World
 from app.errors import ExitCode, NotFiniteError, Stopped
 from app.hardware.device import Device
+from app.hardware.proc import process_seconds
 from app.inference.hellaswag import HellaSwag
 from app.inference.loss import HeldOutText
 from app.inference.text import Sampling, generate_texts
@@ -36,6 +37,7 @@ from app.train.lr_schedule import LRSchedule
 from app.train.optimizer import build_optimizers
 from app.train.start import Start
 from app.train.stopping import Interrupted, StopRequest
+from app.train.time_limit import TimeLimit, planned_steps
 
 # A stopped run waits this long for the hashes of the shards: a scheduler will soon kill it.
 _MAX_VERIFICATION_SECONDS = 60
@@ -90,7 +92,10 @@ class Trainer:
             start.checkpoint.load(self.model, self.optimizers)
         before = start.checkpoint.state if start.checkpoint else None
         self.first_step = self.steps_completed = before.step if before else 0
-        self.schedule = LRSchedule.from_settings(cfg, before.warmup_steps if before else None)
+        planned = planned_steps(settings, before)
+        self.schedule = LRSchedule.from_settings(
+            cfg, before.warmup_steps if before else None, planned
+        )
         origin = before.origin if before else None
         self.log = None
         if world.is_rank_zero:
@@ -103,13 +108,15 @@ class Trainer:
                 origin=origin,
             )
             self.log = RunLogger(run, start.checkpoint, metadata, self.print_line)
+        earlier_seconds = self.log.earlier_seconds if self.log else 0.0
+        self.began = time.perf_counter() - process_seconds() - earlier_seconds
         self.console = Console(
             self.first_step,
-            cfg.max_steps,
+            self.schedule.max_steps,
             quiet=not world.is_rank_zero,
             device_bytes=device.memory_bytes(),
             price_per_hour=cfg.price_per_hour,
-            earlier_seconds=self.log.earlier_seconds if self.log else 0.0,
+            earlier_seconds=earlier_seconds,
         )
         self.loader = BatchLoader(
             TokenStream(dataset.train),
@@ -133,6 +140,7 @@ class Trainer:
             sequences_consumed=self.first_step * self.plan.sequences_per_step,
             warmup_steps=self.schedule.warmup_steps,
             cooldown_start=self.schedule.cooldown_start,
+            planned_steps=planned,
             origin=origin,
         )
         self.compile_note = compile_note
@@ -148,6 +156,8 @@ class Trainer:
             HellaSwag(start.questions, length, micro_batch_size * length, world.rank, world.size),
         )
         self.val_loss: float | None = None
+        held_out_tokens = self.evaluator.held_out.num_sequences * length
+        self.time_limit = TimeLimit(cfg, planned, held_out_tokens) if cfg.max_hours else None
 
     def fit(self) -> None:
         """Train to the last step, or to a request to stop, and save everything."""
@@ -171,7 +181,7 @@ class Trainer:
                 raise self.diagnosed(error) from None
             except torch.OutOfMemoryError as error:
                 raise out_of_memory(self.device, self.plan) from error
-            incomplete = self.steps_completed < self.cfg.max_steps or bool(self.pending)
+            incomplete = not self.is_last or bool(self.pending)
             stopped = self.world.any(incomplete)
             if stopped:
                 self.save_checkpoint(max_verification_seconds=_MAX_VERIFICATION_SECONDS)
@@ -184,6 +194,8 @@ class Trainer:
                 self.stop.exit_code or ExitCode.SIGTERM,
                 f"{self.run.last_saved() or 'no checkpoint saved'}; the same command continues",
             )
+        if self.time_limit:
+            self.print_line(self.time_limit.summary(self.steps_completed, self.elapsed_seconds))
         tokens = (self.steps_completed - self.first_step) * self.cfg.tokens_per_step
         self.print_line(summary(time.perf_counter() - started, tokens))
 
@@ -196,7 +208,7 @@ class Trainer:
             DataParallelLoss(self.model, loss, self.device.torch_device, self.world),
             self.optimizers,
             self.loader,
-            self.schedule,
+            lambda: self.schedule,
             self.device,
             self.world,
             first_step=self.first_step,
@@ -217,6 +229,8 @@ class Trainer:
     def after_step(self, result: StepResult) -> None:
         """Print and log a step, then do whatever is due."""
         self.steps_completed, self.stop.has_progress = result.step + 1, True
+        if self.time_limit:
+            self.fit_to_time(self.time_limit, result)
         record = self.record(result)
         self.console.step(record)
         if self.cfg.compile and result.step == self.first_step:
@@ -256,10 +270,36 @@ class Trainer:
         if self.checkpoint_due and self.world.broadcast(ready and not self.pending):
             self.save_checkpoint()
 
+    def fit_to_time(self, limit: TimeLimit, result: StepResult) -> None:
+        """Plan the steps anew if the time limit demands it. Collective."""
+        done = self.steps_completed
+        plan = limit.plan(done, result.seconds, self.elapsed_seconds, self.pauses.last)
+        steps = self.world.broadcast(plan)
+        if steps is None:
+            return
+        # A warm-up of `auto` length ends with the steps that were measured, at the earliest.
+        warmup = max(done, min(self.schedule.warmup_steps, round(0.01 * steps)))
+        self.schedule = LRSchedule.from_settings(self.cfg, warmup, steps)
+        self.state = dataclasses.replace(
+            self.state,
+            planned_steps=steps,
+            warmup_steps=self.schedule.warmup_steps,
+            cooldown_start=self.schedule.cooldown_start,
+        )
+        self.console.plan(steps)
+        self.print_line(limit.describe(steps))
+        if self.log:
+            self.log.note(planned_steps=steps)
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Return what the run has taken so far on rank 0, over all its starts."""
+        return time.perf_counter() - self.began
+
     @property
     def is_last(self) -> bool:
         """Return True if the run has no step left."""
-        return self.steps_completed == self.cfg.max_steps
+        return self.steps_completed >= self.schedule.max_steps
 
     def is_due(self, interval: int) -> bool:
         """Return True at multiples of an interval and after the last step; never for 0."""

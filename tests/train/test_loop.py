@@ -45,7 +45,7 @@ def steps(
             DataParallelLoss(model, loss or model, CPU.torch_device, World()),
             optimizers,
             loader,
-            LRSchedule(learning_rate, "constant", 0, max_steps, 0.0),
+            lambda: LRSchedule(learning_rate, "constant", 0, max_steps, 0.0),
             CPU,
             World(),
             first_step=0,

@@ -51,6 +51,7 @@ class Context:
         settings: the run's settings
         verify: compare every hash of the dataset
         disk_bytes: disk space that the run still needs; None if unknown
+        planned_steps: number of steps that the run's time limit has planned, if it has
         steps_completed: steps that the run has completed so far
         fingerprint: the dataset's fingerprint; None unless it is complete and undamaged
         val_tokens: held-out tokens of the dataset; None unless it is complete
@@ -61,6 +62,7 @@ class Context:
     settings: Settings
     verify: bool = False
     disk_bytes: int | None = None
+    planned_steps: int | None = None
     steps_completed: int = 0
     fingerprint: str | None = None
     val_tokens: int | None = None
@@ -68,9 +70,14 @@ class Context:
     report: DeviceReport | None = None
 
     @property
+    def steps(self) -> int:
+        """Return the steps of the whole run."""
+        return self.planned_steps or self.settings.train.max_steps
+
+    @property
     def remaining_steps(self) -> int:
         """Return the steps that the run still has to do."""
-        return max(0, self.settings.train.max_steps - self.steps_completed)
+        return max(0, self.steps - self.steps_completed)
 
 
 @dataclass(frozen=True)

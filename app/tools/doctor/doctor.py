@@ -110,13 +110,13 @@ def _heading(settings: Settings) -> str:
 
 
 def _as_json(context: Context, findings: list[Finding]) -> dict[str, object]:
-    duration, price = estimate(context), context.settings.train.price_per_hour
+    duration = estimate(context)
     return {
         "findings": [asdict(finding) for finding in findings],
         "trial": asdict(context.report) if context.report else None,
         "estimate": {
             "seconds": duration.seconds if duration else None,
-            "cost": duration.cost(price) if duration and price is not None else None,
+            "cost": duration.cost(context.settings.train) if duration else None,
             "disk_bytes": context.disk_bytes,
         },
     }

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 
 from app.formats import format_duration, plural
+from app.settings.train import TrainSettings
 from app.tools.doctor.checks import Context, Finding, graded
 
 # The share of the rate of large matrix products that a step of GPT-2's size reaches.
@@ -27,10 +29,12 @@ class Estimate:
     seconds: tuple[float, float]
     basis: str
 
-    def cost(self, price_per_hour: float) -> tuple[float, float]:
-        """Return the cost, at least and at most."""
-        low, high = self.seconds
-        return low / 3600 * price_per_hour, high / 3600 * price_per_hour
+    def cost(self, cfg: TrainSettings) -> tuple[float, float] | None:
+        """Return the cost, at least and at most, within the time limit; None without a price."""
+        if cfg.price_per_hour is None:
+            return None
+        low, high = (min(it / 3600, cfg.max_hours or inf) for it in self.seconds)
+        return low * cfg.price_per_hour, high * cfg.price_per_hour
 
 
 def estimate(context: Context) -> Estimate | None:
@@ -73,7 +77,7 @@ def _remaining_tokens(context: Context) -> float:
 
 def _evaluations(context: Context, every: int) -> int:
     """Return how often something is still measured at an interval and at the end."""
-    steps = context.settings.train.max_steps
+    steps = context.steps
     if not every or not context.remaining_steps:
         return 0
     return steps // every - context.steps_completed // every + (steps % every > 0)
@@ -89,6 +93,13 @@ def check_duration(context: Context) -> Iterator[Finding]:
         yield Finding("duration", "pass", "nothing is left to do")
         return
     low, high = map(format_duration, expected.seconds)
+    limit = ""
+    if cfg.max_hours and max(expected.seconds) > 3600 * cfg.max_hours:
+        share = 3600 * cfg.max_hours / max(expected.seconds)
+        limit = (
+            f"; TRAIN_MAX_HOURS={cfg.max_hours:g} ends the run after about "
+            f"{context.steps_completed + int(share * context.remaining_steps):,} steps"
+        )
     is_slower = cfg.compile and not context.report.compile_seconds
     fix = "use more or faster GPUs, or fewer steps (TRAIN_MAX_STEPS)"
     if context.report.device_type == "cpu":
@@ -97,14 +108,14 @@ def check_duration(context: Context) -> Iterator[Finding]:
         "duration",
         f"{f'about {high}' if low == high else f'{low} to {high}'} for "
         f"{plural(context.remaining_steps, 'step')} of {cfg.tokens_per_step:,} tokens: "
-        f"{expected.basis}",
-        ("warn", max(expected.seconds) > _LONG_SECONDS, fix),
+        f"{expected.basis}{limit}",
+        ("warn", max(expected.seconds) > _LONG_SECONDS and not limit, fix),
         ("warn", is_slower, "make compiling work, see above: compiled code is faster"),
     )
-    if cfg.price_per_hour is None:
+    if (bounds := expected.cost(cfg)) is None:
         yield Finding("cost", "skip", "not known: TRAIN_PRICE_PER_HOUR is not set")
         return
-    low, high = (f"{cost:,.2f}" for cost in expected.cost(cfg.price_per_hour))
+    low, high = (f"{cost:,.2f}" for cost in bounds)
     cost = high if low == high else f"{low} to {high}"
     found = f"{cost} at {cfg.price_per_hour:g} an hour; installation and prepare come on top"
     yield Finding("cost", "pass", found)

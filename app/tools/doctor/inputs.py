@@ -21,6 +21,7 @@ from app.train.start import (
     hellaswag_questions,
     run_identity,
 )
+from app.train.time_limit import planned_steps
 
 
 def check_dataset(context: Context) -> Iterator[Finding]:
@@ -91,13 +92,14 @@ def check_run(context: Context) -> Iterator[Finding]:
     # Without a dataset yet, the settings at least can be compared.
     fingerprint = context.fingerprint or checkpoint.state.identity["dataset_fingerprint"]
     run_identity(settings, fingerprint).check_matches(folder, checkpoint.state)
-    context.steps_completed = min(checkpoint.step, settings.train.max_steps)
+    context.planned_steps = planned_steps(settings, checkpoint.state)
+    context.steps_completed = min(checkpoint.step, context.steps)
     for damaged in damages:
         fix = "nothing: train sets it aside, and continues with the one before it"
         yield Finding("run", "warn", damaged.problem, fix)
     found = f"finished after {plural(checkpoint.step, 'step')}"
     if context.remaining_steps:
-        found = f"continues at step {checkpoint.step:,} of {settings.train.max_steps:,}"
+        found = f"continues at step {checkpoint.step:,} of {context.steps:,}"
     yield Finding("run", "pass", f"{folder}: {found}")
     if warning := cooldown_warning(settings, checkpoint.state):
         yield Finding("run", "warn", *warning)

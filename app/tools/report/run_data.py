@@ -59,7 +59,8 @@ class Run:
     @property
     def planned_steps(self) -> int:
         """Return the number of steps of the complete run."""
-        return max(self.steps, int(self.number("settings", "train", "max_steps") or 0))
+        steps = self.number("planned_steps") or self.number("settings", "train", "max_steps")
+        return max(self.steps, int(steps or 0))
 
     @cached_property
     def total_seconds(self) -> float:

@@ -1,0 +1,129 @@
+"""The time limit of a run: how many steps fit into TRAIN_MAX_HOURS."""
+
+from bisect import bisect_right
+from collections import deque
+from statistics import fmean
+
+from app.formats import format_duration, plural
+from app.runs.checkpoint_state import CheckpointState
+from app.settings.settings import Settings
+from app.settings.train import TrainSettings
+
+# Steps are planned after these shares of the time: soon, because the schedule depends on their
+# number, and once more, because the first steps may be slow. After that their number only falls.
+_PLAN_AT = (0.02, 0.25)
+_MIN_MEASURED_STEPS = 3
+# A plan leaves some time unused, so that small delays do not change it.
+_USED_SHARE = 0.98
+# A token of held-out text takes this share of a training token's time, until it is measured.
+_EVALUATION_SHARE = 0.5
+# The last checkpoint must reach the disk, and the process must end.
+_SECONDS_AT_END, _SHARE_AT_END = 2.0, 0.01
+
+
+def planned_steps(settings: Settings, state: CheckpointState | None) -> int | None:
+    """Return the steps that a run's time limit has planned; None if they are to be planned anew.
+
+    Args:
+        state: that of the checkpoint from which the run continues.
+    """
+    if state is None or settings.train.max_hours is None:
+        return None
+    before, now = state.settings.get("train", {}), settings.public()["train"]
+    is_same = all(before.get(name) == now[name] for name in ("max_hours", "max_steps"))
+    return state.planned_steps if is_same else None
+
+
+class TimeLimit:
+    """Plans how many steps a run has, so that all its starts together take TRAIN_MAX_HOURS.
+
+    Args:
+        cfg: max_hours is set; max_steps is the largest number of steps.
+        planned: number of steps that an earlier start has planned; None to plan them now.
+        held_out_tokens: tokens of a held-out loss.
+    """
+
+    def __init__(self, cfg: TrainSettings, planned: int | None, held_out_tokens: int) -> None:
+        assert cfg.max_hours is not None
+        self._hours, self._seconds, self._max_steps = (
+            cfg.max_hours,
+            3600 * cfg.max_hours,
+            cfg.max_steps,
+        )
+        self._held_out_steps = held_out_tokens / cfg.tokens_per_step
+        intervals = {
+            "val_ms": cfg.val_every if held_out_tokens else 0,
+            "hellaswag_ms": cfg.hellaswag_every,
+            "sample_ms": cfg.sample_every,
+            "save_ms": cfg.checkpoint_every,
+        }
+        self._intervals = {kind: every for kind, every in intervals.items() if every}
+        self._planned = planned
+        self._plan_at: list[float] = [] if planned else [*_PLAN_AT]
+        self._first_elapsed: float | None = None
+        self._step_seconds: deque[float] = deque(maxlen=20)
+
+    def plan(
+        self, steps_completed: int, step_seconds: float, elapsed: float, pauses: dict[str, float]
+    ) -> int | None:
+        """Return the number of steps of the whole run if it changes now. Call it after each step.
+
+        Args:
+            steps_completed: the evaluation, samples and checkpoint after them are still to come.
+            step_seconds: duration of the last step.
+            elapsed: seconds that the run has taken so far.
+            pauses: milliseconds that the last pause of each kind took.
+        """
+        if self._first_elapsed is None:
+            # The first step has waited for the compiler.
+            self._first_elapsed = elapsed
+        else:
+            self._step_seconds.append(step_seconds)
+        step_seconds = fmean(self._step_seconds or [step_seconds])
+        seconds = {"val_ms": _EVALUATION_SHARE * self._held_out_steps * step_seconds}
+        seconds |= {kind: milliseconds / 1000 for kind, milliseconds in pauses.items()}
+        seconds = {kind: seconds.get(kind, 0.0) for kind in self._intervals}
+        # Whatever has an interval is also done after the last step.
+        at_end = _SECONDS_AT_END + _SHARE_AT_END * self._seconds + sum(seconds.values())
+        left = self._seconds - elapsed - at_end
+
+        def needed(steps: int) -> float:
+            """Return the seconds until a run with this many steps has only its end to do."""
+            return (steps - steps_completed) * step_seconds + sum(
+                (steps // every - (steps_completed - 1) // every) * seconds[kind]
+                for kind, every in self._intervals.items()
+            )
+
+        if self._is_time_to_plan(elapsed):
+            most = self._max_steps
+        else:
+            # Without a plan, and with a measured step, there must be time for one more.
+            most = self._planned or steps_completed + bool(self._step_seconds)
+            if needed(most) <= left:
+                return None
+        candidates = range(steps_completed, max(most, steps_completed) + 1)
+        fitting = bisect_right(candidates, _USED_SHARE * left, key=needed)
+        steps = candidates[max(fitting, 1) - 1]
+        is_change, self._planned = steps != self._planned, steps
+        return steps if is_change else None
+
+    def describe(self, steps: int) -> str:
+        """Return what a plan of so many steps means, for the user."""
+        limit = f"TRAIN_MAX_HOURS={self._hours:g}"
+        if steps == self._max_steps:
+            return f"{limit} is enough for all {plural(steps, 'step')} (TRAIN_MAX_STEPS)"
+        return f"{limit} is enough for {steps:,} of {plural(self._max_steps, 'step')}"
+
+    def summary(self, steps: int, elapsed: float) -> str:
+        """Return how much of the time a run of so many steps has taken."""
+        took, limit = format_duration(elapsed), format_duration(self._seconds)
+        return f"{plural(steps, 'step')} took {took} of {limit} (TRAIN_MAX_HOURS={self._hours:g})"
+
+    def _is_time_to_plan(self, elapsed: float) -> bool:
+        assert self._first_elapsed is not None
+        share = (elapsed - self._first_elapsed) / max(1e-9, self._seconds - self._first_elapsed)
+        is_due = bool(self._plan_at) and share >= self._plan_at[0]
+        if not is_due or len(self._step_seconds) < _MIN_MEASURED_STEPS:
+            return False
+        self._plan_at = [mark for mark in self._plan_at if mark > share]
+        return True
