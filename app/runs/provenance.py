@@ -23,6 +23,7 @@ def run_metadata(
     processes: int,
     parameters: int,
     origin: str | None = None,
+    planned_steps: int | None = None,
 ) -> dict[str, Any]:
     """Return the content of settings.json.
 
@@ -31,7 +32,9 @@ def run_metadata(
         device: what is known about the device.
         parameters: size of the model.
         origin: RUN@STEP, where the run began, if that was in another run.
+        planned_steps: number of steps, if a time limit has decided it.
     """
+    decided = {"origin": origin, "planned_steps": planned_steps}
     return {
         "settings": settings,
         "versions": versions(),
@@ -41,7 +44,7 @@ def run_metadata(
         "dataset": _dataset_metadata(dataset),
         "processes": processes,
         "parameters": parameters,
-        **({"origin": origin} if origin else {}),
+        **{name: value for name, value in decided.items() if value is not None},
     }
 
 

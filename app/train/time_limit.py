@@ -9,8 +9,8 @@ from app.runs.checkpoint_state import CheckpointState
 from app.settings.settings import Settings
 from app.settings.train import TrainSettings
 
-# Steps are planned after these shares of the time: soon, because the schedule depends on their
-# number, and once more, because the first steps may be slow. After that their number only falls.
+# Steps are planned after these shares of the time, or of the steps: soon, as the schedule depends
+# on their number, and once more, because the first ones may be slow. After that it only falls.
 _PLAN_AT = (0.02, 0.25)
 _MIN_MEASURED_STEPS = 3
 # A plan leaves some time unused, so that small delays do not change it.
@@ -61,7 +61,7 @@ class TimeLimit:
         self._planned = planned
         self._plan_at: list[float] = [] if planned else [*_PLAN_AT]
         self._first_elapsed: float | None = None
-        self._step_seconds: deque[float] = deque(maxlen=20)
+        self._step_seconds: deque[float] = deque(maxlen=100)
 
     def plan(
         self, steps_completed: int, step_seconds: float, elapsed: float, pauses: dict[str, float]
@@ -94,7 +94,7 @@ class TimeLimit:
                 for kind, every in self._intervals.items()
             )
 
-        if self._is_time_to_plan(elapsed):
+        if self._is_time_to_plan(steps_completed, elapsed):
             most = self._max_steps
         else:
             # Without a plan, and with a measured step, there must be time for one more.
@@ -119,9 +119,11 @@ class TimeLimit:
         took, limit = format_duration(elapsed), format_duration(self._seconds)
         return f"{plural(steps, 'step')} took {took} of {limit} (TRAIN_MAX_HOURS={self._hours:g})"
 
-    def _is_time_to_plan(self, elapsed: float) -> bool:
+    def _is_time_to_plan(self, steps_completed: int, elapsed: float) -> bool:
         assert self._first_elapsed is not None
         share = (elapsed - self._first_elapsed) / max(1e-9, self._seconds - self._first_elapsed)
+        if self._planned:
+            share = max(share, steps_completed / self._planned)
         is_due = bool(self._plan_at) and share >= self._plan_at[0]
         if not is_due or len(self._step_seconds) < _MIN_MEASURED_STEPS:
             return False

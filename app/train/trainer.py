@@ -106,6 +106,7 @@ class Trainer:
                 processes=world.size,
                 parameters=self.model.num_parameters(),
                 origin=origin,
+                planned_steps=planned,
             )
             self.log = RunLogger(run, start.checkpoint, metadata, self.print_line)
         earlier_seconds = self.log.earlier_seconds if self.log else 0.0

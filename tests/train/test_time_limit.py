@@ -147,6 +147,16 @@ def test_a_run_without_time_saves_its_first_step_and_is_finished_until_it_gets_m
 
 @pytest.mark.slow
 @pytest.mark.processes
+def test_all_ranks_have_the_first_ones_plan(start: Start) -> None:
+    process = start(TRAIN_MAX_HOURS=1e-6, TRAIN_PROCESSES=2)
+    code, output = process.end()
+    assert code == 0, output
+    assert len(measured(process.run_dir)) == 1
+    assert "1 step took " in output
+
+
+@pytest.mark.slow
+@pytest.mark.processes
 def test_a_limited_run_that_is_stopped_keeps_its_plan_and_ends_cooled_down(start: Start) -> None:
     changes = {
         "TRAIN_MAX_HOURS": 40 / 3600,

@@ -50,6 +50,24 @@ def test_several_processes_divide_the_work(new_context: NewContext) -> None:
     assert "4 processes as fast as this one: 4,000 tokens/s" in duration.found
 
 
+def test_a_time_limit_ends_a_run_that_would_take_longer(new_context: NewContext) -> None:
+    for hours, limit, cost in (
+        (0.02, "; TRAIN_MAX_HOURS=0.02 ends the run after about 281 steps", "0.72 at"),
+        (1, "not compiled", "2.56 at"),
+    ):
+        context = new_context(
+            TRAIN_MAX_STEPS=1000, TRAIN_VAL_EVERY=0, TRAIN_MAX_HOURS=hours, TRAIN_PRICE_PER_HOUR=36
+        )
+        context.report, context.steps_completed = REPORT, 0
+        duration, costs = check_duration(context)
+        assert duration.found.endswith(limit)
+        assert costs.found.startswith(cost)
+
+    context.planned_steps, context.steps_completed = 400, 300
+    assert context.remaining_steps == 100
+    assert max(estimated(context)) == pytest.approx(25.6)
+
+
 def test_only_remaining_steps_count(new_context: NewContext) -> None:
     context = new_context(TRAIN_MAX_STEPS=1000, TRAIN_VAL_EVERY=0)
     context.report, context.steps_completed = REPORT, 750
