@@ -63,7 +63,8 @@ def test_a_time_limit_ends_a_run_that_would_take_longer(new_context: NewContext)
         assert duration.found.endswith(limit)
         assert costs.found.startswith(cost)
 
-    context.planned_steps, context.steps_completed = 400, 300
+    context = new_context(TRAIN_MAX_STEPS=1000, TRAIN_VAL_EVERY=0)
+    context.report, context.planned_steps, context.steps_completed = REPORT, 400, 300
     assert context.remaining_steps == 100
     assert max(estimated(context)) == pytest.approx(25.6)
 
