@@ -1,18 +1,59 @@
+"""Tests depend on nothing that the shell of their caller has set."""
+
+import atexit
+import locale
 import os
+import re
+import resource
+import shutil
 import signal
+import tempfile
+import time
 from collections.abc import Callable
 
 import pytest
 
 Say = Callable[[str], None]
 
-# Several tests, and the processes they start, share the cores: threads that wait for each other
-# would take them all. And who runs tests side by side sets the width of a screen.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.pop("COLUMNS", None)
-# A shell starts what is in the background without it, and every process would inherit that.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# How programs, temporary folders, other machines and the container engine are found.
+_KEPT = re.compile(
+    r"PATH|LD_\w+|USER|(RAY_)?TMPDIR|\w+_PROXY|SSL_\w+|\w+_CA_BUNDLE|BASE_IMAGE|TORCH(_INDEX)?"
+    r"|(BUILD|COMPOSE|DOCKER|HYPOTHESIS|PIP|PYTEST|UV)\w*_\w+",
+    re.IGNORECASE,
+)
+# Python itself ignores these, and not in processes that it starts.
+_IGNORED = {signal.SIGPIPE, signal.SIGXFSZ}
+_OPEN_FILES = 1024
+
+
+def _forget_the_shell() -> None:
+    """Give this process, and those that it starts, the same surroundings everywhere."""
+    # Neither LD_PRELOAD nor torch.compile takes such a path.
+    if re.search(r"[\s:'\"\\]", tempfile.gettempdir()):
+        del os.environ["TMPDIR"]
+        tempfile.tempdir = None
+    home, mine = tempfile.mkdtemp(prefix="home-"), os.environ.get("HOME", "/")
+    engine = os.environ.get("DOCKER_CONFIG", f"{mine}/.docker")
+    for name in os.environ:
+        if not _KEPT.fullmatch(name):
+            del os.environ[name]
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    # Several tests, and the processes they start, share the cores: threads that wait for each
+    # other would take them all.
+    os.environ |= {"HOME": home, "DOCKER_CONFIG": engine, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
+    locale.setlocale(locale.LC_ALL, "")
+    time.tzset()
+    os.umask(0o022)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(_OPEN_FILES, most), most))
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in signal.valid_signals() - _IGNORED:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default)
+
+
+_forget_the_shell()
 
 
 @pytest.fixture

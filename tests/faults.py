@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import os
 import re
 import subprocess
 import tempfile
@@ -87,7 +86,7 @@ def _library() -> Path:
     folder = tempfile.TemporaryDirectory(prefix="faults-")
     _folders.append(folder)
     source, library = Path(__file__).with_name("faults.c"), Path(folder.name, "faults.so")
-    compile_c = [os.environ.get("CXX", "g++"), "-x", "c", "-shared", "-fPIC"]
+    compile_c = ["g++", "-x", "c", "-shared", "-fPIC"]
     subprocess.run([*compile_c, "-o", library, source, "-ldl"], check=True)
     return library
 

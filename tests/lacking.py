@@ -1,7 +1,6 @@
 """File systems that lack something, for the processes that get these variables."""
 
 import functools
-import os
 import shutil
 import subprocess
 import tempfile
@@ -23,7 +22,7 @@ def lacking(folder: Path, **calls: int | str) -> dict[str, str]:
 @functools.cache
 def _library() -> Path:
     """The compiled lacking.c, in a folder that goes with this process."""
-    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("cc")
+    compiler = shutil.which("g++") or shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler for the library that makes a file system lack something")
     folder = tempfile.TemporaryDirectory(prefix="lacking-")

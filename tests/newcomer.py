@@ -14,10 +14,8 @@ import pytest
 import torch
 
 from app.cli.process import run
-from app.settings.settings import GROUPS, VARIABLES
 
 REPOSITORY = Path(__file__).parent.parent
-_PREFIXES = tuple(group.prefix() for group in GROUPS.values() if group.prefix())
 
 
 def copy_checkout(folder: Path) -> None:
@@ -34,13 +32,7 @@ def copy_checkout(folder: Path) -> None:
 
 
 def settle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in a folder, with no setting in the environment."""
-    for name in [name for name in os.environ if name.upper().startswith((*_PREFIXES, *VARIABLES))]:
-        monkeypatch.delenv(name)
-    # Output that waits in a buffer fails later than output that does not. And the newcomer's shell
-    # is in no container, even if this one is.
-    for name in ("PYTHONUNBUFFERED", "IN_CONTAINER"):
-        monkeypatch.delenv(name, raising=False)
+    """Work in a folder."""
     monkeypatch.chdir(folder)
 
 

@@ -173,9 +173,8 @@ print(run_and_report(lambda: compiled(torch.ones(1))))
 
 @pytest.mark.processes
 def test_a_compiler_that_fails_in_a_step_is_not_a_bug() -> None:
-    variables = {name: value for name, value in os.environ.items() if name != "CXX"}
     command = [sys.executable, "-c", FAILS_IN_A_STEP]
-    ended = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
     assert ended.stdout == "2\n"
     assert ended.stderr == (
         "error: torch.compile does not work: m.cpp:7: error: no registers left\n"
@@ -196,7 +195,6 @@ def test_a_compiler_that_fails_in_a_step_is_not_a_bug() -> None:
 def test_advice_on_permissions_is_what_this_user_can_do(
     user: int, number: int, fix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("IN_CONTAINER", raising=False)
     monkeypatch.setattr(os, "getuid", lambda: user)
     error = translate_error(OSError(number, os.strerror(number), "data/x"))
     assert error is not None

@@ -209,8 +209,6 @@ def test_a_signal_before_the_command_starts_ends_the_program_cleanly(
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stderr=subprocess.PIPE,
         text=True,
-        # A test that runs in the background may hand down an ignored SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     # Opening waits for the program to open the other end, and then it waits for us.
     with Path(".env").open("w"):

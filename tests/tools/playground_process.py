@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -27,14 +26,11 @@ class Playground:
             "TRAIN_DEVICE": "cpu",
             "PLAYGROUND_PORT": "0",
             "PYTHONPATH": str(REPOSITORY),
-            "OMP_NUM_THREADS": "1",
         }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "app", "playground"],
             cwd=data_dir,
             env=os.environ | settings,
-            # A test that runs in the background may hand down an ignored SIGINT.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -44,7 +44,7 @@ TINY = {
 TRAIN = (sys.executable, "-m", "app", "train")
 CHECKOUT = Path(__file__).parents[2]
 # torch and earlier tests in this process set the caches.
-_NOT_INHERITED = {"RECIPE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
+_NOT_INHERITED = {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
 TIMINGS = {"step_ms", "data_ms", *PAUSES, "tokens_per_second", "mfu", "memory_bytes"}
 
 

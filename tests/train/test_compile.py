@@ -184,8 +184,6 @@ def test_a_run_says_whether_it_is_compiled_and_whether_that_has_changed(
 
 def test_8_bit_floats_are_refused_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.delenv("CC", raising=False)
     device = Device(torch.device("cuda"), "a GPU", "fp8", False, None)
     problem = compile_problem(device)
     assert problem is not None

@@ -98,8 +98,6 @@ def test_a_branch_trains_in_several_processes_and_continues_after_a_kill(
 
 def make_controlling_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    # The parent of the tests may ignore it.
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def test_a_lost_terminal_saves_a_checkpoint(data_dir: Path) -> None:

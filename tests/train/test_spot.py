@@ -185,7 +185,6 @@ class Cloud:
 
 @pytest.fixture
 def cloud(tmp_path: Path, data_dir: Path) -> Iterator[Cloud]:
-    # data_dir: an environment without settings
     one = Cloud(data_dir.parent)
     yield one
     one.close()

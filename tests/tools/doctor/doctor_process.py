@@ -8,13 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.settings.settings import GROUPS
 from tests.faults import bind_root
 from tests.train.processes import CHECKOUT, TINY
 
 _ROW = re.compile(r"(pass|warn|fail|skip)  (.{13}) (.+)")
 _FIX = re.compile(r" {20}fix: (.+)")
-_PREFIXES = tuple(group.prefix() for group in GROUPS.values() if group.prefix())
 NONE: Mapping[str, str] = {}
 
 
@@ -49,11 +47,11 @@ class Result:
 
 
 def environment(data_dir: Path, changes: Mapping[str, str]) -> dict[str, str]:
-    """Return TINY's settings with these changes, and none of the developer's."""
+    """Return TINY's settings with these changes."""
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith((*_PREFIXES, "RECIPE", "HF_", "TORCHINDUCTOR", "TRITON", "CXX"))
+        if not name.startswith(("TORCHINDUCTOR", "TRITON"))
     }
     own = {"DATA_DIR": str(data_dir), "PYTHONPATH": str(CHECKOUT), "PREPARE_DATASET": "stdlib"}
     return {**kept, **TINY, "PREPARE_OUT_DIR": "text", **own, **changes}
