@@ -80,6 +80,7 @@ def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("page", RUN_HERE)
 def test_commands_work_in_their_order(page: str, newcomer: dict[str, str]) -> None:

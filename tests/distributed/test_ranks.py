@@ -36,6 +36,7 @@ def is_alive(process: int) -> bool:
     return Path(f"/proc/{process}").exists()
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_makes_the_same_steps(unbroken: Unbroken) -> None:
     alone = unbroken()
     expected = [line["val_loss"] for line in measured(alone) if "val_loss" in line]
@@ -56,6 +57,7 @@ def test_hellaswag_of_two_processes_is_that_of_the_model_they_save(start: Start)
     assert found[6] == counts[0].item() / 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", (0, 3))
 def test_a_run_that_lost_a_rank_equals_an_unbroken_one(
     data_dir: Path, unbroken: Unbroken, rank: int
@@ -74,6 +76,7 @@ def test_a_run_that_lost_a_rank_equals_an_unbroken_one(
     assert_same_run(broken.run_dir, whole)
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_lost_after_the_timeout(start: Start, unbroken: Unbroken) -> None:
     # TRAIN_RESUME=never applies to the first start only.
     broken = start(
@@ -90,6 +93,7 @@ def test_a_rank_that_hangs_is_lost_after_the_timeout(start: Start, unbroken: Unb
     assert_same_run(broken.run_dir, unbroken(TRAIN_PROCESSES=2, TRAIN_MICRO_BATCH_SIZE=4))
 
 
+@pytest.mark.slow
 def test_restarts_are_limited_and_the_exit_code_is_that_of_the_first_failure(start: Start) -> None:
     broken = start(TRAIN_PROCESSES=2, TRAIN_MAX_RESTARTS=0)
     broken.wait_for("step:1/")
@@ -99,6 +103,7 @@ def test_restarts_are_limited_and_the_exit_code_is_that_of_the_first_failure(sta
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), ((signal.SIGTERM, 143), (signal.SIGINT, 130)), ids=["SIGTERM", "SIGINT"]
 )
@@ -115,6 +120,7 @@ def test_a_run_of_four_processes_is_stopped_and_continued_by_two(
     torch.testing.assert_close(losses(continued.run_dir), losses(unbroken()), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_even_a_hanging_process(start: Start) -> None:
     broken = start(TRAIN_PROCESSES=2)
     broken.wait_for("step:1/")
@@ -191,6 +197,7 @@ def test_a_wrong_setting_is_reported_once(start: Start) -> None:
     assert "set TRAIN_PROCESSES to one of 1, 2" in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_steps", (True, False))
 def test_the_processes_of_a_killed_launcher_stop(start: Start, has_steps: bool) -> None:
     killed = start(TRAIN_PROCESSES=2, TRAIN_MAX_STEPS=2000)
@@ -210,6 +217,7 @@ def test_the_processes_of_a_killed_launcher_stop(start: Start, has_steps: bool) 
     assert (killed.run_dir / "checkpoints").exists() == has_steps
 
 
+@pytest.mark.slow
 def test_processes_that_nobody_reads_are_stopped_with_a_checkpoint(start: Start) -> None:
     """Ctrl-C ends `tee` and whatever else the output goes to as well."""
     stopped = start(TRAIN_PROCESSES=2, TRAIN_MAX_STEPS=2000, TRAIN_VAL_EVERY=0)

@@ -125,6 +125,7 @@ def end(job: subprocess.Popen[str]) -> tuple[int, str]:
     return job.returncode, output
 
 
+@pytest.mark.slow
 def test_a_job_that_slurm_stops_saves_is_requeued_and_continues(
     cluster: Cluster, unbroken: Unbroken
 ) -> None:
@@ -150,6 +151,7 @@ def test_a_job_that_slurm_stops_saves_is_requeued_and_continues(
     assert "is finished: all 10 steps are done" in output
 
 
+@pytest.mark.slow
 def test_a_failure_that_would_repeat_is_not_requeued(cluster: Cluster) -> None:
     code, output = end(cluster.submit(SLURM_GPUS_ON_NODE="many"))
     assert code != 0

@@ -4,8 +4,9 @@ import pytest
 
 from tests.prepare.conftest import gpt2
 from tests.tools.small_run import train_small_run
+from tests.train.conftest import text_shards
 
-__all__ = ["gpt2"]
+__all__ = ["gpt2", "text_shards"]
 
 
 @pytest.fixture(scope="session")

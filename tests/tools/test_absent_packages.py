@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 
 from app.errors import ExitCode
-from app.prepare.pipeline import prepare
-from app.prepare.spec import DatasetSpec, TextSource
 from tests.train.processes import CHECKOUT, TINY
 
 pytestmark = pytest.mark.processes
@@ -60,15 +58,10 @@ def run(python: Path, data_dir: Path, *words: str) -> subprocess.CompletedProces
 
 
 @pytest.fixture(scope="module")
-def data_dir(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data_dir(python: Path, text_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DATA_DIR with the dataset `text`, and the run `run` that was trained there on it."""
     folder = tmp_path_factory.mktemp("data")
-    prepare(
-        DatasetSpec(
-            TextSource("stdlib"), "stdlib", total_tokens=6000, val_tokens=1000, shard_size=2500
-        ),
-        folder / "text",
-    )
+    (folder / "text").symlink_to(text_shards)
     ended = run(python, folder, "train")
     assert ended.returncode == ExitCode.DONE, ended.stderr
     return folder
@@ -80,6 +73,7 @@ def test_run_records_the_versions_of_installed_packages(data_dir: Path) -> None:
     assert not {"datasets", UNTOLD} & set(facts["versions"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     (("sample",), ("evaluate",), ("export",), ("inspect", "text"), ("inspect", "runs/run")),
@@ -91,6 +85,7 @@ def test_command_runs_without_packages_that_it_does_not_need(
     assert ended.returncode == ExitCode.DONE, (ended.stdout, ended.stderr)
 
 
+@pytest.mark.slow
 def test_doctor_has_all_its_rows(python: Path, data_dir: Path) -> None:
     ended = run(python, data_dir, "doctor")
     assert ended.returncode == ExitCode.DONE, (ended.stdout, ended.stderr)
@@ -117,6 +112,7 @@ def test_command_names_the_missing_package(
     )
 
 
+@pytest.mark.slow
 def test_train_and_doctor_report_a_missing_torch(data_dir: Path, tmp_path: Path) -> None:
     python = environment(tmp_path, "torch")
     message = "this needs the Python package torch, which is not installed"

@@ -30,7 +30,11 @@ MAKERS = {
     "export": ("", "runs/small/export/README.md"),
 }
 PRINTERS = {"sample": "--max-tokens 4", "inspect": "words --verify", "doctor": "--json"}
-WAYS = ("<&- >&- 2>&-", "|", "latin-1")
+WAYS = (
+    pytest.param("<&- >&- 2>&-", marks=pytest.mark.slow),
+    pytest.param("|", marks=pytest.mark.slow),
+    "latin-1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +106,7 @@ def test_a_command_that_only_prints_ends_where_nobody_reads(command: str, way: s
         assert ended.stdout.decode("latin-1").startswith(f"a {dash} {byte} '")
 
 
+@pytest.mark.slow
 def test_a_name_is_kept_in_json_and_shown_in_pages(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

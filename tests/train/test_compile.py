@@ -57,6 +57,7 @@ def losses_of(
     return losses
 
 
+@pytest.mark.slow
 def test_compiled_training_equals_uncompiled_training() -> None:
     """For 50 steps, in float32 and in bf16 but for their rounding."""
     plain = new_model()
@@ -68,6 +69,7 @@ def test_compiled_training_equals_uncompiled_training() -> None:
         assert losses == pytest.approx(expected, abs=tolerance)
 
 
+@pytest.mark.slow
 def test_all_blocks_of_a_qwen3_share_one_compiled_code() -> None:
     from torch._dynamo.utils import counters
 
@@ -101,6 +103,7 @@ def test_evaluation_and_sampling_compile_nothing() -> None:
     assert dict(counters["stats"]) == made
 
 
+@pytest.mark.slow
 def test_the_cache_keeps_deterministic_code_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,7 @@ def last_of_each(points: list[Point]) -> list[Point]:
     return list({kind_of(point): point for point in points if "checkpoints" in point.file}.values())
 
 
+@pytest.mark.slow
 def test_killed_at_each_kind_of_point_of_a_save_equals_unbroken(saving: Saving) -> None:
     points = last_of_each(saving.points)
     kinds = {kind for kind, _ in map(kind_of, points)}
@@ -182,6 +183,7 @@ def slow_evaluation(data_dir: Path) -> dict[str, object]:
     }
 
 
+@pytest.mark.slow
 def test_a_signal_in_any_phase_loses_nothing_and_the_next_start_does_the_rest(
     start: Start, slow_evaluation: dict[str, object]
 ) -> None:
@@ -209,6 +211,7 @@ def test_a_signal_in_any_phase_loses_nothing_and_the_next_start_does_the_rest(
     assert "is finished: all 10 steps are done" in start(**settings).end()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", (1, 2))
 def test_a_signal_during_compilation_ends_the_process_at_once(start: Start, processes: int) -> None:
     compiled = {"TRAIN_COMPILE": "true", "TRAIN_PROCESSES": processes}
@@ -221,6 +224,7 @@ def test_a_signal_during_compilation_ends_the_process_at_once(start: Start, proc
     assert not measured(stopped.run_dir)
 
 
+@pytest.mark.slow
 def test_a_signal_during_a_save_waits_for_it(saving: Saving) -> None:
     point = next(
         point

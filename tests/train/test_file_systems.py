@@ -25,6 +25,7 @@ LACKS_ALL = {
 }
 
 
+@pytest.mark.slow
 def test_a_run_continues_to_the_same_weights_where_nearly_all_is_lacking(
     start: Start, unbroken: Unbroken, data_dir: Path
 ) -> None:
@@ -39,6 +40,7 @@ def test_a_run_continues_to_the_same_weights_where_nearly_all_is_lacking(
     assert not (continued.run_dir / ".locked").exists()
 
 
+@pytest.mark.slow
 def test_two_trains_at_once_without_flock_do_not_mix(start: Start, data_dir: Path) -> None:
     environment = lacking(data_dir, lock=errno.ENOSYS)
     first = start(TRAIN_MAX_STEPS=100_000, **environment)

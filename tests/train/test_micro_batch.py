@@ -123,6 +123,7 @@ print(device.peak_memory_bytes())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize(
     ("precision", "code", "architecture"),
@@ -168,6 +169,7 @@ def test_divided_state_takes_at_least_the_bytes_of_the_largest_parameter() -> No
     assert estimated("bf16", "cuda", 8).fixed_bytes == whole
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_training_stays_below_a_memory_limit(data_dir: Path) -> None:
     """A real run in a process with a memory limit gives the same losses."""

@@ -27,7 +27,19 @@ from tests.train.processes import (
 pytestmark = pytest.mark.processes
 
 
-def test_a_run_that_is_killed_twice_and_continued_equals_an_unbroken_one(start: Start) -> None:
+def test_a_run_that_is_killed_and_continued_equals_an_unbroken_one(
+    start: Start, unbroken: Unbroken
+) -> None:
+    killed = start()
+    killed.signal_at("step:6/", signal.SIGKILL)
+    assert killed.end()[0] == -signal.SIGKILL
+    assert_same_run(run_to_end(start).run_dir, unbroken())
+
+
+@pytest.mark.slow
+def test_a_compiled_run_that_is_killed_twice_and_continued_equals_an_unbroken_one(
+    start: Start,
+) -> None:
     threads = len(os.sched_getaffinity(0))
     compiled = {
         "TRAIN_COMPILE": "true",
@@ -46,7 +58,11 @@ def test_a_run_that_is_killed_twice_and_continued_equals_an_unbroken_one(start: 
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), ((signal.SIGTERM, 143), (signal.SIGINT, 130)), ids=["SIGTERM", "SIGINT"]
+    ("number", "code"),
+    (
+        pytest.param(signal.SIGTERM, 143, id="SIGTERM"),
+        pytest.param(signal.SIGINT, 130, id="SIGINT", marks=pytest.mark.slow),
+    ),
 )
 def test_a_signal_saves_a_checkpoint_and_the_run_continues(
     start: Start, unbroken: Unbroken, number: signal.Signals, code: int
@@ -64,6 +80,7 @@ def test_a_signal_saves_a_checkpoint_and_the_run_continues(
     assert_same_run(continued.run_dir, unbroken())
 
 
+@pytest.mark.slow
 def test_a_run_stopped_before_its_cooldown_and_continued_to_more_steps_equals_one_begun_so(
     start: Start, unbroken: Unbroken
 ) -> None:
@@ -75,6 +92,7 @@ def test_a_run_stopped_before_its_cooldown_and_continued_to_more_steps_equals_on
     assert_same_run(continued.run_dir, unbroken(**wsd, TRAIN_MAX_STEPS=20), last_step=20)
 
 
+@pytest.mark.slow
 def test_a_branch_trains_in_several_processes_and_continues_after_a_kill(
     start: Start, unbroken: Unbroken
 ) -> None:
@@ -133,6 +151,7 @@ def test_a_log_on_a_full_disk_does_not_end_the_run(data_dir: Path) -> None:
     assert (data_dir / "runs/run/checkpoints/step-000010").is_dir(), done
 
 
+@pytest.mark.slow
 def test_where_the_compiler_fails_a_run_is_that_without_it(
     start: Start, unbroken: Unbroken, tmp_path: Path
 ) -> None:

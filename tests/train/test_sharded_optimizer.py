@@ -85,6 +85,7 @@ def test_each_rank_keeps_its_share_and_all_of_it_can_be_saved(ranks: Ranks, opti
         assert 0 < share.own <= share.estimated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ("adamw", "muon"))
 def test_a_divided_state_takes_the_same_steps(unbroken: Unbroken, optimizer: str) -> None:
     divided = unbroken(
@@ -97,6 +98,7 @@ def test_a_divided_state_takes_the_same_steps(unbroken: Unbroken, optimizer: str
     torch.testing.assert_close(losses(divided), losses(alone), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_qwen3_as_one_does(start: Start, unbroken: Unbroken) -> None:
     qwen3 = {"MODEL_ARCHITECTURE": "qwen3", "MODEL_HEAD_DIM": 16, "TRAIN_MAX_STEPS": 6}
     divided = start(**qwen3, TRAIN_PROCESSES=2, TRAIN_SHARD_OPTIMIZER=True)
@@ -107,6 +109,7 @@ def test_two_processes_train_a_qwen3_as_one_does(start: Start, unbroken: Unbroke
     torch.testing.assert_close(losses(divided.run_dir), alone, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_four_shares_continues_in_one_process_and_the_other_way_round(
     start: Start, unbroken: Unbroken, data_dir: Path
 ) -> None:
@@ -125,6 +128,7 @@ def test_a_checkpoint_of_four_shares_continues_in_one_process_and_the_other_way_
         torch.testing.assert_close(losses(run_dir), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_after_the_death_of_a_rank_its_share_comes_from_the_checkpoint(
     start: Start, unbroken: Unbroken
 ) -> None:

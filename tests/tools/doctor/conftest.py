@@ -3,8 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from app.prepare.pipeline import prepare
-from app.prepare.spec import DatasetSpec, TextSource
 from app.settings.sources import load_settings
 from app.tools.doctor.checks import Context
 from tests.train.processes import TINY, Process
@@ -13,23 +11,10 @@ NewContext = Callable[..., Context]
 
 
 @pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared dataset of real text, in several shards."""
-    folder = tmp_path_factory.mktemp("doctor") / "text"
-    prepare(
-        DatasetSpec(
-            TextSource("stdlib"), "stdlib", total_tokens=6000, val_tokens=1000, shard_size=2500
-        ),
-        folder,
-    )
-    return folder
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, text_shards: Path) -> Path:
     """A DATA_DIR with the dataset `text` and the run `run`, which has 4 of 10 steps."""
     data_dir = tmp_path_factory.mktemp("trained")
-    copy_tree(shards, data_dir / "text")
+    copy_tree(text_shards, data_dir / "text")
     code, output = Process(data_dir, TRAIN_MAX_STEPS=4, TRAIN_SAMPLE_EVERY=0).end()
     assert code == 0, output
     return data_dir

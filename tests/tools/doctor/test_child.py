@@ -26,6 +26,7 @@ def compiler(folder: Path, does: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("does", "found", "fix"),
     (

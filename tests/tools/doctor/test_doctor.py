@@ -51,6 +51,7 @@ def test_a_machine_without_faults_passes_and_no_file_changes(data_dir: Path) -> 
     assert files(data_dir) == before
 
 
+@pytest.mark.slow
 def test_json_with_hashes_a_compiler_and_a_price(data_dir: Path) -> None:
     before = files(data_dir)
     variables = {"TRAIN_PRICE_PER_HOUR": "3600", "TRAIN_COMPILE": "true"}
@@ -124,6 +125,7 @@ def disk(tmp_path: Path) -> Iterator[Mounted | Folder]:
     yield Folder(folder)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_too_small_and_then_full(disk: Mounted | Folder) -> None:
     if isinstance(disk, Folder):
         # A model that no disk has room for.
@@ -141,9 +143,10 @@ def test_a_disk_that_is_too_small_and_then_full(disk: Mounted | Folder) -> None:
     assert result.rows["duration"].status == "pass"
 
 
-def test_a_volume_that_cannot_be_written(disk: Mounted | Folder, shards: Path) -> None:
+@pytest.mark.slow
+def test_a_volume_that_cannot_be_written(disk: Mounted | Folder, text_shards: Path) -> None:
     data_dir = disk.place / "data"
-    copy_tree(shards, data_dir / "text")
+    copy_tree(text_shards, data_dir / "text")
     disk.forbid(data_dir)
     reason = "Read-only file system" if isinstance(disk, Mounted) else "Permission denied"
     # As in the image.
@@ -159,6 +162,7 @@ def test_a_volume_that_cannot_be_written(disk: Mounted | Folder, shards: Path) -
     assert "not compiled" in result.rows["duration"].found
 
 
+@pytest.mark.slow
 def test_a_run_of_weeks_is_a_warning(tmp_path: Path) -> None:
     gpt2 = {"RECIPE": "gpt2-124M", "TRAIN_MICRO_BATCH_SIZE": "1", "MODEL_NUM_LAYERS": "1"}
     gpt2 |= {"TRAIN_TOKENS_PER_STEP": "524288", "TRAIN_MAX_STEPS": "1000000000"}
@@ -168,6 +172,7 @@ def test_a_run_of_weeks_is_a_warning(tmp_path: Path) -> None:
     assert "docs/cloud.md" in result.rows["duration"].fix
 
 
+@pytest.mark.slow
 def test_a_signal_ends_doctor_and_its_processes(data_dir: Path, tmp_path: Path) -> None:
     compiler = tmp_path / "g++"
     compiler.write_text("#!/bin/sh\nexec sleep 1000\n")
@@ -199,6 +204,7 @@ def processes_of(data_dir: Path) -> list[Path]:
     return found
 
 
+@pytest.mark.slow
 def test_only_a_terminal_without_no_color_gets_colours(tmp_path: Path) -> None:
     for variables, expected in (({}, True), ({"NO_COLOR": "1"}, False)):
         keyboard, terminal = os.openpty()
