@@ -48,9 +48,16 @@ def program() -> str:
     return "gpt-compose" if started_by_script() else "python -m app"
 
 
+def list_of_settings() -> str:
+    """Return where the user finds every setting explained."""
+    return "`gpt-compose --env-example`" if started_by_script() else ".env.example"
+
+
 def expects_gpu() -> bool:
-    """Return True if this container was given a GPU."""
-    return bool(os.environ.get("EXPECTS_GPU"))
+    """Return True if this container was given a GPU, or NVIDIA's driver shows one."""
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    is_there = not is_hidden and any(Path("/dev").glob("nvidia[0-9]*"))
+    return is_there or bool(os.environ.get("EXPECTS_GPU"))
 
 
 def how_to_get_permission(path: str, *, read_only: bool) -> str:

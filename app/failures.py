@@ -4,11 +4,13 @@ import errno
 import os
 import re
 import shlex
+import sys
 import sysconfig
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from app.containers import how_to_get_permission
+from app.containers import how_to_get_permission, started_by_script
 from app.errors import AppError, ExhaustedError, UserError
 
 # How torch, CUDA and cuBLAS report that memory has run out, where the exception's type does not.
@@ -25,6 +27,13 @@ _DISTRIBUTIONS = {
     "vl_convert": "vl-convert-python",
     "yaml": "pyyaml",
 }
+# Distribution -> the extra of this package that has it.
+_EXTRAS = {
+    **dict.fromkeys(("jinja2", "vl-convert-python"), "report"),
+    **dict.fromkeys(("starlette", "uvicorn"), "playground"),
+}
+# The first version that works, and the first that has not been tried.
+TORCH_VERSIONS = (2, 11), (2, 14)
 # Errors of a disk or file server that breaks, goes away, or lacks what others can do.
 _FILE_SYSTEM_FAILS = (
     *(errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN),
@@ -61,6 +70,31 @@ def translate_error(error: Exception) -> AppError | None:
         fix = f"{known.fix}; or set TRAIN_COMPILE=false, which trains without it, slower"
         return UserError(known.problem, fix)
     return None
+
+
+def check_torch_version() -> None:
+    """Print a warning if the installed torch is newer than this program knows.
+
+    Raises:
+        UserError: it is too old.
+    """
+    installed = ""
+    with suppress(PackageNotFoundError):  # a build without metadata, or none
+        installed = version("torch")
+    found = re.match(r"(\d+)\.(\d+)", installed)
+    if found is None:
+        return
+    oldest, newer = TORCH_VERSIONS
+    numbers = int(found[1]), int(found[2])
+    wanted = ">={}.{},<{}.{}".format(*oldest, *newer)
+    if numbers < oldest:
+        raise UserError(
+            f"torch {installed} is too old: this program needs torch{wanted}",
+            f"pip install 'torch{wanted}', in a build for this machine's driver",
+        )
+    if numbers >= newer:
+        text = f"warning: torch {installed} has not been tried with this program: torch{wanted} has"
+        print(text, file=sys.stderr, flush=True)
 
 
 def compiler_failure(error: BaseException) -> UserError:
@@ -138,6 +172,8 @@ def _missing_package(name: str) -> UserError | None:
     fix = f"pip install {distribution}"
     if name == "torch":
         fix = "install it as README.md describes: there are builds for CPUs and for GPUs"
+    elif started_by_script() and distribution in _EXTRAS:
+        fix = f"pip install 'gpt-compose[{_EXTRAS[distribution]}]'"
     return UserError(f"this needs the Python package {distribution}, which is not installed", fix)
 
 

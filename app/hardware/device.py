@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from app.containers import expects_gpu
+from app.containers import expects_gpu, in_container
 from app.errors import UserError
 from app.formats import plural
 from app.hardware.gpus import find_gpu
@@ -103,10 +103,11 @@ def select_device(
     if on_gpu:
         torch.cuda.set_device(local_rank)
     if device == "auto" and not on_gpu and expects_gpu() and torch.version.cuda:
+        where = " on the host" if in_container() else ""
         raise UserError(
-            "this container was given a GPU, but torch, built for CUDA "
-            f"{torch.version.cuda}, cannot use it",
-            "check `nvidia-smi` and the driver's version on the host, or set TRAIN_DEVICE=cpu",
+            f"this {'container was given' if where else 'machine has'} a GPU, but torch, built for "
+            f"CUDA {torch.version.cuda}, cannot use it",
+            f"check `nvidia-smi` and the driver's version{where}, or set TRAIN_DEVICE=cpu",
         )
     selected = _select_precision(precision, on_gpu=on_gpu)
     is_deterministic = not on_gpu if deterministic == "auto" else deterministic == "true"

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from app import __version__
 from app.data.dataset import Dataset
 
 _PACKAGES = ("torch", "numpy", "tiktoken", "datasets", "pydantic-settings", "safetensors")
@@ -49,11 +50,11 @@ def run_metadata(
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that affect results.
+    """Return the versions of this program, of Python and of the packages that affect results.
 
     A package that is absent is left out: training needs no `datasets`.
     """
-    known = {"python": platform.python_version()}
+    known = {"gpt-compose": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):
             known[name] = version(name)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from app import containers
-from app.containers import in_container, program
+from app.containers import in_container, list_of_settings, program
 from app.errors import UserError
 from app.settings.env_file import Value, Values, read_env_file
 from app.settings.settings import GROUPS, VARIABLES, Settings
@@ -60,10 +60,10 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
         if len(faults) > 1:
             lines = "".join(f"\n  {fault}" for fault in faults)
             problem, fix = f"{len(faults)} settings are wrong:{lines}", "correct them"
-        where = f"`{program()} {command} --help` and .env.example explain every setting"
+        places = f"`{program()} {command} --help` and {list_of_settings()}"
         if "HF_TOKEN" in values and len(token := values["HF_TOKEN"].text) > 7:
             problem = problem.replace(token, "(HF_TOKEN)")
-        raise UserError(problem, f"{fix}; {where}")
+        raise UserError(problem, f"{fix}; {places} explain every setting")
     for unlikely in _unknown_names(_environment(), 2):
         print(f"warning: {unlikely}", file=sys.stderr, flush=True)
     return settings
@@ -108,7 +108,7 @@ def _read_recipe(recipe: Value, dotenv: Values) -> tuple[Values, list[str]]:
     path = Path(name) if is_file else RECIPES / f"{name}.env"
     if not path.is_file():
         fault = f"RECIPE={name} ({recipe.origin}): there is no such "
-        known = sorted(path.stem for path in RECIPES.glob("*.env"))
+        known = recipe_names()
         meant = f"; did you mean ./{name}?" if Path(name).is_file() else suggestion(name, known)
         return {}, [fault + ("file" if is_file else f"recipe among {', '.join(known)}{meant}")]
     defined = {name: value.text for name, value in dotenv.items()} | os.environ
@@ -118,6 +118,11 @@ def _read_recipe(recipe: Value, dotenv: Values) -> tuple[Values, list[str]]:
     if "RECIPE" in values:
         faults.append(f"RECIPE ({values.pop('RECIPE').origin}): a recipe cannot name another")
     return values, faults
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the package's recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.env"))
 
 
 def _unknown_names(values: Values, least: int) -> list[str]:

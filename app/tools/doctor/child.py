@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from tempfile import TemporaryFile
 
 from app.errors import AppError
+from app.failures import check_torch_version
 from app.settings.settings import Settings
 from app.tools.doctor.checks import (
     REPORT_IT,
@@ -47,10 +48,12 @@ def device_findings(context: Context, limits: Mapping[str, float] = LIMITS) -> I
 
     Raises:
         ModuleNotFoundError: torch is not installed.
+        UserError: torch is too old.
         OSError: the process cannot be started.
     """
     if find_spec("torch") is None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
+    check_torch_version()
     settings = context.settings
     cache_dir = settings.general.data_dir / "cache"
     if settings.train.compile and os.access(settings.general.data_dir, os.W_OK):
@@ -62,8 +65,8 @@ def device_findings(context: Context, limits: Mapping[str, float] = LIMITS) -> I
         # Once it is closed here, the pipe ends with the process.
         with remote:
             process = subprocess.Popen(
-                [sys.executable, "-m", "app.tools.doctor.child", str(remote.fileno())],
-                # Finds the modules where this process has found them.
+                # Finds modules where this process has found them, not in the current folder (-P).
+                [sys.executable, "-P", "-m", "app.tools.doctor.child", str(remote.fileno())],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -239,7 +239,7 @@ def driver_findings(xml: str, cuda: str | None) -> Iterator[Finding]:
     found += f"CUDA {cuda}" if cuda else "the CPU only"
     found += f", which needs {oldest} or newer" if is_too_old else ""
     cpu_build = "install torch's build for CUDA (make TORCH=cuda), or keep to the CPU"
-    fix = "update it; or build for an older CUDA (BASE_IMAGE, TORCH and TORCH_INDEX)"
+    fix = "update it; or take torch for an older CUDA (TORCH, TORCH_INDEX; images: BASE_IMAGE)"
     yield graded("driver", found, ("warn", cuda is None, cpu_build), ("fail", is_too_old, fix))
     for index, gpu in enumerate(root.findall("gpu")):
         yield _gpu_finding(f"GPU {index}", gpu)

