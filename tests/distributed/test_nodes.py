@@ -19,7 +19,7 @@ import torch
 
 from tests.train.processes import Process, Unbroken, losses
 
-pytestmark = (pytest.mark.processes, pytest.mark.slow)
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 SETTINGS = {
     "TRAIN_MAX_STEPS": 20,

@@ -20,7 +20,7 @@ from torch.distributed.run import config_from_args, parse_args
 from tests.process_tree import children
 from tests.train.processes import CHECKOUT, TINY, Unbroken, free_port, measured
 
-pytestmark = (pytest.mark.processes, pytest.mark.slow)
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 # Long enough to be killed halfway. Each machine prepares the dataset of `text_shards`.
 JOB = TINY | {
