@@ -22,6 +22,15 @@ def num_sequences(num_tokens: int, context_length: int) -> int:
     return max(0, (num_tokens - 1) // context_length)
 
 
+def num_held_out(num_tokens: int, context_length: int, max_tokens: int | None) -> int:
+    """Return on how many sequences of a split the loss is measured; `max_tokens` is the limit.
+
+    The limit is rounded down to whole sequences, but is at least one; None for all.
+    """
+    limit = num_tokens if max_tokens is None else max(context_length, max_tokens)
+    return min(num_sequences(num_tokens, context_length), limit // context_length)
+
+
 @dataclass(frozen=True)
 class SequenceOrder:
     """The order in which a run visits the sequences of a split.

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.data.sequences import num_sequences
+from app.data.sequences import num_held_out
 from app.data.token_stream import TokenStream
 from app.hardware.device import Device
 from app.model.language_model import LanguageModel
@@ -23,14 +23,14 @@ class HeldOutText:
 
     Attributes:
         num_sequences: how many are measured; 0 if the stream is shorter than one
+        num_tokens: tokens to predict in them
     """
 
     def __init__(self, stream: TokenStream, context_length: int, max_tokens: int | None) -> None:
         self._stream = stream
         self.context_length = context_length
-        self.num_sequences = num_sequences(len(stream), context_length)
-        if max_tokens is not None:
-            self.num_sequences = min(self.num_sequences, max(1, max_tokens // context_length))
+        self.num_sequences = num_held_out(len(stream), context_length, max_tokens)
+        self.num_tokens = self.num_sequences * context_length
 
     @torch.no_grad()
     def losses(

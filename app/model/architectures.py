@@ -16,6 +16,8 @@ _CONFIGS: dict[str, type[ModelConfig]] = {"gpt2": GPTConfig, "qwen3": Qwen3Confi
 def build_config(shape: dict[str, Any]) -> ModelConfig:
     """Return the config of a shape: its `architecture`, and a value for each of that one's fields.
 
+    A GPT-2's `activation` may be left out.
+
     Raises:
         TypeError, ValueError: it is none, or no model can have it.
     """
@@ -24,6 +26,8 @@ def build_config(shape: dict[str, Any]) -> ModelConfig:
     if architecture not in _CONFIGS:
         raise ValueError(f"there is no architecture {architecture!r}")
     config = _CONFIGS[architecture]
+    if config is GPTConfig:
+        fields.setdefault("activation", "gelu")
     # The default of a value that is missing may not be what the model was trained with.
     if differing := fields.keys() ^ config.__dataclass_fields__.keys():
         raise ValueError(f"only one of the two has {', '.join(sorted(differing))} of a model")

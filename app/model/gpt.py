@@ -1,7 +1,7 @@
 """The GPT: the mathematics of GPT-2 with the attention output scaled by 1/sqrt(2·layers).
 
 Radford et al., "Language Models are Unsupervised Multitask Learners" (2019): pre-norm blocks,
-learned positions, tied embedding and head. GELU is exact, not the tanh approximation.
+learned positions, tied embedding and head. GELU is exact, or approximated with tanh as in GPT-2.
 """
 
 import math
@@ -25,8 +25,11 @@ class GPTConfig(ModelConfig):
     num_layers: int = 12
     embd_size: int = 768
     num_heads: int = 12
+    activation: str = "gelu"
 
     def __post_init__(self) -> None:
+        if self.activation not in ("gelu", "gelu_new"):
+            raise ValueError(f"there is no activation {self.activation!r}")
         if self.embd_size % self.num_heads:
             raise ValueError(f"{self.num_heads} heads do not divide a width of {self.embd_size}")
 
@@ -70,10 +73,11 @@ class MLP(nn.Module):
         super().__init__()
         self.c_fc = nn.Linear(config.embd_size, 4 * config.embd_size)
         self.c_proj = nn.Linear(4 * config.embd_size, config.embd_size)
+        self.approximate = "tanh" if config.activation == "gelu_new" else "none"
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [B, T, C] to [B, T, C]."""
-        return cast(Tensor, self.c_proj(F.gelu(self.c_fc(x))))
+        return cast(Tensor, self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximate)))
 
 
 class Block(nn.Module):

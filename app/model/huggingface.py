@@ -12,9 +12,9 @@ from torch import Tensor
 from app.model.gpt import GPT, Block
 from app.model.qwen3 import NORM_EPS, ROPE_THETA, Qwen3
 
-_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 # Qwen3's matrices, and the ones they store from top to bottom.
-_STACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+STACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
 def gpt2_weights(model: GPT, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -26,7 +26,7 @@ def gpt2_weights(model: GPT, dtype: torch.dtype) -> dict[str, Tensor]:
     weights = {}
     for name, value in model.state_dict().items():
         scaled = value * attn_scale if ".attn.c_proj." in name else value
-        stored = scaled.T if name.endswith(_TRANSPOSED) else scaled
+        stored = scaled.T if name.endswith(TRANSPOSED) else scaled
         weights[name] = stored.to("cpu", dtype).contiguous()
     return weights
 
@@ -44,8 +44,7 @@ def gpt2_config(model: GPT) -> dict[str, Any]:
         "n_layer": config.num_layers,
         "n_head": config.num_heads,
         "n_inner": None,
-        # Exact; GPT-2's own gelu_new approximates it with tanh.
-        "activation_function": "gelu",
+        "activation_function": config.activation,
         "layer_norm_epsilon": model.transformer.ln_f.eps,
         "initializer_range": 0.02,
         "embd_pdrop": 0.0,
@@ -64,7 +63,7 @@ def qwen3_weights(model: Qwen3, dtype: torch.dtype) -> dict[str, Tensor]:
     weights = {}
     for name, value in model.state_dict().items():
         layer = name.split(".")[-2]
-        parts = _STACKED.get(layer, (layer,))
+        parts = STACKED.get(layer, (layer,))
         matrices = value.to("cpu", dtype).chunk(len(parts))
         for part, matrix in zip(parts, matrices, strict=True):
             weights[name.replace(layer, part)] = matrix.contiguous()

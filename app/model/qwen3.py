@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from app.model.config_json import qwen3_mlp_size
 from app.model.kv_cache import LayerCache
 from app.model.language_model import LanguageModel, ModelConfig, init_weights
 
@@ -41,7 +42,7 @@ class Qwen3Config(ModelConfig):
 
         With its third matrix the MLP is then as large as GPT-2's.
         """
-        return -(-8 * self.embd_size // (3 * 64)) * 64
+        return qwen3_mlp_size(self.embd_size)
 
 
 class RMSNorm(nn.RMSNorm):

@@ -29,6 +29,7 @@ from huggingface_hub import HfApi, HfFileSystem
 from app.errors import UserError
 from app.prepare.documents import Documents, Place, Position, RowChunk, Texts
 from app.prepare.hub_client import (
+    Repository,
     checked_token,
     gated,
     giving_up,
@@ -127,10 +128,11 @@ def hub_documents(place: str | Path, source: TextSource, hf_token: str | None) -
         return StreamedDocuments(_stream(builder, source.split), column, identity)
 
     token = checked_token(hf_token)
-    use_hub_client(source.retry_seconds, place)
+    repository = Repository(place, source.revision)
+    use_hub_client(source.retry_seconds, repository)
     giving_up.clear()
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    errors = partial(hub_errors, place, source.revision, token)
+    errors = partial(hub_errors, repository, token)
     with errors():
         # This request comes first: its answer shows that the hub is reachable.
         hub = HfApi(token=hf_token)

@@ -9,7 +9,8 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from huggingface_hub import constants, get_session, get_token, set_client_factory
 from huggingface_hub.errors import (
@@ -27,10 +28,42 @@ from app.prepare.spec import absence, is_doubtful
 _MAX_WAIT_SECONDS = 120.0
 _RETRIED_STATUSES = (408, 429, *range(500, 600))
 # All other requests are telemetry, which may fail.
-_NEEDED = (f"{constants.ENDPOINT}/api/datasets/", f"{constants.ENDPOINT}/datasets/")
+_NEEDED = re.compile(
+    rf"{re.escape(constants.ENDPOINT)}/(api/(datasets|models)/|datasets/|.*/resolve/)"
+)
 
 # When it is set, a request that fails is not tried again: nothing waits for its answer any more.
 giving_up = threading.Event()
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository of the hub, and what names it in messages.
+
+    Attributes:
+        name: a hub id; it may be a mistyped path as long as the hub has not answered
+        revision: branch, tag or commit
+        kind: what it holds
+    """
+
+    name: str
+    revision: str = "main"
+    kind: Literal["dataset", "model"] = "dataset"
+
+    @property
+    def setting(self) -> str:
+        """Return the setting that names it."""
+        return "PREPARE_DATASET" if self.kind == "dataset" else "TRAIN_INIT_FROM"
+
+    @property
+    def local(self) -> str:
+        """Return what to do without the hub."""
+        if self.kind == "dataset":
+            return "point PREPARE_DATASET to local files"
+        return (
+            "let prepare download it, or point TRAIN_INIT_FROM to a folder with its config.json "
+            "and model.safetensors"
+        )
 
 
 def checked_token(token: str | None) -> str | None:
@@ -55,13 +88,15 @@ class HubClient(httpx.Client):
 
     Args:
         retry_seconds: waits between tries.
-        dataset: a hub id; it may be a mistyped path as long as the hub has not answered.
+        repository: what is wanted from the hub.
     """
 
-    def __init__(self, *, retry_seconds: Sequence[float], dataset: str, **options: Any) -> None:
+    def __init__(
+        self, *, retry_seconds: Sequence[float], repository: Repository, **options: Any
+    ) -> None:
         super().__init__(**options)
         self._retry_seconds = retry_seconds
-        self._unconfirmed = dataset
+        self._unconfirmed, self._setting = repository.name, repository.setting
 
     def send(
         self, request: httpx.Request, *, stream: bool = False, **options: Any
@@ -69,7 +104,7 @@ class HubClient(httpx.Client):
         """Send a request; see httpx."""
         limit = httpx.Timeout(constants.HF_HUB_DOWNLOAD_TIMEOUT)
         request.extensions["timeout"] = limit.as_dict()
-        if not str(request.url).startswith(_NEEDED):
+        if not _NEEDED.match(str(request.url)):
             return super().send(request, stream=stream, **options)
         # A signed address ends in a secret.
         place = request.url.copy_with(query=None)
@@ -82,7 +117,7 @@ class HubClient(httpx.Client):
                 if self._unconfirmed and is_doubtful(self._unconfirmed):
                     raise UserError(
                         f"{absence(self._unconfirmed)}; nor can the hub be reached: {problem}",
-                        "correct PREPARE_DATASET; for the hub, connect this machine to it",
+                        f"correct {self._setting}; for the hub, connect this machine to it",
                     ) from error
                 if self._unconfirmed:
                     problem += f"; and {absence(self._unconfirmed)}"
@@ -104,7 +139,7 @@ class HubClient(httpx.Client):
         raise AssertionError("the last try returns or raises")
 
 
-def use_hub_client(retry_seconds: Sequence[float], dataset: str) -> None:
+def use_hub_client(retry_seconds: Sequence[float], repository: Repository) -> None:
     """Make huggingface_hub, and so `datasets`, send everything through HubClient.
 
     Raises:
@@ -120,15 +155,17 @@ def use_hub_client(retry_seconds: Sequence[float], dataset: str) -> None:
             "correct HF_ENDPOINT, SSL_CERT_FILE or the proxy in the environment",
         ) from error
     options: dict[str, Any] = {"event_hooks": hooks, "follow_redirects": True}
-    set_client_factory(lambda: HubClient(retry_seconds=retry_seconds, dataset=dataset, **options))
+    set_client_factory(
+        lambda: HubClient(retry_seconds=retry_seconds, repository=repository, **options)
+    )
 
 
 @contextmanager
-def hub_errors(dataset: str, revision: str, token: str | None) -> Iterator[None]:
-    """Turn the ways in which the hub fails or refuses a dataset into errors with advice.
+def hub_errors(repository: Repository, token: str | None) -> Iterator[None]:
+    """Turn the ways in which the hub fails or refuses a repository into errors with advice.
 
     Raises:
-        UserError: the hub does not know the dataset or the token, or denies access.
+        UserError: the hub does not know the repository or the token, or denies access.
         NetworkError: the hub does not answer, or something else answers in its place.
     """
     try:
@@ -136,54 +173,57 @@ def hub_errors(dataset: str, revision: str, token: str | None) -> Iterator[None]
     except json.JSONDecodeError as error:
         raise NetworkError(
             f"what answers at {constants.ENDPOINT} is not the hub, but perhaps a log-in page",
-            "connect this machine to the hub, or point PREPARE_DATASET to local files",
+            f"connect this machine to the hub, or {repository.local}",
         ) from error
     except (httpx.RequestError, HfHubHTTPError, ConnectionError, TimeoutError) as error:
-        raise _explained(error, dataset, revision, token) from error
+        raise _explained(error, repository, token) from error
 
 
-def _explained(error: Exception, dataset: str, revision: str, token: str | None) -> AppError:
+def _explained(error: Exception, repository: Repository, token: str | None) -> AppError:
+    name, kind, setting = repository.name, repository.kind, repository.setting
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
     if isinstance(error, OfflineModeIsEnabled):
         return UserError(
-            f"{absence(dataset)}, and HF_HUB_OFFLINE=1 forbids asking the hub",
-            "unset HF_HUB_OFFLINE, or point PREPARE_DATASET to local files",
+            f"{absence(name)}, and HF_HUB_OFFLINE=1 forbids asking the hub",
+            f"unset HF_HUB_OFFLINE, or {repository.local}",
         )
     if isinstance(error, GatedRepoError):
-        return gated(dataset, token)
+        return gated(name, token)
     if isinstance(error, RepositoryNotFoundError):
         return UserError(
-            f"there is no dataset {dataset} on the hub, and {absence(dataset)}",
-            "correct PREPARE_DATASET; a private dataset needs HF_TOKEN",
+            f"there is no {kind} {name} on the hub, and {absence(name)}",
+            f"correct {setting}; a private {kind} needs HF_TOKEN",
         )
     if isinstance(error, RevisionNotFoundError):
-        return UserError(
-            f"{dataset} has no revision {revision!r}",
+        fix = (
             "correct PREPARE_DATASET_REVISION; a folder that was begun with a commit which the hub "
-            "no longer has cannot be continued: set PREPARE_OUT_DIR to another",
+            "no longer has cannot be continued: set PREPARE_OUT_DIR to another"
         )
+        if kind == "model":
+            fix = f"correct what follows the @ in {setting}, or leave it out"
+        return UserError(f"{name} has no revision {repository.revision!r}", fix)
     if status == 401 and token:
         return UserError(
             "the hub does not know this token (401): it is mistyped, expired or revoked",
-            "set HF_TOKEN to a new one from the hub's settings; public datasets need none",
+            f"set HF_TOKEN to a new one from the hub's settings; public {kind}s need none",
         )
     if status in (400, 401, 403, 404):
         return UserError(
-            f"the hub refuses {dataset} with status {status}: {short(error)}",
-            "correct PREPARE_DATASET or HF_TOKEN (a gated or private dataset needs one), or try "
-            "again later",
+            f"the hub refuses {name} with status {status}: {short(error)}",
+            f"correct {setting} or HF_TOKEN (a gated or private {kind} needs one), or try again "
+            "later",
         )
     return NetworkError(
         f"the hub does not answer: {short(error)}",
-        "try again later, or point PREPARE_DATASET to local files",
+        f"try again later, or {repository.local}",
     )
 
 
-def gated(dataset: str, token: str | None) -> UserError:
-    """Return the error for a dataset whose terms the token's account has not accepted."""
+def gated(name: str, token: str | None) -> UserError:
+    """Return the error for a repository whose terms the token's account has not accepted."""
     reason = "this token may not read it" if token else "it cannot be read without a token"
     return UserError(
-        f"{dataset} is gated, and {reason}",
+        f"{name} is gated, and {reason}",
         "accept its terms on its page, and set HF_TOKEN (for containers HF_TOKEN_FILE) to a token "
         "of that account which may read gated repositories",
     )

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,8 @@ from app.runs.metrics import first_steps
 _FREE = ("dataset_fingerprint", "seed", "shuffle")
 # A run that is training may delete a checkpoint while its hashes are compared.
 _TRIES = 3
-_RESTORE = "restore that file from a backup, or set TRAIN_BRANCH_FROM to another RUN@STEP"
+_RESTORE = "restore that file from a backup, or set {} to another RUN@STEP"
+_BRANCH = "TRAIN_BRANCH_FROM"
 
 
 def origin_of(checkpoint: Checkpoint) -> str:
@@ -70,7 +72,8 @@ def find_branch_point(run: RunFolder, identity: RunIdentity, max_steps: int) -> 
     if run.settings.exists():
         raise identity.other_origin(run.path, None)
     source = RunFolder(run.path.with_name(name))
-    checkpoint = _find_checkpoint(source, int(step) if step else None)
+    checkpoint = find_checkpoint(source, int(step) if step else None)
+    identity.check_initial_weights(source.path, checkpoint.state)
     changes, origin = identity.changes_from(checkpoint.state), origin_of(checkpoint)
     if refused := [words for key, words in changes.items() if key not in _FREE]:
         raise UserError(
@@ -86,13 +89,28 @@ def find_branch_point(run: RunFolder, identity: RunIdentity, max_steps: int) -> 
     return checkpoint
 
 
-def _find_checkpoint(source: RunFolder, step: int | None, tries: int = _TRIES) -> Checkpoint:
-    """Find the checkpoint after `step` steps; without it the last one from before a cool-down."""
+def find_checkpoint(
+    source: RunFolder,
+    step: int | None,
+    variable: str = _BRANCH,
+    files: Sequence[str] = TENSOR_FILES,
+    tries: int = _TRIES,
+) -> Checkpoint:
+    """Find the checkpoint of another run after `step` steps, or its last one.
+
+    Args:
+        variable: the setting that names the run. A branch needs one from before a cool-down.
+        files: the files that are needed.
+
+    Raises:
+        UserError: there is none.
+    """
     steps = checkpoint_steps(source.checkpoints)
     try:
-        checkpoint = latest_checkpoint(source.path, step, TENSOR_FILES, "TRAIN_BRANCH_FROM")
+        checkpoint = latest_checkpoint(source.path, step, files, variable)
         start = checkpoint.state.cooldown_start
-        if step is not None or start is None or checkpoint.step <= start:
+        any_will_do = step is not None or variable != _BRANCH
+        if any_will_do or start is None or checkpoint.step <= start:
             return checkpoint
         before = [it for it in steps if it <= start]
         if not before:
@@ -100,11 +118,12 @@ def _find_checkpoint(source: RunFolder, step: int | None, tries: int = _TRIES) -
                 f"{source.path} has no checkpoint from before its cool-down, after {start} steps",
                 f"add @STEP to TRAIN_BRANCH_FROM, one of: {', '.join(map(str, steps))}",
             )
-        return _find_checkpoint(source, before[-1])
+        return find_checkpoint(source, before[-1])
     except UserError as error:
         if tries > 1 and steps != checkpoint_steps(source.checkpoints):
-            return _find_checkpoint(source, step, tries - 1)
-        fix = _RESTORE if isinstance(error, CorruptCheckpoint) else error.fix
+            return find_checkpoint(source, step, variable, files, tries - 1)
+        is_corrupt = isinstance(error, CorruptCheckpoint)
+        fix = _RESTORE.format(variable) if is_corrupt else error.fix
         raise UserError(error.problem, fix) from None
 
 
@@ -114,7 +133,7 @@ def _written(checkpoint: Checkpoint) -> tuple[bytes, bytes]:
     try:
         lines = first_steps(source.metrics, state.metrics_lines)
     except UserError as error:
-        raise UserError(error.problem, _RESTORE) from None
+        raise UserError(error.problem, _RESTORE.format(_BRANCH)) from None
     samples = read_bytes(source.samples) if source.samples.exists() else b""
     return b"".join(line for _, line in lines), samples[: state.samples_bytes]
 

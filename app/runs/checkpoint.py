@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
+_POSITIONS = "transformer.wpe.weight"
 TENSOR_FILES = (MODEL_FILE, OPTIMIZER_FILE)
 
 
@@ -80,13 +81,18 @@ class Checkpoint:
                     damage_advice(self.folder),
                 )
 
-    def load_model(self, model: nn.Module) -> None:
+    def load_model(self, model: nn.Module, *, positions: int | None = None) -> None:
         """Load the weights into a model of the same shape.
+
+        Args:
+            positions: take so many of the learned positions; None for all.
 
         Raises:
             UserError: the file is damaged, or its tensors are not those of the model.
         """
         tensors = self._read(MODEL_FILE)
+        if positions is not None and _POSITIONS in tensors:
+            tensors[_POSITIONS] = tensors[_POSITIONS][:positions]
         self._check_fits(MODEL_FILE, tensors, model.state_dict())
         model.load_state_dict(tensors)
 

@@ -71,11 +71,14 @@ class CheckpointState:
         versions: versions of Python and packages
         sequences_consumed: training sequences so far
         val_loss: held-out loss of these weights; None if it was not measured
+        val_tokens: on how many tokens; None if that is not known
         pending: what a stop left undone
         warmup_steps: steps of the learning rate's warm-up
         cooldown_start: steps before its cool-down; None if the schedule has none
         planned_steps: steps of the whole run, if a time limit decides; None if none is planned yet
         origin: RUN@STEP, where the run began, if that was in another run
+        initial_weights: the weights that it began with, if they were not random: a model of the hub
+            at its commit, a folder, or RUN@STEP
         metrics_lines, samples_bytes: lengths of metrics.jsonl and samples.txt
         sha256: hash of each tensor file
     """
@@ -88,11 +91,13 @@ class CheckpointState:
     versions: dict[str, str]
     sequences_consumed: int
     val_loss: float | None = None
+    val_tokens: int | None = None
     pending: PendingWork = field(default_factory=PendingWork)
     warmup_steps: int | None = None
     cooldown_start: int | None = None
     planned_steps: int | None = None
     origin: str | None = None
+    initial_weights: str | None = None
     metrics_lines: int = 0
     samples_bytes: int = 0
     sha256: dict[str, str] = field(default_factory=dict)

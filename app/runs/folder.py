@@ -29,25 +29,40 @@ class RunIdentity:
         settings: name -> value of the settings that may not change: the model's, the optimizer and
             those that determine the data order. Learning rate and number of steps may change.
         branch_from: RUN or RUN@STEP with which it began; None for any beginning
+        init_from: whose weights it began with; None for any
     """
 
     dataset_fingerprint: str
     settings: dict[str, Any]
     branch_from: str | None = None
+    init_from: str | None = None
 
     def check_matches(self, run_dir: Path, state: CheckpointState) -> None:
         """Raise UserError that names every difference from a checkpoint."""
         origin = state.origin or ""
         if self.branch_from and self.branch_from not in (origin, origin.partition("@")[0]):
             raise self.other_origin(run_dir, state.origin)
+        self.check_initial_weights(run_dir, state)
         if changes := self.changes_from(state):
             is_same_version = state.identity.keys() == self.to_json().keys()
-            is_same_version |= "architecture" in changes
+            is_same_version |= bool({"architecture", "activation"} & changes.keys())
             to_continue = "set these back" if is_same_version else "use the version that wrote it"
             raise UserError(
                 f"{run_dir} holds a different run: {'; '.join(changes.values())}",
                 f"set TRAIN_RUN_NAME to a new name, or {to_continue} to continue",
             )
+
+    def check_initial_weights(self, run_dir: Path, state: CheckpointState) -> None:
+        """Raise UserError if the run of a checkpoint began with other weights than `init_from`."""
+        began = state.initial_weights
+        if self.init_from in (None, began, (began or "").rpartition("@")[0]):
+            return
+        fix = "leave TRAIN_INIT_FROM out" if began is None else f"set TRAIN_INIT_FROM={began}"
+        began = f"with the weights of {began}" if began else "without TRAIN_INIT_FROM"
+        raise UserError(
+            f"{run_dir} has begun {began}, not with {self.init_from}",
+            f"set TRAIN_RUN_NAME to a new name, or {fix} to continue this run",
+        )
 
     def other_origin(self, run_dir: Path, origin: str | None) -> UserError:
         """Return the error of a run that did not begin with `branch_from`."""

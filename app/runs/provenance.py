@@ -25,6 +25,7 @@ def run_metadata(
     parameters: int,
     origin: str | None = None,
     planned_steps: int | None = None,
+    initial_weights: str | None = None,
 ) -> dict[str, Any]:
     """Return the content of settings.json.
 
@@ -34,8 +35,13 @@ def run_metadata(
         parameters: size of the model.
         origin: RUN@STEP, where the run began, if that was in another run.
         planned_steps: number of steps, if a time limit has decided it.
+        initial_weights: see CheckpointState.
     """
-    decided = {"origin": origin, "planned_steps": planned_steps}
+    decided = {
+        "origin": origin,
+        "planned_steps": planned_steps,
+        "initial_weights": initial_weights,
+    }
     return {
         "settings": settings,
         "versions": versions(),

@@ -72,6 +72,11 @@ class Settings(BaseModel):
             conflicts["EVALUATE_TOKENS", "EVALUATE_SPLIT"] = reason
         return conflicts
 
+    def value_of(self, variable: str) -> object:
+        """Return the value of a setting by its variable."""
+        name = next(name for name, it in GROUPS.items() if variable in it.variables())
+        return getattr(getattr(self, name), GROUPS[name].variables()[variable])
+
     @property
     def prepare_dir(self) -> Path:
         """Return the dataset folder that prepare writes."""
@@ -120,7 +125,11 @@ def _conflicts_of(model: ModelSettings) -> dict[tuple[str, str], str]:
             conflicts["MODEL_ARCHITECTURE", "MODEL_TIE_EMBEDDINGS"] = (
                 "the output layer of gpt2 is its embedding; qwen3 can have its own"
             )
-    elif model.head_dim == "auto" and head_dim % 2:
+        return conflicts
+    if model.activation != "gelu":
+        reason = "the MLP of qwen3 has SwiGLU; leave the activation out"
+        conflicts["MODEL_ARCHITECTURE", "MODEL_ACTIVATION"] = reason
+    if model.head_dim == "auto" and head_dim % 2:
         conflicts["MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"] = (
             f"a head of {head_dim:.4g}, and qwen3 turns pairs of its values: set an even "
             "MODEL_HEAD_DIM"

@@ -51,6 +51,8 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
             f"{_describe(first, values)} and {_describe(other, values)}: {reason}"
             for (first, other), reason in settings.conflicts().items()
             if not reasons.keys() & {first, other}
+            # The model's settings come with its weights: app.train.init_from.
+            and not (settings.train.init_from and f"{first} {other}".count("MODEL_"))
         ]
     if _is_in_a_file(settings.general.data_dir):
         found = "there is a file, or a link to nothing, instead of a folder"
@@ -91,6 +93,9 @@ def _collect(flags: Mapping[str, str]) -> tuple[Values, list[str], bool]:
     if "RECIPE" in above:
         recipe, faults_of_recipe = _read_recipe(above["RECIPE"], dotenv)
         faults += faults_of_recipe
+        if "TRAIN_INIT_FROM" in above:
+            # Those of a recipe describe another model.
+            recipe = {name: it for name, it in recipe.items() if not name.startswith("MODEL_")}
     is_complete = not faults
     # In a container the whole environment is ours, and holds what .env sets.
     faults += _unknown_names(environment, 2 if in_container() else 3)

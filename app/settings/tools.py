@@ -50,9 +50,11 @@ class EvaluateSettings(Group):
 
     split: Literal["val", "train"] = "val"
     """val: held-out text; train: training text"""
-    tokens: Annotated[int | Literal["all", "published"], count_or("all", "published")] = "all"
-    """tokens to measure on, from the start of the split; published: the first 10,485,760, as in
-    published results on FineWeb"""
+    tokens: Annotated[
+        int | Literal["auto", "all", "published"], count_or("auto", "all", "published")
+    ] = "auto"
+    """tokens to measure on, from the start of the split; auto: as many as train measured on, else
+    all; published: the first 10,485,760, as in published results on FineWeb"""
     step: Count | None = Field(None, ge=0)
     """step of the checkpoint to use; by default the latest"""
 

@@ -16,6 +16,7 @@ from app.settings.types import (
     count_or,
     parse_branch,
     parse_compile,
+    parse_init_from,
     parse_pair,
 )
 
@@ -41,13 +42,17 @@ class ModelSettings(Group):
     """size of each head in qwen3; auto: width / heads, as always in gpt2"""
     tie_embeddings: AutoOrBool = "auto"
     """whether the output layer is the embedding; auto: true for gpt2, false for qwen3"""
+    activation: Literal["gelu", "gelu_new"] = "gelu"
+    """of gpt2: gelu, exact; or gelu_new, approximated with tanh, as in OpenAI's GPT-2"""
 
     def shape(self) -> dict[str, Any]:
         """Return what checkpoints record: the architecture, and its config's fields, none auto."""
         head_dim = self.embd_size // self.num_heads if self.head_dim == "auto" else self.head_dim
         of_qwen3 = {"head_dim": head_dim, "tie_embeddings": self.tie_embeddings == "true"}
-        fixed = self.model_dump(exclude={*of_qwen3})
-        return fixed | of_qwen3 if self.architecture == "qwen3" else fixed
+        fixed = self.model_dump(exclude={*of_qwen3, "activation"})
+        # Only where it is not the one that GPT-2s had before there was a choice.
+        of_gpt2 = {"activation": self.activation} if self.activation != "gelu" else {}
+        return fixed | (of_qwen3 if self.architecture == "qwen3" else of_gpt2)
 
 
 class TrainSettings(Group):
@@ -62,6 +67,9 @@ class TrainSettings(Group):
     branch_from: Annotated[str | None, BeforeValidator(parse_branch)] = None
     """checkpoint of another run with which this run begins, RUN or RUN@STEP; without a step the
     last one from before the cool-down"""
+    init_from: Annotated[str | None, BeforeValidator(parse_init_from)] = None
+    """weights with which a new run begins, and its model's settings: a model of the Hub, such as
+    openai-community/gpt2; a folder that transformers or export has written; or RUN or RUN@STEP"""
     tokens_per_step: Count = Field(524_288, gt=0, lt=2**31)
     """tokens per optimizer step, over all processes"""
     micro_batch_size: Annotated[int | Literal["auto"], count_or("auto")] = "auto"

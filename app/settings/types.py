@@ -120,6 +120,19 @@ def parse_branch(value: object) -> object:
     return f"{name}@{int(step)}" if at else name
 
 
+def parse_init_from(value: object) -> object:
+    """Expand a leading ~ of a folder. Keep any other value.
+
+    Raises:
+        ValueError: there is no such user, or it is empty.
+    """
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        raise ValueError("must be a model of the hub, a folder, or the name of a run")
+    return str(expand_home(value)) if value.startswith("~") else value
+
+
 def parse_compile(value: object) -> object:
     """Return "true" for auto, model and blocks, which .env files may hold. Keep any other value."""
     return "true" if str(value).strip().lower() in ("auto", "model", "blocks") else value

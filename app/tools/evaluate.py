@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,7 @@ from app.progress import TokenProgress
 from app.runs.checkpoints import latest_checkpoint
 from app.runs.metrics import perplexity
 from app.settings.settings import Settings
+from app.tools.dataset import dataset_of, recorded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,7 +117,7 @@ def evaluate(settings: Settings) -> None:
     """
     cfg = settings.evaluate
     checkpoint = latest_checkpoint(settings.run_dir, cfg.step)
-    dataset = open_dataset(settings.train_dataset_dir)
+    dataset = open_dataset(dataset_of(settings))
 
     # Imported after these checks, because torch takes seconds.
     from app.data.token_stream import TokenStream
@@ -127,24 +128,33 @@ def evaluate(settings: Settings) -> None:
     # Only training multiplies in 8-bit floats.
     precision = "auto" if settings.train.precision == "fp8" else settings.train.precision
     device = select_device(settings.train.device, precision, settings.train.deterministic)
+    before = recorded(settings).get("device", {})
+    if "precision" not in settings.train.model_fields_set and before.get("name") == device.name:
+        # What auto measures may differ from time to time.
+        device = replace(device, precision=before["precision"].replace("fp8", "bf16"))
     model = load_model(checkpoint, device)
     length = model.config.context_length
     stream = TokenStream(dataset.val if cfg.split == "val" else dataset.train)
-    text = HeldOutText(stream, length, _max_tokens(cfg.tokens, stream, dataset.folder))
+    is_own = dataset.fingerprint == checkpoint.state.identity["dataset_fingerprint"]
+    tokens = cfg.tokens
+    if tokens == "auto":
+        measured = checkpoint.state.settings["train"]["val_tokens"]
+        tokens = measured if cfg.split == "val" and is_own else "all"
+    text = HeldOutText(stream, length, _max_tokens(tokens, stream, dataset.folder))
     if text.num_sequences == 0:
         if lack := cfg.split == "val" and dataset.lack_of_held_out_text(length):
             raise UserError(lack[0], f"{lack[1]}; or set EVALUATE_SPLIT=train")
         dataset.num_sequences(length)
-    is_own = dataset.fingerprint == checkpoint.state.identity["dataset_fingerprint"]
     if cfg.split == "val" and not is_own:
         message = (
             f"warning: {settings.run_dir} was not trained on {dataset.folder}; it may have been "
             "trained on text that is held out there"
         )
         print(message, file=sys.stderr, flush=True)
-    evaluation = _measure(model, text, device)
+    batch_size = min(checkpoint.state.micro_batch_size, _batch_size(model.config, device))
+    evaluation = _measure(model, text, device, batch_size)
     print(f"{checkpoint.folder} on {cfg.split} tokens of {dataset.folder}:")
-    print("\n".join(_lines(evaluation, length)), flush=True)
+    print("\n".join(_lines(evaluation, length, len(stream))), flush=True)
     record = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": checkpoint.step,
@@ -179,13 +189,15 @@ def _max_tokens(
     return None if tokens == "all" else tokens
 
 
-def _measure(model: LanguageModel, text: HeldOutText, device: Device) -> Evaluation:
+def _measure(
+    model: LanguageModel, text: HeldOutText, device: Device, batch_size: int
+) -> Evaluation:
     from app.data.tokenizer import token_byte_lengths
 
     losses, num_bytes, bytes_per_token = np.empty(text.num_sequences), 0, token_byte_lengths()
     measured = 0
-    with TokenProgress(text.num_sequences * text.context_length) as progress:
-        for batch, targets in text.losses(model, device, _batch_size(model.config, device)):
+    with TokenProgress(text.num_tokens) as progress:
+        for batch, targets in text.losses(model, device, batch_size):
             losses[measured : measured + len(batch)] = batch.cpu()
             num_bytes += int(bytes_per_token[targets.numpy()].sum())
             measured += len(batch)
@@ -211,7 +223,7 @@ def _batch_size(config: ModelConfig, device: Device) -> int:
     return largest_batch_that_fits(sizes, length, estimate, device.torch_device.type, available)
 
 
-def _lines(evaluation: Evaluation, length: int) -> Iterator[str]:
+def _lines(evaluation: Evaluation, length: int, available: int) -> Iterator[str]:
     error, interval = evaluation.standard_error, evaluation.perplexity_interval
     error_bar = f" ± {error:.4f} (standard error)" if error is not None else ""
     limits = f" (95 %: {interval[0]:,.2f} to {interval[1]:,.2f})" if interval else ""
@@ -219,9 +231,12 @@ def _lines(evaluation: Evaluation, length: int) -> Iterator[str]:
     yield f"  perplexity     {evaluation.perplexity:,.2f}{limits}"
     if evaluation.bits_per_byte is not None:
         yield f"  bits per byte  {evaluation.bits_per_byte:.4f}"
+    # The last tokens may not fill a sequence.
+    is_part = available - evaluation.tokens > length
+    more = f"; the split has {available:,}, --tokens all takes them" if is_part else ""
     yield (
         f"  measured on    {evaluation.tokens:,} tokens, {evaluation.bytes:,} bytes, "
-        f"in {evaluation.sequences:,} sequences of {length:,}"
+        f"in {evaluation.sequences:,} sequences of {length:,}{more}"
     )
     if error_bar:
         yield "The error is over other text of this kind, not over other training runs."

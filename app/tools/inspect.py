@@ -139,6 +139,12 @@ def _checkpoint(path: Path, verify: bool) -> Iterator[str]:
     yield f"  optimizer: {len(tensors['optimizer'])} tensors"
     if checkpoint.state.origin:
         yield f"  the run began as a branch of {checkpoint.state.origin}"
+    if checkpoint.state.initial_weights:
+        yield f"  the run began with the weights of {checkpoint.state.initial_weights}"
+    if checkpoint.state.val_loss is not None:
+        tokens = checkpoint.state.val_tokens
+        on = f" on {tokens:,} tokens" if tokens else ""
+        yield f"  held-out loss: {checkpoint.state.val_loss:.4f} nats per token{on}"
     state = checkpoint.state.to_json()
     for name in ("windows_consumed", "micro_batch_size", "model", "identity", "versions"):
         yield f"  {name}: {state[name]}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from app.data.hellaswag import provide_questions
 from app.errors import UserError
+from app.prepare.model_folder import hub_model
 from app.prepare.spec import DatasetSpec, TextSource
 from app.settings.settings import Settings
 
@@ -17,6 +18,7 @@ def prepare(settings: Settings) -> None:
     from app.prepare.pipeline import prepare as run_pipeline
 
     cfg, token = settings.prepare, settings.general.hf_token
+    secret = token.get_secret_value() if token else None
     check_out_dir(settings.prepare_dir, settings.general.data_dir)
     context_length = settings.model.context_length
     if 0 < cfg.val_tokens < context_length:
@@ -29,11 +31,18 @@ def prepare(settings: Settings) -> None:
     if settings.train.hellaswag_every and settings.train.hellaswag_file is None:
         # The container of train has no network.
         provide_questions(settings.hellaswag_file)
+    if hub_id := hub_model(settings.train.init_from or "", settings.general.data_dir):
+        from app.prepare.hub_client import Repository
+        from app.prepare.hub_model import download_model
+
+        # As for the questions.
+        repository, cache_dir = Repository(*hub_id, "model"), settings.general.data_dir / "cache"
+        download_model(repository, cache_dir, secret, cfg.retry_seconds)
     run_pipeline(
         dataset_spec(settings),
         settings.prepare_dir,
         workers=(os.cpu_count() or 1) if cfg.workers == "auto" else cfg.workers,
-        hf_token=token.get_secret_value() if token else None,
+        hf_token=secret,
     )
 
 

@@ -13,6 +13,7 @@ from app.progress import print_line
 from app.runs.checkpoints import checkpoint_steps
 from app.runs.folder import RunFolder
 from app.settings.settings import Settings
+from app.train.init_from import with_initial_weights
 from app.train.start import find_branch, hellaswag_questions, open_training_data, plan_start
 
 
@@ -29,6 +30,7 @@ def start_training(settings: Settings) -> None:
     with ExitStack() as stack:
         dataset, start = None, None
         if not launched():
+            settings, weights = with_initial_weights(settings)
             dataset = open_training_data(settings)
             run = RunFolder(settings.run_dir)
             processes = processes_to_launch(settings.train.processes, settings.train.device)
@@ -45,7 +47,7 @@ def start_training(settings: Settings) -> None:
                 raise ExitWithCode(launch(command, processes, settings.train.max_restarts))
             branch = find_branch(settings, dataset.fingerprint)
             stack.enter_context(run.lock())
-            start = plan_start(settings, dataset, run, branch)
+            start = plan_start(settings, dataset, run, branch, weights)
             if start is None:
                 return
             print_line("starting torch")

@@ -85,9 +85,10 @@ class Console:
         if self._bar.update():
             self._show_figures(record)
 
-    def evaluated(self, steps_completed: int, val_loss: float) -> None:
+    def evaluated(self, steps_completed: int, val_loss: float, num_tokens: int) -> None:
         """Print a held-out loss; the figures below the bar show it from the next step on."""
-        self.print_line(f"after {steps_completed} steps: val_loss:{val_loss:.4f}")
+        on = f"(on {num_tokens:,} tokens)"
+        self.print_line(f"after {steps_completed} steps: val_loss:{val_loss:.4f} {on}")
         self._val_loss = val_loss
 
     def close(self) -> None:

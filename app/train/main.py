@@ -11,6 +11,7 @@ from app.model.architectures import build_config
 from app.runs.folder import RunFolder
 from app.settings.settings import Settings
 from app.train.compile import compile_note, compile_problem, set_compile_cache_dir
+from app.train.init_from import with_initial_weights
 from app.train.micro_batch import choose_micro_batch_size
 from app.train.start import Start, find_branch, open_same_data, open_training_data, plan_start
 from app.train.stopping import stop_on_signals
@@ -51,17 +52,21 @@ def train(settings: Settings, dataset: Dataset | None = None, start: Start | Non
         if world.is_rank_zero:
             # A wrong setting is reported once: the other ranks have not opened anything yet.
             if start is None:
+                settings, weights = with_initial_weights(settings)
                 dataset = open_training_data(settings)
                 branch = find_branch(settings, dataset.fingerprint)
                 # The other ranks wait at the broadcast below, with a limit of their own.
                 wait_seconds = cfg.rank_timeout_seconds / 2 if world.restarted else 0
                 stack.enter_context(run.lock(wait_seconds))
-                start = plan_start(settings, dataset, run, branch, restarted=world.restarted)
+                start = plan_start(
+                    settings, dataset, run, branch, weights, restarted=world.restarted
+                )
             if start is not None:
                 state = start.checkpoint.state if start.checkpoint else None
                 before = state.settings.get("train", {}).get("compile") if state else None
                 decision = (
                     start,
+                    settings.model,
                     compile_note(device, cfg.compile, problem, before),
                     choose_micro_batch_size(
                         cfg,
@@ -74,7 +79,8 @@ def train(settings: Settings, dataset: Dataset | None = None, start: Start | Non
                 )
         if (decision := world.broadcast(decision)) is None:
             return
-        start, note, micro_batch_size = decision
+        start, model, note, micro_batch_size = decision
+        settings = settings.model_copy(update={"model": model})
         dataset = dataset or open_same_data(settings, start.identity)
         try:
             Trainer(

@@ -13,6 +13,7 @@ from app.runs.checkpoint_state import CheckpointState
 from app.runs.checkpoints import checkpoint_steps
 from app.runs.folder import RunFolder, RunIdentity
 from app.settings.settings import Settings
+from app.train.init_from import InitialWeights
 from app.train.lr_schedule import LRSchedule
 from app.train.time_limit import planned_steps
 
@@ -25,11 +26,13 @@ class Start:
         identity: the run's identity
         checkpoint: the checkpoint that the run continues from; None for a new run
         questions: HellaSwag's, if they are to be answered
+        weights: what a new run begins with; None for random ones
     """
 
     identity: RunIdentity
     checkpoint: Checkpoint | None
     questions: list[Question] = field(default_factory=list)
+    weights: InitialWeights | None = None
 
 
 def open_training_data(settings: Settings) -> Dataset:
@@ -66,6 +69,7 @@ def plan_start(
     dataset: Dataset,
     run: RunFolder,
     branch: Checkpoint | None = None,
+    weights: InitialWeights | None = None,
     *,
     restarted: bool = False,
 ) -> Start | None:
@@ -74,6 +78,7 @@ def plan_start(
     Args:
         run: locked by this process.
         branch: the checkpoint of another run with which a new one begins.
+        weights: those with which a new run begins.
         restarted: a launcher has restarted the processes after one was lost.
 
     Raises:
@@ -94,11 +99,13 @@ def plan_start(
     if checkpoint and checkpoint.step >= steps and not checkpoint.state.pending:
         print_line(f"{run.path} is finished: all {checkpoint.step} steps are done")
         return None
-    print_line(f"{run.path}: " + (f"continues at step {checkpoint.step}" if checkpoint else "new"))
+    new = f"new, with the weights of {weights.name}" if weights else "new"
+    print_line(f"{run.path}: " + (f"continues at step {checkpoint.step}" if checkpoint else new))
     jump = cooldown_warning(settings, checkpoint.state) if checkpoint else None
     for warning in filter(None, (held_out_warning(dataset, settings), jump)):
         print(f"warning: {'; '.join(warning)}", file=sys.stderr, flush=True)
-    return Start(identity, checkpoint, hellaswag_questions(settings))
+    weights = None if checkpoint else weights
+    return Start(identity, checkpoint, hellaswag_questions(settings), weights)
 
 
 def hellaswag_questions(settings: Settings) -> list[Question]:
@@ -138,6 +145,7 @@ def run_identity(settings: Settings, dataset_fingerprint: str) -> RunIdentity:
         dataset_fingerprint,
         settings.model.shape() | settings.train.model_dump(include=fixed),
         settings.train.branch_from,
+        settings.train.init_from,
     )
 
 

@@ -90,6 +90,9 @@ class Trainer:
             self.optimizers = ShardedOptimizers(self.optimizers)
         if start.checkpoint:
             start.checkpoint.load(self.model, self.optimizers)
+        elif start.weights and world.is_rank_zero:
+            # Before the first step, DataParallelLoss broadcasts them to the other ranks.
+            start.weights.load(self.model)
         before = start.checkpoint.state if start.checkpoint else None
         self.first_step = self.steps_completed = before.step if before else 0
         planned = planned_steps(settings, before)
@@ -97,6 +100,9 @@ class Trainer:
             cfg, before.warmup_steps if before else None, planned
         )
         origin = before.origin if before else None
+        initial_weights = before.initial_weights if before else None
+        if start.weights:
+            initial_weights = start.weights.name
         self.log = None
         if world.is_rank_zero:
             metadata = run_metadata(
@@ -107,6 +113,7 @@ class Trainer:
                 parameters=self.model.num_parameters(),
                 origin=origin,
                 planned_steps=planned,
+                initial_weights=initial_weights,
             )
             self.log = RunLogger(run, start.checkpoint, metadata, self.print_line)
         earlier_seconds = self.log.earlier_seconds if self.log else 0.0
@@ -143,6 +150,7 @@ class Trainer:
             cooldown_start=self.schedule.cooldown_start,
             planned_steps=planned,
             origin=origin,
+            initial_weights=initial_weights,
         )
         self.compile_note = compile_note
         self.pauses, self.pending, self.checkpoint_due = PauseTimer(), PendingWork(), False
@@ -326,7 +334,8 @@ class Trainer:
         if self.is_due(self.cfg.val_every):
             self.val_loss = self.evaluator.val_loss(self.plan.micro_batch_size)
         if self.val_loss is not None:
-            self.console.evaluated(self.steps_completed, self.val_loss)
+            num_tokens = self.evaluator.held_out.num_tokens
+            self.console.evaluated(self.steps_completed, self.val_loss, num_tokens)
             check_finite(self.steps_completed - 1, {"held-out loss": self.val_loss})
             measured["val_loss"] = self.val_loss
         if self.is_due(self.cfg.hellaswag_every):
@@ -356,6 +365,7 @@ class Trainer:
                 step=self.steps_completed,
                 sequences_consumed=self.steps_completed * self.plan.sequences_per_step,
                 val_loss=self.val_loss,
+                val_tokens=None if self.val_loss is None else self.evaluator.held_out.num_tokens,
                 pending=self.pending,
             )
             self.checkpointer.save(

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import quote, unquote, urlsplit
 
+# How the names of files end that are in the storage.
+_LARGE = (".parquet", ".safetensors", ".bin")
+
 
 @dataclass
 class Fault:
@@ -56,6 +59,7 @@ class Hub:
         self.revoked: set[str] = set()  # tokens
         self.folders: dict[tuple[str, str], Path] = {}  # repository, commit -> its files
         self.main: dict[str, str] = {}  # repository -> commit
+        self.renamed: dict[str, str] = {}  # a model's id without its owner -> its id
         self._lock = threading.Lock()
         self._server: _Server | None = None
         self._port = 0
@@ -141,6 +145,16 @@ class _Server(ThreadingHTTPServer):
         """Say nothing: clients leave in the middle, and what is wrong here fails their test."""
 
 
+def _sibling(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    entry = {"rfilename": path.name, "size": len(content), "blobId": blob}
+    if path.name.endswith(_LARGE):
+        sha256 = hashlib.sha256(content).hexdigest()
+        entry["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}
+    return entry
+
+
 def _shut(connection: socket.socket) -> None:
     try:
         connection.shutdown(socket.SHUT_RDWR)
@@ -169,13 +183,25 @@ class _Handler(BaseHTTPRequestHandler):
             self._route(path.split("/"))
 
     def _route(self, path: list[str]) -> None:
+        below: list[str]
         match path:
-            case ["api", "datasets", owner, name, "auth-check" as what]:
-                repository, revision = f"{owner}/{name}", "main"
-                below: list[str] = []
-            case ["api", "datasets", owner, name, what, revision, *below]:
+            case ["api", "models", name, "revision" | "auth-check", *_] | [name, "resolve", *_] if (
+                name in self.server.hub.renamed
+            ):
+                place = "/".join(path).replace(name, self.server.hub.renamed[name], 1)
+                query = urlsplit(self.path).query
+                return self._answer(307, headers={"Location": f"/{place}?{query}"})
+            case ["api", "datasets" | "models", owner, name, "auth-check" as what]:
+                repository, revision, below = f"{owner}/{name}", "main", []
+            case ["api", "datasets" | "models", owner, name, what, revision, *below]:
                 repository = f"{owner}/{name}"
-            case ["datasets", owner, name, "resolve" as what, revision, *below]:
+            case ["datasets", owner, name, "resolve" as what, revision, *below] | [
+                owner,
+                name,
+                "resolve" as what,
+                revision,
+                *below,
+            ]:
                 repository = f"{owner}/{name}"
             case ["storage", owner, name, revision, *below]:
                 repository, what = f"{owner}/{name}", "storage"
@@ -194,6 +220,8 @@ class _Handler(BaseHTTPRequestHandler):
         match what:
             case "revision":
                 answer = {"id": repository, "sha": commit, "gated": repository in hub.gates}
+                if "blobs=true" in self.path.lower():
+                    answer["siblings"] = [_sibling(path) for path in sorted(folder.iterdir())]
                 return self._answer(200, json.dumps(answer).encode())
             case "auth-check":
                 if self._is_shut(repository):
@@ -235,7 +263,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self, what: str, repository: str, commit: str, name: str) -> None:
         hub, token = self.server.hub, self.headers.get("Authorization")
         path = hub.folders[repository, commit] / name
-        large = name.endswith(".parquet")
+        large = name.endswith(_LARGE)
         headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if what == "storage" and token:
             return self._refuse(400, "InvalidArgument", "Only one auth mechanism allowed")

@@ -72,6 +72,7 @@ def test_the_keys_of_state_json_are_those_that_other_programs_read(tmp_path: Pat
         *("step", "micro_batch_size", "model", "settings", "identity", "versions"),
         *("windows_consumed", "val_loss", "left", "metrics_lines", "samples_bytes"),
         *("warmup_steps", "cooldown_start", "planned_steps", "origin"),
+        *("initial_weights", "val_tokens"),
         *("state_version", "sha256", "sha256_of_the_rest"),
     }
 

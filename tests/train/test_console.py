@@ -79,7 +79,7 @@ def show_run(console: Console) -> None:
         console.print_line("Using device: cpu")
         for step in range(STEPS):
             console.step(record(step))
-            console.evaluated(step + 1, 9.87654)
+            console.evaluated(step + 1, 9.87654, 16_384)
 
 
 def test_everything_fits_a_terminal_of_any_width(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,7 @@ def test_a_wide_terminal_shows_the_bar_and_all_figures(monkeypatch: pytest.Monke
     lines = terminal.lines()
     assert any(re.fullmatch(r"100% █+ 3/3 steps, 00:0\d so far, 00:00 left", one) for one in lines)
     assert "loss 10.9811  held-out 9.8765  8.22k tok/s  MFU 45.7%  3.0 GiB (4%)  cost 0.00" in lines
-    assert lines.count("after 3 steps: val_loss:9.8765") == 1
+    assert lines.count("after 3 steps: val_loss:9.8765 (on 16,384 tokens)") == 1
     assert (
         "step:2/3 train_loss:10.9811 train_time:63757ms token/s:8223.23 lr:3.00e-04 "
         "grad_norm:1.234 mfu:45.7% memory:3.0GiB cost:0.00"
@@ -122,7 +122,7 @@ def test_without_a_terminal_each_step_has_its_whole_line(
         expected += [
             f"step:{step}/3 train_loss:10.9811 train_time:63757ms token/s:8223.23 lr:3.00e-04 "
             "grad_norm:1.234 mfu:45.7% memory:3.0GiB",
-            f"after {step + 1} steps: val_loss:9.8765",
+            f"after {step + 1} steps: val_loss:9.8765 (on 16,384 tokens)",
         ]
     assert printed.out.splitlines() == expected
 

@@ -23,10 +23,12 @@ from app.tools.doctor.inputs import (
     check_run,
     check_text,
     check_vocabulary,
+    check_weights,
 )
 from app.tools.doctor.machine import check_cpu, check_driver, check_folders, check_space
 
 _CHECKS: dict[str, Callable[[Context], Iterator[Finding]]] = {
+    "weights": check_weights,
     "dataset": check_dataset,
     "run": check_run,
     "text": check_text,
@@ -80,7 +82,8 @@ def doctor(settings: Settings, *, verify: bool, as_json: bool) -> None:
 
 def run_checks(context: Context) -> Generator[Finding, None, None]:
     """Yield every finding as soon as there is one; an error in a check does not end the others."""
-    limits = {"dataset": None if context.verify else _LIMIT_SECONDS, "run": _HASHING_SECONDS}
+    limits = {"dataset": None if context.verify else _LIMIT_SECONDS}
+    limits |= dict.fromkeys(("weights", "run"), _HASHING_SECONDS)
     for name, check in _CHECKS.items():
         limit = limits.get(name, _LIMIT_SECONDS)
         yield from run_check_within(limit, name, partial(check, context))
@@ -102,10 +105,11 @@ def format_row(finding: Finding, width: int = sys.maxsize, *, coloured: bool = F
 
 def _heading(settings: Settings) -> str:
     cfg, model, recipe = settings.train, settings.model, settings.general.recipe
+    shape = f"{plural(model.num_layers, 'layer')} of width {model.embd_size}"
     return (
         f"{f'RECIPE={recipe}: ' if recipe else ''}{plural(cfg.max_steps, 'step')} of "
-        f"{cfg.tokens_per_step:,} tokens, {plural(model.num_layers, 'layer')} of width "
-        f"{model.embd_size}"
+        f"{cfg.tokens_per_step:,} tokens, "
+        + (f"from the weights of {cfg.init_from}" if cfg.init_from else shape)
     )
 
 

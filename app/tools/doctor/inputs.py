@@ -1,8 +1,13 @@
 """Checks of what the run reads: text, vocabulary, shards, and the run's own folder."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from app.data.dataset import ShardVerification, open_dataset, shard_files
 from app.data.manifest import Manifest
@@ -10,10 +15,12 @@ from app.data.shards import open_shard
 from app.errors import NetworkError
 from app.formats import format_bytes, plural
 from app.locks import locked
+from app.prepare.model_folder import hub_model
 from app.runs.branch import origin_of
-from app.runs.checkpoints import latest_valid, no_valid_checkpoint_error
+from app.runs.checkpoints import checkpoint_steps, latest_valid, no_valid_checkpoint_error
 from app.runs.folder import RunFolder
 from app.tools.doctor.checks import Context, Finding, run_check
+from app.train.init_from import with_initial_weights, with_shape
 from app.train.start import (
     cooldown_warning,
     find_branch,
@@ -22,6 +29,41 @@ from app.train.start import (
     run_identity,
 )
 from app.train.time_limit import planned_steps
+
+if TYPE_CHECKING:
+    from app.prepare.hub_client import Repository
+
+
+def check_weights(context: Context) -> Iterator[Finding]:
+    """Check the weights that the run begins with, and take the model's settings from them.
+
+    Raises:
+        UserError: there is no such model, or it cannot be trained here.
+    """
+    settings, cache_dir = context.settings, context.settings.general.data_dir / "cache"
+    init_from = settings.train.init_from
+    if init_from is None:
+        return
+    hub_id = hub_model(init_from, settings.general.data_dir)
+    if hub_id is None or checkpoint_steps(RunFolder(settings.run_dir).checkpoints):
+        context.settings, weights = with_initial_weights(settings)
+        yield Finding("weights", "pass", weights.name if weights else "the run has its own")
+        return
+    from app.prepare.hub_client import Repository, checked_token, hub_errors
+    from app.prepare.hub_model import begin_download, is_downloaded
+
+    repository, secret = Repository(*hub_id, "model"), settings.general.hf_token
+    if is_downloaded(repository, cache_dir):
+        context.settings, weights = with_initial_weights(settings)
+        yield Finding("weights", "pass", f"{init_from} is downloaded, with the right hashes")
+        return
+    token = checked_token(secret.get_secret_value() if secret else None)
+    yield from check_hub(repository, token, "weights")
+    with TemporaryDirectory() as folder, hub_errors(repository, token):
+        _, _, shape = begin_download(repository, Path(folder), token)
+    context.settings = with_shape(settings, shape, init_from)
+    fix = "run prepare, which downloads it: train's container has no network"
+    yield Finding("weights", "warn", f"{init_from} is not downloaded yet", fix)
 
 
 def check_dataset(context: Context) -> Iterator[Finding]:
@@ -122,9 +164,11 @@ def check_text(context: Context) -> Iterator[Finding]:
     from app.tools.prepare import dataset_spec
 
     if is_hub_id(cfg.dataset):
+        from app.prepare.hub_client import Repository
+
         token = secret.get_secret_value() if secret else None
-        hub = partial(check_hub, cfg.dataset, cfg.dataset_revision, token)
-        yield from run_check("hub", hub)
+        repository = Repository(cfg.dataset, cfg.dataset_revision)
+        yield from run_check("hub", partial(check_hub, repository, token))
         return
     spec = dataset_spec(context.settings)
     documents = open_documents(spec.source)
@@ -137,13 +181,13 @@ def check_text(context: Context) -> Iterator[Finding]:
     yield Finding("text", "pass", f"{cfg.dataset}: {found}")
 
 
-def check_hub(dataset: str, revision: str, token: str | None) -> Iterator[Finding]:
-    """Request the dataset from the Hub once, and again if it is gated. The token is not shown.
+def check_hub(repository: Repository, token: str | None, check: str = "hub") -> Iterator[Finding]:
+    """Request a repository from the Hub once, and again if it is gated. The token is not shown.
 
     Without a token, the one that huggingface_hub finds in files is used.
 
     Raises:
-        UserError: the hub does not know the dataset or the token, or refuses this user the dataset.
+        UserError: the hub does not know the repository or the token, or refuses it to this user.
         NetworkError: it does not answer.
     """
     from huggingface_hub import HfApi
@@ -152,22 +196,22 @@ def check_hub(dataset: str, revision: str, token: str | None) -> Iterator[Findin
 
     token = checked_token(token)
     # One try: the table would have to wait for retries.
-    use_hub_client((), dataset)
-    hub = HfApi(token=token or False)
+    use_hub_client((), repository)
+    hub, name, kind = HfApi(token=token or False), repository.name, repository.kind
+    info: Any = hub.dataset_info if kind == "dataset" else hub.model_info
     try:
-        with hub_errors(dataset, revision, token):
-            is_gated = hub.dataset_info(dataset, revision=revision, expand=["gated"]).gated
+        with hub_errors(repository, token):
+            is_gated = info(name, revision=repository.revision, expand=["gated"]).gated
             if is_gated:
-                hub.auth_check(dataset, repo_type="dataset")
+                hub.auth_check(name, repo_type=kind)
     except NetworkError as error:
         raise NetworkError(
             error.problem,
-            "connect this machine to the hub, check its clock, wait, or set PREPARE_DATASET to "
-            "local files",
+            "connect this machine to the hub, check its clock, wait, or " + repository.local,
         ) from None
     gated = ", which is gated" if is_gated else ""
     access = "the token is accepted" if token else "no token is set, and none is needed"
-    yield Finding("hub", "pass", f"{hub.endpoint} gives {dataset}{gated}; {access}")
+    yield Finding(check, "pass", f"{hub.endpoint} gives {name}{gated}; {access}")
 
 
 def check_hellaswag(context: Context) -> Iterator[Finding]:

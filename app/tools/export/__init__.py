@@ -14,6 +14,7 @@ from app.locks import locked
 from app.runs.checkpoint import Checkpoint, save_tensors
 from app.runs.checkpoints import latest_checkpoint
 from app.settings.settings import Settings
+from app.tools.dataset import dataset_of
 from app.tools.export.model_card import model_card
 from app.tools.export.tokenizer_files import TOKENIZER_FILES, tokenizer_files
 
@@ -106,16 +107,18 @@ def _origin(settings: Settings, model: LanguageModel, checkpoint: Checkpoint) ->
         "run": settings.run_dir.name,
         "step": checkpoint.step,
         **({"began_as": state.origin} if state.origin else {}),
+        **({"initial_weights": state.initial_weights} if state.initial_weights else {}),
         "dtype": settings.export.dtype,
         "parameters": model.num_parameters(),
         "multiplied": model.num_multiplied(),
         "model": state.model,
         "dataset": {
             "fingerprint": fingerprint,
-            **_describe_dataset(settings.train_dataset_dir, fingerprint),
+            **_describe_dataset(dataset_of(settings), fingerprint),
         },
         "tokens_seen": state.sequences_consumed * config.context_length,
         "val_loss": state.val_loss,
+        "val_tokens": state.val_tokens,
         "versions": state.versions,
     }
 

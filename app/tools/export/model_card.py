@@ -12,7 +12,7 @@ tags: [{architecture}]
 
 # {run}
 
-{kind}, trained from scratch with gpt-compose.
+{kind}, trained {beginning} with gpt-compose.
 
 | | |
 |---|---|
@@ -58,11 +58,18 @@ def model_card(origin: dict[str, Any]) -> str:
     if "began_as" in origin:
         rows["Training"] += f", the first of them as {origin['began_as']}"
     if origin["val_loss"] is not None:
-        rows["Held-out loss"] = f"{origin['val_loss']:.4f} nats per token"
+        on = f", on {origin['val_tokens']:,} tokens" if origin.get("val_tokens") else ""
+        rows["Held-out loss"] = f"{origin['val_loss']:.4f} nats per token{on}"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    kind = _KINDS[architecture]
+    kind, source = _KINDS[architecture], origin.get("initial_weights")
+    if "activation" in model:
+        kind = "A GPT-2"
     return _CARD.format(
-        run=_escaped(origin["run"]), table=table, architecture=architecture, kind=kind
+        run=_escaped(origin["run"]),
+        table=table,
+        architecture=architecture,
+        kind=kind,
+        beginning=f"from the weights of {_escaped(source)}" if source else "from scratch",
     )
 
 

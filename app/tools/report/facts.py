@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from app.data.sequences import num_held_out
 from app.formats import flatten, format_count, format_duration, format_gib
 from app.runs.metrics import perplexity
 from app.tools.report.curves import finite
@@ -60,6 +61,7 @@ def _loss_figures(run: Run) -> Iterator[Figure]:
         last, best = held_out[measured[-1]], measured[held_out[measured].argmin()]
         lowest = f"lowest {held_out[best]:.4f} after {best + 1:,} steps"
         note = "nats per token" if best == measured[-1] else lowest
+        note += f", on {tokens:,} tokens" if (tokens := _held_out_tokens(run)) else ""
         yield Figure("held-out loss", f"{last:.4f}", note)
         yield Figure("perplexity", f"{perplexity(last):.4g}", "held-out")
     if (answered := finite(run.metrics["hellaswag"])).size:
@@ -68,10 +70,21 @@ def _loss_figures(run: Run) -> Iterator[Figure]:
         yield Figure("training loss", f"{train[-1]:.4f}", "of the last step")
 
 
+def _held_out_tokens(run: Run) -> int:
+    """Return on how many tokens a held-out loss was measured; 0 if that is not known."""
+    limit, length = (
+        int(run.number("settings", *path) or 0)
+        for path in (("train", "val_tokens"), ("model", "context_length"))
+    )
+    available = int(run.number("dataset", "val_tokens") or 0)
+    return length and length * num_held_out(available, length, limit)
+
+
 def _progress_figures(run: Run) -> Iterator[Figure]:
     tokens, seconds = run.metrics["tokens"][-1], run.total_seconds
     of_steps = "all done" if run.steps == run.planned_steps else f"of {run.planned_steps:,}"
     of_steps += f"; began as {origin}" if (origin := run.get("origin")) else ""
+    of_steps += f"; from {weights}" if (weights := run.get("initial_weights")) else ""
     yield Figure("steps", f"{run.steps:,}", of_steps)
     yield Figure("tokens", format_count(tokens), f"{tokens:,.0f}")
     in_steps = np.nansum(run.metrics["step_ms"]) / 1000
@@ -100,6 +113,7 @@ def comparison(runs: Sequence[Run]) -> list[Row]:
         if "held-out loss" in column:
             column["lowest held-out loss"] = f"{finite(run.metrics['val_loss']).min():.4f}"
         column["began as"] = run.get("origin") or ""
+        column["began with the weights of"] = run.get("initial_weights") or ""
     return _rows(columns)
 
 

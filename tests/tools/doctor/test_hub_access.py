@@ -24,9 +24,10 @@ import json, sys
 from dataclasses import asdict
 from app.errors import ExitCode
 from app.tools.doctor.checks import run_check
+from app.prepare.hub_client import Repository
 from app.tools.doctor.inputs import check_hub
 dataset, revision, token = sys.argv[1:]
-rows = run_check("hub", lambda: check_hub(dataset, revision, token or None))
+rows = run_check("hub", lambda: check_hub(Repository(dataset, revision), token or None))
 print(json.dumps([asdict(row) for row in rows]))
 """
 
