@@ -185,7 +185,8 @@ def test_model_card_names_the_origin_of_the_weights(monkeypatch: pytest.MonkeyPa
     assert "stdlib (files " in card
     assert "20,000 tokens" in card
     assert "5,120 tokens in 20 steps" in card
-    assert f"| Held-out loss | {state.val_loss:.4f} nats per token |" in card
+    loss = f"{state.val_loss:.4f} nats per token, on {state.val_tokens:,} tokens"
+    assert f"| Held-out loss | {loss} |" in card
     origin = read(EXPORT, "export.json")
     assert origin["dataset"]["fingerprint"] == state.identity["dataset_fingerprint"]
 
