@@ -19,6 +19,7 @@ _OUT_OF_MEMORY = (
     "Storage size calculation overflowed",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
 )
 # Import name -> distribution, where "_" -> "-" does not lead from one to the other.
 _DISTRIBUTIONS = {
@@ -36,7 +37,15 @@ _EXTRAS = {
 TORCH_VERSIONS = (2, 11), (2, 14)
 # Errors of a disk or file server that breaks, goes away, or lacks what others can do.
 _FILE_SYSTEM_FAILS = (
-    *(errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN),
+    # Linux alone has EREMOTEIO.
+    *(
+        errno.EIO,
+        getattr(errno, "EREMOTEIO", errno.EIO),
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.EHOSTDOWN,
+        errno.ENOTCONN,
+    ),
     *(errno.ENODEV, errno.ENXIO, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK),
     *(errno.EBUSY, errno.ENOTEMPTY, errno.EXDEV, errno.ENOENT),
 )
@@ -46,6 +55,7 @@ _COMPILER_FIXES = {
     "map segment": "set TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR to folders that may execute",
     "No space left": "free space there, or set TMPDIR and TORCHINDUCTOR_CACHE_DIR to a larger disk",
     "Read-only|denied": "set TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR to writable folders",
+    "too old": "use a GPU of compute capability 7.0 or newer; TRAIN_COMPILE=false hides this line",
     "compile error|gcc": "install what it lacks (apt-get install g++ libc6-dev python3-dev)",
     "": "please report this",
 }
@@ -65,6 +75,12 @@ def translate_error(error: Exception) -> AppError | None:
         or any(message in str(error) for message in _OUT_OF_MEMORY)
     ):
         return _out_of_memory(str(error).partition("\n")[0])
+    if "no kernel image is available" in str(error):
+        return UserError(
+            "this torch was not built for this GPU: its warning above says for which it was",
+            "install torch for CUDA 12.6, the last with code for the generations before Turing "
+            "(docs/cloud.md), or a newer torch for a newer GPU; or set TRAIN_DEVICE=cpu",
+        )
     if type(error).__name__ in ("BackendCompilerFailed", "InductorError"):
         known = compiler_failure(error)
         fix = f"{known.fix}; or set TRAIN_COMPILE=false, which trains without it, slower"

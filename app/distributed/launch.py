@@ -11,7 +11,7 @@ from typing import Literal
 
 from app.errors import ExitCode, UserError
 from app.formats import plural
-from app.hardware.proc import child_processes
+from app.hardware.proc import child_processes, usable_cores
 from app.progress import print_line
 from app.signals import exit_code_of, exit_now, on_stop_signals, print_in_handler
 
@@ -39,7 +39,7 @@ def launcher_died() -> bool:
 
 
 def processes_to_launch(
-    requested: int | Literal["auto"], device: Literal["auto", "cpu", "cuda"]
+    requested: int | Literal["auto"], device: Literal["auto", "cpu", "cuda", "mps"]
 ) -> int:
     """Return how many processes train on this machine; 1 if a launcher started this process.
 
@@ -52,6 +52,13 @@ def processes_to_launch(
     """
     if launched() or requested == 1:
         return 1
+    if device == "mps" or (device == "auto" and sys.platform == "darwin"):
+        if requested == "auto":
+            return 1
+        raise UserError(
+            f"TRAIN_PROCESSES={requested}, but only one process can train on Apple's GPU",
+            "set TRAIN_PROCESSES=auto, or TRAIN_DEVICE=cpu",
+        )
     if requested == "auto":
         may_be_several = device != "cpu" and _may_have_several_gpus()
         return max(1, _count_gpus()) if may_be_several else 1
@@ -99,7 +106,7 @@ def launch(command: list[str], processes: int, max_restarts: int) -> int:
     # All processes are on this machine, which may have no other network.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
     os.environ[_LAUNCHER] = str(os.getpid())
     request = _Request()

@@ -14,11 +14,14 @@ from app.formats import plural
 from app.hardware.gpus import find_gpu
 from app.hardware.proc import cpu_model, peak_resident_bytes
 
-Precision = Literal["bf16", "float32", "fp8"]
-AutoOrPrecision = Literal["auto", "bf16", "float32", "fp8"]
+Precision = Literal["bf16", "fp16", "float32", "fp8"]
+AutoOrPrecision = Literal["auto", "bf16", "fp16", "float32", "fp8"]
 
 # Compute capability of the first GPUs that multiply in 8-bit floats.
 _FP8_CAPABILITY = (8, 9)
+# And of the first with tensor cores, for fp16. Of those before them, most of the Pascal generation
+# multiply in fp16 at a 64th of float32's rate, and torch.compile supports none.
+_FP16_CAPABILITY = (7, 0)
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,10 @@ class Device:
     """The device that computes the model, and how it does so.
 
     Attributes:
-        torch_device: cpu or cuda:N
+        torch_device: cpu, cuda:N or mps
         name: as its maker gives it
-        precision: precision of matrix products and activations; weights stay float32. fp8 is bf16
-            with the output layer's products in 8-bit floats
+        precision: precision of matrix products and activations; weights stay float32. fp16
+            needs app.train.loss_scale; fp8 is bf16 with the output layer's products in 8-bit floats
         deterministic: only algorithms that give the same bits every time
         peak_flops: dense FLOP/s of the data sheet in this precision; None if unknown
     """
@@ -43,17 +46,30 @@ class Device:
     @property
     def dtype(self) -> torch.dtype:
         """Return the dtype of activations."""
-        return torch.float32 if self.precision == "float32" else torch.bfloat16
+        dtypes = {"float32": torch.float32, "fp16": torch.float16}
+        return dtypes.get(self.precision, torch.bfloat16)
 
     def forward_pass(self) -> torch.autocast:
         """Return the context in which the forward pass runs."""
-        is_bf16 = self.dtype == torch.bfloat16
-        return torch.autocast(self.torch_device.type, torch.bfloat16, enabled=is_bf16)
+        device_type = self.torch_device.type
+        if self.precision == "float32":
+            return torch.autocast(device_type, torch.bfloat16, enabled=False)
+        return torch.autocast(device_type, self.dtype)
+
+    @property
+    def float64_device(self) -> torch.device:
+        """Return where to sum in float64, which Apple's GPU does not have."""
+        return torch.device("cpu") if self.torch_device.type == "mps" else self.torch_device
 
     def memory_bytes(self) -> int | None:
-        """Return the memory of a GPU; None for a CPU, which shares its memory with others."""
+        """Return the memory of a GPU; None for a CPU, which shares its memory with others.
+
+        On a Mac that is the part of main memory that Metal recommends.
+        """
         if self.torch_device.type == "cuda":
             return torch.cuda.get_device_properties(self.torch_device).total_memory
+        if self.torch_device.type == "mps":
+            return torch.mps.recommended_max_memory()
         return None
 
     def metadata(self) -> dict[str, Any]:
@@ -69,15 +85,18 @@ class Device:
     def peak_memory_bytes(self) -> int:
         """Return the most memory in use so far; 0 if unknown.
 
-        On a GPU that is what torch has allocated, on a CPU the process's resident memory.
+        On a GPU that is what torch has allocated (Apple's tells only what it has now), on a CPU the
+        process's resident memory.
         """
         if self.torch_device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.torch_device)
+        if self.torch_device.type == "mps":
+            return torch.mps.driver_allocated_memory()
         return peak_resident_bytes()
 
 
 def select_device(
-    device: Literal["auto", "cpu", "cuda"],
+    device: Literal["auto", "cpu", "cuda", "mps"],
     precision: AutoOrPrecision,
     deterministic: Literal["auto", "true", "false"],
     local_rank: int = 0,
@@ -86,7 +105,8 @@ def select_device(
 
     Args:
         device: auto for a GPU if there is one.
-        precision: auto for bf16 if the device multiplies faster in it, else float32.
+        precision: auto for the fastest that the device has units for: bf16, else fp16, else
+            float32.
         deterministic: auto for true on a CPU only.
         local_rank: index of this process on its machine, and of its GPU.
 
@@ -99,9 +119,13 @@ def select_device(
             f"TRAIN_DEVICE=cuda, but no GPU can be used here (this torch is built for {build})",
             "check `nvidia-smi`, or set TRAIN_DEVICE=auto to use the CPU",
         )
-    on_gpu = device != "cpu" and torch.cuda.is_available()
+    on_gpu = device in ("auto", "cuda") and torch.cuda.is_available()
+    if device == "mps" or (device == "auto" and not on_gpu and torch.backends.mps.is_available()):
+        return _apple_gpu(precision, deterministic)
     if on_gpu:
         torch.cuda.set_device(local_rank)
+        # A GPU that torch was not built for fails here, before anything has been started.
+        torch.ones(1, device="cuda").cpu()
     if device == "auto" and not on_gpu and expects_gpu() and torch.version.cuda:
         where = " on the host" if in_container() else ""
         raise UserError(
@@ -125,32 +149,57 @@ def select_device(
     torch.backends.cuda.enable_cudnn_sdp(not is_deterministic)
     name = torch.cuda.get_device_name()
     gpu = find_gpu(name)
-    peak_flops = gpu.bf16_flops if gpu else None
-    if peak_flops and selected == "float32":
-        # Matrix products are in TF32, which is half as fast on all of them.
-        peak_flops /= 2
+    peak_flops = gpu.flops if gpu else None
+    if gpu and selected == "float32":
+        peak_flops = gpu.flops * gpu.float32_share
     here = torch.device("cuda", torch.cuda.current_device())
     return Device(here, name, selected, is_deterministic, peak_flops)
 
 
+def _apple_gpu(
+    precision: AutoOrPrecision, deterministic: Literal["auto", "true", "false"]
+) -> Device:
+    """Return Apple's GPU. Untried: no such machine was at hand."""
+    if not torch.backends.mps.is_available():
+        raise UserError(
+            "TRAIN_DEVICE=mps, but no GPU of Apple can be used here",
+            "it takes a Mac with Apple silicon and macOS 14; set TRAIN_DEVICE=auto elsewhere",
+        )
+    if deterministic == "true":
+        raise UserError(
+            "TRAIN_DETERMINISTIC=true, but torch has no deterministic algorithms for Apple's GPU",
+            "set TRAIN_DETERMINISTIC=auto, or TRAIN_DEVICE=cpu",
+        )
+    if precision == "fp8":
+        raise _lacks_precision(precision, "Apple's GPU")
+    # 16 bits are no faster there (karpathy/nanochat, pull request 244), and need more of torch.
+    selected: Precision = "float32" if precision == "auto" else precision
+    return Device(torch.device("mps"), f"Apple GPU ({cpu_model()})", selected, False, None)
+
+
 def _select_precision(precision: AutoOrPrecision, *, on_gpu: bool) -> Precision:
     if on_gpu:
-        name = torch.cuda.get_device_name()
+        name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        has_fp8 = torch.cuda.get_device_capability() >= _FP8_CAPABILITY
+        has_fp8 = capability >= _FP8_CAPABILITY
+        is_faster_in_fp16 = capability >= _FP16_CAPABILITY
     else:
-        name, has_fp8 = "a CPU", False
+        name, has_fp8, is_faster_in_fp16 = "a CPU", False, False
         # A CPU without units for bf16 computes in it too, only slowly.
         has_bf16 = precision == "bf16" or (precision == "auto" and _multiplies_faster_in_bf16())
     if precision == "auto":
-        return "bf16" if has_bf16 else "float32"
-    if not {"bf16": has_bf16, "fp8": has_fp8, "float32": True}[precision]:
-        raise UserError(
-            f"TRAIN_PRECISION={precision}, but {name} does not compute in it",
-            "set TRAIN_PRECISION=auto (bf16 takes an NVIDIA GPU of the Ampere generation or newer, "
-            "fp8 one of the Ada or Hopper generation)",
-        )
+        return "bf16" if has_bf16 else "fp16" if is_faster_in_fp16 else "float32"
+    if not {"bf16": has_bf16, "fp8": has_fp8}.get(precision, True):
+        raise _lacks_precision(precision, name)
     return precision
+
+
+def _lacks_precision(precision: str, name: str) -> UserError:
+    return UserError(
+        f"TRAIN_PRECISION={precision}, but {name} does not compute in it",
+        "set TRAIN_PRECISION=auto (bf16 takes an NVIDIA GPU of the Ampere generation or newer, "
+        "fp8 one of the Ada or Hopper generation)",
+    )
 
 
 def _multiplies_faster_in_bf16() -> bool:

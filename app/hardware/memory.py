@@ -7,8 +7,8 @@ import torch
 from app.hardware.proc import available_memory_bytes
 
 # More tokens at once do not make a device faster at GPT-2's size: on an H100, 469k tokens/s with
-# 32,768 and 467k with 65,536.
-_SATURATING_TOKENS = {"cuda": 32_768, "cpu": 4_096}
+# 32,768 and 467k with 65,536. Apple's GPU is slower, and takes its memory from other programs.
+_SATURATING_TOKENS = {"cuda": 32_768, "mps": 8_192, "cpu": 4_096}
 # The allocator's gaps, the libraries' workspaces, and other programs on the machine take the rest.
 _USABLE = 0.85
 
@@ -29,6 +29,10 @@ class MemoryEstimate:
         """Return the bytes that a batch of `batch_size` sequences takes."""
         return self.fixed_bytes + batch_size * self.bytes_per_sequence
 
+    def fits(self, batch_size: int, available: int) -> bool:
+        """Return True if a batch of `batch_size` sequences fits into `available` bytes."""
+        return self.bytes_for(batch_size) <= _USABLE * available
+
 
 def available_bytes(device: torch.device, processes: int = 1) -> int:
     """Return the bytes of the device's memory that this process may still allocate.
@@ -39,6 +43,8 @@ def available_bytes(device: torch.device, processes: int = 1) -> int:
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return available_memory_bytes() // processes
 
 
@@ -60,6 +66,6 @@ def largest_batch_that_fits(
     fitting = (
         size
         for size in sizes
-        if size * context_length <= saturating and estimate.bytes_for(size) <= _USABLE * available
+        if size * context_length <= saturating and estimate.fits(size, available)
     )
     return max(fitting, default=sizes[0])

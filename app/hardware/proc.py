@@ -79,6 +79,13 @@ def _cgroups(controller: str, root: Path) -> Iterator[Path]:
         yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(top))
 
 
+def usable_cores() -> int:
+    """Return the number of cores on which this process may run."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def peak_resident_bytes(root: Path = _ROOT) -> int:
     """Return the most resident memory that this process has had; 0 if unknown."""
     # getrusage starts with the figure of the process that started this one.
@@ -97,7 +104,8 @@ def process_seconds(root: Path = _ROOT) -> float:
     if not fields:
         return 0.0
     # Field 22 of proc_pid_stat(5), starttime; the first here is field 3.
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME")) - started  # noqa: B009
 
 
 def child_processes(pid: int, root: Path = _ROOT) -> list[int]:

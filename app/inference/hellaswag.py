@@ -101,9 +101,7 @@ def _log_likelihoods(model: LanguageModel, device: Device, questions: Sequence[_
         places.append(torch.arange(end - count, end))
         targets.append(tokens[len(tokens) - count :])
     with device.forward_pass():
-        x = model.embed(inputs.to(device.torch_device))
-        for block in model.blocks:
-            x = block(x)
+        x = model.run_blocks(model.embed(inputs.to(device.torch_device)))
         # The logits are by far the largest tensor, and only the endings' are needed.
         x = model.final_norm(x.flatten(0, 1)[torch.cat(places).to(x.device)])
         parts = x.split(_POSITIONS), torch.cat(targets).to(x.device).split(_POSITIONS)

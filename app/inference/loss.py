@@ -64,9 +64,7 @@ class HeldOutText:
                 self._stream.sequences(np.arange(first, end), self.context_length),
             )
             with device.forward_pass():
-                x = model.embed(inputs.to(device.torch_device))
-                for block in model.blocks:
-                    x = block(x)
+                x = model.run_blocks(model.embed(inputs.to(device.torch_device)))
                 # One sequence at a time: the logits are by far the largest tensor, and training,
                 # whose batch size this may be, keeps fewer of them.
                 on_device = targets.to(device.torch_device)

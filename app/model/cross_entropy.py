@@ -18,7 +18,8 @@ def output_loss(hidden: Tensor, weight: Tensor, targets: Tensor, *, fp8: bool = 
     """Return the mean cross-entropy of the logits `hidden @ weight.T`.
 
     Code compiled for a GPU keeps the logits once, and overwrites them with their gradient.
-    Otherwise torch's cross-entropy computes the loss from a float32 copy of them.
+    Otherwise torch's cross-entropy computes the loss from a float32 copy of them, also in fp16:
+    the gradient comes there before the loss scale, too small for fp16.
 
     Args:
         hidden: [..., C], in autocast's dtype or float32.
@@ -30,7 +31,8 @@ def output_loss(hidden: Tensor, weight: Tensor, targets: Tensor, *, fp8: bool = 
         float32 scalar, nats per target.
     """
     # Inductor emits Triton for GPUs, so compiled code there can launch a Triton kernel.
-    if hidden.is_cuda and torch.compiler.is_compiling():
+    is_fp16 = _dtype_of_products(hidden) == torch.float16
+    if hidden.is_cuda and torch.compiler.is_compiling() and not is_fp16:
         return fused_output_loss(hidden, weight, targets, fp8=fp8)
     logits = F.linear(hidden, weight).flatten(0, -2)
     return F.cross_entropy(logits.float(), targets.flatten())
@@ -40,14 +42,18 @@ def fused_output_loss(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, fp8: bool = False
 ) -> Tensor:
     """Compute output_loss with linear_cross_entropy, on any device."""
-    device = hidden.device.type
-    is_autocast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if is_autocast else hidden.dtype
+    dtype = _dtype_of_products(hidden)
     vocab_size = len(weight)
     padded = F.pad(weight, (0, 0, 0, -vocab_size % VOCAB_MULTIPLE)).to(dtype)
     rows = hidden.flatten(0, -2).to(dtype)
     loss, _ = linear_cross_entropy(rows, padded, targets.flatten(), vocab_size, fp8)
     return loss
+
+
+def _dtype_of_products(hidden: Tensor) -> torch.dtype:
+    device = hidden.device.type
+    is_autocast = torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if is_autocast else hidden.dtype
 
 
 @torch.library.custom_op("gpt_compose::linear_cross_entropy", mutates_args=())

@@ -1,12 +1,14 @@
 """The base of all architectures: from tokens to logits and loss, and the count of FLOPs."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from app.model.cross_entropy import output_loss
 from app.model.kv_cache import KeyValueCache
@@ -38,6 +40,8 @@ class LanguageModel(nn.Module, ABC):
     Attributes:
         stacked_matrices: end of a parameter's name -> how many matrices of equal shape it stores,
             one below the other
+        recompute: keep only the blocks' inputs for the backward pass, and compute the blocks again
+            there (Chen et al., "Training deep nets with sublinear memory cost", 2016)
     """
 
     stacked_matrices: ClassVar[dict[str, int]] = {}
@@ -46,6 +50,7 @@ class LanguageModel(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.bf16_residual = bf16_residual
+        self.recompute = False
 
     @property
     @abstractmethod
@@ -76,12 +81,26 @@ class LanguageModel(nn.Module, ABC):
             logits [B, T, vocab] without targets; with them the mean loss, a float32 scalar in nats
             per token.
         """
-        x = self.embed(idx)
-        for block in self.blocks:
-            x = block(x)
+        x = self.run_blocks(self.embed(idx))
         if targets is not None:
             return self.loss(x, targets)
         return F.linear(self.final_norm(x), self.head_weight)
+
+    def run_blocks(
+        self, x: Tensor, blocks: Iterable[Callable[[Tensor], Tensor]] | None = None
+    ) -> Tensor:
+        """Map the residual stream [B, T, C] to its state after the last block.
+
+        Args:
+            blocks: compiled ones, in place of the model's own.
+        """
+        for block in blocks or self.blocks:
+            if self.recompute and torch.is_grad_enabled():
+                # There is no dropout, so no random state to preserve.
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x)
+        return x
 
     def next_logits(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
         """Return the logits of the token after the last one, [B, vocab].

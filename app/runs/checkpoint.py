@@ -190,11 +190,11 @@ class Snapshot:
         ):
             copies = self.files.setdefault(file, {})
             for name, tensor in tensors:
+                pinned = tensor.device.type == "cuda"
                 if name not in copies:
-                    pinned = tensor.device.type == "cuda"
                     copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
-                copies[name].copy_(tensor, non_blocking=True)
-                on_gpu |= tensor.device.type == "cuda"
+                copies[name].copy_(tensor, non_blocking=pinned)
+                on_gpu |= pinned
         if on_gpu:
             torch.cuda.synchronize()
 

@@ -76,6 +76,8 @@ class CheckpointState:
         warmup_steps: steps of the learning rate's warm-up
         cooldown_start: steps before its cool-down; None if the schedule has none
         planned_steps: steps of the whole run, if a time limit decides; None if none is planned yet
+        loss_scale: factor of the loss; None without loss scaling
+        loss_scale_updates: updates since it changed
         origin: RUN@STEP, where the run began, if that was in another run
         initial_weights: the weights that it began with, if they were not random: a model of the hub
             at its commit, a folder, or RUN@STEP
@@ -96,6 +98,8 @@ class CheckpointState:
     warmup_steps: int | None = None
     cooldown_start: int | None = None
     planned_steps: int | None = None
+    loss_scale: float | None = None
+    loss_scale_updates: int = 0
     origin: str | None = None
     initial_weights: str | None = None
     metrics_lines: int = 0

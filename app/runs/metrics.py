@@ -31,12 +31,14 @@ class StepRecord:
         tokens: tokens trained on so far, this step included
         train_loss: mean over the step's tokens, nats per token, before the update
         lr: learning rate
-        grad_norm: global gradient norm before clipping
+        grad_norm: global gradient norm before clipping; None if the update was skipped
         step_ms: time of the step, milliseconds
         tokens_per_second: rate of all ranks together
         mfu: model FLOPs utilization, a fraction; None where the peak is not known
         memory_bytes: peak memory so far
         data_ms: part of step_ms spent waiting for data
+        loss_scale: factor of the loss, in fp16
+        skipped: True if the gradients overflowed in fp16, and nothing was updated
         val_loss: held-out loss after the step, nats per token
         hellaswag: share of HellaSwag's questions answered after the step, acc_norm
         setup_ms, val_ms, hellaswag_ms, sample_ms, save_ms: time outside the step, since the
@@ -54,6 +56,8 @@ class StepRecord:
     mfu: float | None = None
     memory_bytes: int | float | None = None
     data_ms: float | None = None
+    loss_scale: float | None = None
+    skipped: bool | None = None
     val_loss: float | None = None
     hellaswag: float | None = None
     setup_ms: float | None = None

@@ -23,6 +23,7 @@ class RunLogger:
 
     Attributes:
         earlier_seconds: time that earlier processes spent on the steps kept
+        skipped: updates that were skipped because gradients overflowed, by any process
 
     Raises:
         UserError: lines of metrics.jsonl are missing or damaged; in that case nothing is modified.
@@ -48,6 +49,7 @@ class RunLogger:
         self._records = self._metrics.records
         self._events: EventLog | None = None
         self.earlier_seconds = total_seconds(self._records)
+        self.skipped = sum(bool(record.skipped) for record in self._records)
         write_json(run.settings, metadata)
 
     def note(self, **facts: int) -> None:
@@ -58,6 +60,7 @@ class RunLogger:
 
     def add_step(self, record: StepRecord) -> None:
         """Append a step's line to metrics.jsonl, and its points to TensorBoard's events."""
+        self.skipped += bool(record.skipped)
         # Events are replaced only after the first step, so a failed start changes nothing.
         if self._events is None:
             with suppress(OSError):

@@ -18,7 +18,7 @@ from app.runs.metrics import PAUSES, StepRecord, total_seconds
 
 _NAME = "events.out.tfevents."
 _HYPERPARAMETERS = ("model.", "train.")
-_NOT_DRAWN = {"step", "tokens", "data_ms", *PAUSES}
+_NOT_DRAWN = {"step", "tokens", "data_ms", "skipped", *PAUSES}
 
 
 class EventLog:

@@ -118,16 +118,19 @@ class TrainSettings(Group):
     """visit the sequences in random order, another one in each epoch"""
     seed: Count = Field(0, ge=0, lt=2**32)
     """random seed of the initial weights and of the data order"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda if there is a GPU, else cpu"""
-    precision: Literal["auto", "bf16", "float32", "fp8"] = "auto"
-    """auto: bf16 autocast where that is faster, else float32; fp8: bf16, with the output layer in
-    8-bit floats on GPUs that support them"""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: cuda if there is a GPU of NVIDIA, mps if there is one of Apple, else cpu"""
+    precision: Literal["auto", "bf16", "fp16", "float32", "fp8"] = "auto"
+    """auto: bf16 autocast where that is faster, else float32; on NVIDIA GPUs before Ampere fp16,
+    with loss scaling; fp8: bf16, with the output layer in 8-bit floats on GPUs that support them"""
     residual: Literal["bf16", "float32"] = "bf16"
-    """dtype of the residual stream when training in bf16: bf16 is faster and takes less memory,
-    float32 is the original's"""
+    """dtype of the residual stream when training in bf16 or fp16: bf16 (fp16 in fp16) is faster and
+    takes less memory, float32 is the original's"""
     compile: Annotated[bool, BeforeValidator(parse_compile)] = True
     """compile the model; false: start sooner, but train more slowly"""
+    recompute: AutoOrBool = "auto"
+    """compute the blocks' activations again in the backward pass, which saves memory and takes
+    about a third longer; auto: only where a micro-batch of 1 would not fit otherwise"""
     deterministic: AutoOrBool = "auto"
     """bit-identical results from run to run; auto: on a CPU only"""
     val_every: Count = Field(250, ge=0)

@@ -35,7 +35,9 @@ def set_compile_cache_dir(cache_dir: Path) -> None:
     """
     folder = (cache_dir / "inductor").absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if os.statvfs(existing).f_flag & os.ST_NOEXEC or not os.access(existing, os.W_OK):
+    # Linux alone has ST_NOEXEC.
+    forbids_execution = os.statvfs(existing).f_flag & getattr(os, "ST_NOEXEC", 0)
+    if forbids_execution or not os.access(existing, os.W_OK):
         return
     if is_one_word(str(folder)) and has_flock(existing):
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
@@ -65,6 +67,10 @@ def compile_problem(device: Device) -> UserError | None:
 
     What it has compiled comes from the cache at the next start. A compiler that hangs is killed.
     """
+    if device.torch_device.type == "mps":
+        return UserError(
+            "torch.compile is a prototype for Apple's GPU", "TRAIN_COMPILE=false hides this line"
+        )
     if missing := missing_build_tools(device.torch_device.type):
         return UserError(f"torch.compile does not find {' and '.join(missing)}", "install it")
     from torch._inductor import config
@@ -157,9 +163,7 @@ def compiled_loss(model: LanguageModel, device: Device) -> LossFunction:
     blocks = [torch.compile(block) for block in model.blocks]
 
     def compiled_forward(inputs: Tensor, targets: Tensor) -> Tensor:
-        x = embed(inputs)
-        for block in blocks:
-            x = block(x)
+        x = model.run_blocks(embed(inputs), blocks)
         return loss(x, targets, fp8=device.precision == "fp8")
 
     return compiled_forward

@@ -153,10 +153,12 @@ def introduction(
 def step_line(record: StepRecord, max_steps: int) -> str:
     """Return a step's line, which begins like the original program's."""
     mfu = f" mfu:{record.mfu:.1%}" if record.mfu is not None else ""
+    grad_norm = "inf" if record.grad_norm is None else f"{record.grad_norm:.3f}"
+    skipped = f" skipped:fp16_overflow loss_scale:{record.loss_scale:g}" if record.skipped else ""
     return (
         f"step:{record.step}/{max_steps} train_loss:{record.train_loss:.4f} "
         f"train_time:{record.step_ms:.0f}ms token/s:{record.tokens_per_second:.2f} "
-        f"lr:{record.lr:.2e} grad_norm:{record.grad_norm:.3f}{mfu} "
+        f"lr:{record.lr:.2e} grad_norm:{grad_norm}{skipped}{mfu} "
         f"memory:{format_gib(record.memory_bytes or 0).replace(' ', '')}"
     )
 

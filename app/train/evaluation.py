@@ -43,7 +43,9 @@ class Evaluator:
             world_size=self.world.size,
             check_stop=self.stop.check,
         )
-        total = self._sum("val_ms", 1, (losses.double().sum() for losses, _ in batches))
+        here = self.device.float64_device
+        sums = (losses.to(here).double().sum() for losses, _ in batches)
+        total = self._sum("val_ms", 1, sums)
         return total.item() / self.held_out.num_sequences
 
     def hellaswag(self) -> tuple[float, float]:
@@ -55,7 +57,7 @@ class Evaluator:
 
     def _sum(self, pause: str, size: int, batches: Iterator[Tensor]) -> Tensor:
         """Vote on whether to stop, and sum [size] numbers over batches and ranks."""
-        total = torch.zeros(size, dtype=torch.float64, device=self.device.torch_device)
+        total = torch.zeros(size, dtype=torch.float64, device=self.device.float64_device)
         with self.pauses.measuring(pause):
             with suppress(Interrupted):
                 for batch in batches:

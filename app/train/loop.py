@@ -16,6 +16,7 @@ from app.errors import NotFiniteError
 from app.hardware.device import Device
 from app.model.language_model import LanguageModel
 from app.train.dataloader import BatchLoader
+from app.train.loss_scale import LossScale
 from app.train.lr_schedule import LRSchedule
 from app.train.optimizer import Optimizers
 
@@ -28,9 +29,11 @@ class StepResult:
         step: its number, from 0
         train_loss: mean over the step's tokens, nats per token, before the update
         lr: learning rate
-        grad_norm: global gradient norm before clipping
+        grad_norm: global gradient norm before clipping; not finite if the update was skipped
         seconds: duration of the step
         data_seconds: part of it spent waiting for batches
+        loss_scale: factor of the loss; None without loss scaling
+        skipped: the gradients overflowed in fp16, and nothing was updated
     """
 
     step: int
@@ -39,6 +42,8 @@ class StepResult:
     grad_norm: float
     seconds: float
     data_seconds: float
+    loss_scale: float | None = None
+    skipped: bool = False
 
 
 def train_steps(
@@ -53,6 +58,7 @@ def train_steps(
     first_step: int,
     accumulation_steps: int,
     grad_clip: float,
+    loss_scale: LossScale | None = None,
     should_stop: Callable[[bool], bool],
 ) -> Iterator[StepResult]:
     """Train, and yield after each step; the caller's work in between is not timed.
@@ -63,6 +69,7 @@ def train_steps(
         parallel: the loss of `model`, compiled or not.
         schedule: called before each step, because the number of steps may change between them.
         grad_clip: gradient norm to clip to; 0 for no clipping.
+        loss_scale: loss scaling, which fp16 needs.
         should_stop: called before each micro-batch with True if it is the step's last. True ends
             the loop and discards the step. At the last micro-batch all ranks must return the same
             value.
@@ -78,6 +85,7 @@ def train_steps(
         started = time.perf_counter()
         learning_rate = schedule().learning_rate(step)
         optimizers.begin_step(step, learning_rate)
+        factor = loss_scale.factor if loss_scale else None
 
         loss_sum = torch.zeros((), device=device.torch_device)
         for micro_batch in range(accumulation_steps):
@@ -88,30 +96,47 @@ def train_steps(
             with nullcontext() if is_last else parallel.no_sync():
                 with device.forward_pass():
                     loss = parallel.loss(inputs, targets) / accumulation_steps
-                loss.backward()
+                # The gradient of the loss multiplied by the factor.
+                loss.backward(None if factor is None else torch.full_like(loss, factor))
             loss_sum += loss.detach()
         world.sum(loss_sum).div_(world.size)
 
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = get_total_norm(gradients)
         train_loss, grad_norm = torch.stack((loss_sum, norm)).tolist()
-        check_finite(step, {"loss": train_loss, "gradient norm": grad_norm})
-        if grad_clip:
-            clip_grads_with_norm_(parameters, grad_clip, norm)
-        optimizers.step()
+        skipped = loss_scale is not None and loss_scale.skips(train_loss, grad_norm)
+        if skipped:
+            optimizers.skip_step()
+        else:
+            check_finite(step, {"loss": train_loss, "gradient norm": grad_norm}, factor)
+            if factor is not None:
+                torch._foreach_mul_(gradients, 1 / factor)
+                norm, grad_norm = norm / factor, grad_norm / factor
+            if grad_clip:
+                clip_grads_with_norm_(parameters, grad_clip, norm)
+            optimizers.step()
 
         # The device may still be updating; the next step's synchronization waits for it.
         seconds = time.perf_counter() - started
         data_seconds = loader.take_waited_seconds()
-        yield StepResult(step, train_loss, learning_rate, grad_norm, seconds, data_seconds)
+        yield StepResult(
+            step, train_loss, learning_rate, grad_norm, seconds, data_seconds, factor, skipped
+        )
 
 
-def check_finite(step: int, values: dict[str, float]) -> None:
-    """Raise NotFiniteError if one of a step's values, by name, is infinite or not a number."""
+def check_finite(step: int, values: dict[str, float], loss_scale: float | None = None) -> None:
+    """Raise NotFiniteError if one of a step's values, by name, is infinite or not a number.
+
+    Args:
+        loss_scale: the loss scale with which they came about, in fp16.
+    """
     if not all(map(isfinite, values.values())):
         named = ", ".join(f"{name} {value}" for name, value in values.items())
-        raise NotFiniteError(
-            f"step {step}: {named}",
+        fix = (
             "lower TRAIN_LEARNING_RATE, lengthen TRAIN_WARMUP_STEPS or clip harder "
-            "(TRAIN_GRAD_CLIP), and run again",
+            "(TRAIN_GRAD_CLIP), and run again"
         )
+        if loss_scale is not None:
+            named += f", in fp16 with a loss scale of {loss_scale:g}"
+            fix = f"set TRAIN_PRECISION=float32, whose range is larger; or {fix}"
+        raise NotFiniteError(f"step {step}: {named}", fix)

@@ -12,7 +12,7 @@ from app.runs.folder import RunFolder
 from app.settings.settings import Settings
 from app.train.compile import compile_note, compile_problem, set_compile_cache_dir
 from app.train.init_from import with_initial_weights
-from app.train.micro_batch import choose_micro_batch_size
+from app.train.micro_batch import RECOMPUTE_NOTE, choose_micro_batch_size, with_recompute
 from app.train.start import Start, find_branch, open_same_data, open_training_data, plan_start
 from app.train.stopping import stop_on_signals
 from app.train.trainer import Trainer
@@ -63,24 +63,26 @@ def train(settings: Settings, dataset: Dataset | None = None, start: Start | Non
                 )
             if start is not None:
                 state = start.checkpoint.state if start.checkpoint else None
-                before = state.settings.get("train", {}).get("compile") if state else None
+                before = state.settings.get("train", {}) if state else {}
+                config = build_config(settings.model.shape())
+                ranks = device, world.size, world.local_size
+                recomputed = before.get("recompute") == "true"
+                cfg = with_recompute(cfg, config, recomputed, *ranks)
+                previous = state.micro_batch_size if state else None
                 decision = (
                     start,
                     settings.model,
-                    compile_note(device, cfg.compile, problem, before),
-                    choose_micro_batch_size(
-                        cfg,
-                        build_config(settings.model.shape()),
-                        state.micro_batch_size if state else None,
-                        device,
-                        world.size,
-                        world.local_size,
-                    ),
+                    compile_note(device, cfg.compile, problem, before.get("compile")),
+                    choose_micro_batch_size(cfg, config, previous, *ranks),
+                    cfg.recompute,
                 )
         if (decision := world.broadcast(decision)) is None:
             return
-        start, model, note, micro_batch_size = decision
-        settings = settings.model_copy(update={"model": model})
+        start, model, note, micro_batch_size, recompute = decision
+        cfg = cfg.model_copy(update={"recompute": recompute})
+        settings = settings.model_copy(update={"model": model, "train": cfg})
+        if recompute == "true":
+            note += f"\n{RECOMPUTE_NOTE}"
         dataset = dataset or open_same_data(settings, start.identity)
         try:
             Trainer(

@@ -7,25 +7,55 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from app.data.sequences import micro_batch_sizes
 from app.errors import UserError
-from app.hardware.device import Device, Precision
+from app.hardware.device import Device
 from app.hardware.memory import MemoryEstimate, available_bytes, largest_batch_that_fits
 from app.model.architectures import build_model
 from app.model.language_model import LanguageModel, ModelConfig
 from app.settings.train import TrainSettings
 
-_LIBRARIES_BYTES = {"cuda": 1_500_000_000, "cpu": 500_000_000}
+_LIBRARIES_BYTES = {"cuda": 1_500_000_000, "mps": 1_500_000_000, "cpu": 500_000_000}
 # Logits and their gradients. Compiled for a GPU they share their memory, and fp8 adds two copies;
-# compiled for a CPU both exist, plus room for a third copy; uncompiled, float32 copies of each.
+# compiled for a CPU, or in fp16, both exist, plus room for a third copy; uncompiled, float32 copies
+# of each.
 _BYTES_PER_LOGIT = {
-    "cuda": {"bf16": 2, "fp8": 4, "float32": 4},
-    "cpu": {"bf16": 6, "float32": 12},
-    "uncompiled": {"bf16": 14, "fp8": 14, "float32": 16},
+    "cuda": {"bf16": 2, "fp16": 6, "fp8": 4, "float32": 4},
+    "cpu": {"bf16": 6, "fp16": 6, "float32": 12},
+    "uncompiled": {"bf16": 14, "fp16": 14, "fp8": 14, "float32": 16},
 }
-# A weight and its gradient, in float32; on a CPU, also the checkpoint snapshot of the weight and
-# its optimizer state.
-_BYTES_PER_PARAMETER = {"cuda": 8, "cpu": 20}
+# A weight and its gradient, in float32; where main memory is the device's, also the checkpoint
+# snapshot of the weight and its optimizer state.
+_BYTES_PER_PARAMETER = {"cuda": 8, "mps": 20, "cpu": 20}
+RECOMPUTE_NOTE = (
+    "activations are computed again in the backward pass, to save memory: steps take about a third "
+    "longer (TRAIN_RECOMPUTE)"
+)
 # Two moments in float32.
 _STATE_BYTES_PER_PARAMETER = 8
+
+
+def with_recompute(
+    cfg: TrainSettings,
+    config: ModelConfig,
+    previous: bool,
+    device: Device,
+    world_size: int,
+    local_size: int,
+) -> TrainSettings:
+    """Return the settings with a decision, if they leave it open, on whether to recompute.
+
+    The blocks' activations are computed again in the backward pass if a micro-batch of 1 does not
+    fit otherwise, or if the run has done so before.
+
+    Args:
+        previous: whether it has, up to the checkpoint that it continues from.
+        local_size: ranks on this machine, which share its memory.
+    """
+    if cfg.recompute != "auto":
+        return cfg
+    estimate = estimate_memory(cfg, config, device, world_size)
+    available = available_bytes(device.torch_device, local_size)
+    recompute = previous or not estimate.fits(1, available)
+    return cfg.model_copy(update={"recompute": str(recompute).lower()})
 
 
 def choose_micro_batch_size(
@@ -87,21 +117,26 @@ def estimate_memory(
     precision, device_type = device.precision, device.torch_device.type
     with FakeTensorMode():
         model = build_model(config, bf16_residual=cfg.residual == "bf16")
-        one, two = (_activation_bytes(model, precision, batch_size) for batch_size in (1, 2))
+        model.recompute = cfg.recompute == "true"
+        one, two = (_activation_bytes(model, device, batch_size) for batch_size in (1, 2))
     parameters = model.num_parameters()
     # One shard may be larger than another by the largest parameter, the embedding.
     shards = world_size if cfg.shard_optimizer else 1
     largest_shard = parameters // shards + config.vocab_size * config.embd_size
     fixed = _BYTES_PER_PARAMETER[device_type] * parameters + (2 * one - two)
     fixed += _STATE_BYTES_PER_PARAMETER * min(parameters, largest_shard)
-    code = device_type if cfg.compile else "uncompiled"
+    # Code for Apple's GPU is never compiled.
+    code = device_type if cfg.compile and device_type != "mps" else "uncompiled"
     logits = config.context_length * config.vocab_size
     head = _BYTES_PER_LOGIT[code][precision] * logits
     return MemoryEstimate(fixed + _LIBRARIES_BYTES[device_type], two - one + head)
 
 
-def _activation_bytes(model: LanguageModel, precision: Precision, batch_size: int) -> int:
-    """Count the bytes of activations that the embedding and blocks save for backward."""
+def _activation_bytes(model: LanguageModel, device: Device, batch_size: int) -> int:
+    """Count the bytes of activations that the embedding and blocks save for backward.
+
+    If they are recomputed, that is the input of every block, and what one of them saves.
+    """
     parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     saved: dict[int, tuple[Tensor, int]] = {}
 
@@ -114,9 +149,10 @@ def _activation_bytes(model: LanguageModel, precision: Precision, batch_size: in
 
     with (
         saved_tensors_hooks(save, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=precision != "float32"),
+        torch.autocast("cpu", torch.bfloat16, enabled=device.precision != "float32"),
     ):
         x = model.embed(torch.zeros(batch_size, model.config.context_length, dtype=torch.int64))
-        for block in model.blocks:
+        inputs_bytes = len(model.blocks) * x.nbytes if model.recompute else 0
+        for block in model.blocks[:1] if model.recompute else model.blocks:
             x = block(x)
-    return sum(size for _, size in saved.values())
+    return inputs_bytes + sum(size for _, size in saved.values())

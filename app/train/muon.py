@@ -26,7 +26,7 @@ class Muon(torch.optim.Optimizer):
     Args:
         stacked: matrices of equal shape that each parameter stores one below the other; each is
             made orthogonal on its own.
-        dtype: dtype of the iterations; bf16 is as good, where it is fast.
+        dtype: dtype of the iterations; bf16 and fp16 are as good, where they are fast.
     """
 
     def __init__(
@@ -58,7 +58,11 @@ class Muon(torch.optim.Optimizer):
                     by_shape[parameter.shape].append(parameter)
             for (rows, columns), parameters in by_shape.items():
                 directions = torch.stack(self._directions(parameters, group["momentum"]))
-                matrices = directions.to(group["dtype"]).view(-1, rows // group["stacked"], columns)
+                matrices = directions.view(-1, rows // group["stacked"], columns)
+                if group["dtype"] == torch.float16:
+                    # Gradients are often too small for fp16; of unit norm, they are not.
+                    matrices = matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-30)
+                matrices = matrices.to(group["dtype"])
                 size = 0.2 * math.sqrt(max(matrices.shape[1:]))
                 updates = newton_schulz(matrices).float().reshape(directions.shape)
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
@@ -78,7 +82,7 @@ def newton_schulz(matrices: Tensor) -> Tensor:
     """Return the nearest orthogonal matrices, roughly, by Newton-Schulz iterations.
 
     Args:
-        matrices: float32 or bfloat16 [n, rows, columns]
+        matrices: float32, bfloat16 or float16 [n, rows, columns]
 
     Returns:
         the same dtype [n, rows, columns], singular values in about [0.7, 1.2]

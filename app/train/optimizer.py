@@ -44,6 +44,20 @@ class Optimizers:
             part.step()
             part.zero_grad(set_to_none=True)
 
+    def skip_step(self) -> None:
+        """Release the gradients, and update nothing.
+
+        Parameters that have no state yet get what the first update would begin with: a checkpoint
+        holds the state of all.
+        """
+        for part in self.parts:
+            for parameter in (it for group in part.param_groups for it in group["params"]):
+                if not self.state(parameter):
+                    empty = self.empty_state(parameter).items()
+                    zeros = {slot: torch.zeros(it.shape, dtype=it.dtype) for slot, it in empty}
+                    self.load(parameter, zeros)
+            part.zero_grad(set_to_none=True)
+
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """Return the optimizer state of a parameter, by name."""
         return self._owner(parameter).state[parameter]

@@ -33,6 +33,7 @@ from app.train.dataloader import BatchLoader
 from app.train.diagnosis import out_of_memory, write_diagnosis
 from app.train.evaluation import Evaluator
 from app.train.loop import StepResult, check_finite, train_steps
+from app.train.loss_scale import LossScale
 from app.train.lr_schedule import LRSchedule
 from app.train.optimizer import build_optimizers
 from app.train.start import Start
@@ -83,6 +84,7 @@ class Trainer:
         self.model = build_model(
             config, bf16_residual=cfg.residual == "bf16", zero_init=cfg.zero_init
         ).to(device.torch_device)
+        self.model.recompute = cfg.recompute == "true"
         self.optimizers = build_optimizers(self.model, cfg, device.dtype)
         if cfg.shard_optimizer and world.size > 1:
             from app.train.sharded_optimizer import ShardedOptimizers
@@ -99,6 +101,11 @@ class Trainer:
         self.schedule = LRSchedule.from_settings(
             cfg, before.warmup_steps if before else None, planned
         )
+        self.loss_scale = None
+        if device.precision == "fp16":
+            self.loss_scale = LossScale()
+            if before and before.loss_scale:
+                self.loss_scale = LossScale(before.loss_scale, before.loss_scale_updates)
         origin = before.origin if before else None
         initial_weights = before.initial_weights if before else None
         if start.weights:
@@ -205,6 +212,9 @@ class Trainer:
             )
         if self.time_limit:
             self.print_line(self.time_limit.summary(self.steps_completed, self.elapsed_seconds))
+        if self.log and self.log.skipped:
+            share = f"{self.log.skipped} of {self.steps_completed} updates"
+            self.print_line(f"{share} were skipped, because gradients overflowed in fp16")
         tokens = (self.steps_completed - self.first_step) * self.cfg.tokens_per_step
         self.print_line(summary(time.perf_counter() - started, tokens))
 
@@ -223,6 +233,7 @@ class Trainer:
             first_step=self.first_step,
             accumulation_steps=self.plan.accumulation_steps,
             grad_clip=cfg.grad_clip,
+            loss_scale=self.loss_scale,
             should_stop=self.should_stop,
         )
 
@@ -336,7 +347,8 @@ class Trainer:
         if self.val_loss is not None:
             num_tokens = self.evaluator.held_out.num_tokens
             self.console.evaluated(self.steps_completed, self.val_loss, num_tokens)
-            check_finite(self.steps_completed - 1, {"held-out loss": self.val_loss})
+            factor = self.loss_scale.factor if self.loss_scale else None
+            check_finite(self.steps_completed - 1, {"held-out loss": self.val_loss}, factor)
             measured["val_loss"] = self.val_loss
         if self.is_due(self.cfg.hellaswag_every):
             measured["hellaswag"], acc = self.evaluator.hellaswag()
@@ -367,6 +379,8 @@ class Trainer:
                 val_loss=self.val_loss,
                 val_tokens=None if self.val_loss is None else self.evaluator.held_out.num_tokens,
                 pending=self.pending,
+                loss_scale=self.loss_scale.factor if self.loss_scale else None,
+                loss_scale_updates=self.loss_scale.updates if self.loss_scale else 0,
             )
             self.checkpointer.save(
                 state,
@@ -385,12 +399,14 @@ class Trainer:
             tokens=(result.step + 1) * self.cfg.tokens_per_step,
             train_loss=result.train_loss,
             lr=result.lr,
-            grad_norm=result.grad_norm,
+            grad_norm=None if result.skipped else result.grad_norm,
             step_ms=1000 * result.seconds,
             tokens_per_second=tokens_per_second,
             mfu=flops / (peak * self.world.size) if peak else None,
             memory_bytes=self.device.peak_memory_bytes(),
             data_ms=1000 * result.data_seconds,
+            loss_scale=result.loss_scale,
+            skipped=result.skipped or None,
         )
 
     def diagnosed(self, error: NotFiniteError) -> NotFiniteError:

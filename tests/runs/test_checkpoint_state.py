@@ -41,6 +41,15 @@ def test_a_state_is_read_as_it_was_written(tmp_path: Path, pending: PendingWork)
     assert CheckpointState.read(tmp_path) == state
 
 
+def test_a_state_from_before_loss_scaling_has_none(tmp_path: Path) -> None:
+    state = checkpoint_state(4)
+    state.write(tmp_path)
+    content = read_json(tmp_path)
+    assert (content.pop("loss_scale"), content.pop("loss_scale_updates")) == (None, 0)
+    rewrite(tmp_path, content)
+    assert CheckpointState.read(tmp_path) == state
+
+
 def test_a_state_without_an_architecture_is_a_gpt2s(tmp_path: Path) -> None:
     state = checkpoint_state(4, identity={"seed": 0})
     state.write(tmp_path)
@@ -73,6 +82,7 @@ def test_the_keys_of_state_json_are_those_that_other_programs_read(tmp_path: Pat
         *("windows_consumed", "val_loss", "left", "metrics_lines", "samples_bytes"),
         *("warmup_steps", "cooldown_start", "planned_steps", "origin"),
         *("initial_weights", "val_tokens"),
+        *("loss_scale", "loss_scale_updates"),
         *("state_version", "sha256", "sha256_of_the_rest"),
     }
 

@@ -147,7 +147,7 @@ def test_every_fault_is_reported_once_with_its_origin(monkeypatch: pytest.Monkey
             "there is no such setting; did you mean TRAIN_LEARNING_RATE?",
             "PREPARE_WORKERS=many (environment): "
             "must be a whole number, such as 500, 20M, 1.5B or 1e7, or auto",
-            "TRAIN_DEVICE=gpu (flag --device): must be 'auto', 'cpu' or 'cuda'",
+            "TRAIN_DEVICE=gpu (flag --device): must be 'auto', 'cpu', 'cuda' or 'mps'",
             "TRAIN_COMPILE=maybe (flag --compile): must be true or false",
             "MODEL_EMBD_SIZE=768 (default) and MODEL_NUM_HEADS=5 (environment): "
             "768 is not a multiple of 5; 765 and 770 are",

@@ -143,6 +143,39 @@ def test_an_output_layer_of_its_own_is_trained_as_an_embedding(tied: bool) -> No
     assert sum(map(len, (*adamw, *muon))) == len(names)
 
 
+@pytest.mark.parametrize("optimizer", ("adamw", "muon"))
+def test_a_skipped_step_changes_nothing_and_leaves_a_state_to_save(
+    optimizer: Literal["adamw", "muon"],
+) -> None:
+    torch.manual_seed(0)
+    models = [GPT(GPTConfig(8, 50, 1, 8, 2)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    cfg = TrainSettings(optimizer=optimizer)
+    updated, skipping = (build_optimizers(model, cfg) for model in models)
+    for step, skips in enumerate((True, False, True, False)):
+        for model, optimizers in zip(models, (updated, skipping), strict=True):
+            optimizers.begin_step(step, 0.1)
+            for index, parameter in enumerate(model.parameters()):
+                generator = torch.Generator().manual_seed(index)
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+        if skips:
+            skipping.skip_step()
+            assert all(parameter.grad is None for parameter in models[1].parameters())
+        else:
+            updated.step()
+            skipping.step()
+        for name, parameter in models[1].named_parameters():
+            state, empty = skipping.state(parameter), skipping.empty_state(parameter)
+            assert {slot: (it.shape, it.dtype) for slot, it in state.items()} == {
+                slot: (it.shape, it.dtype) for slot, it in empty.items()
+            }, name
+    whole = [
+        dict(optimizers.named_state(model)) | model.state_dict()
+        for model, optimizers in zip(models, (updated, skipping), strict=True)
+    ]
+    torch.testing.assert_close(*whole, rtol=0, atol=0)
+
+
 def test_muons_momentum_rises_during_its_warm_up() -> None:
     model = GPT(GPTConfig(8, 50, 1, 8, 2))
     optimizers = build_optimizers(model, TrainSettings(momentum_warmup_steps=4))
@@ -155,7 +188,7 @@ def test_muons_momentum_rises_during_its_warm_up() -> None:
 
 
 @pytest.mark.parametrize("shape", ((24, 24), (16, 48), (48, 16)))
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
 def test_muon_equals_torchs_muon_but_for_rounding(
     shape: tuple[int, int], dtype: torch.dtype
 ) -> None:
@@ -169,7 +202,8 @@ def test_muon_equals_torchs_muon_but_for_rounding(
     )
     for _ in range(3):
         for mine, their in zip(ours, theirs, strict=True):
-            mine.grad = torch.randn(shape)
+            # In fp16 itself, gradients as small as those of a real run would be lost.
+            mine.grad = 1e-6 * torch.randn(shape)
             their.grad = mine.grad.clone()
         one.step()
         other.step()

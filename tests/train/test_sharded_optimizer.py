@@ -34,12 +34,16 @@ class Share:
     total: int
 
 
-def make_two_updates(cfg: TrainSettings, world: World) -> tuple[GPT, Optimizers]:
+def make_two_updates(
+    cfg: TrainSettings, world: World, *, skip_first: bool = False
+) -> tuple[GPT, Optimizers]:
     torch.manual_seed(0)
     model = GPT(SHAPE)
     optimizers = build_optimizers(model, cfg)
     if world.size > 1:
         optimizers = ShardedOptimizers(optimizers)
+    if skip_first:
+        optimizers.skip_step()
     for step in range(2):
         optimizers.begin_step(step, 1e-2)
         for parameter in model.parameters():
@@ -59,7 +63,7 @@ def compare_with_undivided(rank: int, size: int, optimizer: Literal["muon", "ada
         muon_split=True,
     )
     whole, all_of_it = make_two_updates(cfg, World())
-    model, optimizers = make_two_updates(cfg, World(rank, size, size))
+    model, optimizers = make_two_updates(cfg, World(rank, size, size), skip_first=True)
     torch.testing.assert_close(model.state_dict(), whole.state_dict())
     expected = dict(all_of_it.named_state(whole))
     gathered = {name: value.clone() for name, value in optimizers.named_state(model)}

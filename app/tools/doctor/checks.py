@@ -23,7 +23,7 @@ class DeviceReport:
     """The measurements of a device.
 
     Attributes:
-        device_type: cpu or cuda
+        device_type: cpu, cuda or mps
         processes: number of processes that train on this machine, each on such a device
         matmul_flops: rate of a large matrix product, FLOP/s
         model_flops_per_token: the configured model's FLOPs per token, forward and backward

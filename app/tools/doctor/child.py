@@ -134,7 +134,7 @@ def check_device(pipe: Connection) -> None:
         set_compile_cache_dir(cache_dir)
     try:
         device = DeviceChecks(settings, can_cache=can_cache)
-    except AppError as error:
+    except (AppError, RuntimeError) as error:
         pipe.send(failure("device", error))
         pipe.send(None)
         return

@@ -30,7 +30,7 @@ from app.tools.doctor.checks import (
     graded,
 )
 from app.train.compile import compile_cache_summary, compile_problem, compiled_loss
-from app.train.micro_batch import choose_micro_batch_size, estimate_memory
+from app.train.micro_batch import choose_micro_batch_size, estimate_memory, with_recompute
 from app.train.optimizer import build_optimizers
 
 # Main memory of a process that trains on a GPU: libraries, pinned batches, shards' pages.
@@ -39,8 +39,8 @@ _SHARED_MEMORY_BYTES = 256 << 20
 # Large products usually reach 0.6 to 0.9 of a data sheet's rate, copies 0.8 to 0.9; far below that,
 # heat, the power supply or another program slows the device.
 _MIN_SHARE_OF_PEAK, _MIN_SHARE_OF_MEMORY_RATE = 0.4, 0.6
-_MATRIX_SIDE = {"cuda": 8192, "cpu": 1024}
-_COPIED_BYTES = {"cuda": 1 << 30, "cpu": 1 << 28}
+_MATRIX_SIDE = {"cuda": 8192, "mps": 4096, "cpu": 1024}
+_COPIED_BYTES = {"cuda": 1 << 30, "mps": 1 << 28, "cpu": 1 << 28}
 _MEASURED_SECONDS = 0.5
 # More tokens at once would only take longer on a CPU.
 _CPU_TOKENS = 1024
@@ -59,6 +59,7 @@ class DeviceChecks:
         cfg = settings.train
         # Uncompiled code takes more memory: the choice of the micro-batch must know.
         self._cfg = cfg if can_cache else cfg.model_copy(update={"compile": False})
+        self._recompute = cfg.recompute
         self._not_compiled = "not needed: TRAIN_COMPILE=false"
         if cfg.compile and not can_cache:
             self._not_compiled = "not tried: DATA_DIR's cache cannot be written"
@@ -66,6 +67,7 @@ class DeviceChecks:
         processes = processes_to_launch(cfg.processes, cfg.device)
         self._device = select_device(cfg.device, cfg.precision, cfg.deterministic)
         self._here = self._device.torch_device
+        # NVIDIA's; Apple's works in main memory.
         self._on_gpu = self._here.type == "cuda"
         gpus = range(torch.cuda.device_count() if self._on_gpu else 0)
         self._all_devices = [torch.device("cuda", index) for index in gpus] or [self._here]
@@ -77,13 +79,15 @@ class DeviceChecks:
         self.report.model_flops_per_token = model.flops_per_token()
 
     def _new_model(self) -> LanguageModel:
-        return build_model(self._config, bf16_residual=self._cfg.residual == "bf16")
+        model = build_model(self._config, bf16_residual=self._cfg.residual == "bf16")
+        model.recompute = self._cfg.recompute == "true"
+        return model
 
     def check_device(self) -> Iterator[Finding]:
         """Check which device trains, with which torch."""
         build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU only"
         found = f"{self._device.name}; torch {torch.__version__}, built for {build}"
-        lacks_gpu = not self._on_gpu and self._cfg.device == "auto"
+        lacks_gpu = self._here.type == "cpu" and self._cfg.device == "auto"
         if lacks_gpu:
             found = f"no GPU: trains on the CPU. {found}"
         elif self._on_gpu:
@@ -97,26 +101,30 @@ class DeviceChecks:
         yield graded("device", found, ("warn", lacks_gpu, fix))
 
     def check_precision(self) -> Iterator[Finding]:
-        """Check that matrix products are in bf16."""
+        """Check that matrix products are in 16 bits where that is faster."""
         if self._device.precision == "bf16":
             yield Finding("precision", "pass", "bf16")
+        elif self._device.precision == "fp16":
+            yield Finding("precision", "pass", "fp16, with loss scaling")
         elif self._device.precision == "fp8":
             yield Finding("precision", "pass", "bf16, the output layer in 8-bit floats")
         elif self._cfg.precision == "float32":
             yield Finding("precision", "pass", "float32, as TRAIN_PRECISION says")
         elif not self._on_gpu:
-            yield Finding("precision", "pass", "float32: this CPU is no faster in bf16")
+            kind = "CPU" if self._here.type == "cpu" else "GPU"
+            yield Finding("precision", "pass", f"float32: this {kind} is no faster in bf16")
         else:
-            found = "float32: this GPU has no units for bf16, several times as fast on others"
-            yield Finding("precision", "warn", found, "use a GPU of the Ampere generation or newer")
+            found = "float32: this GPU has no units for 16 bits, several times as fast on others"
+            yield Finding("precision", "warn", found, "use a GPU of the Turing generation or newer")
 
     def check_memory(self) -> Iterator[Finding]:
         """Check that a micro-batch fits into the device, and a save's copies into main memory."""
         device, processes = self._device, self.report.processes
-        run = self._cfg, self._config
-        size = choose_micro_batch_size(*run, None, device, processes, processes)
+        ranks = device, processes, processes
+        self._cfg = with_recompute(self._cfg, self._config, False, *ranks)
+        size = choose_micro_batch_size(self._cfg, self._config, None, *ranks)
         self._micro_batch_size = size
-        estimate = estimate_memory(*run, device, processes)
+        estimate = estimate_memory(self._cfg, self._config, device, processes)
         needed, free = estimate.bytes_for(size), available_bytes(self._here, processes)
         # The estimate is an upper bound.
         status: Status = "warn" if needed < 2 * free else "fail"
@@ -124,7 +132,8 @@ class DeviceChecks:
         yield graded(
             "memory",
             f"{format_bytes(free)} free; a micro-batch of {plural(size, 'sequence')} needs "
-            f"{format_bytes(needed)} at most",
+            f"{format_bytes(needed)} at most"
+            + (", with activations computed again" if self._cfg.recompute == "true" else ""),
             ("fail", is_too_large, "use a smaller model, or a device with more memory"),
             (status, needed > free, "set TRAIN_MICRO_BATCH_SIZE=auto, or use a smaller model"),
         )
@@ -150,6 +159,9 @@ class DeviceChecks:
 
     def check_attention(self) -> Iterator[Finding]:
         """Check that the attention kernel that torch selects works, and is a fast one."""
+        if self._here.type == "mps":
+            yield Finding("attention", "skip", "torch has one kernel only for Apple's GPU")
+            return
         config, dtype = self._config, self._device.dtype
         shape = 1, config.num_heads, config.context_length, config.head_dim
         q = torch.zeros(shape, dtype=dtype, device=self._here, requires_grad=True)
@@ -201,7 +213,8 @@ class DeviceChecks:
             yield Finding("compile", "skip", self._not_compiled)
         elif problem:
             # Uncompiled code takes more memory.
-            self._cfg = self._cfg.model_copy(update={"compile": False})
+            changes = {"compile": False, "recompute": self._recompute}
+            self._cfg = self._cfg.model_copy(update=changes)
             yield from self.check_memory()
             found = f"{problem.problem}: training would be slower"
             yield Finding("compile", "fail", found, f"{problem.fix}, or set TRAIN_COMPILE=false")
@@ -218,7 +231,7 @@ class DeviceChecks:
     def _train(self, *, compiled: bool) -> tuple[float, float]:
         """Measure training, and return the losses of a batch, plain and as train computes it."""
         length, batch_size = self._config.context_length, self._micro_batch_size
-        if not self._on_gpu:
+        if self._here.type == "cpu":
             batch_size = min(batch_size, max(1, _CPU_TOKENS // length))
         torch.manual_seed(0)
         with self._here:

@@ -15,7 +15,7 @@ from app.containers import in_container
 from app.errors import UserError
 from app.files import NO_FOLDER_FSYNC, fsync_folder
 from app.formats import format_bytes, plural
-from app.hardware.proc import cpu_quota
+from app.hardware.proc import cpu_quota, usable_cores
 from app.locks import NO_FLOCK, has_flock
 from app.settings.train import ModelSettings
 from app.tools.doctor.checks import (
@@ -57,7 +57,7 @@ _SLOWDOWNS = {
 
 def check_cpu(_context: Context) -> Iterator[Finding]:
     """Check that the cores that this process may use are granted to it, and idle."""
-    cores, quota, load = len(os.sched_getaffinity(0)), cpu_quota(), os.getloadavg()[0]
+    cores, quota, load = usable_cores(), cpu_quota(), os.getloadavg()[0]
     threads = os.environ.get("OMP_NUM_THREADS", "")
     used = int(threads) if threads.isdigit() else cores
     found = plural(cores, "core") + (f", of which OMP_NUM_THREADS uses {used}" if threads else "")

@@ -87,6 +87,8 @@ def _progress_figures(run: Run) -> Iterator[Figure]:
     of_steps += f"; from {weights}" if (weights := run.get("initial_weights")) else ""
     yield Figure("steps", f"{run.steps:,}", of_steps)
     yield Figure("tokens", format_count(tokens), f"{tokens:,.0f}")
+    if skipped := np.nansum(run.metrics["skipped"]):
+        yield Figure("skipped updates", f"{skipped:,.0f}", "gradients overflowed in fp16")
     in_steps = np.nansum(run.metrics["step_ms"]) / 1000
     note = f"{in_steps / seconds:.0%} in steps" if seconds else ""
     yield Figure("time", format_duration(seconds), note)
