@@ -28,6 +28,7 @@ _OPEN_FILES = 1024
 
 def _forget_the_shell() -> None:
     """Give this process, and those that it starts, the same surroundings everywhere."""
+    os.umask(0o022)
     # Neither LD_PRELOAD nor torch.compile takes such a path.
     if re.search(r"[\s:'\"\\]", tempfile.gettempdir()):
         del os.environ["TMPDIR"]
@@ -43,7 +44,6 @@ def _forget_the_shell() -> None:
     os.environ |= {"HOME": home, "DOCKER_CONFIG": engine, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
     locale.setlocale(locale.LC_ALL, "")
     time.tzset()
-    os.umask(0o022)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(_OPEN_FILES, most), most))
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
