@@ -29,15 +29,14 @@ _OPEN_FILES = 1024
 def _forget_the_shell() -> None:
     """Give this process, and those that it starts, the same surroundings everywhere."""
     os.umask(0o022)
-    # Neither LD_PRELOAD nor torch.compile takes such a path.
-    if re.search(r"[\s:'\"\\]", tempfile.gettempdir()):
-        del os.environ["TMPDIR"]
-        tempfile.tempdir = None
-    home, mine = tempfile.mkdtemp(prefix="home-"), os.environ.get("HOME", "/")
-    engine = os.environ.get("DOCKER_CONFIG", f"{mine}/.docker")
+    engine = os.environ.get("DOCKER_CONFIG", f"{os.environ.get('HOME', '')}/.docker")
     for name in os.environ:
-        if not _KEPT.fullmatch(name):
+        # Neither LD_PRELOAD nor torch.compile takes such a path.
+        unusable = name == "TMPDIR" and re.search(r"[\s:'\"\\]", os.environ[name])
+        if unusable or not _KEPT.fullmatch(name):
             del os.environ[name]
+    tempfile.tempdir = None
+    home = tempfile.mkdtemp(prefix="home-")
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     # Several tests, and the processes they start, share the cores: threads that wait for each
     # other would take them all.

@@ -87,6 +87,7 @@ READING: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", ("500 503 429 stall", "reset cut short down"))
 def test_fault_while_reading_loses_no_committed_shard(
     preparer: Preparer, fineweb: Path, clean: Manifest, names: str
