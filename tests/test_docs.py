@@ -16,7 +16,7 @@ from tests.pages import PAGES, REPOSITORY, blocks
 # What stands after ```sh where a block is not run by these tests.
 ELSEWHERE = {
     *("needs the hub", "on the rented machine", "by make", "until Ctrl-C"),
-    *("on the cluster", "with a cloud account", "in .venv-cluster"),
+    *("on the cluster", "with a cloud account", "in .venv-cluster", "with pip"),
 }
 # What a page has exported before.
 RECIPES = {"docs/tutorial.md": {"RECIPE": "demo"}}
