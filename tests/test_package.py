@@ -15,6 +15,7 @@ import pytest
 
 from app.failures import _EXTRAS, TORCH_VERSIONS
 from app.settings.__main__ import env_example
+from app.settings.sources import recipe_names
 from tests.newcomer import REPOSITORY, settle
 
 # In the folder where the user works; Python looks there first for `python -m`.
@@ -111,13 +112,21 @@ def test_the_installed_command_works_in_any_folder(
         return subprocess.run(command, env=os.environ | SMALL, capture_output=True, text=True)
 
     assert "usage: gpt-compose train" in run("train", "--help").stdout
-    assert "demo, fineweb20M, " in run("--help").stdout
+    recipes = ", ".join(recipe_names())
+    assert f"Recipes: {recipes}." in " ".join(run("--help").stdout.split())
     assert run("--env-example").stdout == env_example()
     wrong = run("prepare", "--recipe", "dmeo", "--workers", "x").stderr
-    assert "there is no such recipe among demo, fineweb20M, " in wrong
+    assert f"there is no such recipe among {recipes}; did you mean demo?" in wrong
     assert "`gpt-compose prepare --help` and `gpt-compose --env-example` explain" in wrong
     assert "run `gpt-compose prepare` with the same settings" in run("train").stderr
     assert "data/demo: 4,000 training" in run("prepare").stdout
+    ended = subprocess.run(
+        [sys.executable, "-P", "-m", "gpt_compose.app.cluster", "prepare"],
+        env=os.environ | {"PYTHONPATH": f"{others}:{site}"},
+        capture_output=True,
+        text=True,
+    )
+    assert "this environment does not hold what `app.cluster` needs" in ended.stderr
 
 
 class Pod:
