@@ -37,7 +37,7 @@ def _prepare(arguments: Sequence[str]) -> None:
         )
     from app.cluster.executors import engine
     from app.cluster.prepare import prepare
-    from app.prepare.spec import STDLIB, is_hub_id
+    from app.dataset_names import STDLIB, is_hub_id
     from app.settings.sources import load_settings
     from app.tools.prepare import dataset_spec
 

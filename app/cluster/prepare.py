@@ -16,6 +16,8 @@ from app.cluster.tasks import Plan, end_of, plan
 from app.data.manifest import MANIFEST, Manifest
 from app.errors import UserError
 from app.prepare.documents import Documents
+from app.prepare.encoder import DocumentEncoder
+from app.prepare.held_out import find_cut
 from app.prepare.pipeline import (
     TooLittleText,
     check_enough_text,
@@ -23,6 +25,7 @@ from app.prepare.pipeline import (
     preparing,
     resume,
     summary,
+    with_cut,
 )
 from app.prepare.shard_writer import check_bad
 from app.prepare.spec import DatasetSpec
@@ -66,6 +69,7 @@ def prepare(
         manifest.save(folder)
         parts.mkdir(exist_ok=True)
         job = _Job(spec, documents, parts, workers, task_bytes)
+        spec = job.spec
         try:
             stream = job.encode(run)
             if stream is None:
@@ -84,6 +88,8 @@ def prepare(
         complete = stream.write(folder, job.plan.name, new_manifest(documents, settings))
         # A worker that was given up, but is alive, may still write there.
         shutil.rmtree(parts, ignore_errors=True)
+        if job.plan.cut:
+            print(job.plan.cut.told, flush=True)
         print(summary(folder, complete), flush=True)
         return complete
 
@@ -99,16 +105,19 @@ class _Job:
         workers: int,
         task_bytes: int | None,
     ) -> None:
-        self._spec, self._documents, self._folder = spec, documents, folder
+        self._documents, self._folder = documents, folder
         self._workers, self._task_bytes = workers, task_bytes
         # A folder of local files may have been renamed since it was planned.
-        self.plan = Plan.load(folder) or Plan(uuid4().hex, spec.name)
+        self.plan = Plan.load(folder) or Plan(
+            uuid4().hex, spec.name, cut=find_cut(spec, documents, DocumentEncoder())
+        )
+        self.spec = with_cut(spec, self.plan.cut)
 
     def encode(self, run: Run) -> Stream | None:
         """Run tasks until they have produced enough tokens; None if some are still unfinished."""
         parts = self._folder / self.plan.key
         parts.mkdir(exist_ok=True)
-        everything = replace(self._spec, total_tokens=None, val_tokens=0)
+        everything = replace(self.spec, total_tokens=None, val_tokens=0)
         step = WritePart(everything, self._documents.source, parts)
         logs = self._folder / "datatrove"
         while True:
@@ -124,7 +133,7 @@ class _Job:
                     flush=True,
                 )
                 return None
-            stream = Stream([step.part(task) for task in range(len(tasks))], self._spec)
+            stream = Stream([step.part(task) for task in range(len(tasks))], self.spec)
             if stream.full or self.plan.end == end_of(self._documents):
                 return stream
             self._plan_more(stream)
@@ -146,10 +155,10 @@ class _Job:
         # Reading the footers of many files on the hub takes minutes.
         print("planning the tasks", flush=True)
         text_bytes = float("inf")
-        if self._spec.total_tokens:
+        if self.spec.total_tokens:
             planned = sum(task.text_bytes for task in self.plan.tasks)
             bytes_per_token = planned / stream.tokens if stream.tokens else _BYTES_PER_TOKEN
-            missing = self._spec.total_tokens - (stream.end - stream.start)
+            missing = self.spec.total_tokens - (stream.end - stream.start)
             text_bytes = missing * bytes_per_token
         tasks = plan(
             self._documents,
@@ -165,7 +174,7 @@ class _Job:
         files = getattr(self._documents, "files", ())
         text_bytes = min(text_bytes, sum(file.bytes for file in files) or text_bytes)
         each = text_bytes / (_TASKS_PER_WORKER * self._workers)
-        return min(max(each, _MIN_TASK_BYTES), self._spec.shard_size * _BYTES_PER_TOKEN)
+        return min(max(each, _MIN_TASK_BYTES), self.spec.shard_size * _BYTES_PER_TOKEN)
 
 
 def _tokens(part: Path) -> int:

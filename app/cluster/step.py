@@ -81,7 +81,8 @@ class WritePart(PipelineStep):
         attempt.mkdir()
         try:
             with ShardWriter(attempt, spec, new_manifest(documents, spec.settings)) as writer:
-                write_documents(plan.tasks[rank].chunks(documents), _encoder(), writer, workers=1)
+                chunks = plan.tasks[rank].chunks(documents)
+                write_documents(chunks, _encoder(), writer, workers=1, cut=plan.cut)
                 manifest = writer.finish()
             fsync_folder(attempt)
             try:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from app.dataset_names import kind_of
 from app.files import read_json, write_json
 from app.prefetch import prefetch
 from app.prepare.documents import Documents, Position, RowChunk
-from app.prepare.listing import kind_of
+from app.prepare.held_out import Cut
 from app.prepare.local_files import FileDocuments, file_fault
 
 if TYPE_CHECKING:
@@ -60,11 +61,13 @@ class Plan:
         key: identifies the plan, so that a part of a different plan is never mistaken for its own
         name: the beginning of the shards' names
         tasks: the first begins where the source does
+        cut: where held-out text ends, if in a document that is cut
     """
 
     key: str
     name: str
     tasks: tuple[Task, ...] = ()
+    cut: Cut | None = None
 
     @property
     def end(self) -> Position:
@@ -78,11 +81,13 @@ class Plan:
             return None
         stored = read_json(folder / PLAN, "delete the dataset's folder, and prepare it again")
         tasks = (Task(Position(*start), Position(*end), n) for start, end, n in stored["tasks"])
-        return cls(stored["key"], stored["name"], tuple(tasks))
+        return cls(stored["key"], stored["name"], tuple(tasks), Cut.load(stored.get("cut")))
 
     def save(self, folder: Path) -> None:
         """Write the plan to `folder` atomically."""
-        write_json(folder / PLAN, {"key": self.key, "name": self.name, "tasks": self.tasks})
+        cut = {"cut": self.cut.to_json()} if self.cut else {}
+        value = {"key": self.key, "name": self.name, "tasks": self.tasks, **cut}
+        write_json(folder / PLAN, value)
 
 
 def end_of(documents: Documents) -> Position:

@@ -64,15 +64,28 @@ class EncodedBatch:
         tokens: uint16 [total].
         lengths: int64 [rows], number of tokens of each row.
         texts: the parsed rows.
+        cut: the row that was encoded as two documents, and the tokens of the first.
     """
 
-    def __init__(self, batch: Batch, tokens: Tokens, lengths: Lengths, texts: Texts) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        tokens: Tokens,
+        lengths: Lengths,
+        texts: Texts,
+        cut: tuple[int, int] | None = None,
+    ) -> None:
         self.tokens, self.faults = tokens, texts.faults
         self.fraction = batch.chunks[-1].fraction
         self._batch, self._fault_rows, self._replaced = batch, [*texts.faults], texts.replaced
         self._starts = np.cumsum(lengths) - lengths
         self._is_empty = lengths == 0
         self._document_starts = self._starts[~self._is_empty]
+        self._end_of_first = int(lengths[0]) if lengths.size else 0
+        if cut:
+            row, size = cut
+            second = self._starts[row] + size
+            self._document_starts = np.sort(np.append(self._document_starts, second))
 
     def next_document(self, at: int) -> int:
         """Return the first token of the first document that begins at token `at` or later."""
@@ -80,6 +93,10 @@ class EncodedBatch:
         if following == self._document_starts.size:
             return self.tokens.size
         return int(self._document_starts[following])
+
+    def is_within_first_row(self, at: int) -> bool:
+        """Return True if token `at` belongs to the first row."""
+        return at < self._end_of_first
 
     def documents(self, begin: int, end: int) -> int:
         """Return how many documents begin with one of the tokens [begin, end)."""

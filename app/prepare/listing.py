@@ -6,19 +6,6 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-# The ending of a file's name -> the kind as which it is read.
-_KINDS = {
-    ".txt": ".txt",
-    ".md": ".md",
-    ".py": ".py",
-    ".jsonl": ".jsonl",
-    ".ndjson": ".jsonl",
-    ".json": ".jsonl",
-    ".parquet": ".parquet",
-}
-KINDS = tuple(kind for kind in _KINDS if kind != ".json")
-
 
 @dataclass(frozen=True)
 class SourceFile:
@@ -49,16 +36,6 @@ def source_file(path: str, name: str) -> SourceFile | None:
     if not stat.S_ISREG(status.st_mode):
         return None
     return SourceFile(path, name, status.st_size, status.st_ctime_ns)
-
-
-def kind_of(name: str) -> str | None:
-    """Return how a file is read, from its name: .txt, .jsonl, …; None for any other file."""
-    stem, _, ending = name.lower().rpartition(".")
-    if f".{ending}" in COMPRESSIONS:
-        ending = stem.rpartition(".")[2]
-        # Parquet compresses by itself; with more around it, no row group can be read.
-        return None if ending == "parquet" else _KINDS.get(f".{ending}")
-    return _KINDS.get(f".{ending}") if stem else None
 
 
 def listing(files: Iterable[SourceFile]) -> str:

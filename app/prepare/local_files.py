@@ -20,10 +20,11 @@ import xxhash
 import zstandard
 from fsspec import AbstractFileSystem
 
+from app.dataset_names import COMPRESSIONS, kind_of
 from app.prefetch import prefetch
 from app.prepare.documents import Fault, Place, Position, RowChunk
 from app.prepare.json_lines import line_blocks, may_have_key, objects
-from app.prepare.listing import COMPRESSIONS, SourceFile, kind_of
+from app.prepare.listing import SourceFile
 from app.prepare.text_blocks import DocumentBlock, LineBlock, chunks_of_blocks, document_blocks
 from app.prepare.text_streams import BadFileError, text_stream
 from app.prepare.texts import NO_TEXT_FIX, arrow_texts, is_text

@@ -9,9 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from app.data.dataset import open_dataset
 from app.data.manifest import MANIFEST, Manifest, remove_leftovers
 from app.data.tokenizer import VOCABULARY
+from app.dataset_names import is_hub_id
 from app.errors import AppError, ExitCode, Stopped, UserError
 from app.formats import differences, plural
 from app.locks import locked
@@ -19,11 +22,12 @@ from app.prefetch import prefetch
 from app.prepare.documents import Batch, Documents, RowChunk, batches
 from app.prepare.encoded_batch import EncodedBatch
 from app.prepare.encoder import DocumentEncoder
+from app.prepare.held_out import Cut, find_cut
 from app.prepare.local_files import FileDocuments
 from app.prepare.read_files import SOURCES, ReadFiles, checked
 from app.prepare.shard_writer import ShardWriter, Task
 from app.prepare.sources import check_heads, open_documents
-from app.prepare.spec import DatasetSpec, is_hub_id
+from app.prepare.spec import DatasetSpec
 from app.progress import TokenProgress
 from app.signals import exit_code_of, exit_now, on_stop_signals, print_in_handler
 
@@ -62,16 +66,18 @@ def prepare(
         if manifest.shards:
             tokens = manifest.tokens("val") + manifest.tokens("train")
             print(f"{folder}: continues after {tokens:,} tokens", flush=True)
+        cut = begun_cut(manifest) if manifest.shards else find_cut(spec, documents, encoder)
+        spec = with_cut(spec, cut)
         read_files = None
         if isinstance(documents, FileDocuments) and documents.filesystem is None:
             read_files = ReadFiles(folder, documents, manifest.position or {})
-        writer = ShardWriter(folder, spec, manifest, read_files)
+        writer = ShardWriter(folder, spec, manifest, read_files, cut)
         taken = writer.taken
         total = spec.total_tokens and spec.total_tokens + spec.held_out_tokens
         try:
             with writer, TokenProgress(total, done=sum(taken.values())) as progress:
                 chunks = documents.chunks(writer.cursor.position)
-                write_documents(chunks, encoder, writer, workers, progress)
+                write_documents(chunks, encoder, writer, workers, progress, cut)
                 writer.check_bad()
                 cursor = writer.cursor
                 check_enough_text(spec, taken["val"], taken["train"], cursor.between, cursor.bad)
@@ -90,6 +96,8 @@ def prepare(
                 "training tokens",
                 flush=True,
             )
+        if cut:
+            print(cut.told, flush=True)
         print(summary(folder, complete), flush=True)
         return complete
 
@@ -100,12 +108,19 @@ def write_documents(
     writer: ShardWriter,
     workers: int,
     progress: TokenProgress | None = None,
+    cut: Cut | None = None,
 ) -> None:
     """Encode rows in `workers` threads, and write them in one more, until the writer is full."""
 
     def encode(batch: Batch) -> EncodedBatch:
         texts = batch.texts()
-        return EncodedBatch(batch, *encoder.encode(texts.rows), texts)
+        row = cut.row_in(batch) if cut else None
+        if cut is None or row is None:
+            return EncodedBatch(batch, *encoder.encode(texts.rows), texts)
+        tokens, lengths = encoder.encode(cut.split(texts.rows, row))
+        first = int(lengths[row])
+        lengths[row + 1] += first
+        return EncodedBatch(batch, tokens, np.delete(lengths, row), texts, (row, first))
 
     def tasks() -> Iterator[Task]:
         while not writer.full and (batch := next(encoding, None)):
@@ -230,6 +245,21 @@ def new_manifest(documents: Documents, settings: dict[str, Any]) -> Manifest:
     return Manifest(source=dict(documents.source), tokenizer=tokenizer, settings=settings)
 
 
+def begun_cut(manifest: Manifest) -> Cut | None:
+    """Return the cut with which a dataset was begun; without one, held-out text ends as usual."""
+    position = manifest.position or {}
+    cut = Cut.load(position.get("cut"))
+    if cut and manifest.tokens("val") == cut.tokens and not position["token"]:
+        # Nothing of the document that was cut is read again, and a removed file's place is taken.
+        return replace(cut, bytes=0)
+    return cut
+
+
+def with_cut(spec: DatasetSpec, cut: Cut | None) -> DatasetSpec:
+    """Return the spec with as many held-out tokens as the cut has."""
+    return replace(spec, val_tokens=cut.tokens - 1) if cut else spec
+
+
 def check_enough_text(spec: DatasetSpec, val: int, train: int, between: int, bad: int) -> None:
     """Raise TooLittleText if the held-out split is not full, or the training split is empty.
 
@@ -237,8 +267,16 @@ def check_enough_text(spec: DatasetSpec, val: int, train: int, between: int, bad
         val, train, between: tokens of the splits, and tokens left out between them.
         bad: lines and files left out.
     """
-    held_out = spec.held_out_tokens
+    held_out, least = spec.held_out_tokens, spec.sequence_tokens
     without = f"; {bad:,} bad lines and files were left out" if bad else ""
+    possible = (val + train) // 5 // 16 * 16
+    shorter = f", set MODEL_CONTEXT_LENGTH={possible}" if possible else ""
+    if held_out and min(val, train) < least and train != spec.total_tokens:
+        raise TooLittleText(
+            f"the text has only {val + train:,} tokens{without}: to train on some and hold some "
+            f"out, about {4 * least:,} are needed (MODEL_CONTEXT_LENGTH={least - 1})",
+            f"add text{shorter}, or hold nothing out: PREPARE_VAL_TOKENS=0",
+        )
     if val < held_out:
         raise TooLittleText(
             f"the dataset has only {val:,} tokens, {spec.val_tokens:,} were to be held out"
@@ -249,8 +287,8 @@ def check_enough_text(spec: DatasetSpec, val: int, train: int, between: int, bad
         after = f" after the {held_out:,} held-out tokens" if held_out else ""
         raise TooLittleText(
             f"the dataset has no text to train on{after}{without}",
-            "the rest of the document that they end in is not trained on: split the text into more "
-            "documents, or set PREPARE_VAL_TOKENS to 0"
+            "the rest of the document that they end in is not trained on: lower "
+            "PREPARE_VAL_TOKENS, or set it to 0"
             if between
             else "check PREPARE_TEXT_COLUMN, lower PREPARE_VAL_TOKENS, or add text",
         )

@@ -15,6 +15,7 @@ from app.data.manifest import Manifest, ShardInfo
 from app.data.shards import ShardFile, Split, Tokens, shard_name
 from app.errors import UserError
 from app.prepare.encoded_batch import Cursor, EncodedBatch
+from app.prepare.held_out import Cut
 from app.prepare.read_files import ReadFiles
 from app.prepare.spec import DatasetSpec
 
@@ -46,6 +47,7 @@ class ShardWriter:
         spec: what to write.
         manifest: the manifest to continue from.
         read_files: records the source's files, if they can change.
+        cut: where held-out text ends, if in a document that is cut.
 
     Attributes:
         manifest: manifest of the committed shards; complete after finish()
@@ -59,8 +61,10 @@ class ShardWriter:
         spec: DatasetSpec,
         manifest: Manifest,
         read_files: ReadFiles | None = None,
+        cut: Cut | None = None,
     ) -> None:
         self.manifest = manifest
+        self._cut = cut
         self.cursor = Cursor.load(manifest.position or {})
         self._read_files = read_files
         self._left_out = list(manifest.left_out)
@@ -89,7 +93,7 @@ class ShardWriter:
             UserError: the source has changed since earlier shards were written.
         """
         at, self._skip = self._skip, 0
-        if at and at >= encoded.next_document(1):
+        if at and not encoded.is_within_first_row(at):
             raise UserError(
                 "the document that the last shard ends in is shorter than before: "
                 "the files have changed",
@@ -204,6 +208,8 @@ class ShardWriter:
         shard = ShardInfo(self._file.path.name, split, self._file.tokens, documents, sha256)
         self._file = None
         position: dict[str, Any] = cursor.to_json()
+        if self._cut:
+            position["cut"] = self._cut.to_json()
         if self._read_files:
             position["current"] = self._read_files.commit(cursor.position, cursor.digest())
         self.manifest = replace(

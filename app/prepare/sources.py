@@ -9,19 +9,12 @@ from functools import partial
 from glob import glob
 from pathlib import Path
 
+from app.dataset_names import COMPRESSIONS, KINDS, STDLIB, is_hub_id, is_hub_layout, kind_of
 from app.errors import UserError
 from app.prepare.documents import Documents, Fault
-from app.prepare.listing import (
-    COMPRESSIONS,
-    KINDS,
-    SourceFile,
-    digest,
-    kind_of,
-    listing,
-    source_file,
-)
+from app.prepare.listing import SourceFile, digest, listing, source_file
 from app.prepare.local_files import FileDocuments, file_fault
-from app.prepare.spec import STDLIB, TextSource, absence, is_doubtful, is_hub_id
+from app.prepare.spec import TextSource, absence, is_doubtful
 from app.prepare.text_streams import UTF_8, BadFileError, check_no_pointer, encoding_of
 from app.prepare.texts import utf8_fault
 
@@ -48,7 +41,7 @@ def open_documents(source: TextSource, hf_token: str | None = None) -> Documents
     """
     dataset = source.dataset
     path = _expanded(dataset)
-    is_hub_folder = dataset != STDLIB and path.is_dir() and _is_hub_layout(path)
+    is_hub_folder = dataset != STDLIB and path.is_dir() and is_hub_layout(path)
     if is_hub_folder or is_hub_id(dataset):
         if not is_hub_folder and is_doubtful(dataset):
             # Printed first, because a request may take long to fail.
@@ -200,11 +193,3 @@ def _raise(error: OSError) -> None:
         f"the folder {error.filename} cannot be read: {error.strerror}",
         "make it readable, or move it out of the source",
     )
-
-
-def _is_hub_layout(folder: Path) -> bool:
-    readme = folder / "README.md"
-    if not readme.is_file():
-        return False
-    _, _, rest = readme.read_text("utf-8", "replace").partition("---\n")
-    return "\nconfigs:" in "\n" + rest.partition("\n---")[0]

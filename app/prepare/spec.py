@@ -1,7 +1,6 @@
 """A source of text, and the dataset to make from it."""
 
 import difflib
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,17 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from app.prepare.listing import kind_of
+from app.dataset_names import is_hub_id
 
-STDLIB = "stdlib"
 _SEARCHED_NAMES = 10_000
-_HUB_ID = re.compile(r"[A-Za-z0-9_-][\w.-]*(/[\w.-]+)?", re.ASCII)
-
-
-def is_hub_id(dataset: str) -> bool:
-    """Return True if `dataset` names a hub dataset, not something on this machine."""
-    is_here = dataset == STDLIB or Path(dataset).exists() or kind_of(dataset) is not None
-    return not is_here and _HUB_ID.fullmatch(dataset) is not None
 
 
 def is_doubtful(dataset: str) -> bool:
@@ -84,6 +75,8 @@ class DatasetSpec:
         val_tokens: held-out tokens, which come before the training tokens
         shard_size: tokens of each shard but a split's last
         skip_bad: how many bad rows and files may be left out; below 1: as a share of all
+        sequence_tokens: if more than 0, little local text may hold out less than `val_tokens`: a
+            twentieth, but no less than this
     """
 
     source: TextSource
@@ -92,6 +85,7 @@ class DatasetSpec:
     val_tokens: int = 0
     shard_size: int = 100_000_000
     skip_bad: float = 0
+    sequence_tokens: int = 0
 
     def allows_bad(self, bad: int, rows: int) -> bool:
         """Return True if `bad` of the `rows` lines, rows and files may be left out."""

@@ -4,6 +4,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from app.errors import UserError
@@ -72,7 +73,8 @@ def latest_checkpoint(
 ) -> Checkpoint:
     """Find the last checkpoint of a run whose files are valid, or the one after `step` steps.
 
-    Later ones that are damaged are reported on standard error.
+    A run with TRAIN_USE_BEST has the one with the lowest held-out loss in place of the last. That,
+    and later ones that are damaged, are reported on standard error.
 
     Args:
         variable: the setting that names the run.
@@ -92,7 +94,7 @@ def latest_checkpoint(
             raise no_valid_checkpoint_error(run_dir, corrupt)
         for error in corrupt:
             print(f"warning: {error.problem}", file=sys.stderr, flush=True)
-        return checkpoint
+        return _best(checkpoint, files) or checkpoint
     if step not in steps:
         raise UserError(
             f"{run_dir} has no checkpoint of step {step}",
@@ -101,6 +103,24 @@ def latest_checkpoint(
     checkpoint = open_checkpoint(checkpoint_folder(checkpoints, step))
     checkpoint.verify(files)
     return checkpoint
+
+
+def _best(last: Checkpoint, files: Iterable[str]) -> Checkpoint | None:
+    """Return the valid checkpoint with a lower held-out loss than the last, if the run wants it."""
+    checkpoints, loss = last.folder.parent, last.state.val_loss
+    if loss is None or not last.state.settings.get("train", {}).get("use_best"):
+        return None
+    losses = {step: val_loss_of(checkpoints, step) for step in checkpoint_steps(checkpoints)}
+    lower = {step: known for step, known in losses.items() if known is not None and known < loss}
+    for step in sorted(lower, key=lambda step: lower[step]):
+        with suppress(CorruptCheckpoint):
+            best = open_checkpoint(checkpoint_folder(checkpoints, step))
+            best.verify(files)
+            note = f"of {last.folder.parents[1].name}, step {step} has the lowest held-out loss: "
+            note += f"{lower[step]:.4f}, and the last, {last.step}, {loss:.4f}"
+            print(note, file=sys.stderr, flush=True)
+            return best
+    return None
 
 
 def prune_checkpoints(checkpoints: Path, keep: int) -> None:

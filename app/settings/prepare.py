@@ -47,7 +47,8 @@ class PrepareSettings(Group):
     total_tokens: Annotated[int | Literal["all"], count_or("all")] = 20_000_000
     """training tokens, or all; held-out tokens come on top"""
     val_tokens: Count = Field(1_048_576, ge=0)
-    """held-out tokens, taken from the start of the text; 0: none"""
+    """held-out tokens, taken from the start of the text; 0: none. By default at most a twentieth of
+    local text"""
     shard_size: Count = Field(100_000_000, gt=0, lt=2**31)
     """tokens per shard; the last shard may have fewer"""
     out_dir: Location | None = None
@@ -64,6 +65,11 @@ class PrepareSettings(Group):
         default = type(self).model_fields["dataset"].default
         applies = self.dataset == default or "dataset_config" in self.model_fields_set
         return self.dataset_config if applies else None
+
+    @property
+    def sets_val_tokens(self) -> bool:
+        """Return True if the number of held-out tokens is set, and not the default."""
+        return "val_tokens" in self.model_fields_set
 
     @property
     def dataset_name(self) -> str:

@@ -18,6 +18,7 @@ from app import containers
 from app.containers import in_container, list_of_settings, program
 from app.errors import UserError
 from app.settings.env_file import Value, Values, read_env_file
+from app.settings.own_text import FITTED, RECIPE, fitted, own_text_settings
 from app.settings.settings import GROUPS, VARIABLES, Settings
 from app.settings.types import Group
 
@@ -38,7 +39,7 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
     Raises:
         UserError: naming every invalid setting and its origin.
     """
-    values, faults, is_complete = _collect(flags)
+    values, faults, is_complete = _collect(flags, command, _environment())
     groups: dict[str, Group] = {}
     reasons: dict[str, str] = {}
     for name, group in GROUPS.items():
@@ -71,7 +72,20 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
     return settings
 
 
-def _collect(flags: Mapping[str, str]) -> tuple[Values, list[str], bool]:
+def found_by(flags: Mapping[str, str]) -> tuple[str | None, Path]:
+    """Return the recipe and the dataset's folder of a command that has these flags and .env.
+
+    Of the environment it has only what a container always has.
+    """
+    environment = {name: it for name, it in _environment().items() if name == "DATA_DIR"}
+    values, _, _ = _collect(flags, "doctor", environment if in_container() else {})
+    settings = _provisional(values)
+    return settings.general.recipe, settings.train_dataset_dir
+
+
+def _collect(
+    flags: Mapping[str, str], command: str, environment: Values
+) -> tuple[Values, list[str], bool]:
     """Return all values, the faults in names and lines, and True if no value can be missing.
 
     A faulty line may have been meant to set what would resolve a conflict.
@@ -82,7 +96,6 @@ def _collect(flags: Mapping[str, str]) -> tuple[Values, list[str], bool]:
         for name, text in flags.items()
         if not text and _default(name) != ""
     ]
-    environment = _environment()
     dotenv: Values = {}
     recipe: Values = {}
     # A link to nowhere is an error, unlike a missing file.
@@ -90,6 +103,7 @@ def _collect(flags: Mapping[str, str]) -> tuple[Values, list[str], bool]:
         dotenv, faults_of_dotenv = read_env_file(DOTENV, str(DOTENV), os.environ)
         faults += faults_of_dotenv
     above = dotenv | environment | from_flags
+    above |= _own_text(above, command)
     if "RECIPE" in above:
         recipe, faults_of_recipe = _read_recipe(above["RECIPE"], dotenv)
         faults += faults_of_recipe
@@ -101,7 +115,49 @@ def _collect(flags: Mapping[str, str]) -> tuple[Values, list[str], bool]:
     faults += _unknown_names(environment, 2 if in_container() else 3)
     faults += _unknown_names(dotenv, 1)
     faults += _unknown_names(recipe, 0)
-    return recipe | above, faults, is_complete
+    return _fit(recipe | above, command), faults, is_complete
+
+
+def _own_text(above: Values, command: str) -> Values:
+    """Return the recipe and the dataset of own text, if the command is about it; tells so."""
+    texts = {name: value.text for name, value in above.items()}
+    provisional = _provisional(above)
+    found = own_text_settings(texts, command, provisional.prepare_dir)
+    if "RECIPE" in found.keys() - texts.keys() and command in ("prepare", "train"):
+        dataset = texts.get("PREPARE_DATASET") or found["TRAIN_DATASET_DIR"]
+        _tell(f"{dataset} is your own text: RECIPE={RECIPE}, unless you set another")
+    return {name: Value(text, "own text") for name, text in found.items() if name not in texts}
+
+
+def _fit(values: Values, command: str) -> Values:
+    """Replace `auto` where it stands for what fits the text; see app.settings.own_text."""
+    unknown = {name for name in FITTED if name in values and values[name].text == "auto"}
+    if not unknown:
+        return values
+    known = {name: value for name, value in values.items() if name not in unknown}
+    settings = _provisional(known)
+    public = {name: getattr(settings, name) for name in ("model", "train")}
+    given = {
+        name: getattr(public[group], field)
+        for name in FITTED & known.keys()
+        for group, field in [name.lower().split("_", 1)]
+    }
+    chosen, why = fitted(settings, given)
+    if command == "train" and why:
+        _tell(why)
+    origin = f"chosen for the text in {settings.train_dataset_dir}"
+    return known | {name: Value(str(chosen[name]), origin) for name in unknown}
+
+
+def _provisional(values: Values) -> Settings:
+    """Return the settings with defaults in place of invalid values."""
+    return Settings(**{name: _validate(group, values)[0] for name, group in GROUPS.items()})
+
+
+def _tell(line: str) -> None:
+    # Not in each of several processes.
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        print(line, flush=True)
 
 
 def _environment() -> Values:

@@ -33,11 +33,11 @@ class ModelSettings(Group):
     vocab_size: Count = Field(50257, ge=50257, le=50257)
     """rows of the embedding: the tokens of GPT-2's BPE"""
     num_layers: Count = Field(12, ge=1, le=10_000)
-    """transformer blocks"""
+    """transformer blocks; auto: by the size of the text"""
     embd_size: Count = Field(768, ge=1)
-    """width of the residual stream"""
+    """width of the residual stream; auto: by the size of the text"""
     num_heads: Count = Field(12, ge=1)
-    """attention heads; must divide the width, unless MODEL_HEAD_DIM is set"""
+    """attention heads; must divide the width, unless MODEL_HEAD_DIM is set; auto: of 64 or less"""
     head_dim: Annotated[int | Literal["auto"], count_or("auto", at_most=65536)] = "auto"
     """size of each head in qwen3; auto: width / heads, as always in gpt2"""
     tie_embeddings: AutoOrBool = "auto"
@@ -71,12 +71,12 @@ class TrainSettings(Group):
     """weights with which a new run begins, and its model's settings: a model of the Hub, such as
     openai-community/gpt2; a folder that transformers or export has written; or RUN or RUN@STEP"""
     tokens_per_step: Count = Field(524_288, gt=0, lt=2**31)
-    """tokens per optimizer step, over all processes"""
+    """tokens per optimizer step, over all processes; auto: by the size of the text"""
     micro_batch_size: Annotated[int | Literal["auto"], count_or("auto")] = "auto"
     """sequences per forward pass on each process; auto: the largest that fits in memory and still
     helps"""
     max_steps: Count = Field(38, gt=0)
-    """optimizer steps of the whole run"""
+    """optimizer steps of the whole run; auto: some epochs, by the size of the text"""
     max_hours: Number | None = Field(None, gt=0, le=1e6)
     """hours that the whole run may take; the number of steps, at most TRAIN_MAX_STEPS, and the
     schedule of the learning rate are fitted to the measured speed"""
@@ -134,7 +134,7 @@ class TrainSettings(Group):
     deterministic: AutoOrBool = "auto"
     """bit-identical results from run to run; auto: on a CPU only"""
     val_every: Count = Field(250, ge=0)
-    """steps between held-out losses, also at the end; 0: never"""
+    """steps between held-out losses, also at the end; 0: never; auto: a tenth of the run"""
     val_tokens: Count = Field(1_048_576, gt=0)
     """held-out tokens that each held-out loss is measured on"""
     hellaswag_every: Count = Field(0, ge=0)
@@ -143,11 +143,13 @@ class TrainSettings(Group):
     """other questions of HellaSwag's form, below DATA_DIR; by default the 10,042 published ones,
     which are downloaded"""
     sample_every: Count = Field(250, ge=0)
-    """steps between text samples, also at the end; 0: never"""
+    """steps between text samples, also at the end; 0: never; auto: a tenth of the run"""
     checkpoint_every: Count = Field(250, ge=0)
-    """steps between checkpoints, also at the end; 0: only at the end"""
+    """steps between checkpoints, also at the end; 0: only at the end; auto: a tenth of the run"""
     keep_checkpoints: Count = Field(2, ge=1)
     """latest checkpoints to keep, besides the best and the one from before the cool-down"""
+    use_best: bool = False
+    """whether other commands use the checkpoint with the lowest held-out loss, not the last"""
     processes: Annotated[int | Literal["auto"], count_or("auto", at_most=1024)] = "auto"
     """training processes on this machine; auto: one per GPU; one on a CPU"""
     max_restarts: Count = Field(3, ge=0)

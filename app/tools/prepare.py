@@ -2,13 +2,18 @@
 
 import gc
 import os
+import shlex
+from itertools import combinations
 from pathlib import Path
 
+from app.containers import in_container, program
 from app.data.hellaswag import provide_questions
+from app.dataset_names import is_own_text
 from app.errors import UserError
 from app.prepare.model_folder import hub_model
 from app.prepare.spec import DatasetSpec, TextSource
 from app.settings.settings import Settings
+from app.settings.sources import flag_name, found_by
 
 
 def prepare(settings: Settings) -> None:
@@ -21,7 +26,7 @@ def prepare(settings: Settings) -> None:
     secret = token.get_secret_value() if token else None
     check_out_dir(settings.prepare_dir, settings.general.data_dir)
     context_length = settings.model.context_length
-    if 0 < cfg.val_tokens < context_length:
+    if cfg.sets_val_tokens and 0 < cfg.val_tokens < context_length:
         print(
             f"warning: {cfg.val_tokens:,} held-out tokens are less than a sequence of "
             f"{context_length:,} (MODEL_CONTEXT_LENGTH): train cannot measure a held-out loss on "
@@ -44,6 +49,22 @@ def prepare(settings: Settings) -> None:
         workers=(os.cpu_count() or 1) if cfg.workers == "auto" else cfg.workers,
         hf_token=secret,
     )
+    print(f"next: {next_command(settings)}", flush=True)
+
+
+def next_command(settings: Settings) -> str:
+    """Return the shortest `train` that finds the dataset and takes the recipe of this `prepare`."""
+    flags = {
+        "DATA_DIR": "" if in_container() else str(settings.general.data_dir),
+        "RECIPE": settings.general.recipe or "",
+        "TRAIN_DATASET_DIR": str(settings.prepare.dataset_dir),
+    }
+    names = [name for name, text in flags.items() if text]
+    subsets = (some for size in range(len(names)) for some in combinations(names, size))
+    wanted = (settings.general.recipe, settings.prepare_dir)
+    found = (some for some in subsets if found_by({name: flags[name] for name in some}) == wanted)
+    words = [f"{flag_name(name)} {shlex.quote(flags[name])}" for name in next(found, names)]
+    return " ".join([program(), "train", *words])
 
 
 def check_out_dir(folder: Path, data_dir: Path) -> None:
@@ -72,6 +93,13 @@ def dataset_spec(settings: Settings) -> DatasetSpec:
         cfg.retry_seconds,
     )
     total_tokens = None if cfg.total_tokens == "all" else cfg.total_tokens
+    is_share = is_own_text(cfg.dataset) and not cfg.sets_val_tokens
     return DatasetSpec(
-        source, cfg.dataset_name, total_tokens, cfg.val_tokens, cfg.shard_size, cfg.skip_bad
+        source,
+        cfg.dataset_name,
+        total_tokens,
+        cfg.val_tokens,
+        cfg.shard_size,
+        cfg.skip_bad,
+        settings.model.context_length + 1 if is_share else 0,
     )

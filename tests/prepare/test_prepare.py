@@ -201,11 +201,11 @@ def test_nothing_left_to_train_on_is_refused_and_can_be_corrected(
     prepared(source, tmp_path / "out", val_tokens=100)
 
 
-def test_a_single_document_cannot_be_both_held_out_and_trained_on(tmp_path: Path) -> None:
-    (tmp_path / "input.txt").write_text("one two three " * 100)
+def test_a_single_row_cannot_be_both_held_out_and_trained_on(tmp_path: Path) -> None:
+    source = write_texts(tmp_path / "input.jsonl", ["one two three " * 100])
     with pytest.raises(UserError, match="no text to train on after") as raised:
-        prepared(tmp_path / "input.txt", tmp_path / "out", val_tokens=100)
-    assert "split the text into more documents, or set PREPARE_VAL_TOKENS to 0" in raised.value.fix
+        prepared(source, tmp_path / "out", val_tokens=100)
+    assert "lower PREPARE_VAL_TOKENS, or set it to 0" in raised.value.fix
 
 
 def test_tokens_between_held_out_and_training_text_are_counted(

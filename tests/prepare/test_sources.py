@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from app.dataset_names import is_hub_id
 from app.errors import UserError
 from app.prepare.documents import Position, RowChunk, batches
 from app.prepare.local_files import FileDocuments
 from app.prepare.sources import open_documents
-from app.prepare.spec import TextSource, is_hub_id
+from app.prepare.spec import TextSource
 from tests.prepare.conftest import COMPRESS, START, read
 
 

@@ -158,9 +158,9 @@ def check_text(context: Context) -> Iterator[Finding]:
         yield Finding("text", "skip", "not needed: the dataset is complete")
         return
     # Packages that only prepare needs may be missing where a dataset is complete.
+    from app.dataset_names import is_hub_id
     from app.prepare.local_files import FileDocuments
     from app.prepare.sources import check_heads, open_documents
-    from app.prepare.spec import is_hub_id
     from app.tools.prepare import dataset_spec
 
     if is_hub_id(cfg.dataset):

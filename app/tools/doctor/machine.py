@@ -164,7 +164,7 @@ def _shard_bytes(context: Context) -> int | None:
     sample = re.fullmatch(r"sample-(\d+)BT", cfg.config or "")
     if sample is None:
         return None
-    from app.prepare.spec import is_hub_id
+    from app.dataset_names import is_hub_id
 
     return _BYTES_PER_TOKEN * int(sample[1]) * 10**9 if is_hub_id(cfg.dataset) else None
 

@@ -1,0 +1,56 @@
+"""What the name of a dataset means: a dataset on the Hub, local text, or Python's own library."""
+
+import os
+import re
+from pathlib import Path
+
+STDLIB = "stdlib"
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+# The ending of a file's name -> the kind as which it is read.
+_KINDS = {
+    ".txt": ".txt",
+    ".md": ".md",
+    ".py": ".py",
+    ".jsonl": ".jsonl",
+    ".ndjson": ".jsonl",
+    ".json": ".jsonl",
+    ".parquet": ".parquet",
+}
+KINDS = tuple(kind for kind in _KINDS if kind != ".json")
+_HUB_ID = re.compile(r"[A-Za-z0-9_-][\w.-]*(/[\w.-]+)?", re.ASCII)
+
+
+def kind_of(name: str) -> str | None:
+    """Return how a file is read, from its name: .txt, .jsonl, …; None for any other file."""
+    stem, _, ending = name.lower().rpartition(".")
+    if f".{ending}" in COMPRESSIONS:
+        ending = stem.rpartition(".")[2]
+        # Parquet compresses by itself; with more around it, no row group can be read.
+        return None if ending == "parquet" else _KINDS.get(f".{ending}")
+    return _KINDS.get(f".{ending}") if stem else None
+
+
+def is_hub_id(dataset: str) -> bool:
+    """Return True if `dataset` names a hub dataset, not something on this machine."""
+    is_here = dataset == STDLIB or Path(dataset).exists() or kind_of(dataset) is not None
+    return not is_here and _HUB_ID.fullmatch(dataset) is not None
+
+
+def is_own_text(dataset: str) -> bool:
+    """Return True for local files, also if they are missing; not for a copy of a Hub repository."""
+    return (
+        dataset != STDLIB
+        and not is_hub_id(dataset)
+        and not is_hub_layout(
+            Path(os.path.expanduser(dataset))  # noqa: PTH111 (Path.expanduser fails for unknown users)
+        )
+    )
+
+
+def is_hub_layout(folder: Path) -> bool:
+    """Return True for a folder that is laid out as a Hub repository: its README has `configs:`."""
+    readme = folder / "README.md"
+    if not readme.is_file():
+        return False
+    _, _, rest = readme.read_text("utf-8", "replace").partition("---\n")
+    return "\nconfigs:" in "\n" + rest.partition("\n---")[0]

@@ -1,0 +1,142 @@
+"""Own text: which recipe and dataset it means, and the sizes that fit the length of the text."""
+
+import json
+import math
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from app.dataset_names import is_own_text
+from app.settings.settings import Settings
+
+RECIPE = "own-text"
+# What `auto` stands for is known once there is a dataset.
+FITTED = frozenset(
+    {
+        *("MODEL_NUM_LAYERS", "MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"),
+        *("TRAIN_TOKENS_PER_STEP", "TRAIN_MAX_STEPS"),
+        *("TRAIN_VAL_EVERY", "TRAIN_SAMPLE_EVERY", "TRAIN_CHECKPOINT_EVERY"),
+    }
+)
+_HEAD_DIM = 64
+_MEASUREMENTS = 10
+
+
+class _Size(NamedTuple):
+    """The sizes for texts of fewer than `below` tokens."""
+
+    below: float
+    layers: int
+    width: int
+    tokens_per_step: int
+    epochs: float
+
+
+_ON_CPU = (
+    _Size(1e6, 4, 128, 1024, 3),
+    _Size(5e6, 4, 192, 2048, 2),
+    _Size(math.inf, 6, 256, 4096, 1),
+)
+_ON_GPU = (
+    _Size(1e6, 4, 256, 4096, 4),
+    _Size(5e6, 6, 384, 8192, 3),
+    _Size(math.inf, 8, 512, 16384, 2),
+)
+
+
+def own_text_settings(values: Mapping[str, str], command: str, usual_dir: Path) -> dict[str, str]:
+    """Return the recipe of own text, and its dataset, if that is what the command is about.
+
+    It is if PREPARE_DATASET names local text; or if no other dataset is named, the usual one is not
+    there, and one of own text is.
+
+    Args:
+        values: texts of the settings that are set, by variable.
+        usual_dir: where prepare writes with these settings.
+    """
+    recipe, dataset = values.get("RECIPE"), values.get("PREPARE_DATASET")
+    chosen = {"RECIPE": RECIPE}
+    if recipe not in (None, RECIPE) or command == "inspect":
+        return {}
+    if dataset is not None:
+        return chosen if recipe or is_own_text(dataset) else {}
+    is_named = values.keys() & {"TRAIN_DATASET_DIR", "PREPARE_OUT_DIR"}
+    is_other = command != "train" and "TRAIN_RUN_NAME" in values
+    is_searched = recipe or not (is_other or usual_dir.exists())
+    if command == "prepare" or is_named or not is_searched:
+        return chosen if recipe else {}
+    latest = _latest_own_text(usual_dir.parent)
+    return {**chosen, "TRAIN_DATASET_DIR": latest} if latest else chosen if recipe else {}
+
+
+def fitted(settings: Settings, given: Mapping[str, int]) -> tuple[dict[str, int], str]:
+    """Return a value for each variable of FITTED, and a line that says why.
+
+    A run that has begun keeps its values, whatever the machine.
+
+    Args:
+        settings: all settings, with anything for variables of FITTED that are not given.
+        given: the variables of FITTED that are set.
+    """
+    run = _read(settings.run_dir / "settings.json", "settings")
+    if run and any((settings.run_dir / "checkpoints").glob("step-*")):
+        parts = {name: name.lower().split("_", 1) for name in FITTED}
+        return {name: run[group][field] for name, (group, field) in parts.items()}, ""
+    totals = _read(settings.train_dataset_dir / "manifest.json", "totals")
+    # Before there is a dataset, doctor estimates with as much as a few megabytes have.
+    tokens, on_gpu = totals.get("train_tokens", 1_000_000), _has_gpu(settings.train.device)
+    values = sizes(tokens, settings.model.context_length, given, on_gpu=on_gpu)
+    steps, step = values["TRAIN_MAX_STEPS"], values["TRAIN_TOKENS_PER_STEP"]
+    return values, (
+        f"chosen for {tokens:,} training tokens on a {'GPU' if on_gpu else 'CPU'}: "
+        f"{values['MODEL_NUM_LAYERS']} layers of width {values['MODEL_EMBD_SIZE']}, "
+        f"{steps:,} steps of {step:,} tokens; RECIPE=own-text, where each can be set"
+    )
+
+
+def sizes(
+    tokens: int, context_length: int, given: Mapping[str, int], *, on_gpu: bool
+) -> dict[str, int]:
+    """Return the sizes for a text of `tokens` training tokens, with those that are given."""
+    size = next(size for size in (_ON_GPU if on_gpu else _ON_CPU) if tokens < size.below)
+    values = {
+        "MODEL_NUM_LAYERS": size.layers,
+        "MODEL_EMBD_SIZE": size.width,
+        "TRAIN_TOKENS_PER_STEP": max(1, size.tokens_per_step // context_length) * context_length,
+        **given,
+    }
+    width = values["MODEL_EMBD_SIZE"]
+    heads = (count for count in range(max(1, width // _HEAD_DIM), 0, -1) if width % count == 0)
+    steps = math.ceil(size.epochs * tokens / values["TRAIN_TOKENS_PER_STEP"])
+    values = {"MODEL_NUM_HEADS": next(heads), "TRAIN_MAX_STEPS": max(1, steps), **values}
+    every = math.ceil(values["TRAIN_MAX_STEPS"] / _MEASUREMENTS)
+    return {name: every for name in FITTED if name.endswith("_EVERY")} | values
+
+
+def _latest_own_text(data_dir: Path) -> str:
+    """Return the folder's name of the dataset that was prepared last from local text, if any."""
+    manifests = sorted(data_dir.glob("*/manifest.json"), key=lambda path: -path.stat().st_mtime)
+    own = (path for path in manifests if _read(path, "source").get("dataset") == "files")
+    return next((path.parent.name for path in own), "")
+
+
+def _read(path: Path, key: str) -> dict[str, Any]:
+    """Return an object in a JSON file; nothing if the file is missing or damaged."""
+    try:
+        return dict(json.loads(path.read_bytes())[key])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _has_gpu(device: str) -> bool:
+    """Return True if this machine seems to train on a GPU, without importing torch."""
+    if device != "auto":
+        return device != "cpu"
+    try:
+        is_cpu_build = version("torch").endswith("+cpu")
+    except PackageNotFoundError:
+        is_cpu_build = False
+    return not is_cpu_build and any(
+        next(Path("/dev").glob(name), None) for name in ("nvidia[0-9]*", "dxg", "kfd")
+    )
