@@ -2,12 +2,13 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from app.dataset_names import is_own_text
+from app.formats import plural
 from app.settings.settings import Settings
 
 RECIPE = "own-text"
@@ -70,10 +71,8 @@ def own_text_settings(values: Mapping[str, str], command: str, usual_dir: Path) 
     return {**chosen, "TRAIN_DATASET_DIR": latest} if latest else chosen if recipe else {}
 
 
-def fitted(settings: Settings, given: Mapping[str, int]) -> tuple[dict[str, int], str]:
-    """Return a value for each variable of FITTED, and a line that says why.
-
-    A run that has begun keeps its values, whatever the machine.
+def fitted(settings: Settings, given: Collection[str]) -> dict[str, int]:
+    """Return a value for each variable of FITTED; a run that has begun keeps its values.
 
     Args:
         settings: all settings, with anything for variables of FITTED that are not given.
@@ -81,17 +80,24 @@ def fitted(settings: Settings, given: Mapping[str, int]) -> tuple[dict[str, int]
     """
     run = _read(settings.run_dir / "settings.json", "settings")
     if run and any((settings.run_dir / "checkpoints").glob("step-*")):
-        parts = {name: name.lower().split("_", 1) for name in FITTED}
-        return {name: run[group][field] for name, (group, field) in parts.items()}, ""
-    totals = _read(settings.train_dataset_dir / "manifest.json", "totals")
+        return _values_of(run)
     # Before there is a dataset, doctor estimates with as much as a few megabytes have.
-    tokens, on_gpu = totals.get("train_tokens", 1_000_000), _has_gpu(settings.train.device)
-    values = sizes(tokens, settings.model.context_length, given, on_gpu=on_gpu)
-    steps, step = values["TRAIN_MAX_STEPS"], values["TRAIN_TOKENS_PER_STEP"]
-    return values, (
-        f"chosen for {tokens:,} training tokens on a {'GPU' if on_gpu else 'CPU'}: "
-        f"{values['MODEL_NUM_LAYERS']} layers of width {values['MODEL_EMBD_SIZE']}, "
-        f"{steps:,} steps of {step:,} tokens; RECIPE=own-text, where each can be set"
+    totals = _read(settings.train_dataset_dir / "manifest.json", "totals")
+    tokens, values = totals.get("train_tokens", 1_000_000), _values_of(settings.public())
+    return sizes(
+        tokens,
+        settings.model.context_length,
+        {name: values[name] for name in given},
+        on_gpu=_has_gpu(settings.train.device),
+    )
+
+
+def note(settings: Settings) -> str:
+    """Return a line on the recipe of own text; empty with another recipe."""
+    model, train = settings.model, settings.train
+    return (settings.general.recipe == RECIPE) * (
+        f"RECIPE={RECIPE}, by the size of this text: {plural(model.num_layers, 'layer')} of width "
+        f"{model.embd_size}, {plural(train.max_steps, 'step')} of {train.tokens_per_step:,} tokens"
     )
 
 
@@ -119,6 +125,11 @@ def _latest_own_text(data_dir: Path) -> str:
     manifests = sorted(data_dir.glob("*/manifest.json"), key=lambda path: -path.stat().st_mtime)
     own = (path for path in manifests if _read(path, "source").get("dataset") == "files")
     return next((path.parent.name for path in own), "")
+
+
+def _values_of(settings: Mapping[str, Any]) -> dict[str, int]:
+    parts = {name: name.lower().split("_", 1) for name in FITTED}
+    return {name: settings[group][field] for name, (group, field) in parts.items()}
 
 
 def _read(path: Path, key: str) -> dict[str, Any]:

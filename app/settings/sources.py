@@ -18,7 +18,7 @@ from app import containers
 from app.containers import in_container, list_of_settings, program
 from app.errors import UserError
 from app.settings.env_file import Value, Values, read_env_file
-from app.settings.own_text import FITTED, RECIPE, fitted, own_text_settings
+from app.settings.own_text import FITTED, fitted, own_text_settings
 from app.settings.settings import GROUPS, VARIABLES, Settings
 from app.settings.types import Group
 
@@ -115,36 +115,24 @@ def _collect(
     faults += _unknown_names(environment, 2 if in_container() else 3)
     faults += _unknown_names(dotenv, 1)
     faults += _unknown_names(recipe, 0)
-    return _fit(recipe | above, command), faults, is_complete
+    return _fit(recipe | above), faults, is_complete
 
 
 def _own_text(above: Values, command: str) -> Values:
-    """Return the recipe and the dataset of own text, if the command is about it; tells so."""
+    """Return the recipe and the dataset of own text, if the command is about it."""
     texts = {name: value.text for name, value in above.items()}
-    provisional = _provisional(above)
-    found = own_text_settings(texts, command, provisional.prepare_dir)
-    if "RECIPE" in found.keys() - texts.keys() and command in ("prepare", "train"):
-        dataset = texts.get("PREPARE_DATASET") or found["TRAIN_DATASET_DIR"]
-        _tell(f"{dataset} is your own text: RECIPE={RECIPE}, unless you set another")
+    found = own_text_settings(texts, command, _provisional(above).prepare_dir)
     return {name: Value(text, "own text") for name, text in found.items() if name not in texts}
 
 
-def _fit(values: Values, command: str) -> Values:
+def _fit(values: Values) -> Values:
     """Replace `auto` where it stands for what fits the text; see app.settings.own_text."""
     unknown = {name for name in FITTED if name in values and values[name].text == "auto"}
     if not unknown:
         return values
     known = {name: value for name, value in values.items() if name not in unknown}
     settings = _provisional(known)
-    public = {name: getattr(settings, name) for name in ("model", "train")}
-    given = {
-        name: getattr(public[group], field)
-        for name in FITTED & known.keys()
-        for group, field in [name.lower().split("_", 1)]
-    }
-    chosen, why = fitted(settings, given)
-    if command == "train" and why:
-        _tell(why)
+    chosen = fitted(settings, FITTED & known.keys())
     origin = f"chosen for the text in {settings.train_dataset_dir}"
     return known | {name: Value(str(chosen[name]), origin) for name in unknown}
 
@@ -152,12 +140,6 @@ def _fit(values: Values, command: str) -> Values:
 def _provisional(values: Values) -> Settings:
     """Return the settings with defaults in place of invalid values."""
     return Settings(**{name: _validate(group, values)[0] for name, group in GROUPS.items()})
-
-
-def _tell(line: str) -> None:
-    # Not in each of several processes.
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        print(line, flush=True)
 
 
 def _environment() -> Values:

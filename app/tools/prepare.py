@@ -12,6 +12,7 @@ from app.dataset_names import is_own_text
 from app.errors import UserError
 from app.prepare.model_folder import hub_model
 from app.prepare.spec import DatasetSpec, TextSource
+from app.settings.own_text import RECIPE
 from app.settings.settings import Settings
 from app.settings.sources import flag_name, found_by
 
@@ -49,6 +50,8 @@ def prepare(settings: Settings) -> None:
         workers=(os.cpu_count() or 1) if cfg.workers == "auto" else cfg.workers,
         hf_token=secret,
     )
+    if settings.general.recipe == RECIPE:
+        print(f"the recipe of your own text is RECIPE={RECIPE}, unless you set another", flush=True)
     print(f"next: {next_command(settings)}", flush=True)
 
 

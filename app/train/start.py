@@ -12,6 +12,7 @@ from app.runs.checkpoint import Checkpoint
 from app.runs.checkpoint_state import CheckpointState
 from app.runs.checkpoints import checkpoint_steps
 from app.runs.folder import RunFolder, RunIdentity
+from app.settings import own_text
 from app.settings.settings import Settings
 from app.train.init_from import InitialWeights
 from app.train.lr_schedule import LRSchedule
@@ -88,6 +89,8 @@ def plan_start(
     cfg, identity = settings.train, run_identity(settings, dataset.fingerprint)
     # Printed first, because comparing the hashes of a checkpoint may take seconds.
     print_line(_describe(dataset, settings))
+    if line := own_text.note(settings):
+        print_line(line)
     resume = "auto" if restarted else cfg.resume
     if branch and not checkpoint_steps(run.checkpoints):
         begin_branch(run, identity, branch)
