@@ -39,7 +39,7 @@ def _prepare(arguments: Sequence[str]) -> None:
     from app.cluster.prepare import prepare
     from app.dataset_names import STDLIB, is_hub_id
     from app.settings.sources import load_settings
-    from app.tools.prepare import dataset_spec
+    from app.tools.prepare import dataset_spec, print_next
 
     flags, options = _parser().parse(arguments)
     settings = load_settings(flags, "prepare")
@@ -54,7 +54,8 @@ def _prepare(arguments: Sequence[str]) -> None:
     raise_on_signals()
     with engine(options["executor"], workers, dict(options["sbatch"])) as (run, count):
         folder = settings.prepare_dir.absolute()
-        prepare(spec, folder, run, workers=count, task_bytes=options["task_bytes"])
+        if prepare(spec, folder, run, workers=count, task_bytes=options["task_bytes"]):
+            print_next(settings)
 
 
 def _parser() -> Parser:

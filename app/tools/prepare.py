@@ -50,8 +50,13 @@ def prepare(settings: Settings) -> None:
         workers=(os.cpu_count() or 1) if cfg.workers == "auto" else cfg.workers,
         hf_token=secret,
     )
+    print_next(settings)
+
+
+def print_next(settings: Settings) -> None:
+    """Print the command that trains on the dataset."""
     if settings.general.recipe == RECIPE:
-        print(f"the recipe of your own text is RECIPE={RECIPE}, unless you set another", flush=True)
+        print(f"the recipe of your own text is RECIPE={RECIPE}, unless you set another")
     print(f"next: {next_command(settings)}", flush=True)
 
 

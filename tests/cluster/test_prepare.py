@@ -67,6 +67,22 @@ def test_local_processes_write_the_same_dataset(kind: str, sizes: Settings, tmp_
     assert f"{cluster.out}: " in run.stdout
 
 
+@pytest.mark.parametrize("held_out", ({}, {"PREPARE_VAL_TOKENS": "900"}), ids=("share", "set"))
+def test_large_documents_are_cut_at_the_same_paragraph(held_out: Settings, tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for name in "ab":
+        verses = (f"Verse {n} of {name}\nhas {n % 7} words\n\n" for n in range(3000))
+        (folder / f"{name}.txt").write_text("".join(verses))
+    settings = {"PREPARE_DATASET": str(folder), "PREPARE_SHARD_SIZE": "700"} | held_out
+    single = prepared(tmp_path / "single", settings)
+    cluster = Cluster(tmp_path, settings)
+    run = cluster.run()
+    assert run.returncode == 0, run
+    cluster.equals(single)
+    assert "held out: the first " in run.stdout
+
+
 def test_pythons_library_gives_the_same_dataset(tmp_path: Path) -> None:
     # Another Python may have another library.
     single = prepared(tmp_path / "single", library_source(), PYTHON)
