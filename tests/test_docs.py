@@ -18,8 +18,13 @@ ELSEWHERE = {
     *("needs the hub", "on the rented machine", "by make", "until Ctrl-C"),
     *("on the cluster", "with a cloud account", "in .venv-cluster", "with pip"),
 }
-# What a page has exported before.
-RECIPES = {"docs/tutorial.md": {"RECIPE": "demo"}}
+# What a page has exported before, or a shorter run.
+SHORT = {"TRAIN_MAX_STEPS": "5"}
+EXPORTED = {
+    "docs/tutorial.md": {"RECIPE": "demo"},
+    "docs/own-data.md": SHORT,
+    "README.md": SHORT,
+}
 RUN_HERE = [page for page in PAGES if any(block.is_run_here for block in blocks(page))]
 
 
@@ -89,7 +94,7 @@ def test_commands_work_in_their_order(page: str, newcomer: dict[str, str]) -> No
             continue
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", block.script],
-            env=newcomer | RECIPES.get(page, {}),
+            env=newcomer | EXPORTED.get(page, {}),
             capture_output=True,
             text=True,
             timeout=600,

@@ -196,14 +196,14 @@ WRONG = (
     Wrong(
         "a typo in .env",
         "train",
-        "RECIPIE (.env, line 16): there is no such setting; did you mean RECIPE?",
+        "RECIPIE (.env, line 17): there is no such setting; did you mean RECIPE?",
         "correct it",
         first=appended(".env", "RECIPIE=demo\n"),
     ),
     Wrong(
         "a line of .env without =",
         "train",
-        ".env, line 16: not of the form NAME=VALUE",
+        ".env, line 17: not of the form NAME=VALUE",
         "correct it",
         first=appended(".env", "TRAIN_SEED 5\n"),
     ),
