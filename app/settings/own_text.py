@@ -58,7 +58,8 @@ def own_text_settings(values: Mapping[str, str], command: str, usual_dir: Path) 
     """
     recipe, dataset = values.get("RECIPE"), values.get("PREPARE_DATASET")
     chosen = {"RECIPE": RECIPE}
-    if recipe not in (None, RECIPE) or command == "inspect":
+    # Weights that are trained further need other rates: that recipe is named.
+    if recipe not in (None, RECIPE) or command == "inspect" or "TRAIN_INIT_FROM" in values:
         return {}
     if dataset is not None:
         return chosen if recipe or is_own_text(dataset) else {}

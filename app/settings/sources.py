@@ -133,6 +133,9 @@ def _fit(values: Values) -> Values:
     known = {name: value for name, value in values.items() if name not in unknown}
     settings = _provisional(known)
     chosen = fitted(settings, FITTED & known.keys())
+    if "TRAIN_INIT_FROM" in known:
+        # The model's settings come with its weights.
+        unknown = {name for name in unknown if not name.startswith("MODEL_")}
     origin = f"chosen for the text in {settings.train_dataset_dir}"
     return known | {name: Value(str(chosen[name]), origin) for name in unknown}
 

@@ -112,6 +112,15 @@ def test_auto_works_in_any_recipe() -> None:
     assert note(settings) == ""
 
 
+def test_weights_that_are_trained_further_bring_their_own_sizes() -> None:
+    dataset("mine", 300_000)
+    further = {"TRAIN_INIT_FROM": "openai-community/gpt2"}
+    assert chosen(**further, PREPARE_DATASET="a.txt")[0] is None
+    model = load(**further, RECIPE="own-text", TRAIN_DATASET_DIR="mine").model
+    assert (model.embd_size, model.num_layers) == (768, 12)
+    assert "embd_size" not in model.model_fields_set
+
+
 @pytest.mark.parametrize("on_gpu", (False, True))
 @pytest.mark.parametrize("tokens", (300, 20_000, 321_226, 4_000_000, 25_000_000, 10**9))
 @pytest.mark.parametrize("length", (16, 256, 1000))
