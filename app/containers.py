@@ -36,21 +36,21 @@ def in_container() -> bool:
     return bool(os.environ.get("IN_CONTAINER"))
 
 
-def started_by_script() -> bool:
-    """Return True if the console script of the installed package has started this process."""
-    return Path(sys.argv[0]).name == "gpt-compose"
+def is_installed() -> bool:
+    """Return True if this process runs the installed package, which keeps `app` to itself."""
+    return "gpt_compose" in sys.modules
 
 
 def program() -> str:
     """Return what the user types before a command."""
     if in_container():
         return "docker compose run --rm"
-    return "gpt-compose" if started_by_script() else "python -m app"
+    return "gpt-compose" if is_installed() else "python -m app"
 
 
 def list_of_settings() -> str:
     """Return where the user finds every setting explained."""
-    return "`gpt-compose --env-example`" if started_by_script() else ".env.example"
+    return "`gpt-compose --env-example`" if is_installed() else ".env.example"
 
 
 def expects_gpu() -> bool:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from app.containers import how_to_get_permission, started_by_script
+from app.containers import how_to_get_permission, is_installed
 from app.errors import AppError, ExhaustedError, UserError
 
 # How torch, CUDA and cuBLAS report that memory has run out, where the exception's type does not.
@@ -188,7 +188,7 @@ def _missing_package(name: str) -> UserError | None:
     fix = f"pip install {distribution}"
     if name == "torch":
         fix = "install it as README.md describes: there are builds for CPUs and for GPUs"
-    elif started_by_script() and distribution in _EXTRAS:
+    elif is_installed() and distribution in _EXTRAS:
         fix = f"pip install 'gpt-compose[{_EXTRAS[distribution]}]'"
     return UserError(f"this needs the Python package {distribution}, which is not installed", fix)
 

@@ -20,6 +20,7 @@ from tests.newcomer import REPOSITORY, settle
 
 # In the folder where the user works; Python looks there first for `python -m`.
 IN_THE_WAY = ("app.py", "app/__init__.py", "data.py", "json.py", "random.py", "torch.py")
+OF_THE_WHEEL = ("__init__", "__main__")
 SMALL = {
     "RECIPE": "demo",
     "PREPARE_TOTAL_TOKENS": "4000",
@@ -67,7 +68,9 @@ def test_the_wheel_holds_every_file_of_the_program(wheel: Path, tmp_path: Path) 
     }
     names = zipfile.ZipFile(wheel).namelist()
     packed = {name for name in names if ".dist-info/" not in name}
-    assert packed - {"gpt_compose/revision"} == {*files, "gpt_compose/__init__.py"}
+    assert packed - {"gpt_compose/revision"} == files | {
+        f"gpt_compose/{name}.py" for name in OF_THE_WHEEL
+    }
     assert {f"gpt_compose/app/{name}" for name in ("py.typed", "recipes/demo.env")} <= packed
     # Without the detour.
     assert zipfile.ZipFile(build("wheel", REPOSITORY, tmp_path)).namelist() == names
@@ -120,13 +123,14 @@ def test_the_installed_command_works_in_any_folder(
     assert "`gpt-compose prepare --help` and `gpt-compose --env-example` explain" in wrong
     assert "run `gpt-compose prepare` with the same settings" in run("train").stderr
     assert "data/demo: 4,000 training" in run("prepare").stdout
-    ended = subprocess.run(
-        [sys.executable, "-P", "-m", "gpt_compose.app.cluster", "prepare"],
-        env=os.environ | {"PYTHONPATH": f"{others}:{site}"},
-        capture_output=True,
-        text=True,
-    )
-    assert "this environment does not hold what `app.cluster` needs" in ended.stderr
+    monkeypatch.setenv("PYTHONPATH", f"{others}:{site}")
+    for words, printed in (
+        (("gpt_compose", "train", "--help"), "usage: gpt-compose train"),
+        (("gpt_compose.app.cluster", "prepare"), "what `app.cluster` needs"),
+    ):
+        command = [sys.executable, "-P", "-m", *words]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        assert printed in ended.stdout + ended.stderr
 
 
 class Pod:

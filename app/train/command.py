@@ -6,7 +6,7 @@ from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from app.containers import started_by_script
+from app.containers import is_installed
 from app.distributed.launch import launch, launched, processes_to_launch
 from app.errors import ExitWithCode
 from app.progress import print_line
@@ -42,7 +42,8 @@ def start_training(settings: Settings) -> None:
                         return
             if processes > 1:
                 hellaswag_questions(settings)
-                program = [sys.argv[0]] if started_by_script() else ["-m", "app"]
+                # -P: not what has this name in the current folder.
+                program = ["-P", "-m", "gpt_compose"] if is_installed() else ["-m", "app"]
                 command = [*program, *sys.argv[1:]]
                 raise ExitWithCode(launch(command, processes, settings.train.max_restarts))
             branch = find_branch(settings, dataset.fingerprint)
