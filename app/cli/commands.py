@@ -49,8 +49,9 @@ class Command:
 _MODEL_FLAGS = ("train.run_name", "train.device", "general")
 _JSON_HELP = "print one JSON object instead of a table"
 _JSON = {"action": "store_true", "dest": "as_json", "help": _JSON_HELP}
-_PATH = {"metavar": "PATH", "help": "path as given, or relative to DATA_DIR"}
-_RUNS_HELP = "below DATA_DIR/runs; by default TRAIN_RUN_NAME"
+_PATH_HELP = "path as given, or relative to DATA_DIR; by default the run's, or the latest run's"
+_PATH = {"metavar": "PATH", "nargs": "?", "help": _PATH_HELP}
+_RUNS_HELP = "below DATA_DIR/runs; by default TRAIN_RUN_NAME, or the latest run"
 _RUNS = {"metavar": "RUN", "nargs": "*", "help": _RUNS_HELP}
 _VERIFY = {"action": "store_true", "help": "compare every hash as well"}
 
@@ -89,9 +90,9 @@ COMMANDS = {
     "inspect": Command(
         "app.tools.inspect:inspect",
         "Describe and verify a shard, a dataset, a checkpoint or a run.",
-        ("general",),
+        ("train.run_name", "general"),
         arguments={"path": _PATH, "--verify": _VERIFY},
-        usage="PATH ",
+        usage="[PATH] ",
         is_output=True,
     ),
     "doctor": Command(

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -16,6 +17,7 @@ from app.data.manifest import MANIFEST, Manifest, ShardInfo, open_listed_shard
 from app.data.shards import Shard, open_shard
 from app.errors import UserError
 from app.files import sha256_of
+from app.formats import plural
 
 # Words in the names of shards, as other programs write them.
 _HELD_OUT = r"val(?:id(?:ation)?)?|test|dev|eval(?:uation)?|h[eo]ld[ _-]?out"
@@ -90,19 +92,41 @@ def is_held_out(name: str) -> bool:
     return bool(words and words[-1])
 
 
-def open_dataset(folder: Path) -> Dataset:
+def missing_dataset_fix(data_dir: Path) -> str:
+    """Return the advice for a dataset that is not there; it names those that are, and tokens."""
+    others = []
+    for folder in sorted(path for path in data_dir.glob("*/") if path.name != "runs"):
+        with suppress(UserError, OSError):
+            if manifest := Manifest.load(folder):
+                what = plural(manifest.tokens("train"), "token")
+                what += "" if manifest.complete else ", not complete"
+            elif files := [it for it in shard_files(folder) if not is_held_out(it.name)]:
+                what = plural(sum(open_shard(file).size for file in files), "token")
+            else:
+                continue
+            others.append(f"{folder.name} ({what})")
+    known = f"set TRAIN_DATASET_DIR to one of: {', '.join(others)}"
+    choose = known if others else "correct TRAIN_DATASET_DIR"
+    return f"run `{program()} prepare` with the same settings, or {choose}"
+
+
+def open_dataset(folder: Path, data_dir: Path | None = None) -> Dataset:
     """Open a folder that `prepare` or llm.c has written.
+
+    Args:
+        data_dir: where an error finds other datasets to name.
 
     Raises:
         UserError: there is no dataset, it is incomplete, or a shard does not match the manifest.
     """
-    fix = f"run `{program()} prepare` with the same settings, or correct TRAIN_DATASET_DIR"
     if not folder.is_dir():
+        fix = missing_dataset_fix(data_dir or folder)
         raise UserError(f"no dataset in {folder}: there is no such folder", fix)
     manifest = Manifest.load(folder)
     if manifest is None:
         names = [path.name for path in shard_files(folder)]
         if not names:
+            fix = missing_dataset_fix(data_dir or folder)
             raise UserError(f"no dataset in {folder}: it holds no shard (*.bin)", fix)
         opened = {name: open_shard(folder / name) for name in names}
         held_out = {name for name in names if is_held_out(name)}

@@ -177,6 +177,18 @@ def _apple_gpu(
     return Device(torch.device("mps"), f"Apple GPU ({cpu_model()})", selected, False, None)
 
 
+def matmul_flops(device: Device, side: int = 512) -> float | None:
+    """Measure matrix products on a CPU in a few milliseconds, FLOP/s; None for a GPU."""
+    if device.torch_device.type != "cpu":
+        return None
+    matrix, seconds = torch.ones(side, side, dtype=device.dtype), math.inf
+    for _ in range(5):
+        started = time.perf_counter()
+        matrix @ matrix
+        seconds = min(seconds, time.perf_counter() - started)
+    return 2 * side**3 / seconds
+
+
 def _select_precision(precision: AutoOrPrecision, *, on_gpu: bool) -> Precision:
     if on_gpu:
         name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()

@@ -56,13 +56,30 @@ def no_valid_checkpoint_error(run_dir: Path, corrupt: list[CorruptCheckpoint]) -
     )
 
 
+def latest_runs(runs_dir: Path) -> list[tuple[Path, list[int]]]:
+    """Return the folders of the runs that have checkpoints, and their steps, the latest first."""
+    runs = []
+    for folder in runs_dir.glob("*/checkpoints"):
+        if steps := checkpoint_steps(folder):
+            # The checkpoint may be pruned, or the run deleted, at this moment.
+            with suppress(OSError):
+                saved = checkpoint_folder(folder, steps[-1]).stat().st_mtime
+                runs.append((saved, folder.parent, steps))
+    return [(run, steps) for _, run, steps in sorted(runs, reverse=True)]
+
+
 def missing_run_error(run_dir: Path, variable: str = "TRAIN_RUN_NAME") -> UserError:
     """Return the error for a run that does not exist; it names those that do."""
-    runs = sorted(path.name for path in run_dir.parent.glob("*/"))
-    fix = f"set {variable} to one of: {', '.join(runs)}"
     return UserError(
-        f"there is no run {run_dir}", fix if runs else "train first, or correct DATA_DIR"
+        f"there is no run {run_dir}",
+        _name_another(run_dir, variable) or "train first, or correct DATA_DIR",
     )
+
+
+def _name_another(run_dir: Path, variable: str) -> str:
+    """Return the advice to name a run that has checkpoints; empty if there is none."""
+    runs = sorted(run.name for run, _ in latest_runs(run_dir.parent))
+    return f"set {variable} to one of: {', '.join(runs)}" if runs else ""
 
 
 def latest_checkpoint(
@@ -87,7 +104,9 @@ def latest_checkpoint(
     if not run_dir.is_dir():
         raise missing_run_error(run_dir, variable)
     if not steps:
-        raise UserError(f"{run_dir} has no checkpoint yet", "let train reach its first one")
+        other = _name_another(run_dir, variable)
+        fix = f"let train reach its first one{other and f', or {other}'}"
+        raise UserError(f"{run_dir} has no checkpoint yet", fix)
     if step is None:
         checkpoint, corrupt = latest_valid(checkpoints, files)
         if checkpoint is None:

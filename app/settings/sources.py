@@ -72,15 +72,14 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
     return settings
 
 
-def found_by(flags: Mapping[str, str]) -> tuple[str | None, Path]:
-    """Return the recipe and the dataset's folder of a command that has these flags and .env.
+def resolve(flags: Mapping[str, str], command: str) -> Settings:
+    """Return the settings of a command that has these flags and .env, with defaults for the rest.
 
     Of the environment it has only what a container always has.
     """
     environment = {name: it for name, it in _environment().items() if name == "DATA_DIR"}
-    values, _, _ = _collect(flags, "doctor", environment if in_container() else {})
-    settings = _provisional(values)
-    return settings.general.recipe, settings.train_dataset_dir
+    values, _, _ = _collect(flags, command, environment if in_container() else {})
+    return _provisional(values)
 
 
 def _collect(

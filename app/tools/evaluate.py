@@ -21,6 +21,7 @@ from app.runs.checkpoints import latest_checkpoint
 from app.runs.metrics import perplexity
 from app.settings.settings import Settings
 from app.tools.dataset import dataset_of, recorded
+from app.tools.latest_run import with_latest_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,9 +116,9 @@ def evaluate(settings: Settings) -> None:
     Raises:
         UserError: there is no such checkpoint, dataset or split, or it has too few tokens.
     """
-    cfg = settings.evaluate
+    cfg, settings = settings.evaluate, with_latest_run(settings)
     checkpoint = latest_checkpoint(settings.run_dir, cfg.step)
-    dataset = open_dataset(dataset_of(settings))
+    dataset = open_dataset(dataset_of(settings), settings.general.data_dir)
 
     # Imported after these checks, because torch takes seconds.
     from app.data.token_stream import TokenStream

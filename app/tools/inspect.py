@@ -13,21 +13,27 @@ from app.data.tokenizer import END_OF_TEXT
 from app.errors import UserError
 from app.runs.checkpoint import TENSOR_FILES, checkpoint_folder, open_checkpoint
 from app.runs.checkpoint_state import STATE_FILE
-from app.runs.checkpoints import checkpoint_steps
+from app.runs.checkpoints import checkpoint_steps, missing_run_error
 from app.runs.metrics import read_metrics
 from app.settings.settings import Settings
+from app.tools.latest_run import with_latest_run
 
 _FIX = "give the path of a .bin file, or of a folder that prepare or train wrote"
 _CHUNK_TOKENS = 1 << 24
 
 
-def inspect(settings: Settings, *, path: str, verify: bool) -> None:
-    """Print the description of a path, which may be relative to DATA_DIR.
+def inspect(settings: Settings, *, path: str | None, verify: bool) -> None:
+    """Print the description of a path, which may be relative to DATA_DIR; by default of the run.
 
     Raises:
         UserError: there is no such path; or see `describe`.
     """
     data_dir = settings.general.data_dir
+    if path is None:
+        run_dir = with_latest_run(settings).run_dir
+        if not run_dir.is_dir():
+            raise missing_run_error(run_dir)
+        path = str(run_dir)
     for candidate in (Path(path), data_dir / path):
         if candidate.exists():
             for line in describe(candidate, verify=verify):

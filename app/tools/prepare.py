@@ -2,19 +2,17 @@
 
 import gc
 import os
-import shlex
-from itertools import combinations
 from pathlib import Path
 
-from app.containers import in_container, program
+from app.containers import program
 from app.data.hellaswag import provide_questions
 from app.dataset_names import is_own_text
 from app.errors import UserError
 from app.prepare.model_folder import hub_model
 from app.prepare.spec import DatasetSpec, TextSource
+from app.settings.next_command import next_command
 from app.settings.own_text import RECIPE
 from app.settings.settings import Settings
-from app.settings.sources import flag_name, found_by
 
 
 def prepare(settings: Settings) -> None:
@@ -57,22 +55,15 @@ def print_next(settings: Settings) -> None:
     """Print the command that trains on the dataset."""
     if settings.general.recipe == RECIPE:
         print(f"the recipe of your own text is RECIPE={RECIPE}, unless you set another")
-    print(f"next: {next_command(settings)}", flush=True)
+    # The shortest that finds the dataset and takes the recipe of this `prepare`.
+    flags = {"TRAIN_DATASET_DIR": settings.prepare.dataset_dir}
+    wanted = settings.general.recipe, settings.prepare_dir
+    command = next_command(settings, "train", flags, _recipe_and_dataset, wanted)
+    print(f"next: {command or f'{program()} train'}", flush=True)
 
 
-def next_command(settings: Settings) -> str:
-    """Return the shortest `train` that finds the dataset and takes the recipe of this `prepare`."""
-    flags = {
-        "DATA_DIR": "" if in_container() else str(settings.general.data_dir),
-        "RECIPE": settings.general.recipe or "",
-        "TRAIN_DATASET_DIR": str(settings.prepare.dataset_dir),
-    }
-    names = [name for name, text in flags.items() if text]
-    subsets = (some for size in range(len(names)) for some in combinations(names, size))
-    wanted = (settings.general.recipe, settings.prepare_dir)
-    found = (some for some in subsets if found_by({name: flags[name] for name in some}) == wanted)
-    words = [f"{flag_name(name)} {shlex.quote(flags[name])}" for name in next(found, names)]
-    return " ".join([program(), "train", *words])
+def _recipe_and_dataset(settings: Settings) -> tuple[str | None, Path]:
+    return settings.general.recipe, settings.train_dataset_dir
 
 
 def check_out_dir(folder: Path, data_dir: Path) -> None:

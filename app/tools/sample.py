@@ -11,6 +11,7 @@ from app.files import filename_in_errors
 from app.formats import format_bytes
 from app.runs.checkpoints import latest_checkpoint
 from app.settings.settings import Settings
+from app.tools.latest_run import with_latest_run
 
 # Tens of times the longest context; a larger file is a mistake, or never ends.
 _MAX_PROMPT_BYTES = 16_000_000
@@ -27,7 +28,7 @@ def sample(settings: Settings) -> None:
     Raises:
         UserError: there is no such run, checkpoint or prompt.
     """
-    cfg = settings.sample
+    cfg, settings = settings.sample, with_latest_run(settings)
     prompt = read_prompt(cfg.prompt_file) if cfg.prompt_file else cfg.prompt
     checkpoint = latest_checkpoint(settings.run_dir, cfg.step)
 

@@ -3,17 +3,29 @@
 from contextlib import ExitStack
 from dataclasses import replace
 
+import torch
+
 from app.data.dataset import Dataset
 from app.distributed.world import init_world, local_rank
 from app.errors import ExitWithCode, NotFiniteError, Stopped
-from app.hardware.device import select_device
-from app.model.architectures import build_config
+from app.hardware.device import matmul_flops, select_device
+from app.model.architectures import build_config, build_model
+from app.progress import print_line
 from app.runs.folder import RunFolder
 from app.settings.settings import Settings
+from app.train.advice import MAX_MFU, advise_on_duration
 from app.train.compile import compile_note, compile_problem, set_compile_cache_dir
 from app.train.init_from import with_initial_weights
 from app.train.micro_batch import RECOMPUTE_NOTE, choose_micro_batch_size, with_recompute
-from app.train.start import Start, find_branch, open_same_data, open_training_data, plan_start
+from app.train.start import (
+    Start,
+    find_branch,
+    next_step,
+    open_same_data,
+    open_training_data,
+    plan_start,
+    warn,
+)
 from app.train.stopping import stop_on_signals
 from app.train.trainer import Trainer
 
@@ -84,10 +96,20 @@ def train(settings: Settings, dataset: Dataset | None = None, start: Start | Non
         if recompute == "true":
             note += f"\n{RECOMPUTE_NOTE}"
         dataset = dataset or open_same_data(settings, start.identity)
+        rate = device.peak_flops or matmul_flops(device) if world.is_rank_zero else None
+        steps = cfg.max_steps - (start.checkpoint.step if start.checkpoint else 0)
+        if rate and steps > 0 and not world.restarted:
+            with torch.device("meta"):
+                flops = build_model(build_config(settings.model.shape())).flops_per_token()
+            seconds = steps * cfg.tokens_per_step * flops / (MAX_MFU * rate * world.size)
+            on_cpu = device.torch_device.type == "cpu"
+            warn(advise_on_duration(cfg, seconds, steps, on_cpu=on_cpu))
         try:
             Trainer(
                 settings, start, micro_batch_size, dataset, run, device, world, stop, note
             ).fit()
+            if world.is_rank_zero:
+                print_line(next_step(settings))
         except (NotFiniteError, Stopped) as error:
             if world.is_rank_zero:
                 raise

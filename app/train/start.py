@@ -1,6 +1,8 @@
 """The start of a run: what can be decided, or fail, before torch is imported."""
 
+import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from app.data.dataset import Dataset, open_dataset
@@ -13,7 +15,9 @@ from app.runs.checkpoint_state import CheckpointState
 from app.runs.checkpoints import checkpoint_steps
 from app.runs.folder import RunFolder, RunIdentity
 from app.settings import own_text
+from app.settings.next_command import command_for_run
 from app.settings.settings import Settings
+from app.train.advice import Advice, advise, advise_on_disk
 from app.train.init_from import InitialWeights
 from app.train.lr_schedule import LRSchedule
 from app.train.time_limit import planned_steps
@@ -42,7 +46,7 @@ def open_training_data(settings: Settings) -> Dataset:
     Raises:
         UserError: there is none, it is damaged, or it is shorter than one sequence.
     """
-    dataset = open_dataset(settings.train_dataset_dir)
+    dataset = open_dataset(settings.train_dataset_dir, settings.general.data_dir)
     dataset.num_sequences(settings.model.context_length)
     return dataset
 
@@ -101,14 +105,37 @@ def plan_start(
     steps = (checkpoint and planned_steps(settings, checkpoint.state)) or cfg.max_steps
     if checkpoint and checkpoint.step >= steps and not checkpoint.state.pending:
         print_line(f"{run.path} is finished: all {checkpoint.step} steps are done")
+        print_line(next_step(settings))
         return None
     new = f"new, with the weights of {weights.name}" if weights else "new"
     print_line(f"{run.path}: " + (f"continues at step {checkpoint.step}" if checkpoint else new))
     jump = cooldown_warning(settings, checkpoint.state) if checkpoint else None
-    for warning in filter(None, (held_out_warning(dataset, settings), jump)):
-        print(f"warning: {'; '.join(warning)}", file=sys.stderr, flush=True)
+    warn(filter(None, (held_out_warning(dataset, settings), jump)))
+    if not restarted:
+        tokens, held_out = (sum(map(len, shards)) for shards in (dataset.train, dataset.val))
+        warn(advise(cfg, settings.model, tokens, held_out, checkpoint.step if checkpoint else 0))
+        warn(advise_on_disk(cfg, settings.model, free_for_checkpoints(run)))
     weights = None if checkpoint else weights
     return Start(identity, checkpoint, hellaswag_questions(settings), weights)
+
+
+def warn(advice: Iterable[Advice]) -> None:
+    """Print each problem with what to do about it, as a line on standard error."""
+    for problem, fix in advice:
+        print(f"warning: {problem}; {fix}", file=sys.stderr, flush=True)
+
+
+def free_for_checkpoints(run: RunFolder) -> int:
+    """Return the bytes that a run's checkpoints may take, including those that exist."""
+    existing = next(path for path in (run.path, *run.path.absolute().parents) if path.exists())
+    saved = (path.stat().st_size for path in run.checkpoints.rglob("*") if path.is_file())
+    return shutil.disk_usage(existing).free + sum(saved)
+
+
+def next_step(settings: Settings) -> str:
+    """Return the line that ends a run that is finished."""
+    sample, report = (command_for_run(settings, name) for name in ("sample", "report"))
+    return f"next: {sample}; {report}"
 
 
 def hellaswag_questions(settings: Settings) -> list[Question]:

@@ -514,13 +514,15 @@ WRONG = (
         "a dataset that does not exist",
         "train --dataset-dir missing",
         "no dataset in data/missing: there is no such folder",
-        "run `python -m app prepare` with the same settings, or correct TRAIN_DATASET_DIR",
+        "run `python -m app prepare` with the same settings, or set TRAIN_DATASET_DIR to one of: "
+        "words (2,000 tokens)",
     ),
     Wrong(
         "a dataset folder without shards",
         "train --dataset-dir empty",
         "no dataset in data/empty: it holds no shard (*.bin)",
-        "run `python -m app prepare` with the same settings, or correct TRAIN_DATASET_DIR",
+        "run `python -m app prepare` with the same settings, or set TRAIN_DATASET_DIR to one of: "
+        "words (2,000 tokens)",
         first=folder("data/empty"),
     ),
     Wrong(
@@ -674,7 +676,7 @@ WRONG = (
         "a number of tokens to evaluate that is none",
         "evaluate --tokens publishd",
         "EVALUATE_TOKENS=publishd (flag --tokens): must be a whole number, such as 500, 20M, "
-        "1.5B or 1e7, or all or published",
+        "1.5B or 1e7, or auto or all or published",
         "correct it",
     ),
     Wrong(
@@ -776,10 +778,10 @@ WRONG = (
         first=file("theirs/config.json", "{}"),
     ),
     Wrong(
-        "nothing to inspect",
-        "inspect",
-        "the following arguments are required: PATH",
-        "see `python -m app inspect --help`",
+        "a run to inspect that does not exist",
+        "inspect --run-name missing",
+        "there is no run data/runs/missing",
+        "set TRAIN_RUN_NAME to one of: tiny",
     ),
 )
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from app.data.dataset import (
     open_dataset,
     shard_files,
 )
-from app.data.manifest import Manifest, ShardInfo
+from app.data.manifest import MANIFEST, Manifest, ShardInfo
 from app.errors import UserError
 from tests.prepare.conftest import write_shard
 
@@ -47,6 +48,33 @@ def test_sequences_cross_the_ends_of_shards(
 def test_less_than_one_sequence_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="too few training tokens for one sequence: 8 are needed"):
         dataset_of(tmp_path, 3, 4).num_sequences(7)
+
+
+def test_a_dataset_that_is_not_there_is_answered_with_those_that_are(tmp_path: Path) -> None:
+    """Finished and unfinished ones, and those of another program, each with its training tokens."""
+
+    def fix() -> str:
+        with pytest.raises(UserError, match=r"no dataset in .*: there is no such folder") as caught:
+            open_dataset(tmp_path / "missing", tmp_path)
+        assert caught.value.fix.startswith("run `python -m app prepare` with the same settings, or")
+        return caught.value.fix.partition(", or ")[2]
+
+    assert fix() == "correct TRAIN_DATASET_DIR"
+    for name in ("texts", "runs", "mine", "begun", "llm.c", "damaged"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "texts" / "story.txt").write_text("Once upon a time.")
+    (tmp_path / "notes.txt").write_text("A file.")
+    dataset_of(tmp_path / "mine", 300, 4000)
+    manifest = dataset_of(tmp_path / "begun", 1).manifest
+    assert manifest is not None
+    replace(manifest, complete=False).save(tmp_path / "begun")
+    for name in ("text_val_000000.bin", "text_train_000000.bin"):
+        write_shard(tmp_path / "llm.c" / name, np.ones(50, np.uint16))
+    (tmp_path / "damaged" / MANIFEST).write_text("{")
+    assert fix() == (
+        "set TRAIN_DATASET_DIR to one of: begun (1 token, not complete), llm.c (50 tokens), "
+        "mine (4,300 tokens)"
+    )
 
 
 @pytest.mark.parametrize("threads", (1, 4))

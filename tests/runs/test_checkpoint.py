@@ -214,10 +214,15 @@ def test_a_missing_run_or_step_is_refused_with_those_that_exist(
 ) -> None:
     with pytest.raises(UserError, match=r"no checkpoint of step 5\n.*one of: 4, 8"):
         latest_checkpoint(tmp_path, 5)
-    with pytest.raises(UserError, match=r"there is no run .*\n.*TRAIN_RUN_NAME to one of: check"):
-        latest_checkpoint(tmp_path / "missing")
-    with pytest.raises(UserError, match="has no checkpoint yet"):
-        latest_checkpoint(checkpoints)
+    (run := tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "new").mkdir()
+    with pytest.raises(UserError, match=r"there is no run .*\n.*train first, or correct DATA_DIR"):
+        latest_checkpoint(run.with_name("missing"))
+    checkpoints.rename(run / "checkpoints")
+    with pytest.raises(UserError, match=r"there is no run .*\n.*TRAIN_RUN_NAME to one of: mine$"):
+        latest_checkpoint(run.with_name("missing"))
+    with pytest.raises(UserError, match=r"has no checkpoint yet\n.* TRAIN_RUN_NAME to .*: mine$"):
+        latest_checkpoint(run.with_name("new"))
 
 
 def test_pruning_keeps_the_last_checkpoints_and_the_best(

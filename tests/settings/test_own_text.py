@@ -9,7 +9,7 @@ import pytest
 
 from app.settings.own_text import FITTED, note, sizes
 from app.settings.settings import Settings
-from app.settings.sources import found_by, load_settings
+from app.settings.sources import load_settings, resolve
 from tests.newcomer import settle
 
 CPU = {"TRAIN_DEVICE": "cpu"}
@@ -161,7 +161,11 @@ def test_the_note_says_what_was_chosen() -> None:
     )
 
 
-def test_found_by_reads_dotenv_and_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_a_new_shell_are_those_of_dotenv(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found_by(flags: dict[str, str]) -> tuple[str | None, Path]:
+        settings = resolve(flags, "train")
+        return settings.general.recipe, settings.train_dataset_dir
+
     monkeypatch.setenv("RECIPE", "demo")
     assert found_by({}) == (None, Path("data/fineweb20M"))
     Path(".env").write_text("RECIPE=demo\nDATA_DIR=here\n")

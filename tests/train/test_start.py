@@ -131,10 +131,10 @@ def test_a_run_continues_unless_all_its_steps_are_done(
     if step is not None:
         save_without_tensors(settings, step, pending)
     start = plan(settings)
-    dataset, decision = capsys.readouterr().out.splitlines()
+    dataset, decision, *then = capsys.readouterr().out.splitlines()
     assert re.search(r"text: \d,\d{3} training tokens \(\d\.\d\d epochs in 1\d steps\), ", dataset)
     assert decision.endswith(message)
-    assert (start is None) == ("finished" in message)
+    assert (start is None) == ("finished" in message) == bool(then)
     if start is not None:
         assert (start.checkpoint.step if start.checkpoint else None) == step
 
@@ -188,6 +188,25 @@ def test_restarted_processes_continue_a_run_that_was_to_be_new(tiny: TinySetting
     start = plan(settings, restarted=True)
     assert start is not None
     assert start.checkpoint is not None
+
+
+def test_what_speaks_against_a_run_is_told_once_it_matters(
+    tiny: TinySettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that continues is not told again what it cannot change; nor are restarted processes."""
+    changes = {"MODEL_EMBD_SIZE": 128, "TRAIN_MAX_STEPS": 150, "TRAIN_VAL_EVERY": 0}
+    plan(tiny(**changes))
+    read, by_heart = capsys.readouterr().err.splitlines()
+    assert read.startswith("warning: 150 steps read the 6,000 tokens of text 6.4 times; ")
+    assert by_heart.startswith("warning: 393k weights in the model's blocks learn the 6,000 ")
+    save_without_tensors(tiny(**changes), 4, PendingWork())
+    plan(tiny(**changes), restarted=True)
+    assert capsys.readouterr().err == ""
+    plan(tiny(**changes))
+    assert capsys.readouterr().err == f"{read}\n"
+    # As soon as its steps are few enough, nothing is left to say.
+    plan(tiny(**changes | {"TRAIN_MAX_STEPS": 93}))
+    assert capsys.readouterr().err == ""
 
 
 WSD = {"TRAIN_LR_SCHEDULE": "wsd", "TRAIN_COOLDOWN": 0.5, "TRAIN_LEARNING_RATE": 0.02}
@@ -291,4 +310,6 @@ def test_several_processes_are_not_started_for_a_finished_run(
     save_without_tensors(settings, 10, PendingWork())
     # Processes would end with ExitWithCode.
     start_training(settings)
-    assert capsys.readouterr().out.endswith("run is finished: all 10 steps are done\n")
+    *_, finished, then = capsys.readouterr().out.splitlines()
+    assert finished.endswith("run is finished: all 10 steps are done")
+    assert then.startswith("next: ")

@@ -54,7 +54,8 @@ class Context:
         planned_steps: number of steps that the run's time limit has planned, if it has
         steps_completed: steps that the run has completed so far
         fingerprint: the dataset's fingerprint; None unless it is complete and undamaged
-        val_tokens: held-out tokens of the dataset; None unless it is complete
+        train_tokens, val_tokens: training and held-out tokens of the dataset; None unless it is
+            complete
         questions: HellaSwag's questions to answer each time; the published ones unless counted
         report: measurements of the device; None before there are any
     """
@@ -65,6 +66,7 @@ class Context:
     planned_steps: int | None = None
     steps_completed: int = 0
     fingerprint: str | None = None
+    train_tokens: int | None = None
     val_tokens: int | None = None
     questions: int = 10_042
     report: DeviceReport | None = None

@@ -13,6 +13,7 @@ from functools import partial
 
 from app.errors import ExitCode, ExitWithCode
 from app.formats import plural
+from app.settings.next_command import command_for_run, command_with_settings
 from app.settings.settings import Settings
 from app.tools.doctor.checks import Context, Finding, run_check, run_check_within
 from app.tools.doctor.child import device_findings
@@ -20,6 +21,7 @@ from app.tools.doctor.estimate import check_duration, estimate
 from app.tools.doctor.inputs import (
     check_dataset,
     check_hellaswag,
+    check_plan,
     check_run,
     check_text,
     check_vocabulary,
@@ -31,6 +33,7 @@ _CHECKS: dict[str, Callable[[Context], Iterator[Finding]]] = {
     "weights": check_weights,
     "dataset": check_dataset,
     "run": check_run,
+    "plan": check_plan,
     "text": check_text,
     "HellaSwag": check_hellaswag,
     "vocabulary": check_vocabulary,
@@ -76,6 +79,12 @@ def doctor(settings: Settings, *, verify: bool, as_json: bool) -> None:
             f"{count['pass']} passed, {count['warn']} to look at, {count['fail']} failed, "
             f"{count['skip']} skipped"
         )
+        if not count["fail"]:
+            # Without steps left, the run has a model.
+            command = "train" if context.remaining_steps else "sample"
+            command = command if context.fingerprint else "prepare"
+            wording = command_for_run if command == "sample" else command_with_settings
+            print(f"next: {wording(settings, command)}")
     if count["fail"]:
         raise ExitWithCode(ExitCode.BUG)
 

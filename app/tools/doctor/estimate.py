@@ -7,14 +7,14 @@ from math import inf
 from app.formats import format_duration, plural
 from app.settings.train import TrainSettings
 from app.tools.doctor.checks import Context, Finding, graded
+from app.train.advice import LONG_SECONDS, MAX_MFU, advise_on_speed, shorter_run
 
 # The share of the rate of large matrix products that a step of GPT-2's size reaches.
-_MIN_MFU, _MAX_MFU = 0.25, 0.6
+_MIN_MFU = 0.25
 # A forward pass is a third of a step's work.
 _EVALUATION_SHARE = 1 / 3
 # A question of HellaSwag with its four endings, estimated from the size of the file.
 _QUESTION_TOKENS = 320
-_LONG_SECONDS = 7 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def estimate(context: Context) -> Estimate | None:
     if report is not None and report.matmul_flops:
         seconds = tokens * report.model_flops_per_token / (report.processes * report.matmul_flops)
         return Estimate(
-            (seconds / _MAX_MFU, seconds / _MIN_MFU),
-            f"{_MIN_MFU:.0%} to {_MAX_MFU:.0%} of the measured "
+            (seconds / MAX_MFU, seconds / _MIN_MFU),
+            f"{_MIN_MFU:.0%} to {MAX_MFU:.0%} of the measured "
             f"{report.matmul_flops / 1e12:.3g} TFLOP/s: no step could be measured",
         )
     return None
@@ -93,25 +93,27 @@ def check_duration(context: Context) -> Iterator[Finding]:
         yield Finding("duration", "pass", "nothing is left to do")
         return
     low, high = map(format_duration, expected.seconds)
-    limit = ""
-    if cfg.max_hours and max(expected.seconds) > 3600 * cfg.max_hours:
-        share = 3600 * cfg.max_hours / max(expected.seconds)
+    limit, longest = "", max(expected.seconds)
+    if cfg.max_hours and longest > 3600 * cfg.max_hours:
+        share = 3600 * cfg.max_hours / longest
         limit = (
             f"; TRAIN_MAX_HOURS={cfg.max_hours:g} ends the run after about "
             f"{context.steps_completed + int(share * context.remaining_steps):,} steps"
         )
     is_slower = cfg.compile and not context.report.compile_seconds
-    fix = "use more or faster GPUs, or fewer steps (TRAIN_MAX_STEPS)"
-    if context.report.device_type == "cpu":
-        fix = "train on a GPU (docs/cloud.md), or on less: RECIPE=demo takes minutes"
+    on_cpu = context.report.device_type == "cpu"
+    fix = shorter_run(longest, context.remaining_steps, on_cpu=on_cpu)
     yield graded(
         "duration",
         f"{f'about {high}' if low == high else f'{low} to {high}'} for "
         f"{plural(context.remaining_steps, 'step')} of {cfg.tokens_per_step:,} tokens: "
         f"{expected.basis}{limit}",
-        ("warn", max(expected.seconds) > _LONG_SECONDS and not limit, fix),
+        ("warn", longest > LONG_SECONDS and not limit, fix),
         ("warn", is_slower, "make compiling work, see above: compiled code is faster"),
     )
+    step_hours = min(expected.seconds) / 3600 / context.remaining_steps
+    for advice in advise_on_speed(cfg, step_hours, context.remaining_steps):
+        yield Finding("plan", "warn", *advice)
     if (bounds := expected.cost(cfg)) is None:
         yield Finding("cost", "skip", "not known: TRAIN_PRICE_PER_HOUR is not set")
         return

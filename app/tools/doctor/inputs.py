@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from app.data.dataset import ShardVerification, open_dataset, shard_files
+from app.data.dataset import ShardVerification, missing_dataset_fix, open_dataset, shard_files
 from app.data.manifest import Manifest
 from app.data.shards import open_shard
 from app.errors import NetworkError
@@ -20,6 +20,7 @@ from app.runs.branch import origin_of
 from app.runs.checkpoints import checkpoint_steps, latest_valid, no_valid_checkpoint_error
 from app.runs.folder import RunFolder
 from app.tools.doctor.checks import Context, Finding, run_check
+from app.train.advice import advise
 from app.train.init_from import with_initial_weights, with_shape
 from app.train.start import (
     cooldown_warning,
@@ -76,7 +77,8 @@ def check_dataset(context: Context) -> Iterator[Finding]:
     manifest = Manifest.load(folder)
     is_empty = manifest is None and not (folder.is_dir() and shard_files(folder))
     if is_empty and folder == settings.prepare_dir:
-        yield Finding("dataset", "warn", f"{folder} is not prepared yet", "run prepare")
+        fix = missing_dataset_fix(settings.general.data_dir)
+        yield Finding("dataset", "warn", f"{folder} is not prepared yet", fix)
         return
     if manifest is not None and not manifest.complete:
         for shard in manifest.shards:
@@ -85,10 +87,13 @@ def check_dataset(context: Context) -> Iterator[Finding]:
         found = f"{folder} is not complete: {tokens:,} tokens so far"
         yield Finding("dataset", "warn", found, "run prepare, or let it end; it continues")
         return
-    dataset, length = open_dataset(folder), settings.model.context_length
+    dataset = open_dataset(folder, settings.general.data_dir)
+    length = settings.model.context_length
     epoch_tokens = length * dataset.num_sequences(length)
     context.fingerprint = dataset.fingerprint
-    context.val_tokens = sum(map(len, dataset.val))
+    context.train_tokens, context.val_tokens = (
+        sum(map(len, shards)) for shards in (dataset.train, dataset.val)
+    )
     verified = "headers and sizes are right; --verify compares every SHA-256"
     if context.verify:
         shards = len(list(ShardVerification(dataset, os.cpu_count() or 1)))
@@ -97,7 +102,7 @@ def check_dataset(context: Context) -> Iterator[Finding]:
     yield Finding(
         "dataset",
         "pass",
-        f"{folder}: {sum(map(len, dataset.train)):,} training tokens "
+        f"{folder}: {context.train_tokens:,} training tokens "
         f"({run_tokens / epoch_tokens:.2f} epochs), {context.val_tokens:,} held out; {verified}",
     )
     if warning := held_out_warning(dataset, settings):
@@ -145,6 +150,17 @@ def check_run(context: Context) -> Iterator[Finding]:
     yield Finding("run", "pass", f"{folder}: {found}")
     if warning := cooldown_warning(settings, checkpoint.state):
         yield Finding("run", "warn", *warning)
+
+
+def check_plan(context: Context) -> Iterator[Finding]:
+    """Tell what speaks against the run, as `train` does. Checkpoints are checked with the disk."""
+    prepare = context.settings.prepare
+    tokens, held_out = context.train_tokens, context.val_tokens
+    if tokens is None and isinstance(prepare.total_tokens, int):
+        tokens = prepare.total_tokens
+    cfg, model = context.settings.train, context.settings.model
+    for advice in advise(cfg, model, tokens, held_out, context.steps_completed):
+        yield Finding("plan", "warn", *advice)
 
 
 def check_text(context: Context) -> Iterator[Finding]:

@@ -17,15 +17,8 @@ from app.files import NO_FOLDER_FSYNC, fsync_folder
 from app.formats import format_bytes, plural
 from app.hardware.proc import cpu_quota, usable_cores
 from app.locks import NO_FLOCK, has_flock
-from app.settings.train import ModelSettings
-from app.tools.doctor.checks import (
-    CHECKPOINT_BYTES_PER_PARAMETER,
-    Context,
-    Finding,
-    existing,
-    failure,
-    graded,
-)
+from app.tools.doctor.checks import Context, Finding, existing, failure, graded
+from app.train.advice import advise_on_disk, checkpoints_bytes, count_checkpoints
 
 _BUSY_SHARE = 0.5
 _BYTES_PER_TOKEN = 2
@@ -114,11 +107,10 @@ def check_space(context: Context) -> Iterator[Finding]:
     """
     settings, data_dir = context.settings, context.settings.general.data_dir
     disk, shards = existing(data_dir), _shard_bytes(context)
-    checkpoints = settings.train.keep_checkpoints + 2 + (settings.train.lr_schedule == "wsd")
-    checkpoint = CHECKPOINT_BYTES_PER_PARAMETER * count_parameters(settings.model)
+    cfg, model = settings.train, settings.model
     sizes = {
         settings.train_dataset_dir: shards or 0,
-        settings.run_dir: checkpoints * checkpoint,
+        settings.run_dir: checkpoints_bytes(cfg, model),
         data_dir / "cache": _CACHE_BYTES,
     }
     parts = [max(0, size - _size(folder)) for folder, size in sizes.items()]
@@ -127,30 +119,19 @@ def check_space(context: Context) -> Iterator[Finding]:
     of_shards, of_checkpoints, of_caches = map(format_bytes, parts)
     if shards is None:
         of_shards = "an unknown size"
-    missing = format_bytes(max(0, needed - free))
-    fix = f"free {missing}, set DATA_DIR to a larger disk, or lower TRAIN_KEEP_CHECKPOINTS"
+    # What shards and caches leave for checkpoints, existing ones included.
+    left = free - needed + sizes[settings.run_dir]
+    _, fix = next(advise_on_disk(cfg, model, left), ("", ""))
     unknown = "set PREPARE_TOTAL_TOKENS to a number; each token takes 2 bytes"
     yield graded(
         "disk space",
         f"{format_bytes(free)} free in {disk}; the run needs {format_bytes(needed)} more "
-        f"({of_shards} of shards, {of_checkpoints} of {checkpoints} checkpoints, {of_caches} of "
-        "caches)",
+        f"({of_shards} of shards, {of_checkpoints} of "
+        f"{plural(count_checkpoints(cfg), 'checkpoint')}, {of_caches} of caches)",
         ("fail", needed > free, fix),
         ("warn", shards is None, unknown),
         ("warn", _SPARE_DISK * needed > free, "have more room to spare: set DATA_DIR"),
     )
-
-
-def count_parameters(model: ModelSettings) -> int:
-    """Return how many parameters a model has, without torch: weights and biases of its layers."""
-    width, shape = model.embd_size, model.shape()
-    if model.architecture == "gpt2":
-        block = 12 * width**2 + 13 * width
-        return (model.vocab_size + model.context_length + 2) * width + model.num_layers * block
-    head_dim, mlp_size = shape["head_dim"], -(-8 * width // 192) * 64
-    block = (4 * model.num_heads * head_dim + 3 * mlp_size + 2) * width + 2 * head_dim
-    embeddings = 1 if shape["tie_embeddings"] else 2
-    return (embeddings * model.vocab_size + 1) * width + model.num_layers * block
 
 
 def _shard_bytes(context: Context) -> int | None:

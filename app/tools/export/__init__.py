@@ -17,6 +17,7 @@ from app.settings.settings import Settings
 from app.tools.dataset import dataset_of
 from app.tools.export.model_card import model_card
 from app.tools.export.tokenizer_files import TOKENIZER_FILES, tokenizer_files
+from app.tools.latest_run import with_latest_run
 
 if TYPE_CHECKING:
     from app.model.language_model import LanguageModel
@@ -36,6 +37,7 @@ def export(settings: Settings) -> None:
     Raises:
         UserError: there is no such checkpoint, or the folder holds something else.
     """
+    settings = with_latest_run(settings)
     folder = settings.export_dir
     if folder.is_symlink():
         folder = folder.resolve()

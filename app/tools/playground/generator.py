@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from app.inference.text import Sampling, stream_texts, truncation_note
 from app.model.language_model import LanguageModel
 from app.runs.checkpoint import checkpoint_folder
 from app.runs.checkpoint_state import STATE_FILE
-from app.runs.checkpoints import checkpoint_steps, latest_checkpoint, val_loss_of
+from app.runs.checkpoints import latest_checkpoint, latest_runs, val_loss_of
 from app.runs.load import load_model
 from app.settings.types import RunName
 
@@ -64,22 +64,15 @@ class Generator:
 
     def checkpoints(self) -> list[dict[str, Any]]:
         """Return the runs that have checkpoints, and the checkpoints, the latest of each first."""
-        runs = []
-        for folder in self.runs_dir.glob("*/checkpoints"):
-            if steps := checkpoint_steps(folder):
-                # The checkpoint may be pruned, or the run deleted, at this moment.
-                with suppress(OSError):
-                    modified = checkpoint_folder(folder, steps[-1]).stat().st_mtime
-                    runs.append((modified, folder, steps))
-        runs.sort(reverse=True)
         return [
             {
-                "run": folder.parent.name,
+                "run": run.name,
                 "steps": [
-                    {"step": step, "val_loss": val_loss_of(folder, step)} for step in steps[::-1]
+                    {"step": step, "val_loss": val_loss_of(run / "checkpoints", step)}
+                    for step in steps[::-1]
                 ],
             }
-            for _, folder, steps in runs
+            for run, steps in latest_runs(self.runs_dir)
         ]
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[dict[str, Any]]:

@@ -6,13 +6,15 @@ from pathlib import Path
 from app.files import atomic_file
 from app.locks import WAIT_SECONDS, locked
 from app.settings.settings import Settings
+from app.tools.latest_run import with_latest_run
 from app.tools.report.run_data import read_run
 
 
 def report(settings: Settings, *, runs: Sequence[str]) -> None:
     """Write a report on the named runs, by default on TRAIN_RUN_NAME, and print its main files."""
     folder = settings.general.data_dir / "runs"
-    page, picture, *_ = write_report([folder / name for name in runs] or [settings.run_dir])
+    named = [folder / name for name in runs]
+    page, picture, *_ = write_report(named or [with_latest_run(settings).run_dir])
     print(page, picture, sep="\n")
 
 

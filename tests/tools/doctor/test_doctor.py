@@ -47,6 +47,8 @@ def test_a_machine_without_faults_passes_and_no_file_changes(data_dir: Path) -> 
     assert "\x1b" not in result.output
     assert "continues at step 4 of 10" in result.rows["run"].found
     assert "for 6 steps of 256 tokens" in result.rows["duration"].found
+    found = f"python -m app train --data-dir {data_dir} --run-name run --dataset-dir text"
+    assert result.output.splitlines()[-1] == f"next: {found} with the same settings"
     assert before
     assert files(data_dir) == before
 
@@ -129,7 +131,8 @@ def disk(tmp_path: Path) -> Iterator[Mounted | Folder]:
 def test_a_disk_that_is_too_small_and_then_full(disk: Mounted | Folder) -> None:
     if isinstance(disk, Folder):
         # A model that no disk has room for.
-        result = doctor(disk.place, variables={"TRAIN_KEEP_CHECKPOINTS": "10000000"})
+        many = dict.fromkeys(("TRAIN_KEEP_CHECKPOINTS", "TRAIN_MAX_STEPS"), "10000000")
+        result = doctor(disk.place, variables=many | {"TRAIN_CHECKPOINT_EVERY": "1"})
         result.assert_failed("disk space", "the run needs", "set DATA_DIR to a larger disk")
         return
     result = doctor(disk.place)

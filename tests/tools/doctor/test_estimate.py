@@ -108,3 +108,19 @@ def test_an_estimate_without_the_compiler_that_was_wanted_is_a_warning(
     assert [row.status for row in found] == ["pass", "warn", "pass"]
     assert found[1].found.endswith("not compiled")
     assert found[1].fix == "make compiling work, see above: compiled code is faster"
+
+
+def test_slow_steps_that_are_seldom_saved_have_a_row(new_context: NewContext) -> None:
+    """A step takes half an hour: of 256 tokens, at 256 / 1800 tokens/s."""
+    context = new_context(
+        TRAIN_MAX_STEPS=40, TRAIN_VAL_EVERY=0, TRAIN_CHECKPOINT_EVERY=20, TRAIN_MAX_HOURS=5
+    )
+    context.report = replace(REPORT, micro_batch_seconds=1800)
+    limit, interval = (row for row in check_duration(context) if row.check == "plan")
+    assert (limit.status, limit.found, limit.fix) == (
+        "warn",
+        "TRAIN_MAX_HOURS=5 is enough for at most 10 steps here",
+        "set TRAIN_MAX_HOURS=10 or more, or a smaller TRAIN_TOKENS_PER_STEP",
+    )
+    assert interval.found.startswith("checkpoints are at least 10.0 hours apart, and a machine")
+    assert interval.fix == "set TRAIN_CHECKPOINT_EVERY=1"

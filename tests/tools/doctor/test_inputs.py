@@ -7,7 +7,13 @@ from pathlib import Path
 
 from app.data.manifest import MANIFEST, Manifest
 from app.tools.doctor.checks import Context, Finding, run_check
-from app.tools.doctor.inputs import check_dataset, check_hellaswag, check_run, check_text
+from app.tools.doctor.inputs import (
+    check_dataset,
+    check_hellaswag,
+    check_plan,
+    check_run,
+    check_text,
+)
 from tests.inference.hellaswag_questions import FILE
 from tests.tools.doctor.conftest import NewContext, copy_tree
 
@@ -53,7 +59,7 @@ def test_states_of_a_dataset(new_context: NewContext, data_dir: Path) -> None:
     (text / MANIFEST).write_text("{")
     only(check_dataset, new_context(), "fail", "is not valid JSON")
     shutil.rmtree(text)
-    only(check_dataset, new_context(), "warn", "is not prepared yet", "run prepare")
+    only(check_dataset, new_context(), "warn", "is not prepared yet", "prepare` with the same")
     only(check_dataset, new_context(TRAIN_DATASET_DIR="other"), "fail", "no dataset in")
 
 
@@ -64,6 +70,22 @@ def test_held_out_text_shorter_than_a_sequence_has_a_row(new_context: NewContext
     assert "has 1,001 held-out tokens, and a sequence needs 2,049" in held_out.found
     assert held_out.fix.endswith("with PREPARE_VAL_TOKENS=2048 or more")
     only(check_dataset, new_context(TRAIN_VAL_EVERY=0, **lengths), "pass", "1,001 held out")
+
+
+def test_what_speaks_against_the_run_is_what_train_says(new_context: NewContext) -> None:
+    """With the dataset's tokens, or before there is one with those that prepare would write."""
+    changes = {"TRAIN_MAX_STEPS": 150, "TRAIN_VAL_EVERY": 0}
+    assert not findings(check_plan, new_context(**changes, PREPARE_TOTAL_TOKENS="1M"))
+    expected = Finding(
+        "plan",
+        "warn",
+        "150 steps read the 6,000 tokens of text 6.4 times; more than about 4 times teach little",
+        "set TRAIN_MAX_STEPS=93, or prepare more text",
+    )
+    context = new_context(**changes, PREPARE_TOTAL_TOKENS="1M")
+    list(check_dataset(context))
+    assert findings(check_plan, context) == [expected]
+    assert findings(check_plan, new_context(**changes, PREPARE_TOTAL_TOKENS="6000")) == [expected]
 
 
 def test_states_of_a_run(new_context: NewContext, data_dir: Path) -> None:

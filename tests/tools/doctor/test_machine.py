@@ -10,7 +10,8 @@ import torch
 from app.model.architectures import build_config, build_model
 from app.settings.train import ModelSettings
 from app.tools.doctor.inputs import check_dataset
-from app.tools.doctor.machine import check_space, count_parameters
+from app.tools.doctor.machine import check_space
+from app.train.advice import count_parameters
 from tests.lacking import lacking
 from tests.tools.doctor.conftest import NewContext
 from tests.train.processes import CHECKOUT
@@ -37,7 +38,7 @@ def test_the_disk_row_has_what_is_left_to_write(new_context: NewContext) -> None
     assert list(check_dataset(context))
     (row,) = check_space(context)
     assert "(0 KB of shards, " in row.found
-    assert " of 4 checkpoints, 300 MB of caches)" in row.found
+    assert " of 3 checkpoints, 300 MB of caches)" in row.found
     before = context.disk_bytes
     assert before is not None
     filler = context.settings.run_dir / "checkpoints" / "filler"
