@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def empty_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["app"])
+    monkeypatch.delitem(sys.modules, "gpt_compose", raising=False)
 
 
 def typed(
@@ -80,7 +81,7 @@ def test_it_has_what_finds_the_run_and_no_more(
 
 
 def test_it_is_typed_as_this_command_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["/usr/bin/gpt-compose"])
+    monkeypatch.setitem(sys.modules, "gpt_compose", sys)
     settings = load_settings({"RECIPE": "demo"}, "train")
     assert command_for_run(settings, "report") == "gpt-compose report --recipe demo"
 
