@@ -47,6 +47,8 @@ class RunIdentity:
             is_same_version = state.identity.keys() == self.to_json().keys()
             is_same_version |= bool({"architecture", "activation"} & changes.keys())
             to_continue = "set these back" if is_same_version else "use the version that wrote it"
+            if state.initial_weights and not self.init_from:
+                to_continue = f"set TRAIN_INIT_FROM={state.initial_weights}"
             raise UserError(
                 f"{run_dir} holds a different run: {'; '.join(changes.values())}",
                 f"set TRAIN_RUN_NAME to a new name, or {to_continue} to continue",

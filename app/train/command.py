@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from app.containers import is_installed
+from app.data.dataset import open_dataset
 from app.distributed.launch import launch, launched, processes_to_launch
 from app.errors import ExitWithCode
 from app.progress import print_line
@@ -30,6 +31,9 @@ def start_training(settings: Settings) -> None:
     with ExitStack() as stack:
         dataset, start = None, None
         if not launched():
+            if settings.train.init_from:
+                # Without a dataset nothing is downloaded.
+                open_dataset(settings.train_dataset_dir)
             settings, weights = with_initial_weights(settings)
             dataset = open_training_data(settings)
             run = RunFolder(settings.run_dir)

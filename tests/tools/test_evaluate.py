@@ -246,3 +246,35 @@ def test_shards_of_another_program_are_held_out_by_name(monkeypatch: pytest.Monk
     assert type_in("evaluate --dataset-dir theirs", monkeypatch) == ExitCode.DONE
     own, other = evaluations()
     assert (own["loss"], own["tokens"]) == (other["loss"], other["tokens"])
+
+
+def test_the_runs_own_dataset_is_measured_unless_another_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the settings of another dataset, as when a recipe is left out."""
+    monkeypatch.setenv("PREPARE_OUT_DIR", "other")
+    assert type_in("evaluate", monkeypatch) == ExitCode.DONE
+    assert "on val tokens of data/words:" in capsys.readouterr().out
+    assert type_in("evaluate --dataset-dir other", monkeypatch) == ExitCode.USER
+    assert type_in("export", monkeypatch) == ExitCode.DONE
+    assert "stdlib (files " in (RUN / "export" / "README.md").read_text(encoding="utf-8")
+    (RUN / "settings.json").unlink()
+    assert type_in("evaluate", monkeypatch) == ExitCode.USER
+    assert "no dataset in data/other" in capsys.readouterr().err
+
+
+def test_as_many_tokens_are_measured_as_in_training(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same bits, in batches of another size than would fit."""
+    line = "train --run-name part --max-steps 2 --warmup-steps 0 --val-tokens 700"
+    assert type_in(f"{line} --micro-batch-size 2", monkeypatch) == ExitCode.DONE
+    state = open_checkpoint(Path("data/runs/part/checkpoints/step-000002")).state
+    assert f"val_loss:{state.val_loss:.4f} (on 640 tokens)\n" in capsys.readouterr().out
+    assert type_in("evaluate --run-name part", monkeypatch) == ExitCode.DONE
+    assert "measured on    640 tokens" in (output := capsys.readouterr().out)
+    assert "; the split has 2,001, --tokens all takes them" in output
+    (line,) = Path("data/runs/part/evaluations.jsonl").read_text().splitlines()
+    assert (json.loads(line)["loss"], json.loads(line)["tokens"]) == (state.val_loss, 640)
+    assert type_in("evaluate --run-name part --tokens all", monkeypatch) == ExitCode.DONE
+    assert "measured on    1,984 tokens" in capsys.readouterr().out

@@ -12,10 +12,11 @@ import pytest
 
 from app.errors import ExitCode
 from app.tools.doctor.checks import Finding
+from tests.model.transformers_models import gpt2
 from tests.prepare.hub_folders import write_fineweb
 from tests.prepare.loopback_hub import Fault, Hub
 from tests.tools.doctor.doctor_process import doctor, environment
-from tests.train.processes import CHECKOUT
+from tests.train.processes import CHECKOUT, TINY
 
 PUBLIC, GATED = "HuggingFaceFW/fineweb", "somebody/gated"
 TOKEN, OTHER = f"hf_{secrets.token_hex(16)}", f"hf_{secrets.token_hex(16)}"
@@ -169,3 +170,24 @@ def test_the_table_has_the_hub_but_not_the_token(hub: Hub, tmp_path: Path) -> No
     assert TOKEN not in result.output + result.error
     hub.down()
     doctor(tmp_path, variables=here).assert_failed("hub", "the hub does not answer", "connect")
+
+
+def test_a_model_to_begin_with_is_checked_without_its_weights(hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "gpt2"
+    gpt2(n_layer=1).save_pretrained(folder)
+    hub.publish("somebody/gpt2", folder)
+    here = {**hub.variables, "TRAIN_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": ""}
+    here |= {"HF_HOME": str(tmp_path / "home"), "TRAIN_TOKENS_PER_STEP": "64"}
+    here |= {name: "" for name in TINY if name.startswith("MODEL_")}
+    result = doctor(tmp_path, variables={**here, "TRAIN_INIT_FROM": "somebody/gpt2"})
+    assert result.rows["weights"].status == "warn"
+    assert result.rows["weights"].found == "somebody/gpt2 is not downloaded yet"
+    assert "gives somebody/gpt2; no token is set" in result.output
+    assert not [it for it in hub.requests if "model.safetensors" in it.line]
+    # 2.4M parameters, not the 124M of the default.
+    assert "117 MB of 4 checkpoints" in result.rows["disk space"].found
+    result = doctor(tmp_path, variables={**here, "TRAIN_INIT_FROM": str(folder)})
+    assert result.rows["weights"].status == "pass"
+    hub.gates["somebody/gpt2"] = TOKEN
+    result = doctor(tmp_path, variables={**here, "TRAIN_INIT_FROM": "somebody/gpt2"})
+    result.assert_failed("weights", "somebody/gpt2 is gated", "HF_TOKEN")
