@@ -113,7 +113,7 @@ def _find_weights(settings: Settings, init_from: str) -> InitialWeights:
     if place is None:
         fix = f"correct {_VARIABLE}: a model of the hub, a folder, or RUN or RUN@STEP"
         raise UserError(f"there is no folder {init_from}", fix)
-    if place != data_dir / "runs" / name:
+    if "/" in name or place != data_dir / "runs" / name:
         return _in_folder(place, init_from)
     if place == settings.run_dir:
         raise UserError(

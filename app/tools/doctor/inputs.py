@@ -59,12 +59,12 @@ def check_weights(context: Context) -> Iterator[Finding]:
         yield Finding("weights", "pass", f"{init_from} is downloaded, with the right hashes")
         return
     token = checked_token(secret.get_secret_value() if secret else None)
-    yield from check_hub(repository, token, "weights")
+    (access,) = check_hub(repository, token)
     with TemporaryDirectory() as folder, hub_errors(repository, token):
         _, _, shape = begin_download(repository, Path(folder), token)
     context.settings = with_shape(settings, shape, init_from)
     fix = "run prepare, which downloads it: train's container has no network"
-    yield Finding("weights", "warn", f"{init_from} is not downloaded yet", fix)
+    yield Finding("weights", "warn", f"not downloaded yet; {access.found}", fix)
 
 
 def check_dataset(context: Context) -> Iterator[Finding]:
@@ -197,7 +197,7 @@ def check_text(context: Context) -> Iterator[Finding]:
     yield Finding("text", "pass", f"{cfg.dataset}: {found}")
 
 
-def check_hub(repository: Repository, token: str | None, check: str = "hub") -> Iterator[Finding]:
+def check_hub(repository: Repository, token: str | None) -> Iterator[Finding]:
     """Request a repository from the Hub once, and again if it is gated. The token is not shown.
 
     Without a token, the one that huggingface_hub finds in files is used.
@@ -227,7 +227,7 @@ def check_hub(repository: Repository, token: str | None, check: str = "hub") -> 
         ) from None
     gated = ", which is gated" if is_gated else ""
     access = "the token is accepted" if token else "no token is set, and none is needed"
-    yield Finding(check, "pass", f"{hub.endpoint} gives {name}{gated}; {access}")
+    yield Finding("hub", "pass", f"{hub.endpoint} gives {name}{gated}; {access}")
 
 
 def check_hellaswag(context: Context) -> Iterator[Finding]:
