@@ -27,13 +27,7 @@ from app.files import (
 from app.formats import format_bytes
 from app.locks import locked
 from app.prepare.hub_client import Repository, checked_token, giving_up, hub_errors, use_hub_client
-from app.prepare.model_folder import (
-    CONFIG,
-    INDEX,
-    TOKENIZERS,
-    read_model_folder,
-    weight_files,
-)
+from app.prepare.model_folder import SMALL_FILES, read_model_folder, weight_files
 
 # The hash of each file; written when all of them are there.
 _HASHES = "files.json"
@@ -52,7 +46,7 @@ def download_model(
         UserError: there is no such model, or it cannot be trained further here.
         NetworkError: the hub does not answer.
     """
-    reference = _reference(repository, cache_dir)
+    reference = commit_file(repository, cache_dir)
     root = reference.parent
     if not reference.exists():
         root.mkdir(parents=True, exist_ok=True)
@@ -71,12 +65,7 @@ def download_model(
     return folder, commit
 
 
-def is_downloaded(repository: Repository, cache_dir: Path) -> bool:
-    """Return True if download_model needs nothing from the hub."""
-    return _reference(repository, cache_dir).exists()
-
-
-def _reference(repository: Repository, cache_dir: Path) -> Path:
+def commit_file(repository: Repository, cache_dir: Path) -> Path:
     """Return the file that has the commit of a revision, once the model is downloaded."""
     root = cache_dir / "models" / repository.name.replace("/", "--")
     return root / f"{quote(repository.revision, safe='')}.commit"
@@ -119,7 +108,7 @@ def begin_download(
     )
     commit, files = str(info.sha), {it.rfilename: it for it in info.siblings or ()}
     (root / commit).mkdir(exist_ok=True)
-    for file in (CONFIG, INDEX, *TOKENIZERS):
+    for file in SMALL_FILES:
         if file in files:
             _fetch(repository, commit, files[file], root / commit, token)
     return commit, files, read_model_folder(root / commit, name)

@@ -14,6 +14,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 TOKENIZERS = ("vocab.json", "tokenizer.json")
+SMALL_FILES = (CONFIG, INDEX, *TOKENIZERS)
 _HUB_MODEL = re.compile(r"([A-Za-z0-9_-][\w.-]*(?:/[\w.-]+)?)(?:@([\w./-]+))?", re.ASCII)
 _FIX = (
     "set TRAIN_INIT_FROM to a GPT-2 (openai-community/gpt2, -medium, -large, -xl, or one trained "

@@ -72,11 +72,6 @@ class Settings(BaseModel):
             conflicts["EVALUATE_TOKENS", "EVALUATE_SPLIT"] = reason
         return conflicts
 
-    def value_of(self, variable: str) -> object:
-        """Return the value of a setting by its variable."""
-        name = next(name for name, it in GROUPS.items() if variable in it.variables())
-        return getattr(getattr(self, name), GROUPS[name].variables()[variable])
-
     @property
     def prepare_dir(self) -> Path:
         """Return the dataset folder that prepare writes."""

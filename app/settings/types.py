@@ -121,16 +121,8 @@ def parse_branch(value: object) -> object:
 
 
 def parse_init_from(value: object) -> object:
-    """Expand a leading ~ of a folder. Keep any other value.
-
-    Raises:
-        ValueError: there is no such user, or it is empty.
-    """
-    if not isinstance(value, str):
-        return value
-    if not value.strip():
-        raise ValueError("must be a model of the hub, a folder, or the name of a run")
-    return str(expand_home(value)) if value.startswith("~") else value
+    """Replace a leading ~ of a folder, which has to stay a text. Keep any other value."""
+    return str(expand_home(value)) if str(value).startswith("~") else value
 
 
 def parse_compile(value: object) -> object:

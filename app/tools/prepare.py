@@ -35,19 +35,19 @@ def prepare(settings: Settings) -> None:
     if settings.train.hellaswag_every and settings.train.hellaswag_file is None:
         # The container of train has no network.
         provide_questions(settings.hellaswag_file)
-    if hub_id := hub_model(settings.train.init_from or "", settings.general.data_dir):
-        from app.prepare.hub_client import Repository
-        from app.prepare.hub_model import download_model
-
-        # As for the questions.
-        repository, cache_dir = Repository(*hub_id, "model"), settings.general.data_dir / "cache"
-        download_model(repository, cache_dir, secret, cfg.retry_seconds)
     run_pipeline(
         dataset_spec(settings),
         settings.prepare_dir,
         workers=(os.cpu_count() or 1) if cfg.workers == "auto" else cfg.workers,
         hf_token=secret,
     )
+    if hub_id := hub_model(settings.train.init_from or "", settings.general.data_dir):
+        from app.prepare.hub_client import Repository
+        from app.prepare.hub_model import download_model
+
+        # As for the questions; the text is prepared even if the hub does not answer.
+        repository, cache_dir = Repository(*hub_id, "model"), settings.general.data_dir / "cache"
+        download_model(repository, cache_dir, secret, cfg.retry_seconds)
     print_next(settings)
 
 

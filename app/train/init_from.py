@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.errors import UserError
+from app.errors import AppError, UserError
 from app.prepare.model_folder import hub_model, local_model, read_model_folder, weight_files
 from app.runs.branch import find_checkpoint, origin_of
 from app.runs.checkpoint import MODEL_FILE, Checkpoint, checkpoint_folder, open_checkpoint
@@ -105,7 +105,13 @@ def _find_weights(settings: Settings, init_from: str) -> InitialWeights:
         repository = Repository(*hub_id, "model")
         secret = token.get_secret_value() if token else None
         cache_dir, waits = data_dir / "cache", settings.prepare.retry_seconds
-        folder, commit = download_model(repository, cache_dir, secret, waits)
+        try:
+            folder, commit = download_model(repository, cache_dir, secret, waits)
+        except AppError as error:
+            runs = ", ".join(sorted(path.name for path in (data_dir / "runs").glob("*/")))
+            if not runs or "/" in name:
+                raise
+            raise type(error)(error.problem, f"{error.fix}; runs here: {runs}") from None
         return _in_folder(folder, f"{repository.name}@{commit}")
     place = local_model(init_from, data_dir)
     if place is None and "/" not in name and step.isdecimal():
@@ -174,6 +180,6 @@ def with_shape(settings: Settings, shape: dict[str, Any], name: str) -> Settings
     if faults:
         raise UserError("; ".join(faults), f"leave these out: {_VARIABLE} sets the model")
     for (first, other), reason in resolved.conflicts().items():
-        values = " and ".join(f"{it}={resolved.value_of(it)}" for it in (first, other))
-        raise UserError(f"with the model of {name}, {values}: {reason}", "correct them")
+        problem = f"with the model of {name}, {first} and {other} conflict: {reason}"
+        raise UserError(problem, "correct them")
     return resolved

@@ -146,7 +146,7 @@ def test_a_shorter_context_cuts_the_positions(model: Path, data_dir: Path) -> No
         ({"MODEL_ARCHITECTURE": "qwen3"}, "MODEL_ARCHITECTURE=qwen3, but {} has gpt2"),
         (
             {"TRAIN_TOKENS_PER_STEP": 100},
-            "with the model of {}, TRAIN_TOKENS_PER_STEP=100 and MODEL_CONTEXT_LENGTH=64: 100 is "
+            "with the model of {}, TRAIN_TOKENS_PER_STEP and MODEL_CONTEXT_LENGTH conflict: 100 is "
             "not a multiple of 64; 64 and 128 are",
         ),
     ),
@@ -181,7 +181,7 @@ def test_a_recipe_for_another_model_does_not_contradict(model: Path, data_dir: P
         ({"n_embd": "many"}, "n_embd is many, not a whole number"),
         ({"n_layer": -1}, "n_layer is -1, not a whole number"),
         ({"n_head": None}, "n_head is None, not a whole number"),
-        ({"n_head": 5}, "MODEL_EMBD_SIZE=48 and MODEL_NUM_HEADS=5: 48 is not a multiple of 5"),
+        ({"n_head": 5}, "MODEL_EMBD_SIZE and MODEL_NUM_HEADS conflict: 48 is not a multiple of 5"),
         ({"n_layer": 4}, "they lack transformer.h.3.ln_1.weight"),
         ({"n_embd": 96}, "is float32 [144], not [288] of floating point"),
     ),

@@ -45,19 +45,17 @@ def check_weights(context: Context) -> Iterator[Finding]:
     init_from = settings.train.init_from
     if init_from is None:
         return
+    from app.prepare.hub_client import Repository, checked_token, hub_errors
+    from app.prepare.hub_model import begin_download, commit_file
+
     hub_id = hub_model(init_from, settings.general.data_dir)
-    if hub_id is None or checkpoint_steps(RunFolder(settings.run_dir).checkpoints):
+    repository = Repository(*(hub_id or (init_from, "main")), "model")
+    has_own = checkpoint_steps(RunFolder(settings.run_dir).checkpoints)
+    if hub_id is None or has_own or commit_file(repository, cache_dir).exists():
         context.settings, weights = with_initial_weights(settings)
         yield Finding("weights", "pass", weights.name if weights else "the run has its own")
         return
-    from app.prepare.hub_client import Repository, checked_token, hub_errors
-    from app.prepare.hub_model import begin_download, is_downloaded
-
-    repository, secret = Repository(*hub_id, "model"), settings.general.hf_token
-    if is_downloaded(repository, cache_dir):
-        context.settings, weights = with_initial_weights(settings)
-        yield Finding("weights", "pass", f"{init_from} is downloaded, with the right hashes")
-        return
+    secret = settings.general.hf_token
     token = checked_token(secret.get_secret_value() if secret else None)
     (access,) = check_hub(repository, token)
     with TemporaryDirectory() as folder, hub_errors(repository, token):
