@@ -320,6 +320,48 @@ WRONG = (
         "correct it",
     ),
     Wrong(
+        "weights of a run that is not there",
+        "train --run-name other --init-from nobody@2",
+        "there is no run data/runs/nobody",
+        "set TRAIN_INIT_FROM to one of: tiny",
+    ),
+    Wrong(
+        "weights of a step without a checkpoint",
+        "train --run-name other --init-from tiny@1",
+        "data/runs/tiny has no checkpoint of step 1",
+        "choose one of: 2",
+    ),
+    Wrong(
+        "weights of a run by its path",
+        f"train --run-name other --init-from {RUN}",
+        f"{RUN} is a folder of a run",
+        "set TRAIN_INIT_FROM to the run's name, or RUN@STEP",
+    ),
+    Wrong(
+        "weights of a dataset",
+        "train --run-name other --init-from words",
+        "words has no config.json: it is not a model of transformers",
+        "set TRAIN_INIT_FROM to a GPT-2",
+    ),
+    Wrong(
+        "weights from a folder that is not there",
+        "train --run-name other --init-from ./gpt2",
+        "there is no folder ./gpt2",
+        "correct TRAIN_INIT_FROM: a model of the hub, a folder, or RUN or RUN@STEP",
+    ),
+    Wrong(
+        "weights for a run that has begun without them",
+        "train --init-from other --max-steps 3",
+        f"{RUN} has begun without TRAIN_INIT_FROM, not with other",
+        "set TRAIN_RUN_NAME to a new name, or leave TRAIN_INIT_FROM out to continue this run",
+    ),
+    Wrong(
+        "weights of a smaller model",
+        "train --run-name other --init-from tiny --num-layers 2",
+        "MODEL_NUM_LAYERS=2, but tiny@2 has 1",
+        "leave these out: TRAIN_INIT_FROM sets the model",
+    ),
+    Wrong(
         "a branch from a path",
         "train --run-name other --branch-from runs/tiny",
         "TRAIN_BRANCH_FROM=runs/tiny (flag --branch-from): must be the name of a run, or NAME@STEP "
