@@ -23,10 +23,16 @@ def dataset_of(settings: Settings) -> Path:
 
     Without a record of that, or if it is gone, it is the one that prepare would write.
     """
-    data_dir, run = settings.general.data_dir, recorded(settings)
-    if settings.train.dataset_dir is None and run:
-        own = run["settings"]
-        name = own["train"]["dataset_dir"] or own["prepare"]["out_dir"] or run["dataset"]["folder"]
-        if (data_dir / name).is_dir():
-            return data_dir / name
+    run = recorded(settings)
+    own = run.get("settings", {})
+    names = (
+        own.get("train", {}).get("dataset_dir"),
+        own.get("prepare", {}).get("out_dir"),
+        run.get("dataset", {}).get("folder"),
+    )
+    name = next(filter(None, names), None)
+    if settings.train.dataset_dir is None and name:
+        folder = settings.general.data_dir / name
+        if folder.is_dir():
+            return folder
     return settings.train_dataset_dir

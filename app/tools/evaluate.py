@@ -132,7 +132,8 @@ def evaluate(settings: Settings) -> None:
     before = recorded(settings).get("device", {})
     if "precision" not in settings.train.model_fields_set and before.get("name") == device.name:
         # What auto measures may differ from time to time.
-        device = replace(device, precision=before["precision"].replace("fp8", "bf16"))
+        precision = before.get("precision", device.precision)
+        device = replace(device, precision="bf16" if precision == "fp8" else precision)
     model = load_model(checkpoint, device)
     length = model.config.context_length
     stream = TokenStream(dataset.val if cfg.split == "val" else dataset.train)
