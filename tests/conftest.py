@@ -10,14 +10,16 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 Say = Callable[[str], None]
+CHECKOUT = Path(__file__).parent.parent
 
 # How programs, temporary folders, other machines and the container engine are found.
 _KEPT = re.compile(
-    r"PATH|LD_\w+|USER|(RAY_)?TMPDIR|\w+_PROXY|SSL_\w+|\w+_CA_BUNDLE|BASE_IMAGE|TORCH(_INDEX)?"
+    r"PATH|HOME|LD_\w+|USER|(RAY_)?TMPDIR|\w+_PROXY|SSL_\w+|\w+_CA_BUNDLE|BASE_IMAGE|TORCH(_INDEX)?"
     r"|(BUILD|COMPOSE|DOCKER|HYPOTHESIS|PIP|PYTEST|UV)\w*_\w+",
     re.IGNORECASE,
 )
@@ -29,18 +31,18 @@ _OPEN_FILES = 1024
 def _forget_the_shell() -> None:
     """Give this process, and those that it starts, the same surroundings everywhere."""
     os.umask(0o022)
-    engine = os.environ.get("DOCKER_CONFIG", f"{os.environ.get('HOME', '')}/.docker")
     for name in os.environ:
         # Neither LD_PRELOAD nor torch.compile takes such a path.
         unusable = name == "TMPDIR" and re.search(r"[\s:'\"\\]", os.environ[name])
         if unusable or not _KEPT.fullmatch(name):
             del os.environ[name]
     tempfile.tempdir = None
-    home = tempfile.mkdtemp(prefix="home-")
-    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    if not os.access(os.environ.get("HOME", ""), os.W_OK):
+        os.environ["HOME"] = tempfile.mkdtemp(prefix="home-")
+        atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
     # Several tests, and the processes they start, share the cores: threads that wait for each
     # other would take them all.
-    os.environ |= {"HOME": home, "DOCKER_CONFIG": engine, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
+    os.environ |= {"LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
     locale.setlocale(locale.LC_ALL, "")
     time.tzset()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

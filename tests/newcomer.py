@@ -65,7 +65,7 @@ def run_really(line: str, largest_file: int | None = None) -> subprocess.Complet
     limits = (soft if largest_file is None else largest_file, hard)
     return subprocess.run(
         [sys.executable, "-m", "app", *arguments],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **given},
+        env=os.environ | given,
         capture_output=True,
         text=True,
         check=False,

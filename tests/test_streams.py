@@ -88,7 +88,7 @@ def prepared(way: str, place: Path, **environment: str) -> tuple[bytes, str]:
     """Return what a process printed whose streams a shell has changed, and what it found."""
     ended = subprocess.run(
         ["bash", "-c", f'exec "$@" {way}', "-", sys.executable, "-c", PREPARES, str(place)],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
+        env=os.environ | environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         check=True,

@@ -164,7 +164,6 @@ def test_wrong_settings_are_reported_before_torch_is_imported() -> None:
     )
     ended = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
         check=False,
@@ -183,7 +182,6 @@ def test_a_closed_pipe_ends_the_program_quietly(
     os.close(reading)
     ended = subprocess.run(
         [sys.executable, "-m", "app", "inspect", "stdlib1K"],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=writing,
         stderr=subprocess.PIPE,
         text=True,
@@ -206,7 +204,6 @@ def test_a_signal_before_the_command_starts_ends_the_program_cleanly(
     os.mkfifo(".env")
     started = subprocess.Popen(
         [sys.executable, "-m", "app", "train"],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -252,7 +249,6 @@ def test_a_signal_in_an_import_ends_the_program_at_once(
 def test_the_cluster_reports_that_its_extra_is_missing() -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "app.cluster", "prepare"],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
     )
@@ -267,7 +263,6 @@ def test_a_full_disk_is_not_reported_as_a_bug(monkeypatch: pytest.MonkeyPatch) -
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(
             [sys.executable, "-m", "app", "inspect", "stdlib1K"],
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,6 +1,5 @@
 """What a command imports before it reports an error, or prints where it starts."""
 
-import os
 import re
 import signal
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 from app.cli.commands import COMMANDS
 from app.prepare.pipeline import prepare
 from app.prepare.spec import DatasetSpec, TextSource
-from tests.newcomer import REPOSITORY, settle
+from tests.newcomer import settle
 
 # What every command needs for its settings; and those that look at shards or metrics.
 SETTINGS = {
@@ -38,7 +37,6 @@ def start(*words: str) -> subprocess.Popen[str]:
     """Start a command that prints its imports between its other lines."""
     return subprocess.Popen(
         [sys.executable, "-X", "importtime", "-m", "app", *words],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -18,7 +18,6 @@ from app.signals import SAME_REQUEST_SECONDS
 from tests.inference.hellaswag_questions import FILE
 from tests.inference.test_hellaswag import CPU
 from tests.train.processes import (
-    CHECKOUT,
     TRAIN,
     Process,
     Start,
@@ -152,7 +151,7 @@ def run_as_only_rank(program: str) -> subprocess.CompletedProcess[str]:
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     return subprocess.run(
         [sys.executable, "-c", program],
-        env={**os.environ, **alone, **address, "PYTHONPATH": str(CHECKOUT)},
+        env=os.environ | alone | address,
         capture_output=True,
         text=True,
     )

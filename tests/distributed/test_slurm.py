@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train.processes import CHECKOUT, TINY, Unbroken, free_port, losses, measured
+from tests.train.processes import (
+    CHECKOUT,
+    TINY,
+    Unbroken,
+    end,
+    free_port,
+    losses,
+    measured,
+    wait_for,
+)
 
 pytestmark = pytest.mark.processes
 
@@ -53,7 +62,6 @@ class Cluster:
             **os.environ,
             **TINY,
             "DATA_DIR": str(data_dir),
-            "PYTHONPATH": str(CHECKOUT),
             "PATH": f"{programs}:{os.environ['PATH']}",
             "SLURM_JOB_ID": str(free_port() - 10_000),
             "SLURM_JOB_NODELIST": "node[1-2]",
@@ -108,21 +116,6 @@ def cluster(tmp_path: Path, data_dir: Path) -> Iterator[Cluster]:
     one = Cluster(folder, data_dir)
     yield one
     one.close()
-
-
-def wait_for(job: subprocess.Popen[str], beginning: str) -> None:
-    assert job.stdout is not None
-    before = []
-    for line in job.stdout:
-        if line.startswith(beginning):
-            return
-        before.append(line)
-    pytest.fail(f"no line began with {beginning!r}: {''.join(before)}")
-
-
-def end(job: subprocess.Popen[str]) -> tuple[int, str]:
-    output, _ = job.communicate(timeout=300)
-    return job.returncode, output
 
 
 @pytest.mark.slow

@@ -31,7 +31,6 @@ from app.runs.checkpoints import checkpoint_steps
 from app.runs.folder import RunFolder, RunIdentity
 from app.runs.samples import format_samples
 from tests.lacking import lacking
-from tests.train.processes import CHECKOUT
 from tests.train.tiny_model import checkpoint_state
 
 Settings = Mapping[str, object]
@@ -295,7 +294,7 @@ def test_files_are_copied_where_there_are_no_hard_links(long: RunFolder, tmp_pat
         f"new, identity = RunFolder(Path('new')), RunIdentity('tokens', {SETTINGS}, 'long@8')\n"
         "begin_branch(new, identity, find_branch_point(new, identity, 20))"
     )
-    environment = os.environ | lacking(tmp_path, link=EPERM) | {"PYTHONPATH": str(CHECKOUT)}
+    environment = os.environ | lacking(tmp_path, link=EPERM)
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
     copied = open_checkpoint(tmp_path / "new/checkpoints/step-000008")
     copied.verify()
@@ -306,10 +305,9 @@ def test_files_are_copied_where_there_are_no_hard_links(long: RunFolder, tmp_pat
 def test_a_kill_at_any_moment_leaves_a_whole_beginning_or_none(
     long: RunFolder, tmp_path: Path
 ) -> None:
-    environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
     command = [sys.executable, "-W", "ignore", "-c", KILLS.replace("{settings}", str(SETTINGS))]
     printed = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        command, cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout.splitlines()
     lines = len("".join(map(line, range(4))))
     assert set(printed) == {"True [] 0", f"True [4] {lines}", f"False [4] {lines}"}

@@ -11,8 +11,6 @@ from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
 
-from tests.newcomer import REPOSITORY
-
 JSON = {"Content-Type": "application/json"}
 
 
@@ -25,7 +23,6 @@ class Playground:
             "TRAIN_RUN_NAME": run,
             "TRAIN_DEVICE": "cpu",
             "PLAYGROUND_PORT": "0",
-            "PYTHONPATH": str(REPOSITORY),
         }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "app", "playground"],

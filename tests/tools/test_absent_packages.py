@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import ExitCode
-from tests.train.processes import CHECKOUT, TINY
+from tests.train.processes import TINY
 
 pytestmark = pytest.mark.processes
 
@@ -46,11 +46,10 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(python: Path, data_dir: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    own = {"DATA_DIR": str(data_dir), "PYTHONPATH": str(CHECKOUT)}
     return subprocess.run(
         [python, "-m", "app", *words],
         cwd=data_dir,
-        env={**os.environ, **TINY, **own},
+        env=os.environ | TINY | {"DATA_DIR": str(data_dir)},
         capture_output=True,
         text=True,
         check=False,

@@ -29,7 +29,7 @@ from app.model.language_model import LanguageModel
 from app.runs.checkpoint import open_checkpoint
 from app.tools.export import FILES
 from tests.model.generation import generate
-from tests.newcomer import REPOSITORY, moved_in, run_really, type_in
+from tests.newcomer import moved_in, run_really, type_in
 from tests.tools.small_run import CONTEXT_LENGTH, RUN
 
 EXPORT = RUN / "export"
@@ -232,7 +232,6 @@ def test_export_needs_no_transformers() -> None:
     )
     subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         check=True,
     )
     assert names(EXPORT) == set(FILES)
@@ -284,7 +283,6 @@ def test_exports_at_once_leave_one_of_them_whole() -> None:
     def start(step: int) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "app", "export", "--step", str(step)],
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -14,7 +14,7 @@ import pytest
 from markupsafe import escape
 
 from app.errors import ExitCode
-from tests.newcomer import REPOSITORY, settle
+from tests.newcomer import settle
 from tests.train.processes import free_port
 
 pytestmark = pytest.mark.processes
@@ -50,8 +50,7 @@ def folder(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def settings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settle(folder, monkeypatch)
-    for name, value in (("DATA_DIR", NAME), ("PYTHONPATH", str(REPOSITORY))):
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DATA_DIR", NAME)
 
 
 def run(line: str, way: str = "") -> subprocess.CompletedProcess[bytes]:

@@ -20,7 +20,7 @@ from app.inference.text import Sampling, generate_texts
 from app.model.gpt import GPT
 from app.settings.tools import SampleSettings
 from app.tools.sample import read_prompt
-from tests.newcomer import REPOSITORY, settle, type_in
+from tests.newcomer import settle, type_in
 from tests.tools.written_run import rewrite, write_run
 
 pytestmark = pytest.mark.processes
@@ -91,7 +91,6 @@ def test_weights_that_are_not_finite_are_an_error(
 def sampling(*words: str) -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(
         [sys.executable, "-m", "app", "sample", *words],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -65,7 +65,6 @@ class Process:
             **{name: value for name, value in os.environ.items() if name not in _NOT_INHERITED},
             **settings,
             "DATA_DIR": str(data_dir),
-            "PYTHONPATH": str(CHECKOUT),
         }
         self.run_dir = data_dir / "runs" / settings["TRAIN_RUN_NAME"]
         self.process = subprocess.Popen(
@@ -95,18 +94,28 @@ class Process:
                 workers[int(ranks[0])] = int(place.name)
         return workers
 
-    def wait_for(self, beginning: str) -> None:
-        """Read until a line with this beginning is printed."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith(beginning):
-                return
-        pytest.fail(f"no line began with {beginning!r}: {self.end()}")
+    def wait_for(self, beginning: str) -> str:
+        return wait_for(self.process, beginning)
 
     def end(self) -> tuple[int, str]:
-        """Wait for the end; return the exit code and everything printed since."""
-        out, err = self.process.communicate(timeout=300)
-        return self.process.returncode, out + err
+        return end(self.process)
+
+
+def wait_for(process: subprocess.Popen[str], beginning: str) -> str:
+    """Read until a line with this beginning is printed; return everything up to it."""
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(beginning):
+            return "".join(lines)
+    pytest.fail(f"no line began with {beginning!r}: {''.join(lines)}{end(process)}")
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait for the end; return the exit code and everything printed since."""
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out + (err or "")
 
 
 Start = Callable[..., Process]

@@ -18,7 +18,7 @@ import pytest
 from app.runs.metrics import StepRecord
 from app.streams import Output
 from app.train.console import Console
-from tests.train.processes import CHECKOUT, TINY
+from tests.train.processes import TINY
 
 STEPS = 3
 
@@ -159,7 +159,7 @@ def test_a_lost_terminal_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.processes
 def test_a_process_on_a_terminal_shows_a_bar_and_figures(data_dir: Path) -> None:
-    environment = os.environ | TINY | {"DATA_DIR": str(data_dir), "PYTHONPATH": str(CHECKOUT)}
+    environment = os.environ | TINY | {"DATA_DIR": str(data_dir)}
     with closing(Terminal(80)) as terminal:
         process = subprocess.run(
             [sys.executable, "-m", "app", "train"],

@@ -11,7 +11,7 @@ from signal import SIGTERM
 import pytest
 
 from tests.lacking import lacking
-from tests.train.processes import CHECKOUT, Start, Unbroken, assert_same_run, run_to_end
+from tests.train.processes import Start, Unbroken, assert_same_run, run_to_end
 
 pytestmark = pytest.mark.processes
 
@@ -66,7 +66,7 @@ def test_compiled_code_is_kept_where_its_locks_work(
         "compile.set_compile_cache_dir(Path(sys.argv[1], 'cache'))\n"
         "print('TORCHINDUCTOR_CACHE_DIR' in os.environ)"
     )
-    environment = os.environ | lacking(tmp_path, **calls) | {"PYTHONPATH": str(CHECKOUT)}
+    environment = os.environ | lacking(tmp_path, **calls)
     command = [sys.executable, "-c", code, str(tmp_path)]
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert printed.stdout == f"{kept}\n"

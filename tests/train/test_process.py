@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from tests.train.processes import (
-    CHECKOUT,
     TINY,
     Start,
     Unbroken,
@@ -120,7 +119,7 @@ def make_controlling_terminal() -> None:
 
 def test_a_lost_terminal_saves_a_checkpoint(data_dir: Path) -> None:
     keyboard, terminal = os.openpty()
-    environment = os.environ | TINY | {"DATA_DIR": str(data_dir), "PYTHONPATH": str(CHECKOUT)}
+    environment = os.environ | TINY | {"DATA_DIR": str(data_dir)}
     process = subprocess.Popen(
         # After a stop in an evaluation the line of the step would be written by the next start.
         [sys.executable, "-m", "app", "train", "--max-steps", "100000", "--val-every", "0"],
@@ -144,7 +143,7 @@ def test_a_lost_terminal_saves_a_checkpoint(data_dir: Path) -> None:
 
 
 def test_a_log_on_a_full_disk_does_not_end_the_run(data_dir: Path) -> None:
-    environment = os.environ | TINY | {"DATA_DIR": str(data_dir), "PYTHONPATH": str(CHECKOUT)}
+    environment = os.environ | TINY | {"DATA_DIR": str(data_dir)}
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "app", "train"]
         done = subprocess.run(command, cwd=data_dir, env=environment, stdout=full, check=False)

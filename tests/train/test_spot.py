@@ -18,7 +18,7 @@ from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import (
 from torch.distributed.run import config_from_args, parse_args
 
 from tests.process_tree import children
-from tests.train.processes import CHECKOUT, TINY, Unbroken, free_port, measured
+from tests.train.processes import CHECKOUT, TINY, Unbroken, end, free_port, measured, wait_for
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
@@ -100,14 +100,7 @@ class Machine:
         )
 
     def wait_for(self, beginning: str) -> str:
-        """Return the output up to the first line with this beginning."""
-        assert self.process.stdout is not None
-        lines = []
-        for line in self.process.stdout:
-            lines.append(line)
-            if line.startswith(beginning):
-                return "".join(lines)
-        pytest.fail(f"no line began with {beginning!r}: {''.join(lines)}")
+        return wait_for(self.process, beginning)
 
     def allow(self) -> None:
         """Let a copy that waits UNTIL_ALLOWED continue."""
@@ -139,8 +132,7 @@ class Machine:
         self.process.stdout.close()
 
     def end(self) -> tuple[int, str]:
-        output, _ = self.process.communicate(timeout=300)
-        return self.process.returncode, output
+        return end(self.process)
 
 
 class Cloud:

@@ -53,7 +53,7 @@ def environment(data_dir: Path, changes: Mapping[str, str]) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("TORCHINDUCTOR", "TRITON"))
     }
-    own = {"DATA_DIR": str(data_dir), "PYTHONPATH": str(CHECKOUT), "PREPARE_DATASET": "stdlib"}
+    own = {"DATA_DIR": str(data_dir), "PREPARE_DATASET": "stdlib"}
     return {**kept, **TINY, "PREPARE_OUT_DIR": "text", **own, **changes}
 
 

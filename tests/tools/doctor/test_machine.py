@@ -14,7 +14,6 @@ from app.tools.doctor.machine import check_space
 from app.train.advice import count_parameters
 from tests.lacking import lacking
 from tests.tools.doctor.conftest import NewContext
-from tests.train.processes import CHECKOUT
 
 
 @pytest.mark.parametrize(
@@ -72,7 +71,6 @@ for finding in check_folders(Context(load_settings({}, "doctor"))):
 def test_what_the_disk_lacks_is_named(tmp_path: Path, calls: dict[str, int], row: str) -> None:
     variables = {
         "DATA_DIR": str(tmp_path),
-        "PYTHONPATH": str(CHECKOUT),
         **lacking(tmp_path, **calls),
     }
     command = [sys.executable, "-c", FOLDERS]
