@@ -22,6 +22,7 @@ _FINE_TUNING_SHARE = 1 / 20
 _FEWEST_STEPS, _FEWEST_COOLDOWN_STEPS = 20, 3
 # A forward pass is a third of a step's work. HellaSwag has 10,042 questions of about 320 tokens.
 _EVALUATION_SHARE, _HELLASWAG_TOKENS, _MOST_EVALUATION = 1 / 3, 10_042 * 320, 2
+_STEPS_IN_TEXT = 32
 LONG_SECONDS, _UNSAVED_HOURS = 7 * 86400.0, 3.0
 # The best checkpoint, and one that is being written.
 _BESIDES_LATEST = 2
@@ -62,7 +63,8 @@ def _text(cfg: TrainSettings, model: ModelSettings, tokens: int, step: int) -> I
     enough = _EPOCHS * tokens // cfg.tokens_per_step
     weights, fitting = block_weights(model), sizes(tokens, model.context_length, {}, on_gpu=False)
     if cfg.tokens_per_step > tokens and not step:
-        fewer = fitting["TRAIN_TOKENS_PER_STEP"]
+        in_text = max(1, tokens // (_STEPS_IN_TEXT * model.context_length)) * model.context_length
+        fewer = min(fitting["TRAIN_TOKENS_PER_STEP"], in_text)
         problem = f"a step of {cfg.tokens_per_step:,} tokens is more than the {text}"
         yield problem, f"set TRAIN_TOKENS_PER_STEP={fewer}, {more}"
     elif epochs > _MANY_EPOCHS and step < enough and not cfg.max_hours:
@@ -70,10 +72,12 @@ def _text(cfg: TrainSettings, model: ModelSettings, tokens: int, step: int) -> I
         problem = f"{plural(cfg.max_steps, 'step')} read the {text} {times}"
         yield problem, f"set TRAIN_MAX_STEPS={enough}, {more}"
     if tokens < _MIN_TOKENS_PER_WEIGHT * weights and not step and not cfg.init_from:
-        shape = ("MODEL_NUM_LAYERS", "MODEL_EMBD_SIZE", "MODEL_NUM_HEADS")
-        size = " ".join(f"{name}={fitting[name]}" for name in shape)
+        layers, width = fitting["MODEL_NUM_LAYERS"], fitting["MODEL_EMBD_SIZE"]
+        size = f"MODEL_NUM_LAYERS={layers} MODEL_EMBD_SIZE={width}"
+        size = f"set {size} MODEL_NUM_HEADS={fitting['MODEL_NUM_HEADS']} as RECIPE=own-text does, "
+        is_smaller = 12 * layers * width**2 < weights
         problem = f"{format_count(weights)} weights in the model's blocks learn the {text} by heart"
-        yield problem, f"set {size} as RECIPE=own-text does, {more}"
+        yield problem, f"{size}{more}" if is_smaller else more.removeprefix("or ")
 
 
 def _schedule(cfg: TrainSettings, step: int) -> Iterator[Advice]:

@@ -128,6 +128,14 @@ def test_a_step_larger_than_the_text_and_a_model_too_large_for_it() -> None:
         "TRAIN_TOKENS_PER_STEP": 1024,
     }
     assert lines(300_000, 0, **fixed) == []
+    # With even less text, no size of the recipe is smaller, and a step is at least a sequence.
+    few = fixed | {"MODEL_CONTEXT_LENGTH": 64}
+    assert lines(2000, 0, **few, RECIPE="demo")[1][1] == "prepare more text"
+    step, _ = lines(1000, 0, **few)
+    assert step == (
+        "a step of 1,024 tokens is more than the 1,000 tokens of text",
+        "set TRAIN_TOKENS_PER_STEP=64, or prepare more text",
+    )
     # A token for 40 of 84.9M weights.
     assert not any("by heart" in problem for problem, _ in lines(2_123_367, 0))
     assert any("by heart" in problem for problem, _ in lines(2_123_366, 0))
