@@ -9,13 +9,16 @@ from app.runs.folder import RunFolder
 from app.settings.settings import Settings
 
 
-def recorded(settings: Settings) -> dict[str, Any]:
-    """Return the content of the run's settings.json; nothing if it cannot be read."""
-    path = RunFolder(settings.run_dir).settings
+def recorded(settings: Settings, *path: str) -> Any:
+    """Return a value from the nested objects of the run's settings.json; None if it is missing."""
+    file = RunFolder(settings.run_dir).settings
     try:
-        return read_json(path, "restore it") if path.is_file() else {}
+        value: Any = read_json(file, "restore it") if file.is_file() else None
     except UserError:
-        return {}
+        return None
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def dataset_of(settings: Settings) -> Path:
@@ -23,15 +26,10 @@ def dataset_of(settings: Settings) -> Path:
 
     Without a record of that, or if it is gone, it is the one that prepare would write.
     """
-    run = recorded(settings)
-    own = run.get("settings", {})
-    names = (
-        own.get("train", {}).get("dataset_dir"),
-        own.get("prepare", {}).get("out_dir"),
-        run.get("dataset", {}).get("folder"),
-    )
+    places = (("settings", "train", "dataset_dir"), ("settings", "prepare", "out_dir"))
+    names = (recorded(settings, *place) for place in (*places, ("dataset", "folder")))
     name = next(filter(None, names), None)
-    if settings.train.dataset_dir is None and name:
+    if settings.train.dataset_dir is None and isinstance(name, str):
         folder = settings.general.data_dir / name
         if folder.is_dir():
             return folder

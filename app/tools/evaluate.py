@@ -129,11 +129,11 @@ def evaluate(settings: Settings) -> None:
     # Only training multiplies in 8-bit floats.
     precision = "auto" if settings.train.precision == "fp8" else settings.train.precision
     device = select_device(settings.train.device, precision, settings.train.deterministic)
-    before = recorded(settings).get("device", {})
-    if "precision" not in settings.train.model_fields_set and before.get("name") == device.name:
+    is_same_device = recorded(settings, "device", "name") == device.name
+    if is_same_device and "precision" not in settings.train.model_fields_set:
         # What auto measures may differ from time to time.
-        precision = before.get("precision", device.precision)
-        device = replace(device, precision="bf16" if precision == "fp8" else precision)
+        before = recorded(settings, "device", "precision")
+        device = replace(device, precision="bf16" if before == "fp8" else before)
     model = load_model(checkpoint, device)
     length = model.config.context_length
     stream = TokenStream(dataset.val if cfg.split == "val" else dataset.train)

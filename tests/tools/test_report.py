@@ -211,6 +211,42 @@ def test_a_branch_names_its_beginning(tmp_path: Path) -> None:
     assert (row.name, row.values) == ("began as", ["", "long@20"])
 
 
+def test_a_run_names_the_weights_that_it_began_with(tmp_path: Path) -> None:
+    begun = {**SETTINGS, "initial_weights": "openai-community/gpt2@607a30d"}
+    tuned, other = (
+        read_run(make_run(tmp_path / name, rows(38), settings))
+        for name, settings in (("tuned", begun), ("other", SETTINGS))
+    )
+    (steps,) = [it for it in figures(tuned) if it.name == "steps"]
+    assert steps.note == "all done; from openai-community/gpt2@607a30d"
+    (row,) = [row for row in comparison([tuned, other]) if row.differs]
+    assert (row.name, row.values) == (
+        "began with the weights of",
+        ["openai-community/gpt2@607a30d", ""],
+    )
+
+
+@pytest.mark.parametrize(
+    ("val_tokens", "on"), ((5000, ", on 4,096 tokens"), (100_000, ", on 9,216 tokens"), (None, ""))
+)
+def test_a_held_out_loss_tells_on_how_many_tokens_it_was_measured(
+    tmp_path: Path, val_tokens: int | None, on: str
+) -> None:
+    own = SETTINGS["settings"]
+    settings = {
+        **SETTINGS,
+        "settings": {
+            **own,
+            "model": {"context_length": 1024},
+            "train": {**own["train"], "val_tokens": val_tokens},
+        },
+        "dataset": {"val_tokens": 10_000},
+    }
+    run = read_run(make_run(tmp_path / "run", rows(20, val_every=10), settings))
+    (loss,) = [it for it in figures(run) if it.name == "held-out loss"]
+    assert loss.note == f"nats per token{on}"
+
+
 def test_compilation_in_step_0_does_not_change_throughput(tmp_path: Path) -> None:
     metrics = rows(38)
     plain = report(make_run(tmp_path / "run", metrics)).data["charts"]["throughput"]["spec"]

@@ -77,7 +77,7 @@ def _held_out_tokens(run: Run) -> int:
         for path in (("train", "val_tokens"), ("model", "context_length"))
     )
     available = int(run.number("dataset", "val_tokens") or 0)
-    return length and length * num_held_out(available, length, limit)
+    return length * num_held_out(available, length, limit) if length and limit else 0
 
 
 def _progress_figures(run: Run) -> Iterator[Figure]:
