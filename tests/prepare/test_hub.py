@@ -185,6 +185,7 @@ for kind in ("parquet", "jsonl"):
 """
 
 
+@pytest.mark.slow
 def test_leaving_a_stream_early_ends_the_process_with_0(tmp_path: Path, start: Start) -> None:
     """A token limit stops in the first of many files and row groups, three times over."""
     texts = [f"{number} " * 50 for number in range(4000)]

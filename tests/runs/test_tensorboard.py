@@ -151,6 +151,7 @@ def test_events_are_cut_back_to_the_checkpoint(tiny: TinySettings) -> None:
     assert len(events_of(settings)["train_loss"]) == 10
 
 
+@pytest.mark.slow
 def test_a_stopped_or_killed_process_leaves_events_and_continues_them(
     data_dir: Path, tiny: TinySettings
 ) -> None:

@@ -149,6 +149,7 @@ def disk(saving: Saving, tmp_path: Path, text_shards: Path) -> Iterator[Disk]:
     yield Disk(folder, fault | {"FAULTS_FOLDER": str(folder / "runs")}, lambda: None)
 
 
+@pytest.mark.slow
 def test_on_a_full_disk_training_goes_on_and_the_earlier_checkpoint_stays(
     saving: Saving, disk: Disk
 ) -> None:
