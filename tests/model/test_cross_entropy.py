@@ -219,6 +219,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_ranks_average_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
     gradients = []

@@ -77,6 +77,7 @@ def test_logits_are_the_same(shape: ModelConfig, tmp_path: Path) -> None:
     assert (actual - expected).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_logits_of_124m_are_the_same_over_the_whole_context(tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -65,7 +65,13 @@ def test_every_write_and_every_rename_is_a_point(rows: Unbroken) -> None:
     }
 
 
-@pytest.mark.parametrize(("kind", "what"), ONCE)
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    tuple(
+        pytest.param(*kind, marks=() if kind[0] in ("torn", "rename") else pytest.mark.slow)
+        for kind in ONCE
+    ),
+)
 def test_killed_at_each_kind_of_point_equals_unbroken(
     rows: Unbroken, tmp_path: Path, kind: str, what: str
 ) -> None:

@@ -159,6 +159,7 @@ def test_a_failing_hub_is_asked_once(hub: Hub, tmp_path: Path, fault: Fault, pro
     assert len(dataset_requests(hub)) == 1
 
 
+@pytest.mark.slow
 def test_the_table_has_the_hub_but_not_the_token(hub: Hub, tmp_path: Path) -> None:
     # This test does not need the device.
     here = {**hub.variables, "TRAIN_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": ""}
