@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 from app.formats import format_bytes, format_count, format_duration, plural
+from app.model.config_json import qwen3_mlp_size
 from app.settings.own_text import sizes
 from app.settings.train import ModelSettings, TrainSettings
 
@@ -177,6 +178,6 @@ def block_weights(model: ModelSettings) -> int:
     """Return how many weights the matrices of all blocks have."""
     rows = 12 * model.embd_size
     if model.architecture == "qwen3":
-        mlp_size = -(-8 * model.embd_size // 192) * 64
+        mlp_size = qwen3_mlp_size(model.embd_size)
         rows = 4 * model.num_heads * model.shape()["head_dim"] + 3 * mlp_size
     return model.num_layers * rows * model.embd_size

@@ -55,7 +55,7 @@ class InitialWeights:
             load_pretrained(model, self.files)
         except ValueError as error:
             raise UserError(
-                f"the weights of {self.name} are not those of its config.json: {error}",
+                f"the weights of {self.name} are not those that its config.json describes: {error}",
                 f"restore its files, or set {_VARIABLE} to another model",
             ) from None
 

@@ -157,6 +157,7 @@ def test_models_that_cannot_be_had(hub: Hub, stored: Path, tmp_path: Path) -> No
     assert again[0] == hub.main[NAME]
 
 
+@pytest.mark.slow
 def test_prepare_downloads_what_train_begins_with(hub: Hub, stored: Path, tmp_path: Path) -> None:
     """As in the containers, where train has no network."""
     settings = {
