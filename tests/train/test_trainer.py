@@ -112,9 +112,11 @@ def test_console_begins_and_ends_as_the_original(
     pattern = r"step:{}/3 train_loss:\d+\.\d{{4}} train_time:\d+ms token/s:\d+\.\d\d "
     assert all(re.match(pattern.format(step), line) for step, line in enumerate(steps))
     assert len(steps) == 3
-    assert re.fullmatch(r"Total time: \d+\.\d\ds \(\d+\.\d\d minutes\)", lines[-3])
-    assert lines[-2] == "Total tokens processed: 768"
-    assert re.fullmatch(r"Average tokens/sec: \d+\.\d\d", lines[-1])
+    *_, total, tokens, rate, following = lines
+    assert re.fullmatch(r"Total time: \d+\.\d\ds \(\d+\.\d\d minutes\)", total)
+    assert tokens == "Total tokens processed: 768"
+    assert re.fullmatch(r"Average tokens/sec: \d+\.\d\d", rate)
+    assert following.startswith("next: python -m app sample ")
 
 
 @pytest.mark.parametrize("architecture", ("gpt2", "qwen3"))
