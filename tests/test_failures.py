@@ -1,8 +1,6 @@
 import copy
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ import pytest
 from app.cli.process import run
 from app.errors import AppError, ExhaustedError, ExitCode, NetworkError, UserError
 from app.failures import check_torch_version, compiler_failure, translate_error
+from tests.python_process import run_python
 
 
 @pytest.mark.parametrize(
@@ -216,8 +215,7 @@ print(run_and_report(lambda: compiled(torch.ones(1))))
 
 @pytest.mark.processes
 def test_a_compiler_that_fails_in_a_step_is_not_a_bug() -> None:
-    command = [sys.executable, "-c", FAILS_IN_A_STEP]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    ended = run_python(FAILS_IN_A_STEP)
     assert ended.stdout == "2\n"
     assert ended.stderr == (
         "error: torch.compile does not work: m.cpp:7: error: no registers left\n"

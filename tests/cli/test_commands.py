@@ -13,6 +13,7 @@ from app.cli.parser import Parser
 from app.errors import ExitCode
 from app.settings.settings import GROUPS, VARIABLES
 from tests.newcomer import REPOSITORY, settle, type_in
+from tests.python_process import run_python
 
 
 @pytest.fixture(autouse=True)
@@ -162,12 +163,7 @@ def test_wrong_settings_are_reported_before_torch_is_imported() -> None:
         "import sys; from app.cli.process import run; run(['train', '--seed=x']); "
         "print(list(sys.modules))"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ended = run_python(code)
     assert ended.stderr.startswith("error: TRAIN_SEED=x")
     assert "'pydantic'" in ended.stdout
     assert "'torch'" not in ended.stdout

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from app.runs.load import load_model
 from app.signals import SAME_REQUEST_SECONDS
 from tests.inference.hellaswag_questions import FILE
 from tests.inference.test_hellaswag import CPU
+from tests.python_process import run_python
 from tests.train.processes import (
     TRAIN,
     Process,
@@ -149,12 +149,7 @@ def run_as_only_rank(program: str) -> subprocess.CompletedProcess[str]:
     """Run a program as the only process of a launcher."""
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "x"}
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | alone | address,
-        capture_output=True,
-        text=True,
-    )
+    return run_python(program, **alone, **address)
 
 
 def test_an_error_of_the_network_is_explained() -> None:

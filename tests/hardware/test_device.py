@@ -1,8 +1,5 @@
 """The precision that a device computes in, and which requests are refused."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ import torch
 from app.containers import expects_gpu
 from app.errors import UserError
 from app.hardware.device import select_device
+from tests.python_process import run_python
 
 SELECT = """
 from app.hardware.device import select_device
@@ -19,13 +17,7 @@ print(select_device("cpu", "auto", "auto").precision)
 
 
 def selected_with(**variables: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-c", SELECT],
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
+    return run_python(SELECT, **variables).stdout.strip()
 
 
 def test_a_cpu_trains_in_bf16_where_it_has_units_for_it() -> None:

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.python_process import run_python
+
 # Read when the kernel's module is imported, at the operator's first call.
 os.environ["TRITON_INTERPRET"] = "1"
 
@@ -291,14 +293,7 @@ for capability in (80, 89, 90, 100, 120):
 
 @pytest.mark.processes
 def test_kernel_compiles_for_gpus_and_moves_16_bytes_at_a_time(tmp_path: Path) -> None:
-    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    ptx = subprocess.run(
-        [sys.executable, "-c", PTX],
-        env=variables | {"TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    ptx = run_python(PTX, TRITON_INTERPRET=0, TRITON_CACHE_DIR=tmp_path).stdout
     assert ptx.count(".target sm_") == 5
     assert "ld.global.v4.b32" in ptx
     assert "st.global.v4.b32" in ptx

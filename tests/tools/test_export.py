@@ -30,6 +30,7 @@ from app.runs.checkpoint import open_checkpoint
 from app.tools.export import FILES
 from tests.model.generation import generate
 from tests.newcomer import moved_in, run_really, type_in
+from tests.python_process import run_python
 from tests.tools.small_run import CONTEXT_LENGTH, RUN
 
 EXPORT = RUN / "export"
@@ -230,10 +231,7 @@ def test_export_needs_no_transformers() -> None:
         "import sys; sys.modules['transformers'] = sys.modules['tokenizers'] = None\n"
         "from app.cli.process import run; sys.exit(run(['export']))"
     )
-    subprocess.run(
-        [sys.executable, "-c", code],
-        check=True,
-    )
+    assert run_python(code).returncode == ExitCode.DONE
     assert names(EXPORT) == set(FILES)
 
 

@@ -2,8 +2,6 @@
 
 import itertools
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from app.train.compile import (
     set_compile_cache_dir,
 )
 from tests.model.generation import generate
+from tests.python_process import run_python
 
 CONFIG = GPTConfig(context_length=32, vocab_size=50257, num_layers=3, embd_size=32, num_heads=2)
 CPU = torch.device("cpu")
@@ -215,13 +214,7 @@ def test_a_compiler_that_hangs_is_killed(tmp_path: Path) -> None:
     compiler = tmp_path / "g++"
     compiler.write_text("#!/bin/sh\nexec sleep 1000\n")
     compiler.chmod(0o755)
-    ended = subprocess.run(
-        [sys.executable, "-c", HANGS],
-        env={**os.environ, "CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "c")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    ended = run_python(HANGS, CXX=compiler, TORCHINDUCTOR_CACHE_DIR=tmp_path / "c")
     assert ended.stdout == (
         "torch.compile does not work: it has not ended after 3 s\n"
         "  fix: see whether `g++` (or what CXX names) and the disks answer\n0\n"
@@ -242,13 +235,7 @@ def test_a_compiler_that_is_switched_off_is_noticed(tmp_path: Path) -> None:
     """Headers are not precompiled below a TMPDIR with a space, which that would not take."""
     folder = tmp_path / "with space"
     folder.mkdir()
-    ended = subprocess.run(
-        [sys.executable, "-c", SWITCHED_OFF],
-        env={**os.environ, "TORCHDYNAMO_DISABLE": "1", "TMPDIR": str(folder)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    ended = run_python(SWITCHED_OFF, TORCHDYNAMO_DISABLE=1, TMPDIR=folder)
     assert ended.stdout == (
         "torch.compile compiles nothing\n  fix: unset TORCH_COMPILE_DISABLE, TORCHDYNAMO_DISABLE "
         "and TORCHDYNAMO_SUPPRESS_ERRORS\nFalse\n"

@@ -1,16 +1,14 @@
 """Training where the file system lacks what those of networks and shared folders lack."""
 
 import errno
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from signal import SIGTERM
 
 import pytest
 
 from tests.lacking import lacking
+from tests.python_process import run_python
 from tests.train.processes import Start, Unbroken, assert_same_run, run_to_end
 
 pytestmark = pytest.mark.processes
@@ -66,7 +64,5 @@ def test_compiled_code_is_kept_where_its_locks_work(
         "compile.set_compile_cache_dir(Path(sys.argv[1], 'cache'))\n"
         "print('TORCHINDUCTOR_CACHE_DIR' in os.environ)"
     )
-    environment = os.environ | lacking(tmp_path, **calls)
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    printed = run_python(code, tmp_path, **lacking(tmp_path, **calls))
     assert printed.stdout == f"{kept}\n"
