@@ -120,12 +120,14 @@ def find_cut(spec: DatasetSpec, documents: Documents, encoder: DocumentEncoder) 
         if not is_cut or len(text) - high <= _SHARE * size:
             return None
     # Half of it in whole documents: the one that would be cut is trained on.
-    is_enough = read >= limit / 2 and tokens > spec.sequence_tokens
+    is_enough = 0 < spec.sequence_tokens < tokens and read >= limit / 2
     kind, end = (_NO_BREAK, 0) if is_enough else _last_break(text, low, high)
     if end:
         tokens += int(encoder.encode(joined([text[:end]]))[1][0])
     read += end
-    share = f"first {100 * read / size:.2g} %" if read < size else "beginning"
+    packed = (*COMPRESSIONS, ".parquet")
+    is_known = not any(file.name.lower().endswith(packed) for file in documents.files)
+    share = f"first {100 * read / size:.2g} %" if is_known else "beginning"
     name = chunk.place.of_row(chunk.place.name, position.row)
     told = f"held out: the {share} of the text, up to {kind} {name}; {tokens:,} tokens"
     return Cut(*position, end, tokens, told) if tokens else None

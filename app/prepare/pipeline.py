@@ -271,7 +271,8 @@ def check_enough_text(spec: DatasetSpec, val: int, train: int, between: int, bad
     without = f"; {bad:,} bad lines and files were left out" if bad else ""
     possible = (val + train) // 5 // 16 * 16
     shorter = f", set MODEL_CONTEXT_LENGTH={possible}" if possible else ""
-    if held_out and min(val, train) < least and train != spec.total_tokens:
+    is_ended = train != spec.total_tokens
+    if held_out and is_ended and min(val, train) < least and val + train < 4 * least:
         raise TooLittleText(
             f"the text has only {val + train:,} tokens{without}: to train on some and hold some "
             f"out, about {4 * least:,} are needed (MODEL_CONTEXT_LENGTH={least - 1})",

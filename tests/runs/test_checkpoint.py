@@ -237,6 +237,36 @@ def test_pruning_keeps_the_last_checkpoints_and_the_best(
     ]
 
 
+def test_a_run_that_wants_its_best_checkpoint_has_it_in_place_of_the_last(
+    tmp_path: Path, snapshot: Snapshot, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(step: int, val_loss: float | None, *, use_best: bool = True) -> None:
+        settings = {"train": {"use_best": use_best}}
+        state = replace(checkpoint_state(step, val_loss=val_loss), settings=settings)
+        write_checkpoint(checkpoint_folder(checkpoints, step), snapshot, state)
+
+    checkpoints = tmp_path / "mine" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    write(1, 5.0)
+    write(2, 3.25)
+    write(3, 3.5)
+    assert latest_checkpoint(tmp_path / "mine").step == 2
+    assert capsys.readouterr().err == (
+        "of mine, step 2 has the lowest held-out loss: 3.2500, and the last, 3, 3.5000\n"
+    )
+    assert latest_checkpoint(tmp_path / "mine", 3).step == 3
+    weights = checkpoint_folder(checkpoints, 2) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert latest_checkpoint(tmp_path / "mine").step == 3
+    write(4, 3.0)
+    assert latest_checkpoint(tmp_path / "mine").step == 4
+    write(5, None)
+    assert latest_checkpoint(tmp_path / "mine").step == 5
+    write(6, 3.5, use_best=False)
+    assert latest_checkpoint(tmp_path / "mine").step == 6
+    assert capsys.readouterr().err == ""
+
+
 def test_pruning_keeps_what_was_saved_before_a_cooldown(tmp_path: Path, snapshot: Snapshot) -> None:
     # The run was continued after its first cool-down, and cooled down again.
     for step, cooldown_start in ((1, 2), (2, 2), (3, 2), (4, 5), (5, 5), (6, 5), (7, 5)):

@@ -1,0 +1,108 @@
+"""One file of text, from `prepare` to a sample, with the commands that are printed."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from app.settings.settings import Settings
+from app.settings.sources import load_settings
+from app.tools.prepare import next_command
+from tests.newcomer import settle, type_in
+
+SMALL = (
+    "MODEL_CONTEXT_LENGTH=32 MODEL_EMBD_SIZE=32 MODEL_NUM_LAYERS=1 TRAIN_TOKENS_PER_STEP=512 "
+    "TRAIN_COMPILE=false TRAIN_DEVICE=cpu TRAIN_PRECISION=float32 SAMPLE_MAX_TOKENS=3"
+)
+VERSES = "".join(f"Verse {n}\nof {n % 7} lines\nand words: {n * n}\n\n" for n in range(400))
+
+
+@pytest.fixture(autouse=True)
+def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle(tmp_path, monkeypatch)
+
+
+def test_three_commands_from_a_file_to_a_sample(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("my verses.txt").write_text(VERSES)
+    for name, value in (setting.split("=") for setting in SMALL.split()):
+        monkeypatch.setenv(name, value)
+    assert type_in("prepare --dataset 'my verses.txt'", monkeypatch) == 0
+    *_, recipe, following = capsys.readouterr().out.splitlines()
+    assert recipe == "the recipe of your own text is RECIPE=own-text, unless you set another"
+    assert following == "next: python -m app train"
+    assert type_in("train", monkeypatch) == 0
+    printed = capsys.readouterr().out
+    tokens = json.loads(Path("data/my-verses/manifest.json").read_text())["totals"]["train_tokens"]
+    steps = -(-3 * tokens // 512)
+    assert (
+        f"RECIPE=own-text, by the size of this text: 1 layer of width 32, {steps} steps of 512"
+        in printed
+    )
+    every = -(-steps // 10)
+    losses = re.findall(r"after (\d+) steps: val_loss:", printed)
+    assert losses == [*(str(step) for step in range(every, steps, every)), str(steps)]
+    assert type_in("sample --max-tokens 3", monkeypatch) == 0
+    assert capsys.readouterr().out.startswith("data/runs/my-verses/checkpoints/step-0")
+    begun = json.loads(Path("data/runs/my-verses/settings.json").read_text())["settings"]
+    assert begun["train"]["max_steps"] == steps
+    assert begun["general"]["recipe"] == "own-text"
+
+
+def loaded(line: str) -> Settings:
+    """Return the settings of `prepare` with these flags."""
+    words = dict(word.split("=") for word in line.split())
+    return load_settings(words, "prepare")
+
+
+@pytest.mark.parametrize(
+    ("flags", "needed"),
+    (
+        ("PREPARE_DATASET=a.txt", ""),
+        ("PREPARE_DATASET=a.txt PREPARE_OUT_DIR=b", ""),
+        ("PREPARE_DATASET=a.txt DATA_DIR=x", " --data-dir x"),
+        ("PREPARE_DATASET=a.txt RECIPE=demo", " --recipe demo"),
+        ("PREPARE_DATASET=a.txt RECIPE=demo PREPARE_OUT_DIR=b", " --recipe demo --dataset-dir b"),
+        ("PREPARE_TOTAL_TOKENS=20M", ""),
+        ("PREPARE_TOTAL_TOKENS=1M", " --dataset-dir fineweb1M"),
+        ("RECIPE=demo", " --recipe demo"),
+        ("RECIPE=gpt2-124M PREPARE_TOTAL_TOKENS=5", " --recipe gpt2-124M"),
+    ),
+)
+def test_prepare_ends_with_the_shortest_command_that_finds_its_dataset(
+    flags: str, needed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = loaded(flags)
+    if settings.general.recipe == "own-text":
+        written(settings)
+    assert next_command(settings) == f"python -m app train{needed}"
+    monkeypatch.setenv("IN_CONTAINER", "1")
+    monkeypatch.setenv("DATA_DIR", str(settings.general.data_dir))
+    without = re.sub(" --data-dir [^ ]+", "", needed)
+    assert next_command(settings) == f"docker compose run --rm train{without}"
+
+
+def test_an_earlier_text_and_one_beside_fineweb_are_named() -> None:
+    first, second = (loaded(f"PREPARE_DATASET={name}.txt") for name in ("a", "b"))
+    written(first)
+    assert next_command(first) == "python -m app train"
+    written(second, age=-10)
+    assert next_command(second) == "python -m app train"
+    assert next_command(first) == "python -m app train --recipe own-text --dataset-dir a"
+    Path("data/fineweb20M").mkdir()
+    assert next_command(second) == "python -m app train --recipe own-text"
+    Path(".env").write_text("RECIPE=own-text\n")
+    assert next_command(second) == "python -m app train"
+    Path(".env").write_text("PREPARE_DATASET=b.txt\n")
+    assert next_command(second) == "python -m app train"
+
+
+def written(settings: Settings, *, age: float = 0) -> None:
+    """Write the manifest of a dataset of local text."""
+    settings.prepare_dir.mkdir(parents=True, exist_ok=True)
+    manifest = settings.prepare_dir / "manifest.json"
+    manifest.write_text('{"source": {"dataset": "files"}, "totals": {"train_tokens": 9}}')
+    os.utime(manifest, (1e9 - age, 1e9 - age))
