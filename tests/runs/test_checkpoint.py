@@ -240,13 +240,14 @@ def test_pruning_keeps_the_last_checkpoints_and_the_best(
 def test_a_run_that_wants_its_best_checkpoint_has_it_in_place_of_the_last(
     tmp_path: Path, snapshot: Snapshot, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    folder = tmp_path / "mine" / "checkpoints"
+    folder.mkdir(parents=True)
+
     def write(step: int, val_loss: float | None, *, use_best: bool = True) -> None:
         settings = {"train": {"use_best": use_best}}
         state = replace(checkpoint_state(step, val_loss=val_loss), settings=settings)
-        write_checkpoint(checkpoint_folder(checkpoints, step), snapshot, state)
+        write_checkpoint(checkpoint_folder(folder, step), snapshot, state)
 
-    checkpoints = tmp_path / "mine" / "checkpoints"
-    checkpoints.mkdir(parents=True)
     write(1, 5.0)
     write(2, 3.25)
     write(3, 3.5)
@@ -255,7 +256,7 @@ def test_a_run_that_wants_its_best_checkpoint_has_it_in_place_of_the_last(
         "of mine, step 2 has the lowest held-out loss: 3.2500, and the last, 3, 3.5000\n"
     )
     assert latest_checkpoint(tmp_path / "mine", 3).step == 3
-    weights = checkpoint_folder(checkpoints, 2) / "model.safetensors"
+    weights = checkpoint_folder(folder, 2) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert latest_checkpoint(tmp_path / "mine").step == 3
     write(4, 3.0)

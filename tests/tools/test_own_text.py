@@ -9,7 +9,7 @@ import pytest
 
 from app.settings.settings import Settings
 from app.settings.sources import load_settings
-from app.tools.prepare import next_command
+from app.tools.prepare import print_next
 from tests.newcomer import settle, type_in
 
 SMALL = (
@@ -31,9 +31,9 @@ def test_three_commands_from_a_file_to_a_sample(
     for name, value in (setting.split("=") for setting in SMALL.split()):
         monkeypatch.setenv(name, value)
     assert type_in("prepare --dataset 'my verses.txt'", monkeypatch) == 0
-    *_, recipe, following = capsys.readouterr().out.splitlines()
+    *_, recipe, next_line = capsys.readouterr().out.splitlines()
     assert recipe == "the recipe of your own text is RECIPE=own-text, unless you set another"
-    assert following == "next: python -m app train"
+    assert next_line == "next: python -m app train"
     assert type_in("train", monkeypatch) == 0
     printed = capsys.readouterr().out
     tokens = json.loads(Path("data/my-verses/manifest.json").read_text())["totals"]["train_tokens"]
@@ -73,31 +73,39 @@ def loaded(line: str) -> Settings:
     ),
 )
 def test_prepare_ends_with_the_shortest_command_that_finds_its_dataset(
-    flags: str, needed: str, monkeypatch: pytest.MonkeyPatch
+    flags: str, needed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = loaded(flags)
     if settings.general.recipe == "own-text":
         written(settings)
-    assert next_command(settings) == f"python -m app train{needed}"
+    assert following(settings, capsys) == f"python -m app train{needed}"
     monkeypatch.setenv("IN_CONTAINER", "1")
     monkeypatch.setenv("DATA_DIR", str(settings.general.data_dir))
     without = re.sub(" --data-dir [^ ]+", "", needed)
-    assert next_command(settings) == f"docker compose run --rm train{without}"
+    assert following(settings, capsys) == f"docker compose run --rm train{without}"
 
 
-def test_an_earlier_text_and_one_beside_fineweb_are_named() -> None:
+def test_an_earlier_text_and_one_beside_fineweb_are_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     first, second = (loaded(f"PREPARE_DATASET={name}.txt") for name in ("a", "b"))
     written(first)
-    assert next_command(first) == "python -m app train"
+    assert following(first, capsys) == "python -m app train"
     written(second, age=-10)
-    assert next_command(second) == "python -m app train"
-    assert next_command(first) == "python -m app train --recipe own-text --dataset-dir a"
+    assert following(second, capsys) == "python -m app train"
+    assert following(first, capsys) == "python -m app train --recipe own-text --dataset-dir a"
     Path("data/fineweb20M").mkdir()
-    assert next_command(second) == "python -m app train --recipe own-text"
+    assert following(second, capsys) == "python -m app train --recipe own-text"
     Path(".env").write_text("RECIPE=own-text\n")
-    assert next_command(second) == "python -m app train"
+    assert following(second, capsys) == "python -m app train"
     Path(".env").write_text("PREPARE_DATASET=b.txt\n")
-    assert next_command(second) == "python -m app train"
+    assert following(second, capsys) == "python -m app train"
+
+
+def following(settings: Settings, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the command that prepare ends with."""
+    print_next(settings)
+    return capsys.readouterr().out.splitlines()[-1].removeprefix("next: ")
 
 
 def written(settings: Settings, *, age: float = 0) -> None:
