@@ -181,6 +181,7 @@ def test_a_stop_works_where_python_drops_exceptions() -> None:
     assert (ended.returncode, ended.stderr) == (143, "stopped: by SIGTERM\n")
 
 
+@pytest.mark.slow
 def test_a_wrong_setting_is_reported_once(start: Start) -> None:
     code, output = start(TRAIN_PROCESSES=2, TRAIN_DATASET_DIR="missing").end()
     assert code == 2, output
