@@ -24,7 +24,10 @@ NAME = os.fsdecode(b"a \xe2\x80\x94 \xff '\"<script>\n&")
 # Command -> its arguments, and a file that it makes.
 MAKERS = {
     "prepare": ("--total-tokens 5000 --out-dir new", "new/manifest.json"),
-    "train": ("--run-name new --max-steps 1", "runs/new/checkpoints/step-000001/state.json"),
+    "train": (
+        "--run-name new --max-steps 1 --val-every 0",
+        "runs/new/checkpoints/step-000001/state.json",
+    ),
     "evaluate": ("--tokens 256", "runs/small/evaluations.jsonl"),
     "report": ("", "runs/small/report/report.html"),
     "export": ("", "runs/small/export/README.md"),
