@@ -85,7 +85,10 @@ def train_steps(
         started = time.perf_counter()
         learning_rate = schedule().learning_rate(step)
         optimizers.begin_step(step, learning_rate)
-        factor = loss_scale.factor if loss_scale else None
+        used_scale = loss_scale.factor if loss_scale else None
+        # The backward pass divides by the number of micro-batches, which is not to decide what fp16
+        # can represent.
+        factor = None if used_scale is None else used_scale * accumulation_steps
 
         loss_sum = torch.zeros((), device=device.torch_device)
         for micro_batch in range(accumulation_steps):
@@ -108,7 +111,7 @@ def train_steps(
         if skipped:
             optimizers.skip_step()
         else:
-            check_finite(step, {"loss": train_loss, "gradient norm": grad_norm}, factor)
+            check_finite(step, {"loss": train_loss, "gradient norm": grad_norm}, used_scale)
             if factor is not None:
                 torch._foreach_mul_(gradients, 1 / factor)
                 norm, grad_norm = norm / factor, grad_norm / factor
@@ -120,7 +123,14 @@ def train_steps(
         seconds = time.perf_counter() - started
         data_seconds = loader.take_waited_seconds()
         yield StepResult(
-            step, train_loss, learning_rate, grad_norm, seconds, data_seconds, factor, skipped
+            step=step,
+            train_loss=train_loss,
+            lr=learning_rate,
+            grad_norm=grad_norm,
+            seconds=seconds,
+            data_seconds=data_seconds,
+            loss_scale=used_scale,
+            skipped=skipped,
         )
 
 

@@ -9,8 +9,11 @@ optimizer on its own; here each step's gradient norm is read anyway, and is the 
 from dataclasses import dataclass
 from math import isfinite
 
+# The largest gradients of a micro-batch's mean loss are 1.5 (GPT-2) and 1.8 (Qwen3) in the first
+# step of 124M parameters, and 65,504 / 2^14 is 4. GradScaler begins with 2^16, and with a step that
+# is skipped.
+_INITIAL_SCALE = 2.0**14
 # As torch.amp.GradScaler.
-_INITIAL_SCALE = 2.0**16
 _UPDATES_TO_GROWTH = 2000
 # Below this, fp16's range is not what is wrong.
 _MIN_SCALE = 1.0
@@ -20,10 +23,8 @@ _MIN_SCALE = 1.0
 class LossScale:
     """The factor of the loss: halved after an overflow, doubled after 2,000 updates without one.
 
-    A power of two, so that dividing the gradients by it again is exact.
-
     Attributes:
-        factor: the current factor
+        factor: the current factor, of the mean loss of each micro-batch
         updates: updates since it changed
     """
 

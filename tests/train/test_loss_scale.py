@@ -75,7 +75,7 @@ def overflow_once(model: GPT, at_call: int) -> Loss:
 def test_the_factor_is_that_of_torchs_scaler() -> None:
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter])
-    scaler, scale = torch.amp.GradScaler("cpu"), LossScale()
+    scaler, scale = torch.amp.GradScaler("cpu"), LossScale(2.0**16)
     scaler.scale(torch.ones(1))
     overflows = {3, 4, 5, 700, 2701, 4800}
     for step in range(5000):
@@ -92,7 +92,7 @@ def test_the_factor_is_that_of_torchs_scaler() -> None:
 def test_steps_equal_those_of_torchs_scaler() -> None:
     model, expected = new_model(), new_model()
     optimizers, optimizer = adamw(model), torch.optim.AdamW(expected.parameters(), lr=1e-2)
-    results = list(steps(model, optimizers, LossScale(2.0**22), max_steps=12))
+    results = list(steps(model, optimizers, LossScale(2.0**21), max_steps=12))
 
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22)
     losses, scales = list[float](), [2.0**22]
@@ -114,7 +114,8 @@ def test_steps_equal_those_of_torchs_scaler() -> None:
         losses.append(loss_sum.item())
 
     assert [result.train_loss for result in results] == losses
-    assert [result.loss_scale for result in results] == scales[:-1]
+    # GradScaler's factor is that of a micro-batch's part in the mean.
+    assert [2 * (result.loss_scale or 0) for result in results] == scales[:-1]
     skipped = [result.skipped for result in results]
     assert 2 <= sum(skipped) <= 10
     assert skipped == [scale != after for scale, after in pairwise(scales)]
@@ -171,4 +172,4 @@ def skip_on_one_rank(rank: int, size: int) -> tuple[list[bool], float, float]:
 def test_all_ranks_skip_what_one_rank_cannot_represent(ranks: Ranks) -> None:
     one, other = ranks.run(skip_on_one_rank)
     assert one == other
-    assert one[:2] == ([False, True, False], 2.0**15)
+    assert one[:2] == ([False, True, False], 2.0**13)
