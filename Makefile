@@ -55,6 +55,7 @@ check: $(installed) ## Check lint, formatting, types, layers, image, workflow an
 	$(python) -m ruff check
 	$(python) -m ruff format --check
 	$(python) -m mypy
+	$(python) -m mypy --platform darwin --cache-dir .mypy_cache/darwin app
 	.venv/bin/lint-imports
 	[ ! -x .venv/bin/shellcheck ] || .venv/bin/shellcheck .ci/run benchmarks/*.sh cloud/*.s* docker/*.sh requirements/*.sh
 	.venv/bin/hadolint docker/Dockerfile

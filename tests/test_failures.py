@@ -2,6 +2,7 @@ import copy
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -37,10 +38,39 @@ def test_os_errors_are_explained(number: int, kind: type[Exception], problem: st
 
 @pytest.mark.parametrize(
     "message",
-    ("CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling …"),
+    (
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling …",
+        "MPS backend out of memory (MPS allocated: 8.00 GB, other allocations: 1.00 GB, …",
+    ),
 )
 def test_gpu_out_of_memory_is_recognized_in_every_wording(message: str) -> None:
     assert isinstance(translate_error(RuntimeError(message)), ExhaustedError)
+
+
+def test_a_gpu_that_torch_has_no_code_for_is_explained() -> None:
+    message = (
+        "CUDA error: no kernel image is available for execution on the device\n"
+        "Search for `cudaErrorNoKernelImageForDevice' in …"
+    )
+    error = translate_error(RuntimeError(message))
+    assert isinstance(error, UserError)
+    assert error.problem.startswith("this torch was not built for this GPU")
+    assert "CUDA 12.6" in error.fix
+    assert "TRAIN_DEVICE=cpu" in error.fix
+
+
+def test_a_gpu_that_triton_has_no_code_for_is_explained() -> None:
+    # Importing it takes seconds.
+    from torch._inductor.exc import GPUTooOldForTriton
+
+    properties = SimpleNamespace(name="NVIDIA GeForce GTX 1080", major=6, minor=1)
+    error = GPUTooOldForTriton(properties, None)  # type: ignore[arg-type]
+    known = compiler_failure(error)
+    assert known.problem.startswith(
+        "torch.compile does not work: Found NVIDIA GeForce GTX 1080 which is too old"
+    )
+    assert known.fix.startswith("use a GPU of compute capability 7.0 or newer")
 
 
 @pytest.mark.parametrize(

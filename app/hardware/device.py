@@ -133,7 +133,6 @@ def select_device(
             f"CUDA {torch.version.cuda}, cannot use it",
             f"check `nvidia-smi` and the driver's version{where}, or set TRAIN_DEVICE=cpu",
         )
-    selected = _select_precision(precision, on_gpu=on_gpu)
     is_deterministic = not on_gpu if deterministic == "auto" else deterministic == "true"
     if is_deterministic:
         # cuBLAS reads this when it is first used; without it torch refuses to be deterministic.
@@ -142,12 +141,16 @@ def select_device(
     # second; compiled_loss sets it.
     torch.set_deterministic_debug_mode("error" if is_deterministic else "default")
     if not on_gpu:
+        selected = _cpu_precision(precision)
         name = f"CPU ({cpu_model()}, {plural(torch.get_num_threads(), 'thread')})"
         return Device(torch.device("cpu"), name, selected, is_deterministic, None)
     torch.set_float32_matmul_precision("high")
     # cuDNN's attention, torch's choice on Hopper, has no deterministic backward pass.
     torch.backends.cuda.enable_cudnn_sdp(not is_deterministic)
     name = torch.cuda.get_device_name()
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    capability = torch.cuda.get_device_capability()
+    selected = gpu_precision(precision, name, capability, has_bf16=has_bf16)
     gpu = find_gpu(name)
     peak_flops = gpu.flops if gpu else None
     if gpu and selected == "float32":
@@ -189,20 +192,28 @@ def matmul_flops(device: Device, side: int = 512) -> float | None:
     return 2 * side**3 / seconds
 
 
-def _select_precision(precision: AutoOrPrecision, *, on_gpu: bool) -> Precision:
-    if on_gpu:
-        name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        has_fp8 = capability >= _FP8_CAPABILITY
-        is_faster_in_fp16 = capability >= _FP16_CAPABILITY
-    else:
-        name, has_fp8, is_faster_in_fp16 = "a CPU", False, False
-        # A CPU without units for bf16 computes in it too, only slowly.
-        has_bf16 = precision == "bf16" or (precision == "auto" and _multiplies_faster_in_bf16())
+def gpu_precision(
+    precision: AutoOrPrecision, name: str, capability: tuple[int, int], *, has_bf16: bool
+) -> Precision:
+    """Return the precision of a GPU of NVIDIA; UserError if it lacks the requested one.
+
+    Args:
+        capability: its compute capability.
+        has_bf16: whether it has units for bf16.
+    """
     if precision == "auto":
-        return "bf16" if has_bf16 else "fp16" if is_faster_in_fp16 else "float32"
-    if not {"bf16": has_bf16, "fp8": has_fp8}.get(precision, True):
+        return "bf16" if has_bf16 else "fp16" if capability >= _FP16_CAPABILITY else "float32"
+    if not {"bf16": has_bf16, "fp8": capability >= _FP8_CAPABILITY}.get(precision, True):
         raise _lacks_precision(precision, name)
+    return precision
+
+
+def _cpu_precision(precision: AutoOrPrecision) -> Precision:
+    """Return the precision of a CPU, which computes in 16 bits without units for it too, slowly."""
+    if precision == "auto":
+        return "bf16" if _multiplies_faster_in_bf16() else "float32"
+    if precision == "fp8":
+        raise _lacks_precision(precision, "a CPU")
     return precision
 
 

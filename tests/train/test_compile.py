@@ -34,6 +34,16 @@ def new_model() -> GPT:
     return GPT(CONFIG)
 
 
+def test_apples_gpu_trains_uncompiled_and_says_why() -> None:
+    device = replace(DEVICE, torch_device=torch.device("mps"))
+    problem = compile_problem(device)
+    assert problem is not None
+    assert compile_note(device, False, problem) == (
+        "not compiled, and slower: torch.compile is a prototype for Apple's GPU; "
+        "TRAIN_COMPILE=false hides this line"
+    )
+
+
 def batch(seed: int) -> Tensor:
     numbers = torch.Generator().manual_seed(seed)
     return torch.randint(0, CONFIG.vocab_size, (4, 33), generator=numbers)

@@ -148,6 +148,15 @@ def test_the_estimate_is_an_upper_bound_of_the_memory_of_a_process(
         assert estimate.bytes_for(batch_size) / 2 < taken < estimate.bytes_for(batch_size)
 
 
+def test_code_for_apples_gpu_is_counted_as_uncompiled() -> None:
+    compiled, plain = (estimated("float32", "mps", compile=it) for it in (True, False))
+    assert compiled == plain
+    on_cpu = estimated("float32", "cpu", compile=False)
+    assert compiled.bytes_per_sequence == on_cpu.bytes_per_sequence
+    # A snapshot for a checkpoint is in the same memory.
+    assert compiled.fixed_bytes - 10**9 == on_cpu.fixed_bytes
+
+
 def test_the_estimate_computes_nothing() -> None:
     """The estimate of GPT-2 XL, which would need 25 GB."""
     config = GPTConfig(num_layers=48, embd_size=1600, num_heads=25)

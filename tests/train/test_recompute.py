@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from app.distributed.data_parallel import DataParallelLoss
+from app.distributed.world import World
 from app.hardware.device import Device, Precision
 from app.model.architectures import build_model
 from app.model.gpt import GPTConfig
@@ -14,10 +16,14 @@ from app.model.language_model import LanguageModel, ModelConfig
 from app.model.qwen3 import Qwen3Config
 from app.settings.train import TrainSettings
 from app.train.compile import compiled_loss
+from app.train.loop import train_steps
+from app.train.lr_schedule import LRSchedule
 from app.train.main import train
 from app.train.micro_batch import RECOMPUTE_NOTE, estimate_memory, with_recompute
+from tests.distributed.ranks import Ranks
 from tests.train.conftest import TinySettings
 from tests.train.processes import assert_same_run
+from tests.train.tiny_model import SEQUENCES_PER_STEP, adamw, new_loader, new_model
 
 CONFIGS = {
     "gpt2": GPTConfig(32, 515, 4, 32, 2),
@@ -69,6 +75,41 @@ def test_recomputing_compiled_code_gives_the_same_bits() -> None:
     _, plain, _ = loss_and_gradients(config, device, recompute=False, compiled=True)
     _, recomputed, _ = loss_and_gradients(config, device, recompute=True, compiled=True)
     torch.testing.assert_close(recomputed, plain, rtol=0, atol=0)
+
+
+def weights_of_two_steps(rank: int, size: int, *, recompute: bool) -> Tensor:
+    """Train on this rank, and return all weights."""
+    world, model = World(rank, size, size), new_model()
+    model.recompute = recompute
+    schedule = LRSchedule(1e-2, "constant", 0, 2, 0.0)
+    with new_loader(SEQUENCES_PER_STEP // 2) as loader:
+        steps = train_steps(
+            model,
+            DataParallelLoss(model, model, CPU, world),
+            adamw(model),
+            loader,
+            lambda: schedule,
+            cpu(),
+            world,
+            first_step=0,
+            accumulation_steps=2,
+            grad_clip=1.0,
+            should_stop=lambda _: False,
+        )
+        assert len(list(steps)) == 2
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def same_with_and_without(rank: int, size: int) -> bool:
+    plain, recomputed = (
+        weights_of_two_steps(rank, size, recompute=recompute) for recompute in (False, True)
+    )
+    return torch.equal(plain, recomputed)
+
+
+@pytest.mark.processes
+def test_several_ranks_recompute_too(ranks: Ranks) -> None:
+    assert ranks.run(same_with_and_without) == [True, True]
 
 
 def test_a_run_that_recomputes_goes_on_doing_so_and_is_the_same_run(

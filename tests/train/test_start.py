@@ -86,6 +86,13 @@ def test_a_process_of_a_launcher_launches_no_others(
     assert processes_to_launch(3, "auto") == 1
 
 
+def test_apples_gpu_is_for_one_process() -> None:
+    assert processes_to_launch("auto", "mps") == processes_to_launch(1, "mps") == 1
+    with pytest.raises(UserError, match="TRAIN_PROCESSES=2, but only one process can train") as it:
+        processes_to_launch(2, "mps")
+    assert it.value.fix == "set TRAIN_PROCESSES=auto, or TRAIN_DEVICE=cpu"
+
+
 def save_without_tensors(
     settings: Settings, step: int, pending: PendingWork, cooldown_start: int | None = None
 ) -> None:
