@@ -62,17 +62,17 @@ def choices(settings: Settings) -> list[str]:
         gpu = Device(torch.device("cuda"), "a GPU", precision, False, None)
         return estimate_memory(cfg.model_copy(update={"recompute": recompute}), config, gpu, 1)
 
-    found = []
+    cells = []
     for gib, auto in GPUS.values():
-        precision = auto if cfg.precision == "auto" else cfg.precision
-        for words, recompute in (("", "false"), (", recomputed", "true"), ("-", "")):
-            if not recompute:
-                found.append(words)
-            elif (it := estimate(precision, recompute)).fits(1, gib << 30):
+        precision, cell = auto if cfg.precision == "auto" else cfg.precision, "-"
+        # Recomputing is the second choice.
+        for recompute, words in (("true", ", recomputed"), ("false", "")):
+            it = estimate(precision, recompute)
+            if it.fits(1, gib << 30):
                 size = largest_batch_that_fits(sizes, length, it, "cuda", gib << 30)
-                found.append(f"{size}{words}")
-                break
-    return found
+                cell = f"{size}{words}"
+        cells.append(cell)
+    return cells
 
 
 def table() -> str:

@@ -14,6 +14,7 @@ import torch
 os.environ["TRITON_INTERPRET"] = "1"
 
 from app.hardware.device import Device
+from benchmarks import memory_table
 from benchmarks.gpu_table import PAGES, page_with_tables
 from benchmarks.gpu_variants import PROGRAM, Call, Case, block, output_layer, step
 
@@ -60,3 +61,9 @@ def test_variants_of_a_step_give_the_same_numbers(
             error = (one.double() - other.double()).norm() / other.double().norm()
             is_rounded = precision == "bf16" or "8-bit" in name
             assert error < (0.05 if is_rounded else 2e-6), name
+
+
+@pytest.mark.slow
+def test_the_table_of_what_fits_is_the_memory_models() -> None:
+    page = Path(__file__).parent.parent / "docs/recipes.md"
+    assert f"\n\n{memory_table.table()}\n\n" in page.read_text(encoding="utf-8")

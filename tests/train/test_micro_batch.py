@@ -7,7 +7,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -105,10 +105,12 @@ from app.settings.train import TrainSettings
 from app.train.optimizer import build_optimizers
 device = select_device("cpu", sys.argv[1], "auto")
 is_compiled = sys.argv[2] == "compiled"
+recompute = sys.argv[2] == "recomputed"
 torch.manual_seed(0)
 shape = dict(context_length=256, vocab_size=50257, num_layers=4, embd_size=256, num_heads=4)
 shape |= dict(head_dim=128, tie_embeddings=False) if sys.argv[4] == "qwen3" else {}
 model = build_model(build_config({"architecture": sys.argv[4], **shape}))
+model.recompute = recompute
 loss_of = compiled_loss(model, device) if is_compiled else model
 optimizers = build_optimizers(model, TrainSettings())
 optimizers.begin_step(0, 1e-3)
@@ -131,6 +133,7 @@ print(device.peak_memory_bytes())
         ("float32", "plain", "gpt2"),
         ("bf16", "plain", "gpt2"),
         ("bf16", "compiled", "gpt2"),
+        ("bf16", "recomputed", "gpt2"),
         ("bf16", "plain", "qwen3"),
     ),
 )
@@ -140,7 +143,8 @@ def test_the_estimate_is_an_upper_bound_of_the_memory_of_a_process(
     config: ModelConfig = CONFIG
     if architecture == "qwen3":
         config = Qwen3Config(context_length=256, num_layers=4, embd_size=256, num_heads=4)
-    cfg = TrainSettings(compile=code == "compiled")
+    recompute: Literal["true", "false"] = "true" if code == "recomputed" else "false"
+    cfg = TrainSettings(compile=code == "compiled", recompute=recompute)
     estimate = estimate_memory(cfg, config, device(precision, "cpu"), 1)
     for batch_size in (1, 8):
         command = [sys.executable, "-c", PEAK, precision, code, str(batch_size), architecture]
