@@ -6,7 +6,7 @@ tokens end is left out of both splits. One file, or a few, would lose most of th
 
 import re
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -20,6 +20,7 @@ from app.prepare.encoder import DocumentEncoder
 from app.prepare.listing import SourceFile
 from app.prepare.local_files import FileDocuments
 from app.prepare.spec import DatasetSpec
+from app.prepare.text_streams import BadFileError, encoding_of
 from app.prepare.texts import joined, text_bytes
 
 # Of the text: held out at most, and left out of both splits at most.
@@ -34,6 +35,8 @@ _BREAKS = {
     "a space in": re.compile(rb"\s"),
     "a character in": re.compile(rb"(?=[^\x80-\xbf])", re.DOTALL),
 }
+# Bytes of a letter, where that is more than one.
+_WIDTHS = {"utf-16": 2, "utf-32": 4}
 _NO_BREAK = "the beginning of"
 
 
@@ -90,7 +93,7 @@ def find_cut(spec: DatasetSpec, documents: Documents, encoder: DocumentEncoder) 
         return None
     if documents.source.get("dataset") != "files":
         return None
-    size = sum(file.bytes for file in documents.files)
+    size = _text_size(documents)
     limit = most = _MAX_BYTES_PER_TOKEN * spec.held_out_tokens
     if spec.sequence_tokens:
         enough = 1.5 * _USUAL_BYTES_PER_TOKEN * spec.sequence_tokens
@@ -164,6 +167,15 @@ def _last_break(text: bytes, low: int, high: int) -> tuple[str, int]:
 def _whole_characters(text: bytes) -> bytes:
     """Return UTF-8 text without a last character that lacks bytes."""
     return text.decode(errors="ignore").encode()
+
+
+def _text_size(documents: FileDocuments) -> int:
+    """Return the size of all text in UTF-8, if it is in the encoding of the first file."""
+    size, width = sum(file.bytes for file in documents.files), 1
+    with suppress(BadFileError, OSError), documents.open(documents.files[0]) as raw:
+        encoding = encoding_of(raw.read(4096), documents.encoding)
+        width = next((n for name, n in _WIDTHS.items() if encoding.startswith(name)), 1)
+    return size // width
 
 
 def _is_plain(name: str) -> bool:

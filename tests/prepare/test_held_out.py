@@ -83,6 +83,17 @@ def test_without_a_blank_line_it_is_cut_at_a_line_a_space_or_a_character(
     assert 0.02 < len(val) / len(text) <= 0.05
 
 
+@pytest.mark.parametrize("encoding", ("utf-16", "utf-32", "utf-8-sig"))
+def test_the_share_is_of_the_text_not_of_its_encoding(
+    encoding: str, gpt2: tiktoken.Encoding, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text(VERSES, encoding=encoding)
+    prepared(tmp_path / "a.txt", tmp_path / "out")
+    (val,), (train,) = texts_in(tmp_path / "out", gpt2)
+    assert val + train == VERSES
+    assert 0.04 < len(val) / len(VERSES) <= 0.05
+
+
 def test_a_heading_alone_is_not_all_that_is_held_out(
     gpt2: tiktoken.Encoding, tmp_path: Path
 ) -> None:
