@@ -24,6 +24,7 @@ def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settle(tmp_path, monkeypatch)
 
 
+@pytest.mark.slow
 def test_three_commands_from_a_file_to_a_sample(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,7 @@ def metrics_of(settings: Settings) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 def test_a_run_cut_before_between_and_after_overflows_equals_the_unbroken_one(
     tiny: TinySettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
