@@ -216,3 +216,14 @@ def read_json(path: Path, fix: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object", fix)
     return value
+
+
+def json_value(path: Path, *keys: str) -> Any:
+    """Return a value from the nested objects in a file; None if it is missing or damaged."""
+    try:
+        value: Any = json.loads(read_bytes(path))
+    except (OSError, ValueError):
+        return None
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value

@@ -13,6 +13,7 @@ from app.files import (
     AppendOnlyFile,
     atomic_file,
     atomic_folder,
+    json_value,
     read_json,
     sha256_of,
     write_json,
@@ -158,3 +159,13 @@ def test_sha256_of_a_file_larger_than_the_buffer(tmp_path: Path) -> None:
     content = bytes(range(256)) * (17 << 12)
     (tmp_path / "file").write_bytes(content)
     assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_value_of_a_json_file_or_none(tmp_path: Path) -> None:
+    path = tmp_path / "it.json"
+    assert json_value(path, "a") is None
+    path.write_text('{"a": {"b": 0}, "c": "text"}')
+    assert json_value(path, "a", "b") == 0
+    assert [json_value(path, *keys) for keys in (("b",), ("c", "b"), ("a", "b", "c"))] == [None] * 3
+    path.write_text('{"a": ')
+    assert json_value(path, "a") is None

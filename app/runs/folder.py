@@ -56,8 +56,14 @@ class RunIdentity:
 
     def check_initial_weights(self, run_dir: Path, state: CheckpointState) -> None:
         """Raise UserError if the run of a checkpoint began with other weights than `init_from`."""
-        began = state.initial_weights
-        if self.init_from in (None, began, (began or "").rpartition("@")[0]):
+        began, train = state.initial_weights, state.settings.get("train", {})
+        # A branch or a tag is recorded as its commit: the same command continues the run.
+        if self.init_from in (
+            None,
+            began,
+            train.get("init_from"),
+            (began or "").rpartition("@")[0],
+        ):
             return
         fix = "leave TRAIN_INIT_FROM out" if began is None else f"set TRAIN_INIT_FROM={began}"
         began = f"with the weights of {began}" if began else "without TRAIN_INIT_FROM"

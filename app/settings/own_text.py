@@ -1,13 +1,14 @@
 """Own text: which recipe and dataset it means, and the sizes that fit the length of the text."""
 
-import json
 import math
 from collections.abc import Collection, Mapping
+from ctypes.util import find_library
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from app.dataset_names import is_own_text
+from app.files import json_value
 from app.formats import plural
 from app.settings.settings import Settings
 
@@ -20,6 +21,9 @@ FITTED = frozenset(
         *("TRAIN_VAL_EVERY", "TRAIN_SAMPLE_EVERY", "TRAIN_CHECKPOINT_EVERY"),
     }
 )
+# What a branch has in common with the run that it begins with.
+_FIXED = ("MODEL_", "TRAIN_TOKENS_PER_STEP")
+_SAVED = "checkpoints/step-*"
 _HEAD_DIM = 64
 _MEASUREMENTS = 10
 
@@ -64,11 +68,13 @@ def own_text_settings(values: Mapping[str, str], command: str, usual_dir: Path) 
     if dataset is not None:
         return chosen if recipe or is_own_text(dataset) else {}
     is_named = values.keys() & {"TRAIN_DATASET_DIR", "PREPARE_OUT_DIR"}
-    is_other = command != "train" and "TRAIN_RUN_NAME" in values
-    is_searched = recipe or not (is_other or usual_dir.exists())
-    if command == "prepare" or is_named or not is_searched:
-        return chosen if recipe else {}
-    latest = _latest_own_text(usual_dir.parent)
+    is_searched = command != "prepare" and (recipe or not usual_dir.exists())
+    latest = "" if is_named or not is_searched else _latest_own_text(usual_dir.parent)
+    if latest and command not in ("train", "doctor"):
+        # Another run, the named one or the latest, knows its own text.
+        runs = usual_dir.parent / "runs"
+        is_untrained = not _has_begun(runs / latest) and any(runs.glob(f"*/{_SAVED}"))
+        latest = "" if is_untrained or "TRAIN_RUN_NAME" in values else latest
     return {**chosen, "TRAIN_DATASET_DIR": latest} if latest else chosen if recipe else {}
 
 
@@ -79,16 +85,21 @@ def fitted(settings: Settings, given: Collection[str]) -> dict[str, int]:
         settings: all settings, with anything for variables of FITTED that are not given.
         given: the variables of FITTED that are set.
     """
-    run = _read(settings.run_dir / "settings.json", "settings")
-    if run and any((settings.run_dir / "checkpoints").glob("step-*")):
+    run = json_value(settings.run_dir / "settings.json", "settings")
+    if run and any(settings.run_dir.glob(_SAVED)):
         return _values_of(run)
-    # Before there is a dataset, doctor estimates with as much as a few megabytes have.
-    totals = _read(settings.train_dataset_dir / "manifest.json", "totals")
-    tokens, values = totals.get("train_tokens", 1_000_000), _values_of(settings.public())
+    tokens = json_value(settings.train_dataset_dir / "manifest.json", "totals", "train_tokens")
+    values = {name: it for name, it in _values_of(settings.public()).items() if name in given}
+    # A branch has the model and the batches of the run that it begins with.
+    origin = (settings.train.branch_from or "").partition("@")[0]
+    source = settings.run_dir.parent / origin / "settings.json"
+    if origin and (run := json_value(source, "settings")):
+        values = {k: v for k, v in _values_of(run).items() if k.startswith(_FIXED)} | values
     return sizes(
-        tokens,
+        # Before there is a dataset, doctor estimates with as much as a few megabytes have.
+        tokens if isinstance(tokens, int) else 1_000_000,
         settings.model.context_length,
-        {name: values[name] for name in given},
+        values,
         on_gpu=_has_gpu(settings.train.device),
     )
 
@@ -124,8 +135,12 @@ def sizes(
 def _latest_own_text(data_dir: Path) -> str:
     """Return the folder's name of the dataset that was prepared last from local text, if any."""
     manifests = sorted(data_dir.glob("*/manifest.json"), key=lambda path: -path.stat().st_mtime)
-    own = (path for path in manifests if _read(path, "source").get("dataset") == "files")
+    own = (path for path in manifests if json_value(path, "source", "dataset") == "files")
     return next((path.parent.name for path in own), "")
+
+
+def _has_begun(run: Path) -> bool:
+    return (run / "metrics.jsonl").exists() or any(run.glob(_SAVED))
 
 
 def _values_of(settings: Mapping[str, Any]) -> dict[str, int]:
@@ -133,22 +148,19 @@ def _values_of(settings: Mapping[str, Any]) -> dict[str, int]:
     return {name: settings[group][field] for name, (group, field) in parts.items()}
 
 
-def _read(path: Path, key: str) -> dict[str, Any]:
-    """Return an object in a JSON file; nothing if the file is missing or damaged."""
-    try:
-        return dict(json.loads(path.read_bytes())[key])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
 def _has_gpu(device: str) -> bool:
-    """Return True if this machine seems to train on a GPU, without importing torch."""
+    """Return True if this machine seems to train on a GPU, without importing torch.
+
+    A Mac's counts as none: the sizes for a CPU keep it busy, with hours less to wait.
+    """
     if device != "auto":
-        return device != "cpu"
+        return device == "cuda"
     try:
         is_cpu_build = version("torch").endswith("+cpu")
     except PackageNotFoundError:
         is_cpu_build = False
-    return not is_cpu_build and any(
-        next(Path("/dev").glob(name), None) for name in ("nvidia[0-9]*", "dxg", "kfd")
+    # Every WSL 2 has the device dxg; the library comes with NVIDIA's driver for Windows.
+    return not is_cpu_build and (
+        any(next(Path("/dev").glob(name), None) for name in ("nvidia[0-9]*", "kfd"))
+        or (Path("/dev/dxg").exists() and find_library("cuda") is not None)
     )

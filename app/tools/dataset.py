@@ -3,22 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from app.errors import UserError
-from app.files import read_json
+from app.files import json_value
 from app.runs.folder import RunFolder
 from app.settings.settings import Settings
 
 
 def recorded(settings: Settings, *path: str) -> Any:
     """Return a value from the nested objects of the run's settings.json; None if it is missing."""
-    file = RunFolder(settings.run_dir).settings
-    try:
-        value: Any = read_json(file, "restore it") if file.is_file() else None
-    except UserError:
-        return None
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
+    return json_value(RunFolder(settings.run_dir).settings, *path)
 
 
 def dataset_of(settings: Settings) -> Path:

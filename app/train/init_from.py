@@ -14,7 +14,7 @@ from app.prepare.model_folder import hub_model, local_model, read_model_folder, 
 from app.runs.branch import find_checkpoint, origin_of
 from app.runs.checkpoint import MODEL_FILE, Checkpoint, checkpoint_folder, open_checkpoint
 from app.runs.checkpoint_state import STATE_FILE, CorruptCheckpoint
-from app.runs.checkpoints import checkpoint_steps, missing_run_error
+from app.runs.checkpoints import checkpoint_steps, latest_runs, missing_run_error
 from app.runs.folder import RunFolder
 from app.settings.settings import Settings
 from app.settings.train import ModelSettings
@@ -108,7 +108,7 @@ def _find_weights(settings: Settings, init_from: str) -> InitialWeights:
         try:
             folder, commit = download_model(repository, cache_dir, secret, waits)
         except AppError as error:
-            runs = ", ".join(sorted(path.name for path in (data_dir / "runs").glob("*/")))
+            runs = ", ".join(sorted(run.name for run, _ in latest_runs(data_dir / "runs")))
             if not runs or "/" in name:
                 raise
             raise type(error)(error.problem, f"{error.fix}; runs here: {runs}") from None

@@ -161,7 +161,7 @@ def test_models_that_cannot_be_had(hub: Hub, stored: Path, tmp_path: Path) -> No
 def test_prepare_downloads_what_train_begins_with(hub: Hub, stored: Path, tmp_path: Path) -> None:
     """As in the containers, where train has no network."""
     settings = {
-        "TRAIN_INIT_FROM": "gpt2",
+        "TRAIN_INIT_FROM": "gpt2@main",
         "PREPARE_DATASET": "stdlib",
         "PREPARE_TOTAL_TOKENS": "2000",
         "PREPARE_VAL_TOKENS": "200",
@@ -195,6 +195,7 @@ def test_prepare_downloads_what_train_begins_with(hub: Hub, stored: Path, tmp_pa
     state = json.loads((tmp_path / "data/runs/text/checkpoints/step-000001/state.json").read_text())
     assert state["initial_weights"] == source
     assert state["model"]["num_layers"] == 1
+    assert "data/runs/text is finished: all 1 step" in run("train")
     # Both processes have the weights, and measure a share of the three sequences.
     (shard,) = (tmp_path / "data/text").glob("*_val_*.bin")
     tokens = torch.from_numpy(np.fromfile(shard, "<u2", offset=1024).astype(np.int64))

@@ -1,6 +1,7 @@
 """A run's folder: whether it is the same run, and where it continues."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,31 @@ def test_another_architecture_is_a_difference_and_what_only_one_of_them_has_is_n
     state = checkpoint_state(4, identity=IDENTITY.to_json())
     with pytest.raises(UserError, match=f"{difference}.*or set these back to continue"):
         RunIdentity("tokens", qwen3).check_matches(tmp_path, state)
+
+
+@pytest.mark.parametrize(
+    ("given", "recorded"),
+    (
+        ("openai-community/gpt2", f"openai-community/gpt2@{'6' * 40}"),
+        ("openai-community/gpt2@main", f"openai-community/gpt2@{'6' * 40}"),
+        ("gpt2@666666", f"gpt2@{'6' * 40}"),
+        ("base", "base@100"),
+        ("base@0100", "base@100"),
+    ),
+)
+def test_the_same_weights_continue_a_run_however_they_were_named(
+    tmp_path: Path, given: str, recorded: str
+) -> None:
+    begun = replace(
+        checkpoint_state(4, identity=IDENTITY.to_json()),
+        settings={"train": {"init_from": given}},
+        initial_weights=recorded,
+    )
+    for same in (given, recorded, None):
+        replace(IDENTITY, init_from=same).check_matches(tmp_path, begun)
+    for other in ("openai-community/gpt2@other", "base@50", "somebody/else"):
+        with pytest.raises(UserError, match=f"the weights of {recorded}, not with {other}\n"):
+            replace(IDENTITY, init_from=other).check_matches(tmp_path, begun)
 
 
 def test_what_this_version_does_not_know_cannot_be_set_back(tmp_path: Path) -> None:

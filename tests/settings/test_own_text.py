@@ -85,8 +85,11 @@ def test_what_is_set_wins() -> None:
     assert chosen(TRAIN_DATASET_DIR="old") == (None, "old")
     assert chosen(RECIPE="own-text", TRAIN_DATASET_DIR="old") == ("own-text", "old")
     assert chosen(PREPARE_DATASET="b.txt") == ("own-text", "b")
-    # Of another run nothing is known.
+    # The named run of a tool has its own text; that of train and doctor is to be.
     assert chosen("sample", TRAIN_RUN_NAME="fineweb20M") == (None, "fineweb20M")
+    assert load("evaluate", RECIPE="own-text", TRAIN_RUN_NAME="old").train.dataset_dir is None
+    assert chosen("doctor", TRAIN_RUN_NAME="x") == chosen("train", TRAIN_RUN_NAME="x")
+    assert chosen("doctor", TRAIN_RUN_NAME="x") == ("own-text", "new")
     dataset("fineweb20M", kind="hub")
     assert chosen() == (None, "fineweb20M")
     assert chosen(PREPARE_TOTAL_TOKENS="1M") == ("own-text", "new")
@@ -149,6 +152,30 @@ def test_a_run_keeps_its_sizes_on_another_device(monkeypatch: pytest.MonkeyPatch
     assert load(TRAIN_MAX_STEPS="2000").train.max_steps == 2000
     other = load_settings({"TRAIN_DEVICE": "cuda", "TRAIN_RUN_NAME": "new"}, "train")
     assert other.model.embd_size > begun.model.embd_size
+
+
+def test_a_branch_has_the_sizes_of_the_run_that_it_begins_with() -> None:
+    dataset("mine", 300_000)
+    begun = load()
+    run = Path("data", "runs", "mine")
+    run.mkdir(parents=True)
+    (run / "settings.json").write_text(json.dumps({"settings": begun.public()}))
+    dataset("more", 2_000_000, age=-10)
+    of_branch = {"TRAIN_DEVICE": "cuda", "TRAIN_RUN_NAME": "b", "TRAIN_BRANCH_FROM": "mine@7"}
+    branch = load(**of_branch)
+    assert branch.model == begun.model
+    assert branch.train.tokens_per_step == begun.train.tokens_per_step == 1024
+    # The steps are those of its own text.
+    assert branch.train.max_steps == -(-3 * 2_000_000 // 1024)
+    assert load(**of_branch, MODEL_NUM_LAYERS="5").model.num_layers == 5
+    alone = load(**of_branch | {"TRAIN_BRANCH_FROM": "missing"})
+    assert (alone.model.embd_size, alone.train.tokens_per_step) == (384, 8192)
+
+
+def test_a_mac_has_the_sizes_for_a_cpu() -> None:
+    dataset("mine")
+    widths = {name: load(TRAIN_DEVICE=name).model.embd_size for name in ("cpu", "mps", "cuda")}
+    assert widths == {"cpu": 128, "mps": 128, "cuda": 256}
 
 
 def test_the_note_says_what_was_chosen() -> None:

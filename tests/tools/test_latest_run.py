@@ -1,5 +1,6 @@
 """Commands on a model, without the name of a run: the latest that has a checkpoint."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from app.errors import ExitCode
 from app.settings.settings import Settings
 from app.settings.sources import load_settings
+from app.tools.dataset import dataset_of
 from app.tools.latest_run import with_latest_run
 from tests.newcomer import settle, type_in
 from tests.tools.written_run import write_run
@@ -51,6 +53,26 @@ def test_a_run_that_is_named_or_there_is_taken_without_a_word(
     shutil.rmtree(RUNS)
     assert chosen().run_dir == RUNS / "fineweb20M"
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_latest_run_is_measured_on_its_own_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not on text that was prepared later, and not trained on yet."""
+    for age, name in enumerate(("later", "text")):
+        Path("data", name).mkdir()
+        manifest = Path("data", name, "manifest.json")
+        manifest.write_text('{"source": {"dataset": "files"}, "totals": {"train_tokens": 9}}')
+        os.utime(manifest, (1e9 - age, 1e9 - age))
+    trained = load_settings({"TRAIN_DATASET_DIR": "text"}, "train").public()
+    (RUNS / "new" / "settings.json").write_text(json.dumps({"settings": trained}))
+    for command in ("evaluate", "export"):
+        for flags in ({}, {"RECIPE": "own-text"}, {"RECIPE": "own-text", "TRAIN_RUN_NAME": "new"}):
+            settings = with_latest_run(load_settings(flags, command))
+            assert (settings.run_dir, dataset_of(settings)) == (RUNS / "new", Path("data/text"))
+    # What is set is taken, and the text's own run as soon as there is one.
+    assert dataset_of(chosen(TRAIN_DATASET_DIR="later")) == Path("data/later")
+    (RUNS / "later").mkdir()
+    (RUNS / "later" / "metrics.jsonl").touch()
+    assert chosen().run_dir == RUNS / "later"
 
 
 def test_all_commands_take_it(
