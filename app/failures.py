@@ -77,7 +77,7 @@ def translate_error(error: Exception) -> AppError | None:
         return _out_of_memory(str(error).partition("\n")[0])
     if "no kernel image is available" in str(error):
         return UserError(
-            "this torch was not built for this GPU: its warning above says for which it was",
+            "this torch was not built for this GPU: its warning above names those that it supports",
             "install torch for CUDA 12.6, the last with code for the generations before Turing "
             "(docs/cloud.md), or a newer torch for a newer GPU; or set TRAIN_DEVICE=cpu",
         )

@@ -89,7 +89,7 @@ def prepare(
         # A worker that was given up, but is alive, may still write there.
         shutil.rmtree(parts, ignore_errors=True)
         if job.plan.cut:
-            print(job.plan.cut.told, flush=True)
+            print(job.plan.cut.message, flush=True)
         print(summary(folder, complete), flush=True)
         return complete
 

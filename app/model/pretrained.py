@@ -39,7 +39,7 @@ def load_pretrained(model: LanguageModel, files: Sequence[Path]) -> None:
             head = value
             continue
         if name not in expected:
-            faults.append(f"they have {stored} as well")
+            faults.append(f"{stored} is not expected")
             continue
         missing.discard(name)
         target = expected[name]
@@ -54,7 +54,7 @@ def load_pretrained(model: LanguageModel, files: Sequence[Path]) -> None:
             target.copy_(value)
             if isinstance(model, GPT) and ".attn.c_proj." in name:
                 target.div_(cast(Block, model.transformer.h[0]).attn.output_scale)
-    faults += [f"they lack {name}" for name in expected if name in missing]
+    faults += [f"{name} is missing" for name in expected if name in missing]
     if not faults and head is not None:
         embedding = model.head_weight
         if not torch.equal(head.to(embedding), embedding):

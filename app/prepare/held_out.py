@@ -48,14 +48,14 @@ class Cut:
         file, row: position of the document in which it ends
         bytes: how much of that document is held out; 0: nothing
         tokens: of all held-out text
-        told: for the console
+        message: a line for the console
     """
 
     file: int
     row: int
     bytes: int
     tokens: int
-    told: str
+    message: str
 
     @classmethod
     def load(cls, stored: Mapping[str, Any] | None) -> Self | None:
@@ -132,8 +132,8 @@ def find_cut(spec: DatasetSpec, documents: Documents, encoder: DocumentEncoder) 
     is_known = not any(file.name.lower().endswith(packed) for file in documents.files)
     share = f"first {100 * read / size:.2g} %" if is_known else "beginning"
     name = chunk.place.of_row(chunk.place.name, position.row)
-    told = f"held out: the {share} of the text, up to {kind} {name}; {tokens:,} tokens"
-    return Cut(*position, end, tokens, told) if tokens else None
+    message = f"held out: the {share} of the text, up to {kind} {name}; {tokens:,} tokens"
+    return Cut(*position, end, tokens, message) if tokens else None
 
 
 def _bounds(

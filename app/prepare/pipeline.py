@@ -97,7 +97,7 @@ def prepare(
                 flush=True,
             )
         if cut:
-            print(cut.told, flush=True)
+            print(cut.message, flush=True)
         print(summary(folder, complete), flush=True)
         return complete
 

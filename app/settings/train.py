@@ -37,13 +37,14 @@ class ModelSettings(Group):
     embd_size: Count = Field(768, ge=1)
     """width of the residual stream; auto: by the size of the text"""
     num_heads: Count = Field(12, ge=1)
-    """attention heads; must divide the width, unless MODEL_HEAD_DIM is set; auto: of 64 or less"""
+    """attention heads; must divide the width, unless MODEL_HEAD_DIM is set; auto: of at
+    least 64 channels"""
     head_dim: Annotated[int | Literal["auto"], count_or("auto", at_most=65536)] = "auto"
     """size of each head in qwen3; auto: width / heads, as always in gpt2"""
     tie_embeddings: AutoOrBool = "auto"
     """whether the output layer is the embedding; auto: true for gpt2, false for qwen3"""
     activation: Literal["gelu", "gelu_new"] = "gelu"
-    """of gpt2: gelu, exact; or gelu_new, approximated with tanh, as in OpenAI's GPT-2"""
+    """GELU of gpt2: gelu is exact; gelu_new is the tanh approximation, as in OpenAI's GPT-2"""
 
     def shape(self) -> dict[str, Any]:
         """Return what checkpoints record: the architecture, and its config's fields, none auto."""
@@ -68,8 +69,8 @@ class TrainSettings(Group):
     """checkpoint of another run with which this run begins, RUN or RUN@STEP; without a step the
     last one from before the cool-down"""
     init_from: Annotated[str | None, BeforeValidator(parse_init_from)] = None
-    """weights with which a new run begins, and its model's settings: a model of the Hub, such as
-    openai-community/gpt2; a folder that transformers or export has written; or RUN or RUN@STEP"""
+    """where a new run takes its weights and its model's settings from: a model of the Hub, such as
+    openai-community/gpt2; a folder that transformers or export has written; RUN or RUN@STEP"""
     tokens_per_step: Count = Field(524_288, gt=0, lt=2**31)
     """tokens per optimizer step, over all processes; auto: by the size of the text"""
     micro_batch_size: Annotated[int | Literal["auto"], count_or("auto")] = "auto"
@@ -119,7 +120,7 @@ class TrainSettings(Group):
     seed: Count = Field(0, ge=0, lt=2**32)
     """random seed of the initial weights and of the data order"""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: cuda if there is a GPU of NVIDIA, mps if there is one of Apple, else cpu"""
+    """auto: cuda with an NVIDIA GPU, mps on a Mac with Apple silicon, else cpu"""
     precision: Literal["auto", "bf16", "fp16", "float32", "fp8"] = "auto"
     """auto: bf16 autocast where that is faster, else float32; on NVIDIA GPUs before Ampere fp16,
     with loss scaling; fp8: bf16, with the output layer in 8-bit floats on GPUs that support them"""

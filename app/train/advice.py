@@ -1,4 +1,4 @@
-"""What speaks against a run, and a number that would do. `train` and `doctor` say it and go on."""
+"""Warnings about a run, each with a value that would do. `train` and `doctor` print them."""
 
 import math
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ Advice = tuple[str, str]  # problem, fix
 
 # Repeated up to 4 times, text is worth nearly as much as new text (Muennighoff et al., 2023).
 _EPOCHS, _MANY_EPOCHS = 4, 6
-# nanoGPT's recipe for Shakespeare is near this; with less text, a model only learns it by heart.
+# nanoGPT's recipe for Shakespeare is near this; with less text, a model only memorizes it.
 _MIN_TOKENS_PER_WEIGHT = 0.025
 # The best rate measured for widths of 256 to 768 is near this, divided by the width.
 _RATE_TIMES_WIDTH = {"muon": 2.8, "adamw": 1.4}
@@ -21,8 +21,10 @@ _FAR_ABOVE, _USELESS_RATE = 5, 1e-6
 _FINE_TUNING_SHARE = 1 / 20
 # Shorter runs are tries, whose schedule does not matter.
 _FEWEST_STEPS, _FEWEST_COOLDOWN_STEPS = 20, 3
-# A forward pass is a third of a step's work. HellaSwag has 10,042 questions of about 320 tokens.
-_EVALUATION_SHARE, _HELLASWAG_TOKENS, _MOST_EVALUATION = 1 / 3, 10_042 * 320, 2
+# A forward pass is a third of a step's work.
+EVALUATION_SHARE, _MOST_EVALUATION = 1 / 3, 2
+# The published questions, and the tokens of one with its four endings, estimated from their file.
+HELLASWAG_QUESTIONS, QUESTION_TOKENS = 10_042, 320
 _STEPS_IN_TEXT = 32
 LONG_SECONDS, _UNSAVED_HOURS = 7 * 86400.0, 3.0
 # The best checkpoint, and one that is being written.
@@ -34,7 +36,7 @@ MAX_MFU = 0.6
 def advise(
     cfg: TrainSettings, model: ModelSettings, tokens: int | None, held_out: int | None, step: int
 ) -> Iterator[Advice]:
-    """Yield what speaks against a run, before it begins or continues.
+    """Yield warnings about a run, before it begins or continues.
 
     Args:
         tokens: training tokens of the dataset; None if unknown.
@@ -69,7 +71,7 @@ def _text(cfg: TrainSettings, model: ModelSettings, tokens: int, step: int) -> I
         problem = f"a step of {cfg.tokens_per_step:,} tokens is more than the {text}"
         yield problem, f"set TRAIN_TOKENS_PER_STEP={fewer}, {more}"
     elif epochs > _MANY_EPOCHS and step < enough and not cfg.max_hours:
-        times = f"{epochs:.1f} times; more than about {_EPOCHS} times teach little"
+        times = f"{epochs:.1f} times; beyond about {_EPOCHS}, repeated text adds little"
         problem = f"{plural(cfg.max_steps, 'step')} read the {text} {times}"
         yield problem, f"set TRAIN_MAX_STEPS={enough}, {more}"
     if tokens < _MIN_TOKENS_PER_WEIGHT * weights and not step and not cfg.init_from:
@@ -77,7 +79,7 @@ def _text(cfg: TrainSettings, model: ModelSettings, tokens: int, step: int) -> I
         size = f"MODEL_NUM_LAYERS={layers} MODEL_EMBD_SIZE={width}"
         size = f"set {size} MODEL_NUM_HEADS={fitting['MODEL_NUM_HEADS']} as RECIPE=own-text does, "
         is_smaller = 12 * layers * width**2 < weights
-        problem = f"{format_count(weights)} weights in the model's blocks learn the {text} by heart"
+        problem = f"{format_count(weights)} weights in the model's blocks will memorize the {text}"
         yield problem, f"{size}{more}" if is_smaller else more.removeprefix("or ")
 
 
@@ -93,11 +95,12 @@ def _schedule(cfg: TrainSettings, step: int) -> Iterator[Advice]:
 
 def _evaluations(cfg: TrainSettings, held_out: int) -> Iterator[Advice]:
     hellaswag_every = 0 if cfg.hellaswag_file else cfg.hellaswag_every
+    hellaswag_tokens = HELLASWAG_QUESTIONS * QUESTION_TOKENS
     for what, variable, every, tokens in (
         ("held-out losses", "VAL_EVERY", cfg.val_every, min(cfg.val_tokens, held_out)),
-        ("scores on HellaSwag", "HELLASWAG_EVERY", hellaswag_every, _HELLASWAG_TOKENS),
+        ("scores on HellaSwag", "HELLASWAG_EVERY", hellaswag_every, hellaswag_tokens),
     ):
-        steps_worth = _EVALUATION_SHARE * tokens / cfg.tokens_per_step
+        steps_worth = EVALUATION_SHARE * tokens / cfg.tokens_per_step
         times = steps_worth * math.ceil(cfg.max_steps / every) / cfg.max_steps if every else 0
         if times > _MOST_EVALUATION:
             enough = min(math.ceil(10 * steps_worth), cfg.max_steps)
@@ -108,7 +111,7 @@ def _evaluations(cfg: TrainSettings, held_out: int) -> Iterator[Advice]:
 def advise_on_duration(
     cfg: TrainSettings, seconds: float, steps: int, *, on_cpu: bool
 ) -> Iterator[Advice]:
-    """Yield what speaks against a run whose remaining steps take at least so many seconds."""
+    """Yield warnings about a run whose remaining steps take at least `seconds`."""
     here = "on this CPU" if on_cpu else "on this GPU"
     if seconds > LONG_SECONDS and not cfg.max_hours:
         problem = f"{plural(steps, 'step')} take at least {format_duration(seconds)} {here}"
@@ -117,15 +120,16 @@ def advise_on_duration(
 
 
 def advise_on_speed(cfg: TrainSettings, step_hours: float, steps: int) -> Iterator[Advice]:
-    """Yield what speaks against the intervals and the limit of a run with so slow steps."""
+    """Yield warnings about the intervals and the time limit of a run, by the hours of a step."""
     if cfg.max_hours and cfg.max_hours < min(steps, _FEWEST_STEPS) * step_hours:
         most = plural(int(cfg.max_hours / step_hours), "step")
         more = f"set TRAIN_MAX_HOURS={_FEWEST_STEPS * step_hours:.2g} or more"
         problem = f"TRAIN_MAX_HOURS={cfg.max_hours:g} is enough for at most {most} here"
         yield problem, f"{more}, or a smaller TRAIN_TOKENS_PER_STEP"
     apart = min(cfg.checkpoint_every or steps, steps) * step_hours
-    if min(apart, cfg.max_hours or apart) > _UNSAVED_HOURS:
-        lost = "a machine that is lost takes all since the last with it"
+    apart = min(apart, cfg.max_hours or apart)
+    if apart > _UNSAVED_HOURS:
+        lost = "if the machine is lost, so is all work since the last one"
         problem = f"checkpoints are at least {apart:.1f} hours apart, and {lost}"
         yield problem, f"set TRAIN_CHECKPOINT_EVERY={max(1, int(0.5 / step_hours))}"
 
@@ -145,7 +149,8 @@ def advise_on_disk(cfg: TrainSettings, model: ModelSettings, free_bytes: int) ->
         affordable = free_bytes // (needed // count)
         keep = affordable - (_BESIDES_LATEST + (cfg.lr_schedule == "wsd"))
         lower, missing = f"set TRAIN_KEEP_CHECKPOINTS={keep}", format_bytes(needed - free_bytes)
-        problem = f"{plural(count, 'checkpoint')} take {format_bytes(needed)}"
+        take = "takes" if count == 1 else "take"
+        problem = f"{plural(count, 'checkpoint')} {take} {format_bytes(needed)}"
         fix = f"{lower if keep > 0 else f'free {missing}'}, or set DATA_DIR to a larger disk"
         yield f"{problem}, and {format_bytes(max(0, free_bytes))} are free for them", fix
 

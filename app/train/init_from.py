@@ -160,7 +160,7 @@ def with_shape(settings: Settings, shape: dict[str, Any], name: str) -> Settings
     except ValueError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{name} has a shape that no model here can have: {reason}",
+            f"{name} has a shape that is not supported: {reason}",
             f"set {_VARIABLE} to another model",
         ) from None
     has = model.model_dump()

@@ -50,6 +50,14 @@ class LRSchedule:
             cfg.cooldown,
         )
 
+    def replanned(self, cfg: TrainSettings, steps_completed: int, planned_steps: int) -> Self:
+        """Return the schedule of a run whose time limit changes the number of steps."""
+        warmup = self.warmup_steps
+        if steps_completed < warmup:
+            # One of `auto` length ends with the steps that were measured, at the earliest.
+            warmup = max(steps_completed, min(warmup, round(0.01 * planned_steps)))
+        return self.from_settings(cfg, warmup, planned_steps)
+
     @property
     def decay_start(self) -> int:
         """Return the first step whose learning rate has begun to decay; max_steps if none has."""

@@ -158,7 +158,8 @@ def held_out_warning(dataset: Dataset, settings: Settings) -> tuple[str, str] | 
 def cooldown_warning(settings: Settings, before: CheckpointState) -> tuple[str, str] | None:
     """Return that the learning rate jumps back up, and what to do; None if it does not."""
     began = before.cooldown_start
-    schedule = LRSchedule.from_settings(settings.train, before.warmup_steps)
+    planned = planned_steps(settings, before)
+    schedule = LRSchedule.from_settings(settings.train, before.warmup_steps, planned)
     if began is None or before.step <= began or schedule.decay_start <= began:
         return None
     return (
@@ -183,8 +184,9 @@ def _describe(dataset: Dataset, settings: Settings) -> str:
     cfg, context_length = settings.train, settings.model.context_length
     tokens_per_epoch = context_length * dataset.num_sequences(context_length)
     tokens, held_out = (sum(map(len, shards)) for shards in (dataset.train, dataset.val))
+    at_most = "at most " if cfg.max_hours else ""
     return (
         f"{dataset.folder}: {tokens:,} training tokens "
-        f"({cfg.max_steps * cfg.tokens_per_step / tokens_per_epoch:.2f} epochs in "
+        f"({at_most}{cfg.max_steps * cfg.tokens_per_step / tokens_per_epoch:.2f} epochs in "
         f"{cfg.max_steps} steps), {held_out:,} held out"
     )

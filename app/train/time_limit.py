@@ -8,6 +8,7 @@ from app.formats import format_duration, plural
 from app.runs.checkpoint_state import CheckpointState
 from app.settings.settings import Settings
 from app.settings.train import TrainSettings
+from app.train.advice import EVALUATION_SHARE
 
 # Steps are planned after these shares of the time, or of the steps: soon, as the schedule depends
 # on their number, and once more, because the first ones may be slow. After that it only falls.
@@ -15,8 +16,6 @@ _PLAN_AT = (0.02, 0.25)
 _MIN_MEASURED_STEPS = 3
 # A plan leaves some time unused, so that small delays do not change it.
 _USED_SHARE = 0.98
-# A token of held-out text takes this share of a training token's time, until it is measured.
-_EVALUATION_SHARE = 0.5
 # The last checkpoint must reach the disk, and the process must end.
 _SECONDS_AT_END, _SHARE_AT_END = 2.0, 0.01
 
@@ -80,7 +79,7 @@ class TimeLimit:
         else:
             self._step_seconds.append(step_seconds)
         step_seconds = fmean(self._step_seconds or [step_seconds])
-        seconds = {"val_ms": _EVALUATION_SHARE * self._held_out_steps * step_seconds}
+        seconds = {"val_ms": EVALUATION_SHARE * self._held_out_steps * step_seconds}
         seconds |= {kind: milliseconds / 1000 for kind, milliseconds in pauses.items()}
         seconds = {kind: seconds.get(kind, 0.0) for kind in self._intervals}
         # Whatever has an interval is also done after the last step.
@@ -97,8 +96,10 @@ class TimeLimit:
         if self._is_time_to_plan(steps_completed, elapsed):
             most = self._max_steps
         else:
-            # Without a plan, and with a measured step, there must be time for one more.
-            most = self._planned or steps_completed + bool(self._step_seconds)
+            most = self._planned or self._max_steps
+            if not self._planned or len(self._step_seconds) < _MIN_MEASURED_STEPS:
+                # There must be time for one more step, once one is measured.
+                most = min(most, steps_completed + bool(self._step_seconds))
             if needed(most) <= left:
                 return None
         candidates = range(steps_completed, max(most, steps_completed) + 1)

@@ -52,9 +52,10 @@ class Trainer:
     1. in the loop, at the last micro-batch (or earlier, after a signal), the vote to stop
     2. the all-reduce of the gradients
     3. the sum of the losses
-    4. in each evaluation (held-out loss, HellaSwag), the vote to stop and the sum of its results
-    5. the broadcast of whether to save
-    6. in a save, the broadcast of whether it begins and the gather of the optimizer state
+    4. with a time limit, the broadcast of its plan
+    5. in each evaluation (held-out loss, HellaSwag), the vote to stop and the sum of its results
+    6. the broadcast of whether to save
+    7. in a save, the broadcast of whether it begins and the gather of the optimizer state
     """
 
     def __init__(
@@ -297,9 +298,7 @@ class Trainer:
         steps = self.world.broadcast(plan)
         if steps is None:
             return
-        # A warm-up of `auto` length ends with the steps that were measured, at the earliest.
-        warmup = max(done, min(self.schedule.warmup_steps, round(0.01 * steps)))
-        self.schedule = LRSchedule.from_settings(self.cfg, warmup, steps)
+        self.schedule = self.schedule.replanned(self.cfg, done, steps)
         self.state = dataclasses.replace(
             self.state,
             planned_steps=steps,

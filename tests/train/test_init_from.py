@@ -182,7 +182,7 @@ def test_a_recipe_for_another_model_does_not_contradict(model: Path, data_dir: P
         ({"n_layer": -1}, "n_layer is -1, not a whole number"),
         ({"n_head": None}, "n_head is None, not a whole number"),
         ({"n_head": 5}, "MODEL_EMBD_SIZE and MODEL_NUM_HEADS conflict: 48 is not a multiple of 5"),
-        ({"n_layer": 4}, "they lack transformer.h.3.ln_1.weight"),
+        ({"n_layer": 4}, "transformer.h.3.ln_1.weight is missing"),
         ({"n_embd": 96}, "is float32 [144], not [288] of floating point"),
     ),
 )
@@ -239,7 +239,7 @@ def spoil(model: Path, how: str) -> None:
         ("config", "has no config.json: it is not a model of transformers"),
         ("cut", "model.safetensors cannot be read"),
         ("untied", "lm_head.weight is not the embedding, to which it must be tied"),
-        ("more", "they have transformer.adapter.weight as well"),
+        ("more", "transformer.adapter.weight is not expected"),
         ("nan", "transformer.ln_f.bias has values that are not finite"),
         ("int8", "transformer.ln_f.bias is int8 [48], not [48] of floating point"),
         ("vocab.json", "its vocabulary is not GPT-2's (vocab.json)"),

@@ -64,6 +64,28 @@ def test_a_run_that_continues_to_more_steps_keeps_its_automatic_warmup() -> None
     assert LRSchedule.from_settings(cfg, 40).warmup_steps == 7
 
 
+@pytest.mark.parametrize("decay", ("linear", "cosine", "wsd"))
+@pytest.mark.parametrize("plans", ([(50, 1000), (250, 900), (880, 890)], [(5, 40), (38, 39)]))
+def test_a_plan_of_fewer_steps_never_lifts_the_rate(
+    decay: Literal["linear", "cosine", "wsd"], plans: list[tuple[int, int]]
+) -> None:
+    cfg = TrainSettings(
+        learning_rate=1.0, lr_schedule=decay, warmup_steps="auto", max_steps=10**6, cooldown=0.4
+    )
+    (done, steps), *later = plans
+    schedule = LRSchedule.from_settings(cfg).replanned(cfg, done, steps)
+    assert schedule.warmup_steps == done
+    for done, steps in later:
+        before, schedule = schedule, schedule.replanned(cfg, done, steps)
+        assert schedule.warmup_steps == before.warmup_steps
+        assert schedule.learning_rate(done) <= before.learning_rate(done)
+
+
+def test_a_plan_keeps_a_warmup_that_is_set() -> None:
+    cfg = TrainSettings(warmup_steps=30, max_steps=10**6)
+    assert LRSchedule.from_settings(cfg).replanned(cfg, 10, 500).warmup_steps == 30
+
+
 @pytest.mark.parametrize(
     ("warmup_steps", "max_steps", "expected"),
     (("auto", 1000, 10), ("auto", 38, 0), ("auto", 150, 2), (7, 1000, 7), (0, 1000, 0)),

@@ -94,13 +94,19 @@ def test_apples_gpu_is_for_one_process() -> None:
 
 
 def save_without_tensors(
-    settings: Settings, step: int, pending: PendingWork, cooldown_start: int | None = None
+    settings: Settings,
+    step: int,
+    pending: PendingWork,
+    cooldown_start: int | None = None,
+    planned_steps: int | None = None,
 ) -> None:
     """Write a checkpoint of this run whose tensor files are empty."""
     identity = run_identity(settings, open_training_data(settings).fingerprint)
     state = replace(
         checkpoint_state(step, identity=identity.to_json(), pending=pending),
         cooldown_start=cooldown_start,
+        settings=settings.public(),
+        planned_steps=planned_steps,
     )
     snapshot = Snapshot()
     snapshot.files = {MODEL_FILE: {}, OPTIMIZER_FILE: {}}
@@ -197,15 +203,17 @@ def test_restarted_processes_continue_a_run_that_was_to_be_new(tiny: TinySetting
     assert start.checkpoint is not None
 
 
-def test_what_speaks_against_a_run_is_told_once_it_matters(
+def test_a_run_is_warned_about_once_it_matters(
     tiny: TinySettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run that continues is not told again what it cannot change; nor are restarted processes."""
     changes = {"MODEL_EMBD_SIZE": 128, "TRAIN_MAX_STEPS": 150, "TRAIN_VAL_EVERY": 0}
     plan(tiny(**changes))
-    read, by_heart = capsys.readouterr().err.splitlines()
+    read, memorize = capsys.readouterr().err.splitlines()
     assert read.startswith("warning: 150 steps read the 6,000 tokens of text 6.4 times; ")
-    assert by_heart.startswith("warning: 393k weights in the model's blocks learn the 6,000 ")
+    assert memorize.startswith(
+        "warning: 393k weights in the model's blocks will memorize the 6,000 "
+    )
     save_without_tensors(tiny(**changes), 4, PendingWork())
     plan(tiny(**changes), restarted=True)
     assert capsys.readouterr().err == ""
@@ -246,6 +254,18 @@ def test_a_learning_rate_that_jumps_back_up_after_a_cooldown_is_told(
         "(docs/recipes.md)\n"
     )
     assert capsys.readouterr().err == (warning if rate else "")
+
+
+def test_a_run_that_keeps_its_time_limits_plan_goes_on_cooling_down(
+    tiny: TinySettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limited = tiny(**WSD, TRAIN_MAX_STEPS=1000, TRAIN_MAX_HOURS=1)
+    save_without_tensors(limited, 6, PendingWork(), cooldown_start=5, planned_steps=10)
+    plan(limited)
+    assert capsys.readouterr().err == ""
+    # More time is a new plan, of at most so many steps.
+    plan(tiny(**WSD, TRAIN_MAX_STEPS=1000, TRAIN_MAX_HOURS=2))
+    assert "its learning rate jumps back up to 2.00e-02" in capsys.readouterr().err
 
 
 def test_a_branch_begins_once_and_says_what_changes(

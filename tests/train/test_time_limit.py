@@ -114,6 +114,12 @@ def test_a_continued_run_keeps_the_plan_although_it_is_faster() -> None:
     assert plans == []
 
 
+def test_a_continued_run_that_compiles_again_keeps_the_plan() -> None:
+    steps, _, plans = simulate(limited(3), lambda step: 1.0 if step else 60.0, planned=10_000)
+    assert steps == 10_000
+    assert plans == []
+
+
 def test_a_continued_run_without_time_ends_after_its_first_step() -> None:
     steps, _, plans = simulate(limited(1), lambda _: 0.1, setup=3590.0, planned=700)
     assert steps == 1

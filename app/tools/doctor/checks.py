@@ -9,6 +9,7 @@ from typing import Literal
 from app.errors import AppError, ExitWithCode, Stopped
 from app.failures import translate_error
 from app.settings.settings import Settings
+from app.train.advice import HELLASWAG_QUESTIONS
 
 Status = Literal["pass", "warn", "fail", "skip"]
 
@@ -53,6 +54,7 @@ class Context:
         disk_bytes: disk space that the run still needs; None if unknown
         planned_steps: number of steps that the run's time limit has planned, if it has
         steps_completed: steps that the run has completed so far
+        elapsed_seconds: time that they have taken
         fingerprint: the dataset's fingerprint; None unless it is complete and undamaged
         train_tokens, val_tokens: training and held-out tokens of the dataset; None unless it is
             complete
@@ -65,10 +67,11 @@ class Context:
     disk_bytes: int | None = None
     planned_steps: int | None = None
     steps_completed: int = 0
+    elapsed_seconds: float = 0.0
     fingerprint: str | None = None
     train_tokens: int | None = None
     val_tokens: int | None = None
-    questions: int = 10_042
+    questions: int = HELLASWAG_QUESTIONS
     report: DeviceReport | None = None
 
     @property

@@ -7,14 +7,17 @@ from math import inf
 from app.formats import format_duration, plural
 from app.settings.train import TrainSettings
 from app.tools.doctor.checks import Context, Finding, graded
-from app.train.advice import LONG_SECONDS, MAX_MFU, advise_on_speed, shorter_run
+from app.train.advice import (
+    EVALUATION_SHARE,
+    LONG_SECONDS,
+    MAX_MFU,
+    QUESTION_TOKENS,
+    advise_on_speed,
+    shorter_run,
+)
 
 # The share of the rate of large matrix products that a step of GPT-2's size reaches.
 _MIN_MFU = 0.25
-# A forward pass is a third of a step's work.
-_EVALUATION_SHARE = 1 / 3
-# A question of HellaSwag with its four endings, estimated from the size of the file.
-_QUESTION_TOKENS = 320
 
 
 @dataclass(frozen=True)
@@ -24,16 +27,18 @@ class Estimate:
     Attributes:
         seconds: lower and upper bound; equal where training was measured
         basis: what the estimate is based on, for the user
+        limit: seconds that TRAIN_MAX_HOURS leaves for these steps
     """
 
     seconds: tuple[float, float]
     basis: str
+    limit: float = inf
 
     def cost(self, cfg: TrainSettings) -> tuple[float, float] | None:
         """Return the cost, at least and at most, within the time limit; None without a price."""
         if cfg.price_per_hour is None:
             return None
-        low, high = (min(it / 3600, cfg.max_hours or inf) for it in self.seconds)
+        low, high = (min(it, self.limit) / 3600 for it in self.seconds)
         return low * cfg.price_per_hour, high * cfg.price_per_hour
 
 
@@ -43,6 +48,8 @@ def estimate(context: Context) -> Estimate | None:
     Several processes are taken to be as fast together as each of them alone.
     """
     report, tokens = context.report, _remaining_tokens(context)
+    max_hours = context.settings.train.max_hours
+    limit = max(0.0, 3600 * max_hours - context.elapsed_seconds) if max_hours else inf
     if report is not None and report.micro_batch_tokens:
         rate = report.processes * report.micro_batch_tokens / report.micro_batch_seconds
         seconds = tokens / rate + context.remaining_steps * report.optimizer_seconds
@@ -53,6 +60,7 @@ def estimate(context: Context) -> Estimate | None:
             f"{count if report.processes > 1 else ''}{rate:,.0f} tokens/s, measured now on "
             f"{report.micro_batch_tokens:,} at once, "
             f"{'compiled' if report.compile_seconds else 'not compiled'}",
+            limit,
         )
     if report is not None and report.matmul_flops:
         seconds = tokens * report.model_flops_per_token / (report.processes * report.matmul_flops)
@@ -60,6 +68,7 @@ def estimate(context: Context) -> Estimate | None:
             (seconds / MAX_MFU, seconds / _MIN_MFU),
             f"{_MIN_MFU:.0%} to {MAX_MFU:.0%} of the measured "
             f"{report.matmul_flops / 1e12:.3g} TFLOP/s: no step could be measured",
+            limit,
         )
     return None
 
@@ -71,8 +80,8 @@ def _remaining_tokens(context: Context) -> float:
         held_out = context.settings.prepare.val_tokens
     evaluated = _evaluations(context, cfg.val_every) * min(cfg.val_tokens, held_out)
     answered = _evaluations(context, cfg.hellaswag_every) * context.questions
-    evaluated += answered * _QUESTION_TOKENS
-    return context.remaining_steps * cfg.tokens_per_step + _EVALUATION_SHARE * evaluated
+    evaluated += answered * QUESTION_TOKENS
+    return context.remaining_steps * cfg.tokens_per_step + EVALUATION_SHARE * evaluated
 
 
 def _evaluations(context: Context, every: int) -> int:
@@ -94,8 +103,8 @@ def check_duration(context: Context) -> Iterator[Finding]:
         return
     low, high = map(format_duration, expected.seconds)
     limit, longest = "", max(expected.seconds)
-    if cfg.max_hours and longest > 3600 * cfg.max_hours:
-        share = 3600 * cfg.max_hours / longest
+    if longest > expected.limit:
+        share = expected.limit / longest
         limit = (
             f"; TRAIN_MAX_HOURS={cfg.max_hours:g} ends the run after about "
             f"{context.steps_completed + int(share * context.remaining_steps):,} steps"

@@ -19,6 +19,7 @@ from app.prepare.model_folder import hub_model
 from app.runs.branch import origin_of
 from app.runs.checkpoints import checkpoint_steps, latest_valid, no_valid_checkpoint_error
 from app.runs.folder import RunFolder
+from app.runs.metrics import first_steps, total_seconds
 from app.tools.doctor.checks import Context, Finding, run_check
 from app.train.advice import advise
 from app.train.init_from import with_initial_weights, with_shape
@@ -61,7 +62,7 @@ def check_weights(context: Context) -> Iterator[Finding]:
     with TemporaryDirectory() as folder, hub_errors(repository, token):
         _, _, shape = begin_download(repository, Path(folder), token)
     context.settings = with_shape(settings, shape, init_from)
-    fix = "run prepare, which downloads it: train's container has no network"
+    fix = "run prepare, which downloads it"
     yield Finding("weights", "warn", f"not downloaded yet; {access.found}", fix)
 
 
@@ -97,11 +98,13 @@ def check_dataset(context: Context) -> Iterator[Finding]:
         shards = len(list(ShardVerification(dataset, os.cpu_count() or 1)))
         verified = f"the SHA-256 of all {shards} shards is right" if shards else "no hash is known"
     run_tokens = settings.train.max_steps * settings.train.tokens_per_step
+    at_most = "at most " if settings.train.max_hours else ""
     yield Finding(
         "dataset",
         "pass",
         f"{folder}: {context.train_tokens:,} training tokens "
-        f"({run_tokens / epoch_tokens:.2f} epochs), {context.val_tokens:,} held out; {verified}",
+        f"({at_most}{run_tokens / epoch_tokens:.2f} epochs), {context.val_tokens:,} held out; "
+        f"{verified}",
     )
     if warning := held_out_warning(dataset, settings):
         yield Finding("held-out text", "warn", *warning)
@@ -139,6 +142,8 @@ def check_run(context: Context) -> Iterator[Finding]:
     run_identity(settings, fingerprint).check_matches(folder, checkpoint.state)
     context.planned_steps = planned_steps(settings, checkpoint.state)
     context.steps_completed = min(checkpoint.step, context.steps)
+    records = first_steps(folder / "metrics.jsonl", checkpoint.state.metrics_lines)
+    context.elapsed_seconds = total_seconds(record for record, _ in records)
     for damaged in damages:
         fix = "nothing: train sets it aside, and continues with the one before it"
         yield Finding("run", "warn", damaged.problem, fix)
@@ -151,7 +156,7 @@ def check_run(context: Context) -> Iterator[Finding]:
 
 
 def check_plan(context: Context) -> Iterator[Finding]:
-    """Tell what speaks against the run, as `train` does. Checkpoints are checked with the disk."""
+    """Yield the warnings that `train` prints. Those about checkpoints come with the disk."""
     prepare = context.settings.prepare
     tokens, held_out = context.train_tokens, context.val_tokens
     if tokens is None and isinstance(prepare.total_tokens, int):

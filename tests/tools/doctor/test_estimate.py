@@ -63,6 +63,15 @@ def test_a_time_limit_ends_a_run_that_would_take_longer(new_context: NewContext)
         assert duration.found.endswith(limit)
         assert costs.found.startswith(cost)
 
+    # Continued, the run has what it has not used yet.
+    context = new_context(
+        TRAIN_MAX_STEPS=1000, TRAIN_VAL_EVERY=0, TRAIN_MAX_HOURS=1, TRAIN_PRICE_PER_HOUR=36
+    )
+    context.report, context.elapsed_seconds = REPORT, 3600 - 64
+    duration, costs = check_duration(context)
+    assert duration.found.endswith("; TRAIN_MAX_HOURS=1 ends the run after about 250 steps")
+    assert costs.found.startswith("0.64 at")
+
     context = new_context(TRAIN_MAX_STEPS=1000, TRAIN_VAL_EVERY=0)
     context.report, context.planned_steps, context.steps_completed = REPORT, 400, 300
     assert context.remaining_steps == 100
@@ -122,5 +131,5 @@ def test_slow_steps_that_are_seldom_saved_have_a_row(new_context: NewContext) ->
         "TRAIN_MAX_HOURS=5 is enough for at most 10 steps here",
         "set TRAIN_MAX_HOURS=10 or more, or a smaller TRAIN_TOKENS_PER_STEP",
     )
-    assert interval.found.startswith("checkpoints are at least 10.0 hours apart, and a machine")
+    assert interval.found.startswith("checkpoints are at least 5.0 hours apart, and if the")
     assert interval.fix == "set TRAIN_CHECKPOINT_EVERY=1"

@@ -79,7 +79,8 @@ def test_what_speaks_against_the_run_is_what_train_says(new_context: NewContext)
     expected = Finding(
         "plan",
         "warn",
-        "150 steps read the 6,000 tokens of text 6.4 times; more than about 4 times teach little",
+        "150 steps read the 6,000 tokens of text 6.4 times; beyond about 4, repeated text adds "
+        "little",
         "set TRAIN_MAX_STEPS=93, or prepare more text",
     )
     context = new_context(**changes, PREPARE_TOTAL_TOKENS="1M")
