@@ -74,11 +74,11 @@ class TimeLimit:
             pauses: milliseconds that the last pause of each kind took.
         """
         if self._first_elapsed is None:
-            # The first step has waited for the compiler.
+            # The first step has waited for the compiler, so it tells nothing about the others.
             self._first_elapsed = elapsed
         else:
             self._step_seconds.append(step_seconds)
-        step_seconds = fmean(self._step_seconds or [step_seconds])
+        step_seconds = fmean(self._step_seconds or [0.0])
         seconds = {"val_ms": EVALUATION_SHARE * self._held_out_steps * step_seconds}
         seconds |= {kind: milliseconds / 1000 for kind, milliseconds in pauses.items()}
         seconds = {kind: seconds.get(kind, 0.0) for kind in self._intervals}
@@ -98,8 +98,8 @@ class TimeLimit:
         else:
             most = self._planned or self._max_steps
             if not self._planned or len(self._step_seconds) < _MIN_MEASURED_STEPS:
-                # There must be time for one more step, once one is measured.
-                most = min(most, steps_completed + bool(self._step_seconds))
+                # There must be time for one more step.
+                most = min(most, steps_completed + 1)
             if needed(most) <= left:
                 return None
         candidates = range(steps_completed, max(most, steps_completed) + 1)

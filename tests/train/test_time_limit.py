@@ -102,6 +102,15 @@ def test_a_first_step_that_takes_it_all_is_the_only_one(first_step: float) -> No
     assert plans == [1]
 
 
+def test_a_first_step_that_compiles_says_nothing_about_the_held_out_loss() -> None:
+    """Its 16 steps' worth of tokens would take 107 s at the first step's speed."""
+    cfg = limited(80 / 3600, val_every=100, val_tokens=16 * 524_288)
+    pauses = {"val_ms": 0.25 * 16 / 3}
+    steps, seconds, _ = simulate(cfg, lambda step: 0.25 if step else 20.0, pauses=pauses)
+    assert 170 < steps < 185
+    assert seconds < 80
+
+
 def test_without_a_plan_there_is_no_step_that_would_end_too_late() -> None:
     steps, seconds, _ = simulate(limited(120 / 3600), lambda step: 60.0 if step == 0 else 20.0)
     assert steps == 3
