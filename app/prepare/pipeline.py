@@ -210,6 +210,9 @@ def resume(
                 "go to where they are, or set PREPARE_OUT_DIR to another folder",
             )
         settings = spec.settings if previous.complete else {**spec.settings, **extra}
+        if "held_out" not in previous.settings:
+            # Datasets of earlier versions remain what the same command prepares.
+            settings = {name: it for name, it in settings.items() if name != "held_out"}
         check_matches(folder, previous.settings, settings)
         if previous.complete and is_hub_id(source.dataset):
             return _already_complete(folder, previous), None

@@ -103,5 +103,6 @@ class DatasetSpec:
             **self.source.settings,
             "total_tokens": self.total_tokens or "all",
             "val_tokens": self.val_tokens,
+            **({"held_out": "auto"} if self.sequence_tokens else {}),
             "shard_size": self.shard_size,
         }

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from ctypes.util import find_library
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -85,9 +86,9 @@ def fitted(settings: Settings, given: Collection[str]) -> dict[str, int]:
         settings: all settings, with anything for variables of FITTED that are not given.
         given: the variables of FITTED that are set.
     """
-    run = json_value(settings.run_dir / "settings.json", "settings")
-    if run and any(settings.run_dir.glob(_SAVED)):
-        return _values_of(run)
+    run = _values_of(json_value(settings.run_dir / "settings.json", "settings"))
+    if run.keys() == FITTED and any(settings.run_dir.glob(_SAVED)):
+        return run
     tokens = json_value(settings.train_dataset_dir / "manifest.json", "totals", "train_tokens")
     values = {name: it for name, it in _values_of(settings.public()).items() if name in given}
     # A branch has the model and the batches of the run that it begins with.
@@ -143,9 +144,14 @@ def _has_begun(run: Path) -> bool:
     return (run / "metrics.jsonl").exists() or any(run.glob(_SAVED))
 
 
-def _values_of(settings: Mapping[str, Any]) -> dict[str, int]:
-    parts = {name: name.lower().split("_", 1) for name in FITTED}
-    return {name: settings[group][field] for name, (group, field) in parts.items()}
+def _values_of(settings: Any) -> dict[str, int]:
+    """Return the variables of FITTED with their recorded values; not what is missing or damaged."""
+    values = {}
+    for name in FITTED:
+        group, field = name.lower().split("_", 1)
+        with suppress(KeyError, TypeError):
+            values[name] = settings[group][field]
+    return {name: value for name, value in values.items() if isinstance(value, int)}
 
 
 def _has_gpu(device: str) -> bool:

@@ -23,6 +23,7 @@ def prepare(settings: Settings) -> None:
 
     cfg, token = settings.prepare, settings.general.hf_token
     secret = token.get_secret_value() if token else None
+    spec = dataset_spec(settings)
     check_out_dir(settings.prepare_dir, settings.general.data_dir)
     context_length = settings.model.context_length
     if cfg.sets_val_tokens and 0 < cfg.val_tokens < context_length:
@@ -36,7 +37,7 @@ def prepare(settings: Settings) -> None:
         # The container of train has no network.
         provide_questions(settings.hellaswag_file)
     run_pipeline(
-        dataset_spec(settings),
+        spec,
         settings.prepare_dir,
         workers=(os.cpu_count() or 1) if cfg.workers == "auto" else cfg.workers,
         hf_token=secret,
@@ -78,8 +79,17 @@ def check_out_dir(folder: Path, data_dir: Path) -> None:
 
 
 def dataset_spec(settings: Settings) -> DatasetSpec:
-    """Return the dataset that the settings describe."""
-    cfg, data_dir = settings.prepare, settings.general.data_dir
+    """Return the dataset that the settings describe.
+
+    Raises:
+        UserError: a recipe takes all of a text, and nobody has named one.
+    """
+    cfg, data_dir, recipe = settings.prepare, settings.general.data_dir, settings.general.recipe
+    if recipe and cfg.total_tokens == "all" and "dataset" not in cfg.model_fields_set:
+        raise UserError(
+            f"RECIPE={recipe} takes all of a text, and PREPARE_DATASET does not name one",
+            "set PREPARE_DATASET to a file, a folder, or a dataset of the Hub",
+        )
     source = TextSource(
         cfg.dataset,
         cfg.config,

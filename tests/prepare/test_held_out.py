@@ -1,6 +1,7 @@
 """Held-out text of local files: little text and large documents are cut, all else is as ever."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -235,3 +236,17 @@ def test_little_text_holds_out_one_sequence_at_least(
     assert manifest.tokens("train") >= SEQUENCE
     (val,), (train,) = texts_in(tmp_path / "out", gpt2)
     assert val + train == text
+
+
+def test_the_automatic_share_is_not_that_number_of_tokens(tmp_path: Path) -> None:
+    text, folder = tmp_path / "verses.txt", tmp_path / "out"
+    text.write_text(VERSES)
+    before = prepared(text, folder)
+    assert prepared(text, folder) == before
+    with pytest.raises(UserError, match="held_out was 'auto' and is now None"):
+        prepared(text, folder, sequence_tokens=0)
+    # As earlier versions have written it.
+    settings = {name: value for name, value in before.settings.items() if name != "held_out"}
+    replace(before, settings=settings).save(folder)
+    for sequence_tokens in (0, 33):
+        assert prepared(text, folder, sequence_tokens=sequence_tokens).shards == before.shards

@@ -1,6 +1,7 @@
 """Own text: when it is what a command is about, and the sizes that fit it."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -202,3 +203,26 @@ def test_settings_of_a_new_shell_are_those_of_dotenv(monkeypatch: pytest.MonkeyP
     assert found_by({}) == ("demo", Path("here/demo"))
     monkeypatch.setenv("IN_CONTAINER", "1")
     assert found_by({}) == ("demo", Path("/data/demo"))
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    ({"train": {"max_steps": 7}}, {"model": [], "train": None}, ["model"], "damaged", None),
+)
+def test_a_damaged_record_is_no_obstacle(recorded: object) -> None:
+    dataset("mine")
+    expected = load().train.max_steps
+    run = Path("data", "runs", "mine")
+    (run / "checkpoints" / "step-000010").mkdir(parents=True)
+    (run / "settings.json").write_text(json.dumps({"settings": recorded}))
+    assert load().train.max_steps == expected
+    assert load(TRAIN_BRANCH_FROM="mine", TRAIN_RUN_NAME="new").train.max_steps == expected
+
+
+@pytest.mark.parametrize("tokens", ("x", None, [], math.nan, math.inf))
+def test_a_damaged_manifest_counts_as_none(tokens: Any) -> None:
+    dataset("mine", tokens)
+    assert (
+        load().train.max_steps
+        == load(TRAIN_DATASET_DIR="missing", RECIPE="own-text").train.max_steps
+    )

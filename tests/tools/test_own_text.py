@@ -3,13 +3,17 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
+from app.errors import UserError
 from app.settings.settings import Settings
-from app.settings.sources import load_settings
-from app.tools.prepare import print_next
+from app.settings.sources import RECIPES, load_settings
+from app.tools.doctor.checks import Context, run_check
+from app.tools.doctor.inputs import check_text
+from app.tools.prepare import dataset_spec, prepare, print_next
 from tests.newcomer import settle, type_in
 
 SMALL = (
@@ -115,3 +119,18 @@ def written(settings: Settings, *, age: float = 0) -> None:
     manifest = settings.prepare_dir / "manifest.json"
     manifest.write_text('{"source": {"dataset": "files"}, "totals": {"train_tokens": 9}}')
     os.utime(manifest, (1e9 - age, 1e9 - age))
+
+
+@pytest.mark.parametrize("recipe", ("own-text", "finetune", "./mine.env"))
+def test_a_recipe_for_any_text_needs_one(recipe: str) -> None:
+    """Not all of FineWeb, which nobody has named."""
+    shutil.copy(RECIPES / "own-text.env", "mine.env")
+    with pytest.raises(UserError, match="PREPARE_DATASET does not name one") as raised:
+        prepare(loaded(f"RECIPE={recipe}"))
+    assert raised.value.problem.startswith(f"RECIPE={recipe} takes all of a text")
+    assert not Path("data").exists()
+    (found,) = run_check("text", lambda: check_text(Context(loaded(f"RECIPE={recipe}"))))
+    assert (found.status, found.found) == ("fail", raised.value.problem)
+    for named in ("PREPARE_DATASET=a/b", "PREPARE_TOTAL_TOKENS=5"):
+        assert dataset_spec(loaded(f"RECIPE={recipe} {named}")).source.dataset
+    assert dataset_spec(loaded("PREPARE_TOTAL_TOKENS=all")).total_tokens is None

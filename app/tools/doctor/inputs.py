@@ -182,6 +182,7 @@ def check_text(context: Context) -> Iterator[Finding]:
     from app.prepare.sources import check_heads, open_documents
     from app.tools.prepare import dataset_spec
 
+    spec = dataset_spec(context.settings)
     if is_hub_id(cfg.dataset):
         from app.prepare.hub_client import Repository
 
@@ -189,7 +190,6 @@ def check_text(context: Context) -> Iterator[Finding]:
         repository = Repository(cfg.dataset, cfg.dataset_revision)
         yield from run_check("hub", partial(check_hub, repository, token))
         return
-    spec = dataset_spec(context.settings)
     documents = open_documents(spec.source)
     found = "in the layout of a hub repository"
     if isinstance(documents, FileDocuments):
