@@ -36,6 +36,10 @@ _NEEDED = re.compile(
 giving_up = threading.Event()
 
 
+class UnknownRepositoryError(UserError):
+    """The hub has no such repository, or hides it from this user."""
+
+
 @dataclass(frozen=True)
 class Repository:
     """A repository of the hub, and what names it in messages.
@@ -190,7 +194,7 @@ def _explained(error: Exception, repository: Repository, token: str | None) -> A
     if isinstance(error, GatedRepoError):
         return gated(name, token)
     if isinstance(error, RepositoryNotFoundError):
-        return UserError(
+        return UnknownRepositoryError(
             f"there is no {kind} {name} on the hub, and {absence(name)}",
             f"correct {setting}; a private {kind} needs HF_TOKEN",
         )

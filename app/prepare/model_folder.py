@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from app.data.manifest import MANIFEST
 from app.errors import UserError
 from app.files import read_json, sha256_of
 from app.model.config_json import model_shape
@@ -22,22 +23,36 @@ _FIX = (
 )
 
 
-def hub_model(init_from: str, data_dir: Path) -> tuple[str, str] | None:
-    """Return the hub id and the revision that TRAIN_INIT_FROM names; None for a run or a folder."""
+def hub_model(init_from: str, run_dir: Path) -> tuple[str, str] | None:
+    """Return the hub id and the revision that TRAIN_INIT_FROM names; None for a run or a folder.
+
+    Args:
+        run_dir: folder of the new run.
+    """
     match = _HUB_MODEL.fullmatch(init_from)
-    if match is None or local_model(init_from, data_dir):
+    if match is None or local_model(init_from, run_dir):
         return None
     name, revision = match.groups(default="main")
     # The step of a run that is missing.
     return None if "/" not in name and revision.isdecimal() else (name, revision)
 
 
-def local_model(init_from: str, data_dir: Path) -> Path | None:
-    """Return the folder of the run or of the model that TRAIN_INIT_FROM names; None without it."""
+def local_model(init_from: str, run_dir: Path) -> Path | None:
+    """Return the folder of the run or of the model that TRAIN_INIT_FROM names; None without it.
+
+    Neither the new run itself, which may have the name of its model, nor a dataset is one.
+    """
+    if run := local_run(init_from, run_dir):
+        return run
+    folders = (Path(init_from), run_dir.parents[1] / init_from)
+    return next((it for it in folders if it.exists() and not (it / MANIFEST).exists()), None)
+
+
+def local_run(init_from: str, run_dir: Path) -> Path | None:
+    """Return the folder of the other run that TRAIN_INIT_FROM names; None without it."""
     name = init_from.partition("@")[0]
-    runs = [data_dir / "runs" / name] if "/" not in name else []
-    folders = (*runs, Path(init_from), data_dir / init_from)
-    return next((folder for folder in folders if folder.exists()), None)
+    folder = run_dir.parent / name
+    return folder if "/" not in name and folder != run_dir and folder.exists() else None
 
 
 def read_model_folder(folder: Path, name: str) -> dict[str, Any]:

@@ -107,7 +107,9 @@ def find_checkpoint(
     """
     steps = checkpoint_steps(source.checkpoints)
     try:
-        checkpoint = latest_checkpoint(source.path, step, files, variable)
+        # A branch goes on, from the end; initial weights are a model, the best that the run has.
+        use_best = False if variable == _BRANCH else None
+        checkpoint = latest_checkpoint(source.path, step, files, variable, use_best=use_best)
         start = checkpoint.state.cooldown_start
         any_will_do = step is not None or variable != _BRANCH
         if any_will_do or start is None or checkpoint.step <= start:

@@ -87,14 +87,16 @@ def latest_checkpoint(
     step: int | None = None,
     files: Iterable[str] = (MODEL_FILE,),
     variable: str = "TRAIN_RUN_NAME",
+    *,
+    use_best: bool | None = None,
 ) -> Checkpoint:
     """Find the last checkpoint of a run whose files are valid, or the one after `step` steps.
 
-    A run with TRAIN_USE_BEST has the one with the lowest held-out loss in place of the last. That,
-    and later ones that are damaged, are reported on standard error.
-
     Args:
         variable: the setting that names the run.
+        use_best: take the one with the lowest held-out loss in place of the last; None: as the run
+            was trained (TRAIN_USE_BEST). That, and later ones that are damaged, are reported on
+            standard error.
 
     Raises:
         UserError: there is none.
@@ -113,7 +115,9 @@ def latest_checkpoint(
             raise no_valid_checkpoint_error(run_dir, corrupt)
         for error in corrupt:
             print(f"warning: {error.problem}", file=sys.stderr, flush=True)
-        return _best(checkpoint, files) or checkpoint
+        if use_best is None:
+            use_best = checkpoint.state.settings.get("train", {}).get("use_best")
+        return (use_best and _best(checkpoint, files)) or checkpoint
     if step not in steps:
         raise UserError(
             f"{run_dir} has no checkpoint of step {step}",
@@ -125,18 +129,22 @@ def latest_checkpoint(
 
 
 def _best(last: Checkpoint, files: Iterable[str]) -> Checkpoint | None:
-    """Return the valid checkpoint with a lower held-out loss than the last, if the run wants it."""
+    """Return the valid checkpoint with the lowest held-out loss; None if the last one is it."""
     checkpoints, loss = last.folder.parent, last.state.val_loss
-    if loss is None or not last.state.settings.get("train", {}).get("use_best"):
-        return None
     losses = {step: val_loss_of(checkpoints, step) for step in checkpoint_steps(checkpoints)}
-    lower = {step: known for step, known in losses.items() if known is not None and known < loss}
+    # The last one was not measured if the run was stopped between two measurements.
+    lower = {
+        step: known
+        for step, known in losses.items()
+        if known is not None and (loss is None or known < loss)
+    }
     for step in sorted(lower, key=lambda step: lower[step]):
         with suppress(CorruptCheckpoint):
             best = open_checkpoint(checkpoint_folder(checkpoints, step))
             best.verify(files)
             note = f"of {last.folder.parents[1].name}, step {step} has the lowest held-out loss: "
-            note += f"{lower[step]:.4f}, and the last, {last.step}, {loss:.4f}"
+            of_last = "was not measured" if loss is None else f"{loss:.4f}"
+            note += f"{lower[step]:.4f}, and the last, {last.step}, {of_last}"
             print(note, file=sys.stderr, flush=True)
             return best
     return None

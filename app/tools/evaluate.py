@@ -117,7 +117,7 @@ def evaluate(settings: Settings) -> None:
         UserError: there is no such checkpoint, dataset or split, or it has too few tokens.
     """
     cfg, settings = settings.evaluate, with_latest_run(settings)
-    checkpoint = latest_checkpoint(settings.run_dir, cfg.step)
+    checkpoint = latest_checkpoint(settings.run_dir, cfg.step, use_best=settings.train.use_best)
     dataset = open_dataset(dataset_of(settings), settings.general.data_dir)
 
     # Imported after these checks, because torch takes seconds.

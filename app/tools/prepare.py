@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from pathlib import Path
 
 from app.containers import program
@@ -42,13 +43,20 @@ def prepare(settings: Settings) -> None:
         workers=(os.cpu_count() or 1) if cfg.workers == "auto" else cfg.workers,
         hf_token=secret,
     )
-    if hub_id := hub_model(settings.train.init_from or "", settings.general.data_dir):
-        from app.prepare.hub_client import Repository
+    if hub_id := hub_model(settings.train.init_from or "", settings.run_dir):
+        from app.prepare.hub_client import Repository, UnknownRepositoryError
         from app.prepare.hub_model import download_model
 
         # As for the questions; the text is prepared even if the hub does not answer.
         repository, cache_dir = Repository(*hub_id, "model"), settings.general.data_dir / "cache"
-        download_model(repository, cache_dir, secret, cfg.retry_seconds)
+        try:
+            download_model(repository, cache_dir, secret, cfg.retry_seconds)
+        except UnknownRepositoryError as error:
+            # Without an owner, it may be a run that is trained later.
+            if "/" in repository.name:
+                raise
+            fix = f"{error.fix}; or train the run {repository.name} first"
+            print(f"warning: {error.problem}; {fix}", file=sys.stderr, flush=True)
     print_next(settings)
 
 

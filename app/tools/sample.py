@@ -30,7 +30,7 @@ def sample(settings: Settings) -> None:
     """
     cfg, settings = settings.sample, with_latest_run(settings)
     prompt = read_prompt(cfg.prompt_file) if cfg.prompt_file else cfg.prompt
-    checkpoint = latest_checkpoint(settings.run_dir, cfg.step)
+    checkpoint = latest_checkpoint(settings.run_dir, cfg.step, use_best=settings.train.use_best)
 
     # Imported after these checks, because torch takes seconds.
     from app.data.tokenizer import Tokenizer

@@ -34,7 +34,13 @@ MAX_MFU = 0.6
 
 
 def advise(
-    cfg: TrainSettings, model: ModelSettings, tokens: int | None, held_out: int | None, step: int
+    cfg: TrainSettings,
+    model: ModelSettings,
+    tokens: int | None,
+    held_out: int | None,
+    step: int,
+    *,
+    are_published: bool = False,
 ) -> Iterator[Advice]:
     """Yield warnings about a run, before it begins or continues.
 
@@ -42,12 +48,12 @@ def advise(
         tokens: training tokens of the dataset; None if unknown.
         held_out: its held-out tokens; None if unknown.
         step: steps completed; what can no longer be changed is left out.
+        are_published: whether the initial weights are of no run here, which can go on at its rate.
     """
     if tokens:
         yield from _text(cfg, model, tokens, step)
     usual, kind = _RATE_TIMES_WIDTH[cfg.optimizer] / model.embd_size, ""
-    # The weights of another run can go on at its rate.
-    if cfg.init_from and "/" in cfg.init_from:
+    if are_published:
         usual, kind = _FINE_TUNING_SHARE * usual, " and trained weights"
     rate, fix = cfg.learning_rate, f"set TRAIN_LEARNING_RATE={usual:.1e}, or try factors of 2 of it"
     if rate > _FAR_ABOVE * usual:

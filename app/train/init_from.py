@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.errors import AppError, UserError
-from app.prepare.model_folder import hub_model, local_model, read_model_folder, weight_files
+from app.prepare.model_folder import (
+    hub_model,
+    local_model,
+    local_run,
+    read_model_folder,
+    weight_files,
+)
 from app.runs.branch import find_checkpoint, origin_of
 from app.runs.checkpoint import MODEL_FILE, Checkpoint, checkpoint_folder, open_checkpoint
 from app.runs.checkpoint_state import STATE_FILE, CorruptCheckpoint
@@ -84,6 +90,12 @@ def with_initial_weights(settings: Settings) -> tuple[Settings, InitialWeights |
     return with_shape(settings, weights.shape, weights.name), weights
 
 
+def are_published(settings: Settings) -> bool:
+    """Return True if a run begins with weights that no run here has trained."""
+    init_from = settings.train.init_from
+    return init_from is not None and local_run(init_from, settings.run_dir) is None
+
+
 def _shape_of(run: RunFolder) -> dict[str, Any] | None:
     """Return the shape of a run's last checkpoint whose state can be read; None without one."""
     for step in reversed(checkpoint_steps(run.checkpoints)):
@@ -97,7 +109,12 @@ def _shape_of(run: RunFolder) -> dict[str, Any] | None:
 def _find_weights(settings: Settings, init_from: str) -> InitialWeights:
     data_dir, token = settings.general.data_dir, settings.general.hf_token
     name, _, step = init_from.partition("@")
-    if hub_id := hub_model(init_from, data_dir):
+    if step.isdecimal() and name == settings.run_dir.name:
+        raise UserError(
+            f"{_VARIABLE}={init_from}: a run cannot begin with its own weights",
+            "set TRAIN_RUN_NAME to the name of the new run",
+        )
+    if hub_id := hub_model(init_from, settings.run_dir):
         # The hub's libraries take a while to import.
         from app.prepare.hub_client import Repository
         from app.prepare.hub_model import download_model
@@ -113,19 +130,14 @@ def _find_weights(settings: Settings, init_from: str) -> InitialWeights:
                 raise
             raise type(error)(error.problem, f"{error.fix}; runs here: {runs}") from None
         return _in_folder(folder, f"{repository.name}@{commit}")
-    place = local_model(init_from, data_dir)
+    place = local_model(init_from, settings.run_dir)
     if place is None and "/" not in name and step.isdecimal():
         raise missing_run_error(data_dir / "runs" / name, _VARIABLE)
     if place is None:
         fix = f"correct {_VARIABLE}: a model of the hub, a folder, or RUN or RUN@STEP"
         raise UserError(f"there is no folder {init_from}", fix)
-    if "/" in name or place != data_dir / "runs" / name:
+    if local_run(init_from, settings.run_dir) is None:
         return _in_folder(place, init_from)
-    if place == settings.run_dir:
-        raise UserError(
-            f"{_VARIABLE}={init_from}: a run cannot begin with its own weights",
-            "set TRAIN_RUN_NAME to the name of the new run",
-        )
     if step and not step.isdecimal():
         fix = f"set {_VARIABLE} to {name}, or to {name}@STEP with the step of a checkpoint"
         raise UserError(f"{init_from} is not a checkpoint of a run", fix)

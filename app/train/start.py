@@ -18,7 +18,7 @@ from app.settings import own_text
 from app.settings.next_command import command_for_run
 from app.settings.settings import Settings
 from app.train.advice import Advice, advise, advise_on_disk
-from app.train.init_from import InitialWeights
+from app.train.init_from import InitialWeights, are_published
 from app.train.lr_schedule import LRSchedule
 from app.train.time_limit import planned_steps
 
@@ -113,7 +113,8 @@ def plan_start(
     warn(filter(None, (held_out_warning(dataset, settings), jump)))
     if not restarted:
         tokens, held_out = (sum(map(len, shards)) for shards in (dataset.train, dataset.val))
-        warn(advise(cfg, settings.model, tokens, held_out, checkpoint.step if checkpoint else 0))
+        step, published = checkpoint.step if checkpoint else 0, are_published(settings)
+        warn(advise(cfg, settings.model, tokens, held_out, step, are_published=published))
         warn(advise_on_disk(cfg, settings.model, free_for_checkpoints(run)))
     weights = None if checkpoint else weights
     return Start(identity, checkpoint, hellaswag_questions(settings), weights)

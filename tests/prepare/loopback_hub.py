@@ -195,6 +195,8 @@ class _Handler(BaseHTTPRequestHandler):
                 repository, revision, below = f"{owner}/{name}", "main", []
             case ["api", "datasets" | "models", owner, name, what, revision, *below]:
                 repository = f"{owner}/{name}"
+            case ["api", "models", repository, "revision" as what, revision]:
+                below = []
             case ["datasets", owner, name, "resolve" as what, revision, *below] | [
                 owner,
                 name,

@@ -204,3 +204,27 @@ def test_prepare_downloads_what_train_begins_with(hub: Hub, stored: Path, tmp_pa
     expected = F.cross_entropy(logits.flatten(0, 1), tokens[1:193]).item()
     (line,) = (tmp_path / "data/runs/text/metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["val_loss"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_prepare_goes_on_without_a_run_that_is_trained_later(hub: Hub, tmp_path: Path) -> None:
+    """A name without an owner may be one of the hub, or a run; one with an owner is the hub's."""
+    (tmp_path / "a.txt").write_text("A line of text.\n" * 2000)
+
+    def prepare(init_from: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "app", "prepare", "--dataset", "a.txt"],
+            cwd=tmp_path,
+            env=environment(hub, tmp_path, TRAIN_INIT_FROM=init_from),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    done = prepare("base")
+    assert done.returncode == 0, done
+    assert "warning: there is no model base on the hub, and " in done.stderr
+    assert "; or train the run base first\n" in done.stderr
+    assert "\nnext: " in done.stdout
+    refused = prepare("nobody/base")
+    assert refused.returncode == 2
+    assert "error: there is no model nobody/base on the hub" in refused.stderr

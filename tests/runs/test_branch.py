@@ -15,7 +15,7 @@ import torch
 
 from app.errors import UserError
 from app.files import read_json
-from app.runs.branch import begin_branch, find_branch_point, origin_of
+from app.runs.branch import begin_branch, find_branch_point, find_checkpoint, origin_of
 from app.runs.checkpoint import (
     MODEL_FILE,
     OPTIMIZER_FILE,
@@ -41,6 +41,7 @@ SETTINGS = {
     "optimizer": "muon",
     "shuffle": True,
 }
+BEST = {"train": {"use_best": True}}
 SAMPLES = format_samples(4, ["a text"])
 
 # Begins the run `new` with long@4, again and again, and dies at the first, second, … name that it
@@ -132,6 +133,20 @@ def test_without_a_step_it_is_the_last_checkpoint_before_the_cooldown(
     point = find(tmp_path, branch_from)
     assert origin_of(point) == origin
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("cooldown_start", "step"), ((None, 10), (9, 8)))
+def test_a_branch_goes_on_from_the_end_and_initial_weights_are_the_best(
+    tmp_path: Path, cooldown_start: int | None, step: int
+) -> None:
+    long, snapshot = make_source(tmp_path / "long", (4, 8, 10), cooldown_start), Snapshot()
+    snapshot.files = {file: {} for file in TENSOR_FILES}
+    for saved, loss in ((4, 3.0), (8, 3.5), (10, 4.0)):
+        folder = checkpoint_folder(long.checkpoints, saved)
+        state = replace(open_checkpoint(folder).state, val_loss=loss, settings=BEST)
+        write_checkpoint(folder, snapshot, state)
+    assert find(tmp_path, "long").step == step
+    assert find_checkpoint(long, None, "TRAIN_INIT_FROM", (MODEL_FILE,)).step == 4
 
 
 def test_a_branch_gets_the_checkpoint_and_all_that_was_written_until_then(

@@ -261,11 +261,19 @@ def test_a_run_that_wants_its_best_checkpoint_has_it_in_place_of_the_last(
     assert latest_checkpoint(tmp_path / "mine").step == 3
     write(4, 3.0)
     assert latest_checkpoint(tmp_path / "mine").step == 4
+    assert capsys.readouterr().err == ""
+    # Stopped between two measurements.
     write(5, None)
-    assert latest_checkpoint(tmp_path / "mine").step == 5
+    assert latest_checkpoint(tmp_path / "mine").step == 4
+    assert capsys.readouterr().err == (
+        "of mine, step 4 has the lowest held-out loss: 3.0000, and the last, 5, was not measured\n"
+    )
+    # A tool may want another one than the run.
+    assert latest_checkpoint(tmp_path / "mine", use_best=False).step == 5
     write(6, 3.5, use_best=False)
     assert latest_checkpoint(tmp_path / "mine").step == 6
     assert capsys.readouterr().err == ""
+    assert latest_checkpoint(tmp_path / "mine", use_best=True).step == 4
 
 
 def test_pruning_keeps_what_was_saved_before_a_cooldown(tmp_path: Path, snapshot: Snapshot) -> None:

@@ -18,6 +18,7 @@ from app.train.advice import (
     checkpoints_bytes,
     count_checkpoints,
 )
+from app.train.init_from import are_published
 from tests.train.conftest import TinySettings
 from tests.train.processes import CHECKOUT, TINY, Start
 
@@ -45,7 +46,8 @@ def lines(
     tokens: int | None, held_out: int | None = None, step: int = 0, /, **changes: object
 ) -> list[Advice]:
     chosen = settings(**changes)
-    return list(advise(chosen.train, chosen.model, tokens, held_out, step))
+    published = are_published(chosen)
+    return list(advise(chosen.train, chosen.model, tokens, held_out, step, are_published=published))
 
 
 @pytest.fixture(autouse=True)
@@ -185,7 +187,9 @@ def test_published_weights_need_lower_rates() -> None:
             "set TRAIN_LEARNING_RATE=1.8e-04, or try factors of 2 of it",
         )
     ]
+    assert lines(None, TRAIN_INIT_FROM="distilgpt2") == lines(None, **hub)
     # The weights of a run may go on as before.
+    settings().run_dir.with_name("mine").mkdir(parents=True)
     assert lines(None, TRAIN_INIT_FROM="mine@100") == []
 
 

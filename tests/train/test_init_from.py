@@ -19,7 +19,7 @@ from app.runs.load import load_model
 from app.settings.settings import Settings
 from app.settings.sources import load_settings
 from app.tools.export import export
-from app.train.init_from import with_initial_weights
+from app.train.init_from import are_published, with_initial_weights
 from app.train.main import train
 from tests.model.transformers_models import CONTEXT_LENGTH, gpt2, logits, qwen3, tokens
 from tests.train.conftest import TinySettings
@@ -258,11 +258,23 @@ def test_files_that_are_not_those_of_such_a_model_are_refused(
 
 
 def test_what_a_name_means(model: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert hub_model("openai-community/gpt2", data_dir) == ("openai-community/gpt2", "main")
-    assert hub_model("gpt2@607a30d", data_dir) == ("gpt2", "607a30d")
+    run_dir = data_dir / "runs/distilgpt2"
+    assert hub_model("openai-community/gpt2", run_dir) == ("openai-community/gpt2", "main")
+    assert hub_model("gpt2@607a30d", run_dir) == ("gpt2", "607a30d")
     # A step, a path, a folder below DATA_DIR and one here.
     for local in ("gpt2@100", "/somewhere/gpt2", "./gpt2", "a/b/c", "model", "data/model"):
-        assert hub_model(local, data_dir) is None
+        assert hub_model(local, run_dir) is None
+    # A new run with its model's name, and a dataset.
+    run_dir.mkdir(parents=True)
+    (data_dir / "gpt2").mkdir()
+    (data_dir / "gpt2/manifest.json").touch()
+    assert hub_model("distilgpt2", run_dir) == ("distilgpt2", "main")
+    assert hub_model("gpt2", run_dir) == ("gpt2", "main")
+    assert hub_model("distilgpt2", data_dir / "runs/other") is None
+    for init_from, published in (("distilgpt2", True), ("model", True), ("other", False)):
+        (data_dir / "runs/other").mkdir(exist_ok=True)
+        given = settings_of(data_dir, init_from, TRAIN_RUN_NAME="distilgpt2")
+        assert are_published(given) is published
     assert refusal(data_dir, "gpt2@100").problem == f"there is no run {data_dir}/runs/gpt2"
     assert refusal(data_dir, "./gpt2").problem == "there is no folder ./gpt2"
     file = model / WEIGHTS
@@ -329,7 +341,7 @@ def test_a_run_trains_from_them_continues_without_them_and_exports_the_logits(
         train(settings(TRAIN_INIT_FROM="other", TRAIN_MAX_STEPS=5))
     (data_dir / "runs/empty").mkdir()
     with pytest.raises(UserError, match="a run cannot begin with its own weights"):
-        with_initial_weights(settings(TRAIN_INIT_FROM="empty", TRAIN_RUN_NAME="empty"))
+        with_initial_weights(settings(TRAIN_INIT_FROM="empty@5", TRAIN_RUN_NAME="empty"))
     with pytest.raises(UserError, match="runs/tuned has no checkpoint of step 3"):
         our_logits(data_dir, "tuned@3", TRAIN_RUN_NAME="new")
 

@@ -22,7 +22,7 @@ from app.runs.folder import RunFolder
 from app.runs.metrics import first_steps, total_seconds
 from app.tools.doctor.checks import Context, Finding, run_check
 from app.train.advice import advise
-from app.train.init_from import with_initial_weights, with_shape
+from app.train.init_from import are_published, with_initial_weights, with_shape
 from app.train.start import (
     cooldown_warning,
     find_branch,
@@ -49,7 +49,7 @@ def check_weights(context: Context) -> Iterator[Finding]:
     from app.prepare.hub_client import Repository, checked_token, hub_errors
     from app.prepare.hub_model import begin_download, commit_file
 
-    hub_id = hub_model(init_from, settings.general.data_dir)
+    hub_id = hub_model(init_from, settings.run_dir)
     repository = Repository(*(hub_id or (init_from, "main")), "model")
     has_own = checkpoint_steps(RunFolder(settings.run_dir).checkpoints)
     if hub_id is None or has_own or commit_file(repository, cache_dir).exists():
@@ -162,7 +162,8 @@ def check_plan(context: Context) -> Iterator[Finding]:
     if tokens is None and isinstance(prepare.total_tokens, int):
         tokens = prepare.total_tokens
     cfg, model = context.settings.train, context.settings.model
-    for advice in advise(cfg, model, tokens, held_out, context.steps_completed):
+    step, published = context.steps_completed, are_published(context.settings)
+    for advice in advise(cfg, model, tokens, held_out, step, are_published=published):
         yield Finding("plan", "warn", *advice)
 
 

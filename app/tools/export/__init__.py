@@ -41,7 +41,9 @@ def export(settings: Settings) -> None:
     folder = settings.export_dir
     if folder.is_symlink():
         folder = folder.resolve()
-    checkpoint = latest_checkpoint(settings.run_dir, settings.export.step)
+    checkpoint = latest_checkpoint(
+        settings.run_dir, settings.export.step, use_best=settings.train.use_best
+    )
     _check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.with_name(f".{folder.name}.lock")
