@@ -17,7 +17,7 @@ _KINDS = {
     ".parquet": ".parquet",
 }
 KINDS = tuple(kind for kind in _KINDS if kind != ".json")
-_HUB_ID = re.compile(r"[A-Za-z0-9_-][\w.-]*(/[\w.-]+)?", re.ASCII)
+HUB_ID = r"[A-Za-z0-9_-][\w.-]*(?:/[\w.-]+)?"
 
 
 def kind_of(name: str) -> str | None:
@@ -33,7 +33,7 @@ def kind_of(name: str) -> str | None:
 def is_hub_id(dataset: str) -> bool:
     """Return True if `dataset` names a hub dataset, not something on this machine."""
     is_here = dataset == STDLIB or Path(dataset).exists() or kind_of(dataset) is not None
-    return not is_here and _HUB_ID.fullmatch(dataset) is not None
+    return not is_here and re.fullmatch(HUB_ID, dataset, re.ASCII) is not None
 
 
 def is_own_text(dataset: str) -> bool:

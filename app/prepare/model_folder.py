@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from app.data.manifest import MANIFEST
+from app.dataset_names import HUB_ID
 from app.errors import UserError
 from app.files import read_json, sha256_of
 from app.model.config_json import model_shape
@@ -16,7 +17,7 @@ WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 TOKENIZERS = ("vocab.json", "tokenizer.json")
 SMALL_FILES = (CONFIG, INDEX, *TOKENIZERS)
-_HUB_MODEL = re.compile(r"([A-Za-z0-9_-][\w.-]*(?:/[\w.-]+)?)(?:@([\w./-]+))?", re.ASCII)
+_HUB_MODEL = re.compile(rf"({HUB_ID})(?:@([\w./-]+))?", re.ASCII)
 _FIX = (
     "set TRAIN_INIT_FROM to a GPT-2 (openai-community/gpt2, -medium, -large, -xl, or one trained "
     "from these with their vocabulary), or to what export has written"

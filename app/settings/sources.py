@@ -72,13 +72,17 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
     return settings
 
 
-def resolve(flags: Mapping[str, str], command: str) -> Settings:
+def resolve(flags: Mapping[str, str], command: str, *, with_environment: bool = False) -> Settings:
     """Return the settings of a command that has these flags and .env, with defaults for the rest.
 
-    Of the environment it has only what a container always has.
+    Without the environment, it still has what a container always has.
     """
-    environment = {name: it for name, it in _environment().items() if name == "DATA_DIR"}
-    values, _, _ = _collect(flags, command, environment if in_container() else {})
+    always = {"DATA_DIR"} if in_container() else set()
+    values, _, _ = _collect(
+        flags,
+        command,
+        {name: it for name, it in _environment().items() if with_environment or name in always},
+    )
     return _provisional(values)
 
 

@@ -5,14 +5,13 @@ import os
 import sys
 from pathlib import Path
 
-from app.containers import program
 from app.data.hellaswag import provide_questions
 from app.dataset_names import is_own_text
 from app.errors import UserError
 from app.prepare.model_folder import hub_model
 from app.prepare.spec import DatasetSpec, TextSource
-from app.settings.next_command import next_command
-from app.settings.own_text import RECIPE
+from app.settings.next_command import command_with_settings
+from app.settings.own_text import FITTED, RECIPE
 from app.settings.settings import Settings
 
 
@@ -63,16 +62,12 @@ def prepare(settings: Settings) -> None:
 def print_next(settings: Settings) -> None:
     """Print the command that trains on the dataset."""
     if settings.general.recipe == RECIPE:
-        print(f"the recipe of your own text is RECIPE={RECIPE}, unless you set another")
-    # The shortest that finds the dataset and takes the recipe of this `prepare`.
-    flags = {"TRAIN_DATASET_DIR": settings.prepare.dataset_dir}
-    wanted = settings.general.recipe, settings.prepare_dir
-    command = next_command(settings, "train", flags, _recipe_and_dataset, wanted)
-    print(f"next: {command or f'{program()} train'}", flush=True)
-
-
-def _recipe_and_dataset(settings: Settings) -> tuple[str | None, Path]:
-    return settings.general.recipe, settings.train_dataset_dir
+        print(f"local text uses RECIPE={RECIPE}; RECIPE=NAME chooses another")
+    train = settings.train.model_copy(update={"dataset_dir": settings.prepare.dataset_dir})
+    # What fits the text was chosen before it was prepared.
+    but = FITTED if settings.general.recipe == RECIPE else ()
+    command = command_with_settings(settings.model_copy(update={"train": train}), "train", but)
+    print(f"next: {command}", flush=True)
 
 
 def check_out_dir(folder: Path, data_dir: Path) -> None:

@@ -111,10 +111,10 @@ def train_steps(
         if skipped:
             optimizers.skip_step()
         else:
-            check_finite(step, {"loss": train_loss, "gradient norm": grad_norm}, used_scale)
             if factor is not None:
                 torch._foreach_mul_(gradients, 1 / factor)
                 norm, grad_norm = norm / factor, grad_norm / factor
+            check_finite(step, {"loss": train_loss, "gradient norm": grad_norm}, used_scale)
             if grad_clip:
                 clip_grads_with_norm_(parameters, grad_clip, norm)
             optimizers.step()

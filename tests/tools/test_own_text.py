@@ -37,8 +37,8 @@ def test_three_commands_from_a_file_to_a_sample(
         monkeypatch.setenv(name, value)
     assert type_in("prepare --dataset 'my verses.txt'", monkeypatch) == 0
     *_, recipe, next_line = capsys.readouterr().out.splitlines()
-    assert recipe == "the recipe of your own text is RECIPE=own-text, unless you set another"
-    assert next_line == "next: python -m app train"
+    assert recipe == "local text uses RECIPE=own-text; RECIPE=NAME chooses another"
+    assert next_line == "next: python -m app train with the same settings"
     assert type_in("train", monkeypatch) == 0
     printed = capsys.readouterr().out
     tokens = json.loads(Path("data/my-verses/manifest.json").read_text())["totals"]["train_tokens"]
@@ -74,6 +74,12 @@ def loaded(line: str) -> Settings:
         ("PREPARE_TOTAL_TOKENS=20M", ""),
         ("PREPARE_TOTAL_TOKENS=1M", " --dataset-dir fineweb1M"),
         ("RECIPE=demo", " --recipe demo"),
+        ("RECIPE=finetune PREPARE_DATASET=a.txt", " --recipe finetune"),
+        (
+            "PREPARE_DATASET=a.txt TRAIN_INIT_FROM=openai-community/gpt2",
+            " --dataset-dir a20M --init-from openai-community/gpt2",
+        ),
+        ("RECIPE=demo TRAIN_MAX_STEPS=9", " --recipe demo with the same settings"),
         ("RECIPE=gpt2-124M PREPARE_TOTAL_TOKENS=5", " --recipe gpt2-124M"),
     ),
 )
@@ -105,6 +111,30 @@ def test_an_earlier_text_and_one_beside_fineweb_are_named(
     assert following(second, capsys) == "python -m app train"
     Path(".env").write_text("PREPARE_DATASET=b.txt\n")
     assert following(second, capsys) == "python -m app train"
+
+
+@pytest.mark.parametrize("container", ("", "1"))
+def test_what_train_would_read_again_gives_way(
+    container: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a container, .env arrives as the environment, for every command."""
+    places = {"DATA_DIR": "data", "TRAIN_DATASET_DIR": "old", "IN_CONTAINER": container}
+    for name, value in places.items():
+        monkeypatch.setenv(name, value)
+    settings = loaded("PREPARE_DATASET=a.txt")
+    written(settings)
+    _, _, flags = following(settings, capsys).partition(" train")
+    assert flags == " --recipe own-text --dataset-dir a"
+    monkeypatch.setenv("TRAIN_DATASET_DIR", "a")
+    assert following(settings, capsys).endswith(" train --recipe own-text")
+
+
+def test_each_text_that_is_fine_tuned_on_has_its_run() -> None:
+    runs = [
+        loaded(f"RECIPE=finetune PREPARE_DATASET=a.txt{more}").run_dir.name
+        for more in ("", " PREPARE_OUT_DIR=poems")
+    ]
+    assert runs == ["finetune", "poems"]
 
 
 def following(settings: Settings, capsys: pytest.CaptureFixture[str]) -> str:

@@ -160,6 +160,25 @@ def test_an_overflow_of_the_forward_pass_ends_the_run_at_once() -> None:
     assert scale.factor == LossScale().factor
 
 
+def test_the_gradients_that_are_reported_are_those_of_the_loss() -> None:
+    norms = []
+    for factor in (1.0, 1024.0):
+        model = new_model()
+        training = steps(
+            model,
+            adamw(model),
+            LossScale(factor),
+            loss=lambda *it, model=model: model(*it) + math.inf,
+        )
+        with pytest.raises(NotFiniteError, match="loss inf, gradient norm") as error:
+            next(training)
+        named = float(error.value.problem.split("gradient norm ")[1].split(",")[0])
+        gradients = [it.grad for it in model.parameters() if it.grad is not None]
+        assert torch.nn.utils.get_total_norm(gradients).item() == pytest.approx(named)
+        norms.append(named)
+    assert norms[1] == pytest.approx(norms[0], rel=0.01)
+
+
 def skip_on_one_rank(rank: int, size: int) -> tuple[list[bool], float, float]:
     """Let one rank's gradients overflow in the second step; return what this rank saw."""
     model, scale = new_model(), LossScale()

@@ -53,6 +53,7 @@ class Context:
         verify: compare every hash of the dataset
         disk_bytes: disk space that the run still needs; None if unknown
         planned_steps: number of steps that the run's time limit has planned, if it has
+        download_bytes: of the model to begin with, if it is not here yet
         steps_completed: steps that the run has completed so far
         elapsed_seconds: time that they have taken
         fingerprint: the dataset's fingerprint; None unless it is complete and undamaged
@@ -66,6 +67,7 @@ class Context:
     verify: bool = False
     disk_bytes: int | None = None
     planned_steps: int | None = None
+    download_bytes: int = 0
     steps_completed: int = 0
     elapsed_seconds: float = 0.0
     fingerprint: str | None = None

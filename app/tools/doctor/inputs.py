@@ -15,7 +15,7 @@ from app.data.shards import open_shard
 from app.errors import NetworkError
 from app.formats import format_bytes, plural
 from app.locks import locked
-from app.prepare.model_folder import hub_model
+from app.prepare.model_folder import hub_model, weight_files
 from app.runs.branch import origin_of
 from app.runs.checkpoints import checkpoint_steps, latest_valid, no_valid_checkpoint_error
 from app.runs.folder import RunFolder
@@ -60,7 +60,9 @@ def check_weights(context: Context) -> Iterator[Finding]:
     token = checked_token(secret.get_secret_value() if secret else None)
     (access,) = check_hub(repository, token)
     with TemporaryDirectory() as folder, hub_errors(repository, token):
-        _, _, shape = begin_download(repository, Path(folder), token)
+        commit, files, shape = begin_download(repository, Path(folder), token)
+        names = weight_files(Path(folder, commit), repository.name, files.__contains__)
+    context.download_bytes = sum(files[name].size or 0 for name in names)
     context.settings = with_shape(settings, shape, init_from)
     fix = "run prepare, which downloads it"
     yield Finding("weights", "warn", f"not downloaded yet; {access.found}", fix)

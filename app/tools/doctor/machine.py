@@ -114,9 +114,11 @@ def check_space(context: Context) -> Iterator[Finding]:
         data_dir / "cache": _CACHE_BYTES,
     }
     parts = [max(0, size - _size(folder)) for folder, size in sizes.items()]
-    needed = sum(parts)
+    needed = sum(parts) + context.download_bytes
     context.disk_bytes, free = needed, shutil.disk_usage(disk).free
     of_shards, of_checkpoints, of_caches = map(format_bytes, parts)
+    size = format_bytes(context.download_bytes)
+    of_model = f", {size} of {cfg.init_from}" if context.download_bytes else ""
     if shards is None:
         of_shards = "an unknown size"
     # What shards and caches leave for checkpoints, existing ones included.
@@ -127,7 +129,7 @@ def check_space(context: Context) -> Iterator[Finding]:
         "disk space",
         f"{format_bytes(free)} free in {disk}; the run needs {format_bytes(needed)} more "
         f"({of_shards} of shards, {of_checkpoints} of "
-        f"{plural(count_checkpoints(cfg), 'checkpoint')}, {of_caches} of caches)",
+        f"{plural(count_checkpoints(cfg), 'checkpoint')}, {of_caches} of caches{of_model})",
         ("fail", needed > free, fix),
         ("warn", shards is None, unknown),
         ("warn", _SPARE_DISK * needed > free, "have more room to spare: set DATA_DIR"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import ExitCode
+from app.formats import format_bytes
 from app.tools.doctor.checks import Finding
 from tests.model.transformers_models import gpt2
 from tests.prepare.hub_folders import write_fineweb
@@ -187,7 +188,10 @@ def test_a_model_to_begin_with_is_checked_without_its_weights(hub: Hub, tmp_path
     assert found.endswith("gives somebody/gpt2; no token is set, and none is needed")
     assert not [it for it in hub.requests if "model.safetensors" in it.line]
     # Of 2.4M parameters, not the 124M of the default, after steps 4, 8 and 10.
-    assert "87.6 MB of 3 checkpoints" in result.rows["disk space"].found
+    found = result.rows["disk space"].found
+    assert "87.6 MB of 3 checkpoints" in found
+    size = format_bytes((folder / "model.safetensors").stat().st_size)
+    assert found.endswith(f" of caches, {size} of somebody/gpt2)")
     result = doctor(tmp_path, variables={**here, "TRAIN_INIT_FROM": str(folder)})
     assert result.rows["weights"].status == "pass", result.output
     hub.gates["somebody/gpt2"] = TOKEN
