@@ -47,7 +47,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel that is built from the sdist, as an index's users get it if it has no wheel."""
     folder = tmp_path_factory.mktemp("built")
     with tarfile.open(build("sdist", REPOSITORY, folder / "sdist")) as sdist:
-        sdist.extractall(folder / "source", filter="data")
+        # The first releases of Python 3.11 have no filters.
+        sdist.extraction_filter = getattr(tarfile, "data_filter", None)
+        sdist.extractall(folder / "source")
     (source,) = (folder / "source").iterdir()
     return build("wheel", source, folder / "wheel")
 
