@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from app.data.manifest import MANIFEST
 from app.dataset_names import HUB_ID
 from app.errors import UserError
 from app.files import read_json, sha256_of
@@ -41,12 +40,12 @@ def hub_model(init_from: str, run_dir: Path) -> tuple[str, str] | None:
 def local_model(init_from: str, run_dir: Path) -> Path | None:
     """Return the folder of the run or of the model that TRAIN_INIT_FROM names; None without it.
 
-    Neither the new run itself, which may have the name of its model, nor a dataset is one.
+    The new run itself, which may have the name of its model, is none.
     """
     if run := local_run(init_from, run_dir):
         return run
     folders = (Path(init_from), run_dir.parents[1] / init_from)
-    return next((it for it in folders if it.exists() and not (it / MANIFEST).exists()), None)
+    return next((it for it in folders if it.exists()), None)
 
 
 def local_run(init_from: str, run_dir: Path) -> Path | None:

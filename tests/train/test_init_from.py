@@ -264,12 +264,9 @@ def test_what_a_name_means(model: Path, data_dir: Path, monkeypatch: pytest.Monk
     # A step, a path, a folder below DATA_DIR and one here.
     for local in ("gpt2@100", "/somewhere/gpt2", "./gpt2", "a/b/c", "model", "data/model"):
         assert hub_model(local, run_dir) is None
-    # A new run with its model's name, and a dataset.
+    # A new run with its model's name.
     run_dir.mkdir(parents=True)
-    (data_dir / "gpt2").mkdir()
-    (data_dir / "gpt2/manifest.json").touch()
     assert hub_model("distilgpt2", run_dir) == ("distilgpt2", "main")
-    assert hub_model("gpt2", run_dir) == ("gpt2", "main")
     assert hub_model("distilgpt2", data_dir / "runs/other") is None
     for init_from, published in (("distilgpt2", True), ("model", True), ("other", False)):
         (data_dir / "runs/other").mkdir(exist_ok=True)
