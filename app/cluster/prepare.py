@@ -74,7 +74,8 @@ def prepare(
             stream = job.encode(run)
             if stream is None:
                 return None
-            held_out, train = min(stream.tokens, spec.held_out_tokens), stream.end - stream.start
+            held_out = min(stream.tokens, spec.held_out_tokens)
+            train = max(0, stream.end - stream.start)
             check_bad(spec, stream.bad, stream.rows, stream.left_out)
             check_enough_text(spec, held_out, train, stream.between, stream.bad)
         except NotSubmittedError:
