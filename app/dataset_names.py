@@ -1,4 +1,4 @@
-"""What the name of a dataset means: a dataset on the Hub, local text, or Python's own library."""
+"""Names of datasets: those of the Hub, of local text and of Python's own library."""
 
 import os
 import re

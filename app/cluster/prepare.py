@@ -17,10 +17,9 @@ from app.data.manifest import MANIFEST, Manifest
 from app.errors import UserError
 from app.prepare.documents import Documents
 from app.prepare.encoder import DocumentEncoder
+from app.prepare.enough_text import TooLittleText, check_enough_text
 from app.prepare.held_out import find_cut
 from app.prepare.pipeline import (
-    TooLittleText,
-    check_enough_text,
     new_manifest,
     preparing,
     resume,

@@ -23,7 +23,7 @@ from app.prepare.spec import DatasetSpec
 from app.prepare.text_streams import BadFileError, encoding_of
 from app.prepare.texts import joined, text_bytes
 
-# Of the text: held out at most, and left out of both splits at most.
+# The largest shares of the text to hold out, and to leave out of both splits.
 _SHARE = 0.05
 _BEGIN = Position(0, 0)
 # Encoding stops where the tokens that are wanted are surely reached.

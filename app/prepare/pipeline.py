@@ -22,6 +22,7 @@ from app.prefetch import prefetch
 from app.prepare.documents import Batch, Documents, RowChunk, batches
 from app.prepare.encoded_batch import EncodedBatch
 from app.prepare.encoder import DocumentEncoder
+from app.prepare.enough_text import TooLittleText, check_enough_text
 from app.prepare.held_out import Cut, find_cut
 from app.prepare.local_files import FileDocuments
 from app.prepare.read_files import SOURCES, ReadFiles, checked
@@ -33,10 +34,6 @@ from app.signals import exit_code_of, exit_now, on_stop_signals, print_in_handle
 
 _MAX_STOP_SECONDS = 15.0
 _MAX_PENDING_TASKS = 8
-
-
-class TooLittleText(UserError):
-    """The whole source has fewer tokens than the dataset needs."""
 
 
 def prepare(
@@ -261,41 +258,6 @@ def begun_cut(manifest: Manifest) -> Cut | None:
 def with_cut(spec: DatasetSpec, cut: Cut | None) -> DatasetSpec:
     """Return the spec with as many held-out tokens as the cut has."""
     return replace(spec, val_tokens=cut.tokens - 1) if cut else spec
-
-
-def check_enough_text(spec: DatasetSpec, val: int, train: int, between: int, bad: int) -> None:
-    """Raise TooLittleText if the held-out split is not full, or the training split is empty.
-
-    Args:
-        val, train, between: tokens of the splits, and tokens left out between them.
-        bad: lines and files left out.
-    """
-    held_out, least = spec.held_out_tokens, spec.sequence_tokens
-    without = f"; {bad:,} bad lines and files were left out" if bad else ""
-    possible = (val + train) // 5 // 16 * 16
-    shorter = f", set MODEL_CONTEXT_LENGTH={possible}" if possible else ""
-    is_ended = train != spec.total_tokens
-    if held_out and is_ended and min(val, train) < least and val + train < 4 * least:
-        raise TooLittleText(
-            f"the text has only {val + train:,} tokens{without}: to train on some and hold some "
-            f"out, about {4 * least:,} are needed (MODEL_CONTEXT_LENGTH={least - 1})",
-            f"add text{shorter}, or hold nothing out: PREPARE_VAL_TOKENS=0",
-        )
-    if val < held_out:
-        raise TooLittleText(
-            f"the dataset has only {val:,} tokens, {spec.val_tokens:,} were to be held out"
-            + without,
-            "lower PREPARE_VAL_TOKENS (0 holds nothing out), or add text",
-        )
-    if train == 0:
-        after = f" after the {held_out:,} held-out tokens" if held_out else ""
-        raise TooLittleText(
-            f"the dataset has no text to train on{after}{without}",
-            "the rest of the document that they end in is not trained on: lower "
-            "PREPARE_VAL_TOKENS, or set it to 0"
-            if between
-            else "check PREPARE_TEXT_COLUMN, lower PREPARE_VAL_TOKENS, or add text",
-        )
 
 
 def summary(folder: Path, manifest: Manifest) -> str:

@@ -14,7 +14,7 @@ from app.formats import plural
 from app.settings.settings import Settings
 
 RECIPE = "own-text"
-# What `auto` stands for is known once there is a dataset.
+# These may be `auto`, whose value depends on the dataset.
 FITTED = frozenset(
     {
         *("MODEL_NUM_LAYERS", "MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"),
@@ -22,7 +22,7 @@ FITTED = frozenset(
         *("TRAIN_VAL_EVERY", "TRAIN_SAMPLE_EVERY", "TRAIN_CHECKPOINT_EVERY"),
     }
 )
-# What a branch has in common with the run that it begins with.
+# A branch takes these from the run that it begins with.
 _FIXED = ("MODEL_", "TRAIN_TOKENS_PER_STEP")
 _SAVED = "checkpoints/step-*"
 _HEAD_DIM = 64

@@ -131,7 +131,7 @@ def evaluate(settings: Settings) -> None:
     device = select_device(settings.train.device, precision, settings.train.deterministic)
     is_same_device = recorded(settings, "device", "name") == device.name
     if is_same_device and "precision" not in settings.train.model_fields_set:
-        # What auto measures may differ from time to time.
+        # auto chooses the precision by a measurement, which may come out otherwise now.
         before = recorded(settings, "device", "precision")
         device = replace(device, precision="bf16" if before == "fp8" else before)
     model = load_model(checkpoint, device)

@@ -64,7 +64,7 @@ def print_next(settings: Settings) -> None:
     if settings.general.recipe == RECIPE:
         print(f"local text uses RECIPE={RECIPE}; RECIPE=NAME chooses another")
     train = settings.train.model_copy(update={"dataset_dir": settings.prepare.dataset_dir})
-    # What fits the text was chosen before it was prepared.
+    # The sizes that fit the text are chosen anew, now that its length is known.
     but = FITTED if settings.general.recipe == RECIPE else ()
     command = command_with_settings(settings.model_copy(update={"train": train}), "train", but)
     print(f"next: {command}", flush=True)

@@ -48,7 +48,8 @@ def advise(
         tokens: training tokens of the dataset; None if unknown.
         held_out: its held-out tokens; None if unknown.
         step: steps completed; what can no longer be changed is left out.
-        are_published: whether the initial weights are of no run here, which can go on at its rate.
+        are_published: True if the initial weights were trained elsewhere; those of a run here can
+            go on at its rate.
     """
     if tokens:
         yield from _text(cfg, model, tokens, step)

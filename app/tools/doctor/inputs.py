@@ -144,7 +144,7 @@ def check_run(context: Context) -> Iterator[Finding]:
     run_identity(settings, fingerprint).check_matches(folder, checkpoint.state)
     context.planned_steps = planned_steps(settings, checkpoint.state)
     context.steps_completed = min(checkpoint.step, context.steps)
-    records = first_steps(folder / "metrics.jsonl", checkpoint.state.metrics_lines)
+    records = first_steps(RunFolder(folder).metrics, checkpoint.state.metrics_lines)
     context.elapsed_seconds = total_seconds(record for record, _ in records)
     for damaged in damages:
         fix = "nothing: train sets it aside, and continues with the one before it"

@@ -121,7 +121,7 @@ def check_space(context: Context) -> Iterator[Finding]:
     of_model = f", {size} of {cfg.init_from}" if context.download_bytes else ""
     if shards is None:
         of_shards = "an unknown size"
-    # What shards and caches leave for checkpoints, existing ones included.
+    # Shards and caches leave this for checkpoints, existing ones included.
     left = free - needed + sizes[settings.run_dir]
     _, fix = next(advise_on_disk(cfg, model, left), ("", ""))
     unknown = "set PREPARE_TOTAL_TOKENS to a number; each token takes 2 bytes"
