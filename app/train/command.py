@@ -33,7 +33,7 @@ def start_training(settings: Settings) -> None:
         if not launched():
             if settings.train.init_from:
                 # Without a dataset nothing is downloaded.
-                open_dataset(settings.train_dataset_dir)
+                open_dataset(settings.train_dataset_dir, settings.general.data_dir)
             settings, weights = with_initial_weights(settings)
             dataset = open_training_data(settings)
             run = RunFolder(settings.run_dir)

@@ -53,7 +53,7 @@ def open_training_data(settings: Settings) -> Dataset:
 
 def open_same_data(settings: Settings, identity: RunIdentity) -> Dataset:
     """Open the dataset on a rank other than 0; UserError if DATA_DIR is not rank 0's."""
-    dataset = open_dataset(settings.train_dataset_dir)
+    dataset = open_dataset(settings.train_dataset_dir, settings.general.data_dir)
     if dataset.fingerprint != identity.dataset_fingerprint:
         problem = f"{dataset.folder} differs from the first machine's"
     elif not settings.run_dir.is_dir():

@@ -338,6 +338,12 @@ WRONG = (
         "set TRAIN_INIT_FROM to the run's name, or RUN@STEP",
     ),
     Wrong(
+        "weights for a dataset that is not there",
+        "train --run-name other --init-from openai-community/gpt2 --dataset-dir nope",
+        "nope: there is no such folder",
+        "set TRAIN_DATASET_DIR to one of: ",
+    ),
+    Wrong(
         "weights of a dataset",
         "train --run-name other --init-from words",
         "words has no config.json: it is not a model of transformers",
