@@ -19,6 +19,19 @@ from app.hardware.proc import process_seconds
 PAUSES = ("setup_ms", "val_ms", "hellaswag_ms", "sample_ms", "save_ms")
 # exp() of anything larger overflows a float.
 _LARGEST_LOSS = 700.0
+# Curve in TensorBoard and trackers -> column. They sort groups by name: the loss comes first.
+CURVES = {
+    "loss/train": "train_loss",
+    "loss/val": "val_loss",
+    "optim/grad_norm": "grad_norm",
+    "optim/loss_scale": "loss_scale",
+    "optim/lr": "lr",
+    "perf/memory_bytes": "memory_bytes",
+    "perf/mfu": "mfu",
+    "perf/step_ms": "step_ms",
+    "perf/tokens_per_second": "tokens_per_second",
+    "score/hellaswag": "hellaswag",
+}
 _Int64 = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -71,6 +84,11 @@ class StepRecord:
         changes: dict[str, Any] = dict(measured)
         changes |= {kind: (getattr(self, kind) or 0.0) + pauses[kind] for kind in pauses}
         return replace(self, **changes)
+
+    def curves(self) -> dict[str, float]:
+        """Return what was measured, by the names of CURVES."""
+        values = {name: getattr(self, column) for name, column in CURVES.items()}
+        return {name: value for name, value in values.items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:
         """Return the measured fields, and mfu: null where it is not known."""

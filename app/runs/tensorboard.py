@@ -14,11 +14,10 @@ from typing import Any
 from tqdm import tqdm
 
 from app.formats import flatten
-from app.runs.metrics import PAUSES, StepRecord, total_seconds
+from app.runs.metrics import StepRecord, total_seconds
 
 _NAME = "events.out.tfevents."
 _HYPERPARAMETERS = ("model.", "train.")
-_NOT_DRAWN = {"step", "tokens", "data_ms", "skipped", *PAUSES}
 
 
 class EventLog:
@@ -116,12 +115,8 @@ def _history(
 
 
 def _scalars(record: StepRecord, wall_time: float) -> bytes:
-    """Return a step's Event: a float32 scalar for each field that was measured."""
-    values = [
-        {"tag": name, "simple_value": value}
-        for name, value in record.to_json().items()
-        if name not in _NOT_DRAWN and value is not None
-    ]
+    """Return a step's Event: a float32 scalar for each curve that was measured."""
+    values = [{"tag": name, "simple_value": value} for name, value in record.curves().items()]
     return _event(values, record.step, wall_time)
 
 

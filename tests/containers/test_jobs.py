@@ -210,7 +210,7 @@ def test_tensorboard_answers_on_this_machine_only(tiny: Engine) -> None:
             *("curl", "--silent", "--show-error", "--fail", "--retry", "30", "--retry-all-errors"),
             *("--retry-delay", "1", "http://127.0.0.1:16006/data/plugin/scalars/tags"),
         )
-        assert "train_loss" in json.loads(runs.stdout)["tiny/tensorboard"]
+        assert "loss/train" in json.loads(runs.stdout)["tiny/tensorboard"]
     finally:
         tiny.docker("compose", "rm", "--stop", "--force", "tensorboard")
 

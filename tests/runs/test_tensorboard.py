@@ -23,9 +23,14 @@ from tests.train.processes import Process
 from tests.train.test_trainer import metrics_of
 
 Points = dict[str, list[tuple[int, float]]]
-DRAWN = {
-    *("train_loss", "val_loss", "lr", "grad_norm"),
-    *("step_ms", "tokens_per_second", "mfu", "memory_bytes"),
+CURVES = {
+    "loss/train": "train_loss",
+    "loss/val": "val_loss",
+    "optim/grad_norm": "grad_norm",
+    "optim/lr": "lr",
+    "perf/memory_bytes": "memory_bytes",
+    "perf/step_ms": "step_ms",
+    "perf/tokens_per_second": "tokens_per_second",
 }
 
 
@@ -67,11 +72,11 @@ def expected_of(settings: Settings) -> Points:
     records = metrics_of(settings)
     columns = {
         name: [
-            (record["step"], float(np.float32(record[name])))
+            (record["step"], float(np.float32(record[column])))
             for record in records
-            if record.get(name) is not None
+            if record.get(column) is not None
         ]
-        for name in DRAWN
+        for name, column in CURVES.items()
     }
     return {name: points for name, points in columns.items() if points}
 
@@ -81,9 +86,9 @@ def test_events_are_the_lines_of_the_metrics(tiny: TinySettings) -> None:
     train(settings)
     events = events_of(settings)
     assert events == expected_of(settings)
-    assert events.keys() == DRAWN - {"mfu"}  # a CPU has none
-    assert [step for step, _ in events["train_loss"]] == list(range(10))
-    assert [step for step, _ in events["val_loss"]] == [4, 9]
+    assert events.keys() == CURVES.keys()
+    assert [step for step, _ in events["loss/train"]] == list(range(10))
+    assert [step for step, _ in events["loss/val"]] == [4, 9]
 
 
 def test_a_continued_run_has_one_point_a_step(tiny: TinySettings) -> None:
@@ -91,7 +96,7 @@ def test_a_continued_run_has_one_point_a_step(tiny: TinySettings) -> None:
     settings = tiny()
     train(settings)
     assert events_of(settings) == expected_of(settings)
-    assert len(events_of(settings)["train_loss"]) == 10
+    assert len(events_of(settings)["loss/train"]) == 10
 
 
 def test_samples_are_texts_and_those_before_a_start_are_written_again(tiny: TinySettings) -> None:
@@ -148,7 +153,7 @@ def test_events_are_cut_back_to_the_checkpoint(tiny: TinySettings) -> None:
     os.truncate(file, file.stat().st_size - 7)
     train(settings)
     assert events_of(settings) == expected_of(settings)
-    assert len(events_of(settings)["train_loss"]) == 10
+    assert len(events_of(settings)["loss/train"]) == 10
 
 
 @pytest.mark.slow
@@ -161,12 +166,12 @@ def test_a_stopped_or_killed_process_leaves_events_and_continues_them(
         process.end()
         # A kill may come between a step's line and its event.
         events, expected = events_of(tiny()), expected_of(tiny())
-        assert expected["lr"][:-1] == events["lr"][: len(expected["lr"]) - 1]
+        assert expected["optim/lr"][:-1] == events["optim/lr"][: len(expected["optim/lr"]) - 1]
         assert number == signal.SIGKILL or events == expected
     code, output = Process(data_dir).end()
     assert code == 0, output
     assert events_of(tiny()) == expected_of(tiny())
-    assert len(events_of(tiny())["lr"]) == 10
+    assert len(events_of(tiny())["optim/lr"]) == 10
 
 
 def test_a_run_that_starts_over_has_no_event_of_the_one_before(tiny: TinySettings) -> None:
@@ -174,7 +179,7 @@ def test_a_run_that_starts_over_has_no_event_of_the_one_before(tiny: TinySetting
     train(settings)
     (settings.run_dir / "checkpoints").rename(settings.run_dir / "aside")
     train(settings)
-    assert len(events_of(settings)["train_loss"]) == 3
+    assert len(events_of(settings)["loss/train"]) == 3
     assert events_of(settings) == expected_of(settings)
 
 
@@ -183,7 +188,7 @@ def test_the_times_of_rewritten_steps_differ_by_their_durations(tiny: TinySettin
     settings = tiny(TRAIN_MAX_STEPS=7)
     train(settings)
     reader = read_events(settings.run_dir)
-    times = [event.wall_time for event in reader.Scalars("train_loss")]
+    times = [event.wall_time for event in reader.Scalars("loss/train")]
     assert abs(times[-1] - time.time()) < 60
     records = read_metrics(settings.run_dir / "metrics.jsonl")
     took = [total_seconds([record]) for record in records]
@@ -219,7 +224,7 @@ def test_a_full_disk_ends_the_events_and_nothing_else(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert capsys.readouterr().err.count("File too large") == 1
-    read = read_events(tmp_path).Scalars("train_loss")
+    read = read_events(tmp_path).Scalars("loss/train")
     assert 1000 < len(read) < 2999
     assert [event.step for event in read] == list(range(len(read)))
 
