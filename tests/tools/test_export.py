@@ -29,7 +29,7 @@ from app.model.language_model import LanguageModel
 from app.runs.checkpoint import open_checkpoint
 from app.tools.export import FILES
 from tests.model.generation import generate
-from tests.newcomer import moved_in, run_really, type_in
+from tests.newcomer import REPOSITORY, moved_in, run_really, type_in
 from tests.python_process import run_python
 from tests.tools.small_run import CONTEXT_LENGTH, RUN
 
@@ -210,20 +210,39 @@ def test_missing_dataset_is_named_by_its_fingerprint(
     assert fingerprint in (EXPORT / "README.md").read_text(encoding="utf-8")
 
 
-def test_example_in_the_model_card_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert type_in("export", monkeypatch) == ExitCode.DONE
-    card = (EXPORT / "README.md").read_text(encoding="utf-8")
-    program = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+def run_example(page: Path, folder: Path) -> str:
+    """Run the first Python example of a page in a folder, and return what it prints."""
+    program = re.search(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert program
     ended = subprocess.run(
         [sys.executable, "-c", program[1]],
-        cwd=EXPORT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        cwd=folder,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
-    assert ended.stdout.startswith("<|endoftext|>Once upon a time")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return ended.stdout
+
+
+def test_example_in_the_model_card_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type_in("export", monkeypatch) == ExitCode.DONE
+    written = run_example(EXPORT / "README.md", EXPORT)
+    assert written.startswith("<|endoftext|>Once upon a time")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chosen", ("", "MODEL_ARCHITECTURE=qwen3 MODEL_CONTEXT_LENGTH=16"))
+def test_example_in_the_tutorial_writes_as_much_as_the_context_takes(
+    chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in ("train --max-steps 1", "export"):
+        assert type_in(f"TRAIN_RUN_NAME=demo {chosen} {command}", monkeypatch) == ExitCode.DONE
+    written = run_example(REPOSITORY / "docs" / "tutorial.md", Path())
+    assert written.startswith("def ")
+    generation = read(Path("data/runs/demo/export"), "generation_config.json")
+    assert generation["max_length"] == (16 if chosen else CONTEXT_LENGTH)
 
 
 def test_export_needs_no_transformers() -> None:

@@ -65,10 +65,14 @@ def _write(settings: Settings, checkpoint: Checkpoint, folder: Path) -> str:
     model = load_model(checkpoint, select_device("cpu", "float32", "auto"))
     config, weights = to_huggingface(model, dtype, END_OF_TEXT)
     origin = _origin(settings, model, checkpoint)
-    token_ids = {f"{name}_token_id": END_OF_TEXT for name in ("bos", "eos", "pad")}
+    # Without max_length, transformers' pipeline writes 256 tokens, whatever the model can take.
+    generation = {
+        "max_length": model.config.context_length,
+        **{f"{name}_token_id": END_OF_TEXT for name in ("bos", "eos", "pad")},
+    }
     contents = {
         "config.json": json_bytes(config),
-        "generation_config.json": json_bytes(token_ids),
+        "generation_config.json": json_bytes(generation),
         "README.md": model_card(origin).encode(errors="replace"),
         ORIGIN: json_bytes(origin),
         **tokenizer_files(model.config.context_length),

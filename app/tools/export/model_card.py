@@ -25,7 +25,7 @@ folder = "."  # where this file is
 model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 prompt = tokenizer("<|endoftext|>Once upon a time", return_tensors="pt")
-print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))
+print(tokenizer.decode(model.generate(**prompt, max_length={max_length})[0]))
 ```
 
 Every training document began with `<|endoftext|>`, so a prompt should begin with it as well.
@@ -69,6 +69,7 @@ def model_card(origin: dict[str, Any]) -> str:
         table=table,
         architecture=architecture,
         kind=kind,
+        max_length=min(30, model["context_length"]),
         beginning=f"from the weights of {_escaped(source)}" if source else "from scratch",
     )
 
