@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from app.runs.metrics import StepRecord, read_metrics  # noqa: E402
 from app.settings.sources import load_settings  # noqa: E402
 from app.tools.prepare import prepare  # noqa: E402
-from app.train import trainer  # noqa: E402
+from app.train import state  # noqa: E402
 from app.train.command import start_training  # noqa: E402
 from app.train.loss_scale import LossScale  # noqa: E402
 
@@ -53,7 +53,7 @@ class TensorCores(TorchDispatchMode):
 
 def records_of(data_dir: Path, name: str, steps: int) -> list[StepRecord]:
     precision, scale = RUNS[name]
-    trainer.LossScale = LossScale if scale is None else partial(LossScale, scale)
+    state.LossScale = LossScale if scale is None else partial(LossScale, scale)
     given = {
         "RECIPE": "demo",
         "DATA_DIR": data_dir,
