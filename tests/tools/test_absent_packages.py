@@ -96,7 +96,7 @@ def test_doctor_has_all_its_rows(python: Path, data_dir: Path) -> None:
     (
         (("prepare", "--dataset", "stdlib", "--out-dir", "new"), "pyarrow"),
         (("prepare", "--dataset", "somebody/something", "--out-dir", "new"), "pyarrow"),
-        (("playground", "--port", "0"), "uvicorn"),
+        (("playground", "--port", "0"), "starlette"),
         (("report",), "vl-convert-python"),
     ),
 )
