@@ -40,16 +40,6 @@ def llm_c_write(path: Path, tokens: list[int]) -> None:
     path.write_bytes(header.tobytes() + array("H", tokens).tobytes())
 
 
-def llm_c_read(path: Path) -> list[int]:
-    """As llm.c's llmc/dataloader.h checks and reads a shard."""
-    content = path.read_bytes()
-    header = array("i", content[: 256 * 4])
-    assert header[0] == 20240520
-    assert header[1] == 1
-    assert len(content) == 256 * 4 + header[2] * 2
-    return array("H", content[256 * 4 :]).tolist()
-
-
 def written(folder: Path, *, complete: bool = True) -> Path:
     """A folder with a held-out shard, two for training and their manifest."""
     parts = {"text_val_000000.bin": [9, 8], "text_000000.bin": [1, 2, 3], "text_000001.bin": [4]}
@@ -110,11 +100,6 @@ def test_written_tokens_are_read(tmp_path: Path, count: int) -> None:
 def test_reads_what_llm_c_writes(tmp_path: Path) -> None:
     llm_c_write(tmp_path / "a.bin", [50256, 7, 65535])
     assert open_shard(tmp_path / "a.bin")[:].tolist() == [50256, 7, 65535]
-
-
-def test_llm_c_reads_what_is_written(tmp_path: Path) -> None:
-    write_shard(tmp_path / "a.bin", np.array([50256, 7, 65535], dtype=np.uint16))
-    assert llm_c_read(tmp_path / "a.bin") == [50256, 7, 65535]
 
 
 @pytest.mark.parametrize(
