@@ -187,7 +187,7 @@ def _missing_package(name: str) -> UserError | None:
     distribution = _DISTRIBUTIONS.get(name, name.replace("_", "-"))
     fix = f"pip install {distribution}"
     if name == "torch":
-        fix = "install it as README.md describes: there are builds for CPUs and for GPUs"
+        fix = "install it as docs/install.md describes: there are builds for CPUs and for GPUs"
     elif is_installed() and distribution in _EXTRAS:
         fix = f"pip install 'gpt-compose[{_EXTRAS[distribution]}]'"
     return UserError(f"this needs the Python package {distribution}, which is not installed", fix)

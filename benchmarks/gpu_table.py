@@ -22,6 +22,7 @@ ASKED = re.compile(r"(<!-- gpu_table\.py (\S+): ([a-z ]+) -->\n)(.*?)(<!-- end -
 
 # An example; `doctor` and TRAIN_PRICE_PER_HOUR have yours.
 DOLLARS_PER_HOUR = 3.0
+PRICE = f"at ${DOLLARS_PER_HOUR:.0f} an hour"
 DEFAULT_JOB_STEPS = 38
 NONE = "–"  # noqa: RUF001
 # RECIPE=gpt2-124M: 19,072 steps.
@@ -32,7 +33,7 @@ def speed(results: dict[str, Any]) -> Iterator[list[str]]:
     """Steady speed, and 10B tokens by arithmetic."""
     yield [
         results["machine"]["device"], "tokens/s", "ms a step", "times the original",
-        "10B tokens", f"at {DOLLARS_PER_HOUR:.0f} $ an hour",
+        "10B tokens", PRICE,
     ]  # fmt: skip
     original = results["speed"].get("original script", {}).get("tokens_per_second")
     for name, row in (results["speed"] | results.get("determinism", {})).items():
@@ -41,7 +42,28 @@ def speed(results: dict[str, Any]) -> Iterator[list[str]]:
         yield [
             name, f"{rate / 1000:,.0f}k", f"{row['step_ms']:,.0f}",
             f"{rate / original:.2f}" if original else NONE,
-            f"{hours:.1f} h", f"{hours * DOLLARS_PER_HOUR:.1f} $",
+            f"{hours:.1f} h", dollars(hours),
+        ]  # fmt: skip
+
+
+def overview(results: dict[str, Any]) -> Iterator[list[str]]:
+    """Cost and gain of what the program does today, without prototypes: for the README."""
+    yield [
+        f"{results['machine']['device']}, {PRICE}",
+        "tokens/s",
+        "20M tokens",
+        "held-out loss after them",
+        "10B tokens",
+    ]
+    for name, row in results["speed"].items():
+        if "prototype" in name:
+            continue
+        seconds = row.get("process_seconds")
+        job = f"{seconds} s, {dollars(seconds / 3600)}" if seconds else NONE
+        hours = TEN_BILLION / row["tokens_per_second"] / 3600
+        yield [
+            name, f"{row['tokens_per_second'] / 1000:,.0f}k",
+            job, number(row.get("held_out_loss"), ".2f"), f"{hours:.1f} h, {dollars(hours)}",
         ]  # fmt: skip
 
 
@@ -49,7 +71,7 @@ def jobs(results: dict[str, Any]) -> Iterator[list[str]]:
     """From the start of the process; the whole job is the default one's 38 steps."""
     yield [
         "seconds from the process's start", "first line", "end of step 0",
-        f"whole job, {DEFAULT_JOB_STEPS} steps", f"at {DOLLARS_PER_HOUR:.0f} $ an hour",
+        f"whole job, {DEFAULT_JOB_STEPS} steps", PRICE,
         "held-out loss",
     ]  # fmt: skip
     of_parts = [results["speed"], results.get("jobs", {}), results.get("determinism", {})]
@@ -63,7 +85,7 @@ def jobs(results: dict[str, Any]) -> Iterator[list[str]]:
                 continue
             yield [
                 name, *(number(value, ".1f") for value in times), number(whole, ".0f"),
-                number(whole and whole / 3600 * DOLLARS_PER_HOUR, ".2f", " $"),
+                dollars(whole and whole / 3600),
                 number(loss, ".3f"),
             ]  # fmt: skip
 
@@ -108,12 +130,16 @@ def variants(results: dict[str, Any]) -> Iterator[list[str]]:
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], Iterator[list[str]]]] = {
-    table.__name__: table for table in (speed, jobs, profile, longest, variants, recipes)
+    table.__name__: table for table in (overview, speed, jobs, profile, longest, variants, recipes)
 }
 
 
-def number(value: float | None, form: str, unit: str = "") -> str:
-    return NONE if value is None else f"{value:{form}}{unit}"
+def number(value: float | None, form: str) -> str:
+    return NONE if value is None else f"{value:{form}}"
+
+
+def dollars(hours: float | None) -> str:
+    return NONE if hours is None else f"${hours * DOLLARS_PER_HOUR:.2f}"
 
 
 def rendered(results: dict[str, Any], name: str) -> str:
@@ -134,7 +160,7 @@ def page_with_tables(text: str) -> str:
 
 def summary(results: dict[str, Any]) -> str:
     """All that there is to see."""
-    needs = {"jobs": "speed", "longest": "profile"}
+    needs = {"overview": "speed", "jobs": "speed", "longest": "profile"}
     tables = [table for table in TABLES if results.get(needs.get(table, table))]
     parts = [f"{json.dumps(results['machine'])}\n"]
     parts += [rendered(results, table) for table in tables]

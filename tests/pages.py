@@ -5,7 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
-PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted((REPOSITORY / "docs").glob("*.md"))))
+PAGES = tuple(
+    path.relative_to(REPOSITORY).as_posix()
+    for pattern in ("*.md", "docs/*.md")
+    for path in sorted(REPOSITORY.glob(pattern))
+)
 
 
 @dataclass(frozen=True)

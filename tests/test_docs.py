@@ -24,7 +24,6 @@ SHORT = {"TRAIN_MAX_STEPS": "5"}
 EXPORTED = {
     "docs/tutorial.md": {"RECIPE": "demo"},
     "docs/own-data.md": SHORT,
-    "README.md": SHORT,
 }
 RUN_HERE = [page for page in PAGES if any(block.is_run_here for block in blocks(page))]
 
@@ -32,6 +31,18 @@ RUN_HERE = [page for page in PAGES if any(block.is_run_here for block in blocks(
 @pytest.mark.parametrize("page", PAGES)
 def test_each_block_is_run_or_says_where_it_would_be(page: str) -> None:
     assert {block.where for block in blocks(page)} <= {"", *ELSEWHERE}
+
+
+def test_readme_comes_to_the_point() -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    first_screen, _, _ = re.sub("<!--.*?-->", "", text).partition("\n```")
+    assert len([word for word in first_screen.split() if re.search(r"\w", word)]) <= 150
+
+
+def test_the_index_names_every_page() -> None:
+    index = (REPOSITORY / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = {page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")}
+    assert pages - {"README.md"} <= set(re.findall(r"\]\(([\w-]+\.md)\)", index))
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from app import __version__
 from app.failures import _EXTRAS, TORCH_VERSIONS
 from app.settings.__main__ import env_example
 from app.settings.sources import recipe_names
@@ -60,6 +61,12 @@ def work_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"raise SystemExit('the wrong {name}')")
     settle(folder, monkeypatch)
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    text = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"^## (\d+\.\d+\.\d+) - \d{4}-\d\d-\d\d$", text, re.MULTILINE)
+    assert released[0] == __version__
 
 
 def test_the_wheel_holds_every_file_of_the_program(wheel: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_from_text_to_a_model_that_writes_and_its_picture(demo: Engine, tmp_path
     assert records[-1]["val_loss"] < 5 < records[0]["train_loss"]
 
     copied = "docker compose run --rm -T --entrypoint tar report -C /data/runs -c demo | tar -x"
-    assert copied.replace("demo", "fineweb20M") in (REPOSITORY / "README.md").read_text()
+    assert copied.replace("demo", "fineweb20M") in (REPOSITORY / "docs/containers.md").read_text()
     demo.run("sh", "-c", f"{copied} -C {tmp_path}")
     report = tmp_path / "demo" / "report"
     assert (report / "report.png").read_bytes().startswith(b"\x89PNG")

@@ -118,7 +118,9 @@ def test_train_and_doctor_report_a_missing_torch(data_dir: Path, tmp_path: Path)
     ended = run(python, data_dir, "train", "--run-name", "new")
     assert ended.returncode == ExitCode.USER
     assert ended.stdout.splitlines()[-1] == "starting torch"
-    assert ended.stderr.startswith(f"error: {message}\n  fix: install it as README.md describes")
+    assert ended.stderr.startswith(
+        f"error: {message}\n  fix: install it as docs/install.md describes"
+    )
     ended = run(python, data_dir, "doctor")
     assert ended.returncode == ExitCode.BUG
     assert f"fail  device        {message}" in ended.stdout
