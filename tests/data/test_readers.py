@@ -53,7 +53,7 @@ def llm_c(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_llm_c(program: Path, pattern: str, batch: int) -> subprocess.CompletedProcess[str]:
-    command = [program, pattern, "1", str(batch)]
+    command = [str(program), pattern, "1", str(batch)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -92,7 +92,7 @@ def load_data_shard(file: Path) -> torch.Tensor:
     with file.open("rb", buffering=0) as f:
         tokens = torch.empty(num_tokens, dtype=torch.uint16)
         f.seek(256 * 4)
-        nbytes = f.readinto(tokens.numpy())
+        nbytes = f.readinto(tokens.numpy().data)
         assert nbytes == 2 * num_tokens, "number of tokens read does not match header"
     return tokens
 
