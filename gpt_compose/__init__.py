@@ -6,7 +6,14 @@ so `python -m gpt_compose.app.cluster` works as well.
 """
 
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from app.python import load, prepare, train
+
+__all__ = ["load", "main", "prepare", "train"]
 
 _HERE = Path(__file__).resolve().parent
 # After `pip install --editable`, app lies beside this folder.
@@ -18,3 +25,10 @@ def main() -> None:
     from app.__main__ import main as run
 
     run()
+
+
+def __getattr__(name: str) -> Any:
+    """Import the functions of app.python when they are first used."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("app.python"), name)

@@ -142,6 +142,39 @@ def test_the_installed_command_works_in_any_folder(
         assert printed in ended.stdout + ended.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.processes
+def test_the_examples_run_with_the_wheel(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_in(tmp_path / "my project", monkeypatch)
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site-packages")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site-packages"))
+    monkeypatch.delitem(SMALL, "RECIPE")
+    small = SMALL | {"TRAIN_COMPILE": "false"}
+    Path("texts").mkdir()
+    Path("texts", "fox.txt").write_text("The quick brown fox jumps over the lazy dog. " * 500)
+    page = (REPOSITORY / "docs" / "python.md").read_text("utf-8")
+    (tmp_path / "page.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+
+    def lines(script: Path, *words: str) -> list[str]:
+        command = [sys.executable, str(script), *words]
+        ended = subprocess.run(command, env=os.environ | small, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return ended.stdout.splitlines()
+
+    examples = REPOSITORY / "examples"
+    written = lines(tmp_path / "page.py")
+    assert any(line.startswith("Once upon a time") for line in written)
+    assert "---" in lines(examples / "train_on_own_text.py", "texts")
+    assert re.match(r" {1,3}\d+\.\d+%  '", lines(examples / "next_token.py", "A", "first")[0])
+    compared = lines(examples / "compare_runs.py")
+    assert len([line for line in compared if re.match(r" +0\.0\d+ +1 ", line)]) == 2
+    assert {script.name for script in examples.glob("*.py")} == {
+        *("train_on_own_text.py", "next_token.py", "compare_runs.py")
+    }
+
+
 class Pod:
     """A rented machine without the checkout, where torch was before the program."""
 

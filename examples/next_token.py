@@ -1,0 +1,19 @@
+"""Print what a trained model would write next, with its odds: next_token.py PROMPT [RUN]"""
+
+import sys
+
+import torch
+
+from gpt_compose import load
+
+prompt = sys.argv[1]
+trained = load(sys.argv[2] if len(sys.argv) > 2 else None)
+
+with torch.no_grad():
+    logits = trained.model(trained.tokens(prompt))[0, -1]
+odds, tokens = logits.softmax(dim=-1).topk(5)
+for share, token in zip(odds.tolist(), tokens.tolist(), strict=True):
+    print(f"{share:7.2%}  {trained.tokenizer.decode([token])!r}")
+
+print(f"loss of the prompt: {trained.loss(prompt):.3f} nats per token")
+print(trained.generate(prompt, max_tokens=40, temperature=0)[0])
