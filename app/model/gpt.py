@@ -5,7 +5,9 @@ learned positions, tied embedding and head. GELU is exact, or approximated with 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, cast
 
 import torch
@@ -14,6 +16,12 @@ from torch.nn import functional as F
 
 from app.model.kv_cache import LayerCache
 from app.model.language_model import LanguageModel, ModelConfig, init_weights
+
+# The values of MODEL_ACTIVATION.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class GPTConfig(ModelConfig):
     activation: str = "gelu"
 
     def __post_init__(self) -> None:
-        if self.activation not in ("gelu", "gelu_new"):
+        if self.activation not in ACTIVATIONS:
             raise ValueError(f"there is no activation {self.activation!r}")
         if self.embd_size % self.num_heads:
             raise ValueError(f"{self.num_heads} heads do not divide a width of {self.embd_size}")
@@ -64,7 +72,7 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with a GELU between them.
+    """Two linear layers with the activation between them.
 
     The hidden layer is four times as wide as the residual stream.
     """
@@ -73,11 +81,11 @@ class MLP(nn.Module):
         super().__init__()
         self.c_fc = nn.Linear(config.embd_size, 4 * config.embd_size)
         self.c_proj = nn.Linear(4 * config.embd_size, config.embd_size)
-        self.approximate = "tanh" if config.activation == "gelu_new" else "none"
+        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [B, T, C] to [B, T, C]."""
-        return cast(Tensor, self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximate)))
+        return cast(Tensor, self.c_proj(self.activation(self.c_fc(x))))
 
 
 class Block(nn.Module):

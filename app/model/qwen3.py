@@ -65,7 +65,7 @@ class Rotary(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, config: Qwen3Config) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
         positions = torch.arange(config.context_length, dtype=torch.float32)

@@ -14,7 +14,8 @@ Advice = tuple[str, str]  # problem, fix
 _EPOCHS, _MANY_EPOCHS = 4, 6
 # nanoGPT's recipe for Shakespeare is near this; with less text, a model only memorizes it.
 _MIN_TOKENS_PER_WEIGHT = 0.025
-# The best rate measured for widths of 256 to 768 is near this, divided by the width.
+# The best rate measured for widths of 256 to 768 is near this, divided by the width. Optimizers
+# that have not been measured count as AdamW.
 _RATE_TIMES_WIDTH = {"muon": 2.8, "adamw": 1.4}
 _FAR_ABOVE, _USELESS_RATE = 5, 1e-6
 # Published weights take a twentieth of it (nanoGPT, config/finetune_shakespeare.py).
@@ -53,7 +54,7 @@ def advise(
     """
     if tokens:
         yield from _text(cfg, model, tokens, step)
-    usual, kind = _RATE_TIMES_WIDTH[cfg.optimizer] / model.embd_size, ""
+    usual, kind = _RATE_TIMES_WIDTH.get(cfg.optimizer, 1.4) / model.embd_size, ""
     if are_published:
         usual, kind = _FINE_TUNING_SHARE * usual, " and trained weights"
     rate, fix = cfg.learning_rate, f"set TRAIN_LEARNING_RATE={usual:.1e}, or try factors of 2 of it"

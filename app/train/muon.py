@@ -29,6 +29,8 @@ class Muon(torch.optim.Optimizer):
         dtype: dtype of the iterations; bf16 and fp16 are as good, where they are fast.
     """
 
+    state_names = ("momentum_buffer",)
+
     def __init__(
         self,
         parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],

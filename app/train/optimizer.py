@@ -22,7 +22,9 @@ class Optimizers:
     """One or more torch optimizers that together hold every parameter once.
 
     Args:
-        parts: a parameter group may have `lr_ratio`, its learning rate relative to the others'.
+        parts: AdamW, or ones with `state_names`: the tensors that they keep for each parameter, of
+            its shape. A parameter group may have `lr_ratio`, its learning rate relative to the
+            others'.
         momentum_warmup_steps: steps in which Muon's momentum rises to its full value.
     """
 
@@ -66,8 +68,8 @@ class Optimizers:
         """Return tensors of the names, shapes and dtypes that `load` takes; without memory."""
         like = torch.empty_like(parameter, device="meta")
         owner = self._owner(parameter)
-        if isinstance(getattr(owner, "optim", owner), Muon):
-            return {"momentum_buffer": like}
+        if names := getattr(getattr(owner, "optim", owner), "state_names", ()):
+            return dict.fromkeys(names, like)
         return {"exp_avg": like, "exp_avg_sq": like, "step": torch.empty((), device="meta")}
 
     def load(self, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:
