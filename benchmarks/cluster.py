@@ -23,8 +23,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.data.dataset import open_dataset  # noqa: E402
-from benchmarks.prepare import parquet_folder, text_of_this_machine, timed  # noqa: E402
+from app.data.dataset import open_dataset
+from benchmarks.prepare import parquet_folder, text_of_this_machine, timed
 
 PATHS = {
     "prepare": ["app", "prepare"],

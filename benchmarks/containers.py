@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.newcomer import copy_checkout  # noqa: E402
+from tests.newcomer import copy_checkout
 
 REPEATS = 3
 # Part of the command that made a layer -> what the layer holds.

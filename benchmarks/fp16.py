@@ -23,12 +23,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.runs.metrics import StepRecord, read_metrics  # noqa: E402
-from app.settings.sources import load_settings  # noqa: E402
-from app.tools.prepare import prepare  # noqa: E402
-from app.train import state  # noqa: E402
-from app.train.command import start_training  # noqa: E402
-from app.train.loss_scale import LossScale  # noqa: E402
+from app.runs.metrics import StepRecord, read_metrics
+from app.settings.sources import load_settings
+from app.tools.prepare import prepare
+from app.train import state
+from app.train.command import start_training
+from app.train.loss_scale import LossScale
 
 # Run -> TRAIN_PRECISION, and the loss scale to begin with.
 RUNS = {

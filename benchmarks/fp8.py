@@ -22,15 +22,15 @@ from torch.nn import functional as F
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.data.dataset import open_dataset  # noqa: E402
-from app.data.sequences import SequenceOrder, num_sequences  # noqa: E402
-from app.data.token_stream import TokenStream  # noqa: E402
-from app.model.cross_entropy import VOCAB_MULTIPLE  # noqa: E402
-from app.model.fp8 import matmul_fp8  # noqa: E402
-from app.model.gpt import GPT, GPTConfig  # noqa: E402
-from app.settings.train import TrainSettings  # noqa: E402
-from app.train.lr_schedule import LRSchedule  # noqa: E402
-from app.train.optimizer import build_optimizers  # noqa: E402
+from app.data.dataset import open_dataset
+from app.data.sequences import SequenceOrder, num_sequences
+from app.data.token_stream import TokenStream
+from app.model.cross_entropy import VOCAB_MULTIPLE
+from app.model.fp8 import matmul_fp8
+from app.model.gpt import GPT, GPTConfig
+from app.settings.train import TrainSettings
+from app.train.lr_schedule import LRSchedule
+from app.train.optimizer import build_optimizers
 
 CONFIG = GPTConfig(context_length=256, num_layers=4, embd_size=256, num_heads=4)
 SEQUENCES = 8

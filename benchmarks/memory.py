@@ -16,9 +16,9 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.data.sequences import BatchPlan, SequenceOrder, num_sequences  # noqa: E402
-from app.data.shards import ShardFile, open_shard  # noqa: E402
-from app.train.dataloader import BatchLoader, TokenStream  # noqa: E402
+from app.data.sequences import BatchPlan, SequenceOrder, num_sequences
+from app.data.shards import ShardFile, open_shard
+from app.train.dataloader import BatchLoader, TokenStream
 
 SHARD_TOKENS = 100_000_000
 

@@ -15,14 +15,14 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.data.sequences import micro_batch_sizes  # noqa: E402
-from app.formats import format_count  # noqa: E402
-from app.hardware.device import Device, Precision  # noqa: E402
-from app.hardware.memory import MemoryEstimate, largest_batch_that_fits  # noqa: E402
-from app.model.architectures import build_config, build_model  # noqa: E402
-from app.settings.settings import Settings  # noqa: E402
-from app.settings.sources import load_settings  # noqa: E402
-from app.train.micro_batch import estimate_memory  # noqa: E402
+from app.data.sequences import micro_batch_sizes
+from app.formats import format_count
+from app.hardware.device import Device, Precision
+from app.hardware.memory import MemoryEstimate, largest_batch_that_fits
+from app.model.architectures import build_config, build_model
+from app.settings.settings import Settings
+from app.settings.sources import load_settings
+from app.train.micro_batch import estimate_memory
 
 # Column -> memory in GiB, and what auto chooses as its precision.
 GPUS: dict[str, tuple[int, Precision]] = {

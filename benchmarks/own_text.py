@@ -34,12 +34,12 @@ from torch.nn import functional as F
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.data.dataset import open_dataset  # noqa: E402
-from app.data.tokenizer import Tokenizer  # noqa: E402
-from app.hardware.device import select_device  # noqa: E402
-from app.hardware.proc import cpu_model  # noqa: E402
-from app.runs.checkpoints import latest_checkpoint  # noqa: E402
-from app.runs.load import load_model  # noqa: E402
+from app.data.dataset import open_dataset
+from app.data.tokenizer import Tokenizer
+from app.hardware.device import select_device
+from app.hardware.proc import cpu_model
+from app.runs.checkpoints import latest_checkpoint
+from app.runs.load import load_model
 
 STEPS = 2000
 # It measures, and saves, at multiples of this only.

@@ -27,11 +27,11 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.data.tokenizer import VOCABULARY, vocabulary_files  # noqa: E402
-from app.model.gpt import GPT, GPTConfig  # noqa: E402
-from app.prepare.documents import Position  # noqa: E402
-from app.prepare.sources import open_documents  # noqa: E402
-from app.prepare.spec import TextSource  # noqa: E402
+from app.data.tokenizer import VOCABULARY, vocabulary_files
+from app.model.gpt import GPT, GPTConfig
+from app.prepare.documents import Position
+from app.prepare.sources import open_documents
+from app.prepare.spec import TextSource
 
 VOCABULARY_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 SHARD_CASES = {

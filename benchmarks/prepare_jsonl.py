@@ -42,8 +42,8 @@ import zstandard
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.parity import digest, seed_tiktoken_cache  # noqa: E402
-from benchmarks.prepare import GROUP_DOCUMENTS, in_fresh_process, summary, timed  # noqa: E402
+from benchmarks.parity import digest, seed_tiktoken_cache
+from benchmarks.prepare import GROUP_DOCUMENTS, in_fresh_process, summary, timed
 
 KINDS = ("jsonl", "parquet")
 DATA = "HuggingFaceFW/fineweb/data"

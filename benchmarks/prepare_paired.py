@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.parity import digest  # noqa: E402
-from benchmarks.prepare import timed  # noqa: E402
+from benchmarks.parity import digest
+from benchmarks.prepare import timed
 
 MAX_TEXT_BYTES = 100_000_000
 SMALL_FILES = 100_000

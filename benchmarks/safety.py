@@ -27,16 +27,16 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.distributed.world import World, init_world  # noqa: E402
-from app.model.gpt import GPT, GPTConfig  # noqa: E402
-from app.runs.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
-from app.runs.checkpoint_state import CheckpointState  # noqa: E402
-from app.runs.folder import RunFolder  # noqa: E402
-from app.runs.metrics import MetricsLog, StepRecord  # noqa: E402
-from app.runs.run_logger import RunLogger  # noqa: E402
-from app.settings.train import TrainSettings  # noqa: E402
-from app.train.checkpointer import Checkpointer  # noqa: E402
-from app.train.optimizer import build_optimizers  # noqa: E402
+from app.distributed.world import World, init_world
+from app.model.gpt import GPT, GPTConfig
+from app.runs.checkpoint import Checkpoint, open_checkpoint
+from app.runs.checkpoint_state import CheckpointState
+from app.runs.folder import RunFolder
+from app.runs.metrics import MetricsLog, StepRecord
+from app.runs.run_logger import RunLogger
+from app.settings.train import TrainSettings
+from app.train.checkpointer import Checkpointer
+from app.train.optimizer import build_optimizers
 
 SAVES = 5
 STEPS_BETWEEN_SAVES = 250

@@ -25,9 +25,9 @@ from torch import Tensor
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.data.tokenizer import Tokenizer  # noqa: E402
-from app.model.gpt import GPT, GPTConfig  # noqa: E402
-from tests.model.generation import generate, generate_without_cache  # noqa: E402
+from app.data.tokenizer import Tokenizer
+from app.model.gpt import GPT, GPTConfig
+from tests.model.generation import generate, generate_without_cache
 
 # Tokens of the prompt, tokens drawn.
 CASES = ((16, 48), (200, 24), (800, 12))

@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.training_process import Bench, ProcessError, Ran, Size, flag  # noqa: E402
+from benchmarks.training_process import Bench, ProcessError, Ran, Size, flag
 
 Found = Iterator[tuple[str, Any]]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.tools.browser import DESK, chromium, opened, photograph_playground  # noqa: E402
-from tests.tools.playground_process import playground  # noqa: E402
+from tests.tools.browser import DESK, chromium, opened, photograph_playground
+from tests.tools.playground_process import playground
 
 PROMPT = "import os\n\ndef read(path):\n"
 PICTURES = ROOT / "docs" / "pictures"

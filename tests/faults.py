@@ -1,13 +1,13 @@
 """Faults at exact points of what a process writes below a folder."""
 
 import ctypes
-import functools
 import re
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
+
+from tests.compiled_c import preloaded
 
 _DROP_CAPABILITY = 24
 _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2
@@ -47,14 +47,15 @@ class Faults:
 
     def __init__(self, watched: Path) -> None:
         self._watched = watched
-        self.folder = _library().parent
+        self._library = preloaded(Path(__file__).with_name("faults.c"))
+        self.folder = self._library.parent
         self._log = Path(tempfile.mkstemp(prefix="points-", dir=self.folder)[1])
 
     def environment(self, fault: Fault | None = None) -> dict[str, str]:
         """Variables for the next process; points are counted from now."""
         self._log.write_text("")
         variables = {
-            "LD_PRELOAD": _library(),
+            "LD_PRELOAD": self._library,
             "FAULTS_FOLDER": _IN_NAMESPACE.sub("", str(self._watched)),
             "FAULTS_LOG": self._log,
         }
@@ -78,20 +79,6 @@ class Faults:
             for number, (kind, count, file) in enumerate(reached, start=1)
         ]
         return points, bool(lines) and lines[-1] != "-"
-
-
-@functools.cache
-def _library() -> Path:
-    """The compiled faults.c, in a folder that goes with this process."""
-    folder = tempfile.TemporaryDirectory(prefix="faults-")
-    _folders.append(folder)
-    source, library = Path(__file__).with_name("faults.c"), Path(folder.name, "faults.so")
-    compile_c = ["g++", "-x", "c", "-shared", "-fPIC"]
-    subprocess.run([*compile_c, "-o", library, source, "-ldl"], check=True)
-    return library
-
-
-_folders: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def bind_root() -> None:

@@ -1,10 +1,22 @@
 """Small real file systems."""
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
+
+
+def alone(*kinds: str) -> list[str]:
+    """The beginning of a command in name spaces of its own, as a user may have them, or as root."""
+    for user in (["-Ur"], []) if shutil.which("unshare") else ():
+        command = ["unshare", *user, *kinds]
+        if not subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
+            return command
+    pytest.skip(f"this user may not run unshare {' '.join(kinds)}")
 
 
 @dataclass

@@ -85,7 +85,7 @@ def _tensors(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
     for file in files:
         try:
             with safe_open(file, "pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118
+                for name in tensors.keys():  # noqa: SIM118 (they cannot be iterated)
                     yield name, tensors.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file.name} cannot be read: {error}") from None

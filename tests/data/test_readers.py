@@ -15,6 +15,7 @@ from app.data.shards import Tokens, open_shard
 from app.data.tokenizer import END_OF_TEXT
 from app.prepare.pipeline import prepare
 from app.prepare.spec import DatasetSpec, TextSource
+from tests.compiled_c import compiled
 from tests.pages import REPOSITORY, blocks
 
 PAGE = "docs/readers.md"
@@ -43,28 +44,20 @@ def shards(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[To
     return found
 
 
-@pytest.fixture(scope="module")
-def llm_c(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program that reads as llm.c's data loader does."""
-    program = tmp_path_factory.mktemp("llm.c") / "dataloader"
-    source = Path(__file__).with_name("llm_c_dataloader.c")
-    subprocess.run(["g++", "-x", "c", "-o", program, source], check=True)
-    return program
-
-
-def read_llm_c(program: Path, pattern: str, batch: int) -> subprocess.CompletedProcess[str]:
+def read_llm_c(pattern: str, batch: int) -> subprocess.CompletedProcess[str]:
+    program = compiled(Path(__file__).with_name("llm_c_dataloader.c"))
     command = [str(program), pattern, "1", str(batch)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_llm_c_reads_every_batch_of_the_split_it_is_given(
-    shards: dict[str, list[Tokens]], llm_c: Path
+    shards: dict[str, list[Tokens]],
 ) -> None:
     (command,) = [block.script for block in blocks(PAGE) if block.where == "in llm.c"]
     patterns = re.findall(r"-[ij] '(.*?)'", command)
     assert patterns == [TRAIN, HELD_OUT]
     for pattern in patterns:
-        read = read_llm_c(llm_c, pattern, batch=300)
+        read = read_llm_c(pattern, batch=300)
         assert read.returncode == 0, read.stderr
         count, *batches = read.stdout.splitlines()
         assert int(count) == sum(tokens.size for tokens in shards[pattern])
@@ -76,11 +69,11 @@ def test_llm_c_reads_every_batch_of_the_split_it_is_given(
 
 
 def test_llm_c_needs_a_batch_and_a_token_in_the_last_shard(
-    shards: dict[str, list[Tokens]], llm_c: Path
+    shards: dict[str, list[Tokens]],
 ) -> None:
     smallest = min(tokens.size for tokens in shards[TRAIN])
-    assert read_llm_c(llm_c, TRAIN, batch=smallest - 1).returncode == 0
-    assert "ntok >= " in read_llm_c(llm_c, TRAIN, batch=smallest).stderr
+    assert read_llm_c(TRAIN, batch=smallest - 1).returncode == 0
+    assert "ntok >= " in read_llm_c(TRAIN, batch=smallest).stderr
 
 
 def load_data_shard(file: Path) -> torch.Tensor:

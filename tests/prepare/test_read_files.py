@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from app.data.manifest import MANIFEST, Manifest
@@ -194,7 +196,6 @@ def test_text_after_the_requested_tokens_may_change(
 
 
 def test_parquet_that_was_written_again_is_noticed(tmp_path: Path, out: Path) -> None:
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["one", "two"]}), path)
     size = path.stat().st_size
@@ -273,7 +274,6 @@ def test_no_text_because_of_bad_lines_is_said_so(tmp_path: Path, out: Path) -> N
 def test_a_file_without_rows_may_be_copied_but_not_filled(
     source: Path, out: Path, name: str
 ) -> None:
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     schema = pa.schema({"text": pa.string()})
     path = source / name
     if is_parquet := path.suffix == ".parquet":

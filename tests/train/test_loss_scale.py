@@ -23,6 +23,7 @@ from tests.train.tiny_model import SEQUENCES_PER_STEP, TOKENS, adamw, new_loader
 
 FP16 = Device(torch.device("cpu"), "CPU", "fp16", True, None)
 Loss = Callable[[Tensor, Tensor], Tensor]
+ALONE = World()
 
 
 def steps(
@@ -32,7 +33,7 @@ def steps(
     *,
     loss: Loss | None = None,
     max_steps: int = 3,
-    world: World = World(),  # noqa: B008 (frozen)
+    world: World = ALONE,
 ) -> Iterator[StepResult]:
     schedule = LRSchedule(1e-2, "constant", 0, max_steps, 0.0)
     with new_loader(SEQUENCES_PER_STEP // 2) as loader:

@@ -15,6 +15,7 @@ from app.train.optimizer import Optimizers
 CONFIG = GPTConfig(context_length=8, vocab_size=64, num_layers=1, embd_size=8, num_heads=2)
 CPU = Device(torch.device("cpu"), "CPU", "float32", True, None)
 SEQUENCES_PER_STEP = 4
+NO_WORK = PendingWork()
 TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, 500).astype(np.uint16)
 
 
@@ -52,7 +53,7 @@ def checkpoint_state(
     *,
     val_loss: float | None = None,
     identity: dict[str, object] | None = None,
-    pending: PendingWork = PendingWork(),  # noqa: B008 (frozen)
+    pending: PendingWork = NO_WORK,
 ) -> CheckpointState:
     return CheckpointState(
         step=step,
