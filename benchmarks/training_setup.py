@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from app.hardware.device import Device, select_device
 from app.model.gpt import GPT, GPTConfig
-from app.runs.provenance import git_revision
+from app.runs.code import git_revision
 from app.train.optimizer import Optimizers
 
 

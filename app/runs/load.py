@@ -6,6 +6,7 @@ from app.model.architectures import build_config, build_model
 from app.model.language_model import LanguageModel
 from app.runs.checkpoint import Checkpoint
 from app.runs.checkpoint_state import other_version
+from app.runs.code import warn_of_other_model
 
 
 def load_model(checkpoint: Checkpoint, device: Device) -> LanguageModel:
@@ -21,6 +22,7 @@ def load_model(checkpoint: Checkpoint, device: Device) -> LanguageModel:
     # The residual stream's dtype in training, so that the held-out loss matches training's.
     residual = checkpoint.state.settings.get("train", {}).get("residual")
     model = build_model(config, bf16_residual=residual == "bf16")
+    warn_of_other_model(checkpoint)
     checkpoint.load_model(model)
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
         raise UserError(

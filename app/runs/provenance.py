@@ -2,16 +2,14 @@
 
 import os
 import platform
-import shutil
-import subprocess
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from app import __version__
 from app.data.dataset import Dataset
+from app.runs.code import git_revision, source
 
 _PACKAGES = ("torch", "numpy", "tiktoken", "datasets", "pydantic-settings", "safetensors")
 
@@ -46,6 +44,7 @@ def run_metadata(
         "settings": settings,
         "versions": versions(),
         "git_revision": git_revision(),
+        "source": source(),
         "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
         "device": device,
         "dataset": _dataset_metadata(dataset),
@@ -78,21 +77,3 @@ def _dataset_metadata(dataset: Dataset) -> dict[str, Any]:
         "shards": len(dataset.train) + len(dataset.val),
         **{key: manifest[key] for key in ("source", "tokenizer", "settings", "counts") if manifest},
     }
-
-
-def git_revision() -> str | None:
-    """Return the commit of the program, with `-dirty` if files differ; None if it is not known.
-
-    An image has the commit it was built from in a file, with no dirty flag.
-    """
-    folder = Path(__file__).parents[2]
-    if (folder / "revision").exists():
-        return (folder / "revision").read_text(encoding="utf-8").strip() or None
-    git = shutil.which("git")
-    if git is None or not (folder / ".git").exists():
-        return None
-    command = [git, "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
-    described = subprocess.run(
-        [*command, "--exclude", "*"], capture_output=True, text=True, check=False
-    )
-    return described.stdout.strip() or None

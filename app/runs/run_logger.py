@@ -6,6 +6,7 @@ from typing import Any
 
 from app.files import AppendOnlyFile, write_json
 from app.runs.checkpoint import Checkpoint
+from app.runs.code import record_code
 from app.runs.folder import RunFolder
 from app.runs.metrics import MetricsLog, StepRecord, total_seconds
 from app.runs.samples import format_samples, read_samples
@@ -50,6 +51,7 @@ class RunLogger:
         self._events: EventLog | None = None
         self.earlier_seconds = total_seconds(self._records)
         self.skipped = sum(bool(record.skipped) for record in self._records)
+        record_code(run, checkpoint)
         write_json(run.settings, metadata)
 
     def note(self, **facts: int) -> None:

@@ -21,6 +21,7 @@ from app.runs.branch import find_checkpoint, origin_of
 from app.runs.checkpoint import MODEL_FILE, Checkpoint, checkpoint_folder, open_checkpoint
 from app.runs.checkpoint_state import STATE_FILE, CorruptCheckpoint
 from app.runs.checkpoints import checkpoint_steps, latest_runs, missing_run_error
+from app.runs.code import warn_of_other_model
 from app.runs.folder import RunFolder
 from app.settings.settings import Settings
 from app.settings.train import ModelSettings
@@ -55,6 +56,7 @@ class InitialWeights:
         from app.model.pretrained import load_pretrained
 
         if self.checkpoint:
+            warn_of_other_model(self.checkpoint)
             self.checkpoint.load_model(model, positions=model.config.context_length)
             return
         try:

@@ -13,6 +13,7 @@ from app.runs.branch import begin_branch, find_branch_point, origin_of
 from app.runs.checkpoint import Checkpoint
 from app.runs.checkpoint_state import CheckpointState
 from app.runs.checkpoints import checkpoint_steps
+from app.runs.code import changed_files, name_changed, patch_name
 from app.runs.folder import RunFolder, RunIdentity
 from app.settings import own_text
 from app.settings.next_command import command_for_run
@@ -110,7 +111,8 @@ def plan_start(
     new = f"new, with the weights of {weights.name}" if weights else "new"
     print_line(f"{run.path}: " + (f"continues at step {checkpoint.step}" if checkpoint else new))
     jump = cooldown_warning(settings, checkpoint.state) if checkpoint else None
-    warn(filter(None, (held_out_warning(dataset, settings), jump)))
+    other = other_code_warning(checkpoint) if checkpoint else None
+    warn(filter(None, (held_out_warning(dataset, settings), jump, other)))
     if not restarted:
         tokens, held_out = (sum(map(len, shards)) for shards in (dataset.train, dataset.val))
         step, published = checkpoint.step if checkpoint else 0, are_published(settings)
@@ -168,6 +170,13 @@ def cooldown_warning(settings: Settings, before: CheckpointState) -> tuple[str, 
         f"to {schedule.learning_rate(before.step):.2e}",
         "TRAIN_BRANCH_FROM begins a new run from before the cool-down (docs/recipes.md)",
     )
+
+
+def other_code_warning(checkpoint: Checkpoint) -> Advice | None:
+    """Return which code differs from the checkpoint's, and where that is recorded; None if none."""
+    changed = changed_files(checkpoint)
+    kept = f"the run goes on with it, and {patch_name(checkpoint.step)} records the difference"
+    return (f"other code than before: {name_changed(changed)}", kept) if changed else None
 
 
 def run_identity(settings: Settings, dataset_fingerprint: str) -> RunIdentity:

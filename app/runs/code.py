@@ -1,0 +1,161 @@
+"""The code of a run: its revision, its files' hashes, and patches with what no revision has."""
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from app.files import atomic_file
+from app.runs.checkpoint import Checkpoint
+from app.runs.folder import RunFolder
+
+_PACKAGE = Path(__file__).parents[1]
+_PYTHON_FILES = "app/*.py"
+# The parts of the program that decide a run's numbers; the first decides what its weights compute.
+_DECIDING = ("app/model/", "app/data/", "app/distributed/", "app/inference/", "app/train/")
+_MODEL = _DECIDING[0]
+_MAX_PATCH_CHARACTERS = 300_000
+_MOST_NAMES = 5
+
+
+@cache
+def source() -> dict[str, Any]:
+    """Return what settings.json and state.json have under `source`.
+
+    That is the commit, whether the program's Python files differ from it (each None if it is not
+    known), and a SHA-256 over these files.
+    """
+    patch = _patch()
+    return {
+        "revision": (git_revision() or "").removesuffix("-dirty") or None,
+        "differs": None if patch is None else bool(patch),
+        "sha256": hashlib.sha256(repr(sorted(_hashes().items())).encode()).hexdigest(),
+    }
+
+
+def source_hashes() -> dict[str, str]:
+    """Return the SHA-256 of each file that decides a run's numbers, as this process found it."""
+    return {name: sha256 for name, sha256 in _hashes().items() if name.startswith(_DECIDING)}
+
+
+def changed_files(checkpoint: Checkpoint, within: str = "") -> list[str]:
+    """Return the files that differ from those that wrote a checkpoint; none if it has no hashes.
+
+    Args:
+        within: what the files' names begin with.
+    """
+    before, now = checkpoint.state.source_hashes, source_hashes()
+    names = sorted(before.keys() | now.keys()) if before else []
+    return [it for it in names if it.startswith(within) and before.get(it) != now.get(it)]
+
+
+def name_changed(names: list[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def warn_of_other_model(checkpoint: Checkpoint) -> None:
+    """Print a warning if other code of the model wrote the checkpoint."""
+    if changed := changed_files(checkpoint, _MODEL):
+        other = f"{checkpoint.folder} was trained with other code of the model"
+        files = f"{name_changed(changed)} {'differs' if len(changed) == 1 else 'differ'}"
+        print(f"warning: {other}: {files}", file=sys.stderr, flush=True)
+
+
+def patch_name(step: int) -> str:
+    """Return the name of the file with the code that a run has from a step on."""
+    return f"code-{step:06d}.patch" if step else "code.patch"
+
+
+def record_code(run: RunFolder, checkpoint: Checkpoint | None) -> None:
+    """Write a patch if this start's code is that of no commit, or not that of the steps before.
+
+    Args:
+        checkpoint: where the run continues; patches of later steps are deleted.
+    """
+    step = checkpoint.step if checkpoint else 0
+    for later in (it for it in read_patches(run.path) if it >= step):
+        (run.path / patch_name(later)).unlink()
+    before, patch = checkpoint.state if checkpoint else None, _patch()
+    changed = changed_files(checkpoint) if checkpoint else []
+    begins = not step or (before and (before.origin or "").endswith(f"@{step}"))
+    if not changed and not (begins and patch):
+        return
+    lines = [f"Since step {step}: revision {source()['revision']}", "", patch or ""]
+    if changed and before:
+        until = f"Until step {step}: revision {before.source.get('revision')}"
+        lines = [until, *lines[:1], f"Changed: {', '.join(changed)}", *lines[1:]]
+    with atomic_file(run.path / patch_name(step)) as file:
+        file.write("\n".join(lines).encode())
+
+
+def read_patches(run_dir: Path) -> dict[int, str]:
+    """Return the patches of a run, by the step from which on each is its code, in order."""
+    names = (path.name for path in run_dir.glob("code*.patch"))
+    found = filter(None, (re.fullmatch(r"code(?:-(\d{6,}))?\.patch", name) for name in names))
+    steps = sorted((int(name[1] or 0), name[0]) for name in found)
+    return {step: (run_dir / name).read_text("utf-8", errors="replace") for step, name in steps}
+
+
+def git_revision() -> str | None:
+    """Return the commit of the program, with `-dirty` if files differ; None if it is not known.
+
+    An image has the commit it was built from in a file, with no dirty flag.
+    """
+    file = _PACKAGE.parent / "revision"
+    if file.exists():
+        return file.read_text(encoding="utf-8").strip() or None
+    described = _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*")
+    return (described or "").strip() or None
+
+
+@cache
+def _hashes() -> dict[str, str]:
+    """Return the SHA-256 of each Python file of the program, by its path, in order."""
+    return {
+        f"app/{path.relative_to(_PACKAGE).as_posix()}": hashlib.sha256(
+            path.read_bytes()
+        ).hexdigest()
+        for path in sorted(_PACKAGE.rglob("*.py"))
+    }
+
+
+def _patch() -> str | None:
+    """Return how the program's Python files, new ones included, differ from the commit.
+
+    Other files are left out, which may hold secrets. None without git.
+    """
+    changed = _git("diff", "HEAD", "--", _PYTHON_FILES)
+    new = _git("ls-files", "--others", "--exclude-standard", "--", _PYTHON_FILES)
+    if changed is None or new is None:
+        return None
+    added = [_git("diff", "--no-index", "--", "/dev/null", name) for name in new.splitlines()]
+    patch = "".join(filter(None, (changed, *added)))
+    if len(patch) > _MAX_PATCH_CHARACTERS:
+        patch = f"{patch[:_MAX_PATCH_CHARACTERS]}\n... {len(patch):,} characters, cut here\n"
+    return patch
+
+
+def _git(command: str, *arguments: str) -> str | None:
+    """Return what git prints about the program's checkout; None if it is no checkout."""
+    folder, git = _PACKAGE.parent, shutil.which("git")
+    if git is None or not (folder / ".git").exists():
+        return None
+    if command == "diff":
+        # As without the user's settings.
+        arguments = ("--no-ext-diff", "--no-textconv", "--no-color", *arguments)
+    options = ("-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false")
+    ended = subprocess.run(
+        [git, "-C", str(folder), *options, command, *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    # 1 says that files differ.
+    return ended.stdout if ended.returncode < 2 else None

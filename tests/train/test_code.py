@@ -1,0 +1,174 @@
+"""The code of a run: real processes of a clone whose files are edited between them."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from app.runs.checkpoint import open_checkpoint
+from tests.python_process import run_python
+from tests.train.processes import CHECKOUT, Start, run_to_end
+
+MLP = "app/model/gpt.py"
+
+
+class Clone:
+    """A git repository with a copy of the program."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        shutil.copytree(CHECKOUT / "app", folder / "app", ignore=shutil.ignore_patterns("*.pyc"))
+        self.git("init", "--quiet")
+        self.commit()
+
+    def git(self, *arguments: str) -> str:
+        identity = ("-c", "user.name=someone", "-c", "user.email=someone@example.com")
+        command = ["git", *identity, *arguments]
+        return subprocess.run(
+            command, cwd=self.folder, check=True, capture_output=True, text=True
+        ).stdout
+
+    def commit(self) -> str:
+        self.git("add", ".")
+        self.git("commit", "--quiet", "--message", "state")
+        return self.git("rev-parse", "HEAD").strip()
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        path = self.folder / file
+        before = path.read_text()
+        assert old in before
+        path.write_text(before.replace(old, new))
+
+    def patch(self, **variables: object) -> tuple[dict[str, object], str]:
+        """Return the source and the patch of a new run that starts, without torch."""
+        program = (
+            "import json, sys, tempfile; from pathlib import Path\n"
+            "from app.runs.code import record_code, source; from app.runs.folder import RunFolder\n"
+            "run = RunFolder(Path(tempfile.mkdtemp(dir='.'))); record_code(run, None)\n"
+            "patch = run.path / 'code.patch'\n"
+            "print(json.dumps([source(), patch.read_text() if patch.exists() else '']))"
+        )
+        variables = {"PYTHONPATH": self.folder} | variables
+        ended = run_python(program, **variables)
+        assert ended.returncode == 0, ended.stderr
+        source, patch = json.loads(ended.stdout)
+        return source, patch
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
+    monkeypatch.chdir(tmp_path)
+    return Clone(tmp_path / "clone")
+
+
+def test_the_patch_makes_the_commit_the_code_of_the_run(clone: Clone, tmp_path: Path) -> None:
+    revision = clone.git("rev-parse", "HEAD").strip()
+    committed, nothing = clone.patch()
+    assert committed["revision"] == revision
+    assert (committed["differs"], nothing) == (False, "")
+    clone.edit(MLP, "F.gelu(", "F.silu(")
+    (clone.folder / "app/train/new_optimizer.py").write_text("RATE = 1\n")
+    for secret in (".env", "app/.env", "app/recipes/mine.env"):
+        (clone.folder / secret).write_text("HF_TOKEN=hf_secret\n")
+    # What users set for their own eyes.
+    clone.git("config", "diff.noprefix", "true")
+    clone.git("config", "color.ui", "always")
+    changed, patch = clone.patch()
+    assert changed["differs"]
+    assert changed["sha256"] != committed["sha256"]
+    assert patch.startswith(f"Since step 0: revision {revision}\n\n")
+    assert "secret" not in patch
+
+    other = tmp_path / "other"
+    subprocess.run(["git", "clone", "--quiet", clone.folder, other], check=True)
+    subprocess.run(["git", "-C", other, "apply", "-"], input=patch, text=True, check=True)
+    for file in (MLP, "app/train/new_optimizer.py"):
+        assert (other / file).read_bytes() == (clone.folder / file).read_bytes()
+
+
+def test_a_huge_patch_is_cut_and_says_so(clone: Clone) -> None:
+    (clone.folder / "app/table.py").write_text("# a line of a table\n" * 30_000)
+    _, patch = clone.patch()
+    assert len(patch) < 400_000
+    assert re.search(r"\n\.\.\. \d{3},\d{3} characters, cut here\n$", patch)
+
+
+def test_without_git_there_are_hashes(clone: Clone) -> None:
+    committed, _ = clone.patch()
+    git = shutil.which("git")
+    assert git
+    without_git = os.pathsep.join(
+        it for it in os.environ["PATH"].split(os.pathsep) if not (Path(it) / "git").exists()
+    )
+    source, patch = clone.patch(PATH=without_git)
+    assert source == committed | {"revision": None, "differs": None}
+    assert patch == ""
+
+
+@pytest.mark.slow
+def test_continuing_with_other_code_names_the_files_and_keeps_the_difference(
+    clone: Clone, start: Start, data_dir: Path
+) -> None:
+    first = clone.git("rev-parse", "HEAD").strip()
+    run = run_to_end(start, PYTHONPATH=clone.folder, TRAIN_MAX_STEPS=4).run_dir
+    settings = json.loads((run / "settings.json").read_text())
+    assert settings["source"]["revision"] == first
+    assert not list(run.glob("*.patch"))
+    hashes = open_checkpoint(run / "checkpoints/step-000004").state.source_hashes
+    assert {MLP, "app/train/muon.py"} <= hashes.keys()
+    assert "app/tools/sample.py" not in hashes
+
+    clone.edit(MLP, "F.gelu(", "F.gelu(1.0 * ")
+    clone.edit("app/train/console.py", "import time\n", "import time  # another line\n")
+    second = clone.commit()
+    clone.edit("app/tools/sample.py", "import sys\n", "import sys  # another line\n")
+    for last, times in ((8, 1), (9, 0)):
+        process = start(PYTHONPATH=clone.folder, TRAIN_MAX_STEPS=last)
+        code, output = process.end()
+        assert code == 0, output
+        line = (
+            f"warning: other code than before: {MLP}, app/train/console.py; the run goes on with "
+            "it, and code-000004.patch records the difference\n"
+        )
+        assert output.count(line) == times, output
+    (patch,) = run.glob("*.patch")
+    heads, _, diff = patch.read_text().partition("\n\n")
+    assert heads.splitlines() == [
+        f"Until step 4: revision {first}",
+        f"Since step 4: revision {second}",
+        f"Changed: {MLP}, app/train/console.py",
+    ]
+    assert diff.startswith("diff --git a/app/tools/sample.py b/app/tools/sample.py\n")
+
+    # A branch takes the code of its checkpoint for its own.
+    clone.edit("app/train/muon.py", "import torch\n", "import torch  # another line\n")
+    branch = {"TRAIN_RUN_NAME": "branch", "TRAIN_BRANCH_FROM": "run@9", "TRAIN_MAX_STEPS": 10}
+    code, output = start(PYTHONPATH=clone.folder, **branch).end()
+    assert code == 0, output
+    assert "other code than before: app/train/muon.py; " in output
+    assert [path.name for path in data_dir.glob("runs/branch/*.patch")] == ["code-000009.patch"]
+
+    clone.edit(MLP, "F.gelu(1.0 * ", "F.gelu(1.00 * ")
+    program = "import sys; from app.cli.process import run; sys.exit(run(['sample']))"
+    place = {"DATA_DIR": data_dir, "PYTHONPATH": clone.folder, "TRAIN_RUN_NAME": "branch"}
+    ended = run_python(program, **place, SAMPLE_MAX_TOKENS=2)
+    assert ended.returncode == 0, ended.stderr
+    folder = data_dir / "runs/branch/checkpoints/step-000010"
+    warning = f"warning: {folder} was trained with other code of the model: {MLP} differs\n"
+    assert ended.stderr == warning
+
+
+def test_a_checkpoint_without_hashes_is_continued_without_a_word(tmp_path: Path) -> None:
+    from app.runs.code import changed_files
+    from tests.train.tiny_model import checkpoint_state
+
+    folder = tmp_path / "step-000003"
+    folder.mkdir()
+    checkpoint_state(3).write(folder)
+    content = json.loads((folder / "state.json").read_text())
+    assert content["source_hashes"] == {}
+    assert changed_files(open_checkpoint(folder)) == []
