@@ -53,6 +53,9 @@ def to_huggingface(
         model: the model to export.
         dtype: dtype of the stored weights.
         end_of_text: token id that begins and ends documents.
+
+    Raises:
+        TypeError: transformers has no class for it.
     """
     common = {
         "bos_token_id": end_of_text,
@@ -61,5 +64,6 @@ def to_huggingface(
     }
     if isinstance(model, Qwen3):
         return qwen3_config(model) | common, qwen3_weights(model, dtype)
-    assert isinstance(model, GPT)
+    if not isinstance(model, GPT):
+        raise TypeError(f"it has no class for {type(model).__name__}")
     return gpt2_config(model) | common, gpt2_weights(model, dtype)

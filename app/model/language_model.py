@@ -135,11 +135,14 @@ class LanguageModel(nn.Module, ABC):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def num_multiplied(self) -> int:
-        """Return the number of weights of matrix products, the head's included."""
+        """Return the number of weights of matrix products and convolutions, the head's included.
+
+        They are found in the modules, so those that are added to an architecture count as well.
+        """
         embeddings = {
             module.weight for module in self.modules() if isinstance(module, nn.Embedding)
         }
-        matrices = {weight for weight in self.parameters() if weight.ndim == 2}
+        matrices = {weight for weight in self.parameters() if weight.ndim > 1}
         return sum(weight.numel() for weight in matrices - embeddings | {self.head_weight})
 
     def flops_per_token(self) -> int:

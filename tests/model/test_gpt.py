@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from app.model.gpt import GPT, GPTConfig
@@ -153,6 +153,20 @@ def test_gpt2_has_124_million_parameters_and_the_known_flops() -> None:
         gpt2 = GPT(GPTConfig())
     assert gpt2.num_parameters() == 124_439_808
     assert gpt2.flops_per_token() == pytest.approx(797.9e6, rel=1e-3)
+
+
+def test_modules_that_are_added_count() -> None:
+    before, model = GPT(CONFIG), GPT(CONFIG)
+    for block in model.transformer.h:
+        block.gate = nn.Linear(24, 5)
+        block.mix = nn.Conv1d(24, 24, kernel_size=3, groups=24)
+    # Looked up, not multiplied.
+    model.transformer.value_embedding = nn.Embedding(97, 24)
+    multiplied = 3 * (24 * 5 + 24 * 3)
+    assert model.num_multiplied() - before.num_multiplied() == multiplied
+    assert model.flops_per_token() - before.flops_per_token() == 6 * multiplied
+    added = model.num_parameters() - before.num_parameters()
+    assert added == multiplied + 3 * (5 + 24) + 97 * 24
 
 
 def test_initial_weights_have_the_published_spread() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -28,12 +29,15 @@ from app.model.architectures import build_config, build_model
 from app.model.language_model import LanguageModel
 from app.runs.checkpoint import open_checkpoint
 from app.tools.export import FILES
+from app.tools.export.reference import published_logits
 from tests.model.generation import generate
 from tests.newcomer import REPOSITORY, moved_in, run_really, type_in
 from tests.python_process import run_python
 from tests.tools.small_run import CONTEXT_LENGTH, RUN
+from tests.train.code_clone import Clone
 
 EXPORT = RUN / "export"
+RELU2 = "F.relu(self.c_fc(x)).square()"
 
 
 @pytest.fixture(autouse=True)
@@ -168,6 +172,37 @@ def test_folder_has_the_files_that_other_programs_expect(monkeypatch: pytest.Mon
     }
     assert expected.items() <= config.items()
     assert GenerationConfig.from_pretrained(EXPORT).eos_token_id == 50256
+
+
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+@torch.no_grad()
+def test_transformers_computes_what_export_has_checked(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert type_in(f"export --dtype {dtype}", monkeypatch) == ExitCode.DONE
+    stored = load_file(EXPORT / "model.safetensors")
+    weights = {name: value.float() for name, value in stored.items()}
+    tokens = torch.arange(CONTEXT_LENGTH)[None]
+    checked = published_logits(read(EXPORT, "config.json"), weights, tokens)
+    theirs = GPT2LMHeadModel.from_pretrained(EXPORT, dtype=torch.float32)
+    assert (theirs(tokens).logits - checked).abs().max() < 2e-5 * checked.std()
+
+
+@pytest.mark.slow
+def test_a_changed_activation_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    clone = Clone(tmp_path / "clone")
+    clone.edit("app/model/gpt.py", "F.gelu(self.c_fc(x), approximate=self.approximate)", RELU2)
+    program = "import sys; from app.cli.process import run; sys.exit(run(['export']))"
+    ended = run_python(program, PYTHONPATH=clone.folder)
+    assert ended.returncode == ExitCode.USER
+    warning, *error = ended.stderr.splitlines()
+    assert warning.endswith("was trained with other code of the model: app/model/gpt.py differs")
+    assert error[0].startswith(
+        "error: the model that app/model computes is not a GPT2LMHeadModel: with its own weights "
+        "its logits differ by up to "
+    )
+    assert len(error) == 2
+    assert not EXPORT.exists()
 
 
 def test_bfloat16_halves_the_size(monkeypatch: pytest.MonkeyPatch) -> None:

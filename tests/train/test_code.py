@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,52 +10,26 @@ import pytest
 
 from app.runs.checkpoint import open_checkpoint
 from tests.python_process import run_python
-from tests.train.processes import CHECKOUT, Start, run_to_end
+from tests.train.code_clone import Clone
+from tests.train.processes import Start, run_to_end
 
 MLP = "app/model/gpt.py"
 
 
-class Clone:
-    """A git repository with a copy of the program."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        shutil.copytree(CHECKOUT / "app", folder / "app", ignore=shutil.ignore_patterns("*.pyc"))
-        self.git("init", "--quiet")
-        self.commit()
-
-    def git(self, *arguments: str) -> str:
-        identity = ("-c", "user.name=someone", "-c", "user.email=someone@example.com")
-        command = ["git", *identity, *arguments]
-        return subprocess.run(
-            command, cwd=self.folder, check=True, capture_output=True, text=True
-        ).stdout
-
-    def commit(self) -> str:
-        self.git("add", ".")
-        self.git("commit", "--quiet", "--message", "state")
-        return self.git("rev-parse", "HEAD").strip()
-
-    def edit(self, file: str, old: str, new: str) -> None:
-        path = self.folder / file
-        before = path.read_text()
-        assert old in before
-        path.write_text(before.replace(old, new))
-
-    def patch(self, **variables: object) -> tuple[dict[str, object], str]:
-        """Return the source and the patch of a new run that starts, without torch."""
-        program = (
-            "import json, sys, tempfile; from pathlib import Path\n"
-            "from app.runs.code import record_code, source; from app.runs.folder import RunFolder\n"
-            "run = RunFolder(Path(tempfile.mkdtemp(dir='.'))); record_code(run, None)\n"
-            "patch = run.path / 'code.patch'\n"
-            "print(json.dumps([source(), patch.read_text() if patch.exists() else '']))"
-        )
-        variables = {"PYTHONPATH": self.folder} | variables
-        ended = run_python(program, **variables)
-        assert ended.returncode == 0, ended.stderr
-        source, patch = json.loads(ended.stdout)
-        return source, patch
+def new_patch(clone: Clone, **variables: object) -> tuple[dict[str, object], str]:
+    """Return the source and the patch of a new run that starts, without torch."""
+    program = (
+        "import json, sys, tempfile; from pathlib import Path\n"
+        "from app.runs.code import record_code, source; from app.runs.folder import RunFolder\n"
+        "run = RunFolder(Path(tempfile.mkdtemp(dir='.'))); record_code(run, None)\n"
+        "patch = run.path / 'code.patch'\n"
+        "print(json.dumps([source(), patch.read_text() if patch.exists() else '']))"
+    )
+    variables = {"PYTHONPATH": clone.folder} | variables
+    ended = run_python(program, **variables)
+    assert ended.returncode == 0, ended.stderr
+    source, patch = json.loads(ended.stdout)
+    return source, patch
 
 
 @pytest.fixture
@@ -67,7 +40,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
 
 def test_the_patch_makes_the_commit_the_code_of_the_run(clone: Clone, tmp_path: Path) -> None:
     revision = clone.git("rev-parse", "HEAD").strip()
-    committed, nothing = clone.patch()
+    committed, nothing = new_patch(clone)
     assert committed["revision"] == revision
     assert (committed["differs"], nothing) == (False, "")
     clone.edit(MLP, "F.gelu(", "F.silu(")
@@ -77,7 +50,7 @@ def test_the_patch_makes_the_commit_the_code_of_the_run(clone: Clone, tmp_path: 
     # What users set for their own eyes.
     clone.git("config", "diff.noprefix", "true")
     clone.git("config", "color.ui", "always")
-    changed, patch = clone.patch()
+    changed, patch = new_patch(clone)
     assert changed["differs"]
     assert changed["sha256"] != committed["sha256"]
     assert patch.startswith(f"Since step 0: revision {revision}\n\n")
@@ -92,19 +65,17 @@ def test_the_patch_makes_the_commit_the_code_of_the_run(clone: Clone, tmp_path: 
 
 def test_a_huge_patch_is_cut_and_says_so(clone: Clone) -> None:
     (clone.folder / "app/table.py").write_text("# a line of a table\n" * 30_000)
-    _, patch = clone.patch()
+    _, patch = new_patch(clone)
     assert len(patch) < 400_000
     assert re.search(r"\n\.\.\. \d{3},\d{3} characters, cut here\n$", patch)
 
 
 def test_without_git_there_are_hashes(clone: Clone) -> None:
-    committed, _ = clone.patch()
-    git = shutil.which("git")
-    assert git
+    committed, _ = new_patch(clone)
     without_git = os.pathsep.join(
         it for it in os.environ["PATH"].split(os.pathsep) if not (Path(it) / "git").exists()
     )
-    source, patch = clone.patch(PATH=without_git)
+    source, patch = new_patch(clone, PATH=without_git)
     assert source == committed | {"revision": None, "differs": None}
     assert patch == ""
 
@@ -159,7 +130,7 @@ def test_continuing_with_other_code_names_the_files_and_keeps_the_difference(
     assert ended.returncode == 0, ended.stderr
     folder = data_dir / "runs/branch/checkpoints/step-000010"
     warning = f"warning: {folder} was trained with other code of the model: {MLP} differs\n"
-    assert ended.stderr == warning
+    assert ended.stderr.startswith(warning)
 
 
 def test_a_checkpoint_without_hashes_is_continued_without_a_word(tmp_path: Path) -> None:
