@@ -131,15 +131,3 @@ def test_continuing_with_other_code_names_the_files_and_keeps_the_difference(
     folder = data_dir / "runs/branch/checkpoints/step-000010"
     warning = f"warning: {folder} was trained with other code of the model: {MLP} differs\n"
     assert ended.stderr.startswith(warning)
-
-
-def test_a_checkpoint_without_hashes_is_continued_without_a_word(tmp_path: Path) -> None:
-    from app.runs.code import changed_files
-    from tests.train.tiny_model import checkpoint_state
-
-    folder = tmp_path / "step-000003"
-    folder.mkdir()
-    checkpoint_state(3).write(folder)
-    content = json.loads((folder / "state.json").read_text())
-    assert content["source_hashes"] == {}
-    assert changed_files(open_checkpoint(folder)) == []
