@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from app.data.dataset import open_dataset
@@ -117,7 +118,7 @@ def test_a_change_is_trained_beside_the_baseline(title: str, data: Path, tmp_pat
         assert checkpoint.state.model["activation"] == "relu2"
     if title == "Another data source":
         dataset = open_dataset(data / "pages4K")
-        inputs, _ = TokenStream(dataset.train).sequences(range(2), 256)
+        inputs, _ = TokenStream(dataset.train).sequences(np.arange(2), 256)
         text = Tokenizer().decode(inputs.ravel().tolist())
         assert re.search(r"Page \d+ of a long book & its text\.", text)
         assert not re.search("[<{]p", text.replace("<|endoftext|>", ""))
