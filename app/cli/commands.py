@@ -53,6 +53,8 @@ _PATH_HELP = "path as given, or relative to DATA_DIR; by default the run's, or t
 _PATH = {"metavar": "PATH", "nargs": "?", "help": _PATH_HELP}
 _RUNS_HELP = "below DATA_DIR/runs; by default TRAIN_RUN_NAME, or the latest run"
 _RUNS = {"metavar": "RUN", "nargs": "*", "help": _RUNS_HELP}
+_SERVE_HELP = "serve the page, which grows while runs train, until Ctrl-C"
+_SERVE = {"action": "store_true", "help": _SERVE_HELP}
 _VERIFY = {"action": "store_true", "help": "compare every hash as well"}
 
 COMMANDS = {
@@ -105,9 +107,9 @@ COMMANDS = {
     ),
     "report": Command(
         "app.tools.report.report:report",
-        "Write a page and pictures of how one or more runs learned.",
-        ("train.run_name", "general"),
-        arguments={"runs": _RUNS},
+        "Write a page and pictures of how one or more runs learned, or serve the page.",
+        ("report", "train.run_name", "general"),
+        arguments={"runs": _RUNS, "--serve": _SERVE},
         usage="[RUN ...] ",
     ),
     "export": Command(

@@ -187,7 +187,7 @@ def read_metrics(path: Path) -> list[StepRecord]:
     Raises:
         UserError: a line is not the JSON object of a step.
     """
-    return [record for record, _ in _parse(path)]
+    return [record for record, _ in parse_metrics(read_bytes(path), path)]
 
 
 def first_steps(path: Path, steps: int) -> list[tuple[StepRecord, bytes]]:
@@ -197,7 +197,7 @@ def first_steps(path: Path, steps: int) -> list[tuple[StepRecord, bytes]]:
             f"{path} is missing, and the run has {steps} steps",
             "put it back, or set TRAIN_RUN_NAME to a new name",
         )
-    parsed = _parse(path) if path.exists() else ()
+    parsed = parse_metrics(read_bytes(path), path) if path.exists() else ()
     kept = [(record, line) for record, line in parsed if record.step < steps]
     if [record.step for record, _ in kept] != list(range(steps)):
         raise UserError(
@@ -207,8 +207,15 @@ def first_steps(path: Path, steps: int) -> list[tuple[StepRecord, bytes]]:
     return kept
 
 
-def _parse(path: Path) -> Iterator[tuple[StepRecord, bytes]]:
-    for number, line in enumerate(read_bytes(path).splitlines(keepends=True), start=1):
+def parse_metrics(
+    content: bytes, path: Path, first_line: int = 1
+) -> Iterator[tuple[StepRecord, bytes]]:
+    """Return the records in a part of metrics.jsonl that begins with a line, and their lines.
+
+    Raises:
+        UserError: a line is not the JSON object of a step; `path` and its number name it.
+    """
+    for number, line in enumerate(content.splitlines(keepends=True), start=first_line):
         if not line.endswith(b"\n"):
             return
         try:

@@ -10,7 +10,13 @@ from typing import Any, cast
 from pydantic import BaseModel, ConfigDict, SecretStr
 
 from app.settings.prepare import PrepareSettings
-from app.settings.tools import EvaluateSettings, ExportSettings, PlaygroundSettings, SampleSettings
+from app.settings.tools import (
+    EvaluateSettings,
+    ExportSettings,
+    PlaygroundSettings,
+    ReportSettings,
+    SampleSettings,
+)
 from app.settings.train import ModelSettings, TrainSettings
 from app.settings.types import Group, Location
 
@@ -40,6 +46,7 @@ class Settings(BaseModel):
     train: TrainSettings
     sample: SampleSettings
     playground: PlaygroundSettings
+    report: ReportSettings
     evaluate: EvaluateSettings
     export: ExportSettings
 

@@ -43,6 +43,21 @@ class PlaygroundSettings(Group):
     """port to listen on; 0: any free port"""
 
 
+class ReportSettings(Group):
+    """The page and pictures of how runs learned."""
+
+    model_config = SettingsConfigDict(env_prefix="REPORT_")
+
+    out: Location | None = None
+    """folder to write, below DATA_DIR; by default report in the run's folder, and
+    runs/reports/ONE+TWO for several runs"""
+    host: str = "127.0.0.1"
+    """address that `report --serve` listens on, and the name that browsers must use; the default
+    serves this machine only"""
+    port: Count = Field(8001, ge=0, lt=65536)
+    """port that `report --serve` listens on; 0: any free port"""
+
+
 class EvaluateSettings(Group):
     """The loss on text that the model has not seen."""
 

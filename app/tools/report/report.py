@@ -1,6 +1,7 @@
 """Entry point of the report."""
 
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
 from app.files import atomic_file
@@ -9,19 +10,36 @@ from app.settings.settings import Settings
 from app.tools.latest_run import with_latest_run
 from app.tools.report.run_data import read_run
 
+# A file's name has at most 255, and the lock's is longer.
+_MAX_NAME_BYTES = 240
 
-def report(settings: Settings, *, runs: Sequence[str]) -> None:
-    """Write a report on the named runs, by default on TRAIN_RUN_NAME, and print its main files."""
+
+def report(settings: Settings, *, runs: Sequence[str], serve: bool) -> None:
+    """Write a report on the named runs and print its main files, or serve it.
+
+    Without a name it is on TRAIN_RUN_NAME, or on the latest run.
+    """
+    if serve:
+        from app.tools.report.server import serve_report
+
+        serve_report(settings, runs)
+        return
     folder = settings.general.data_dir / "runs"
-    named = [folder / name for name in runs]
-    page, picture, *_ = write_report(named or [with_latest_run(settings).run_dir])
+    named = [folder / name for name in dict.fromkeys(runs)]
+    out = settings.general.data_dir / settings.report.out if settings.report.out else None
+    page, picture, *_ = write_report(named or [with_latest_run(settings).run_dir], out)
     print(page, picture, sep="\n")
 
 
-def write_report(run_dirs: Sequence[Path]) -> list[Path]:
-    """Write report.html, report.png and a PNG per chart to the first run's folder report/.
+def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> list[Path]:
+    """Write report.html, report.png and a PNG per chart.
 
     Each file is replaced atomically, and all of them by one process.
+
+    Args:
+        run_dirs: the runs' folders, each named once.
+        out: the folder to write; None: report in the run's folder; for several runs, a folder
+            named after them in reports beside theirs.
 
     Returns:
         the files' paths, the page first.
@@ -29,7 +47,7 @@ def write_report(run_dirs: Sequence[Path]) -> list[Path]:
     Raises:
         UserError: there is no such run, or its metrics are missing or damaged.
     """
-    runs = [read_run(folder) for folder in dict.fromkeys(run_dirs)]
+    runs = [read_run(folder) for folder in run_dirs]
 
     # Imported after the runs are read, because the modules that draw are slow to import.
     from app.tools.report.charts import charts
@@ -43,11 +61,20 @@ def write_report(run_dirs: Sequence[Path]) -> list[Path]:
         "report.png": overview(runs, figures(runs[0]), all_charts),
         **{f"{chart.key}.png": picture(chart) for chart in all_charts},
     }
-    folder = run_dirs[0] / "report"
+    folder = out or _report_folder(run_dirs)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = run_dirs[0] / ".report.lock"
+    lock = folder.parent / f".{folder.name}.lock"
     with locked(folder, "report", wait_seconds=WAIT_SECONDS, file=lock):
         for name, content in files.items():
             with atomic_file(folder / name) as file:
                 file.write(content)
     return [folder / name for name in files]
+
+
+def _report_folder(run_dirs: Sequence[Path]) -> Path:
+    if len(run_dirs) == 1:
+        return run_dirs[0] / "report"
+    name = "+".join(folder.name for folder in run_dirs)
+    if len(name.encode(errors="surrogateescape")) > _MAX_NAME_BYTES:
+        name = f"{len(run_dirs)}-runs-{sha256(name.encode(errors='replace')).hexdigest()[:12]}"
+    return run_dirs[0].parent / "reports" / name

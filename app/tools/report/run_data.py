@@ -1,5 +1,6 @@
 """The data of a run, read from its folder."""
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from app.errors import UserError
-from app.files import read_json
+from app.files import again_if_stale, filename_in_errors, read_json
 from app.runs.checkpoints import missing_run_error
-from app.runs.metrics import COLUMNS, PAUSES, read_metrics
+from app.runs.metrics import COLUMNS, PAUSES, parse_metrics
 from app.runs.samples import read_samples
 from app.tools.report.curves import Floats, finite
 
@@ -94,29 +95,59 @@ class Run:
         }
 
 
-def read_run(folder: Path) -> Run:
-    """Read metrics.jsonl, settings.json and samples.txt of a run.
+class RunReader:
+    """Reads a run again and again while it trains: of its metrics, what has come since."""
 
-    Raises:
-        UserError: there is no such run, it has no step yet, or its metrics are damaged.
-    """
-    if not folder.is_dir():
-        raise missing_run_error(folder)
-    path = folder / "metrics.jsonl"
-    records = read_metrics(path) if path.is_file() else []
-    if not records:
-        raise UserError(f"{path} has no steps", "wait until the run has completed one")
-    metrics = {
-        name: np.array([getattr(record, name) for record in records], dtype=np.float64)
-        for name in COLUMNS
-    }
-    spent = sum(_seconds(metrics[name]) for name in ("step_ms", *PAUSES))
-    # Evaluations come after their step.
-    after = sum(_seconds(metrics[name]) for name in ("val_ms", "hellaswag_ms"))
-    metrics["seconds"] = np.cumsum(spent) - after
-    metadata, notes = _read_metadata(folder / "settings.json")
-    samples = read_samples(folder / "samples.txt")
-    return Run(folder.resolve().name, metrics, samples, metadata, notes)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._forget()
+
+    def _forget(self) -> None:
+        self._inode = self._bytes = 0
+        self._columns = {name: np.empty(0) for name in COLUMNS}
+
+    def read(self) -> Run:
+        """Read metrics.jsonl, settings.json and samples.txt.
+
+        Raises:
+            UserError: there is no such run, it has no step yet, or its metrics are damaged.
+        """
+        if not self._folder.is_dir():
+            raise missing_run_error(self._folder)
+        path = self._folder / "metrics.jsonl"
+        if path.is_file():
+            with filename_in_errors(path):
+                again_if_stale(lambda: self._read_new(path))
+        if not path.is_file() or not len(self._columns["step"]):
+            raise UserError(f"{path} has no steps", "wait until the run has completed one")
+        metrics = dict(self._columns)
+        spent = sum(_seconds(metrics[name]) for name in ("step_ms", *PAUSES))
+        # Evaluations come after their step.
+        after = sum(_seconds(metrics[name]) for name in ("val_ms", "hellaswag_ms"))
+        metrics["seconds"] = np.cumsum(spent) - after
+        metadata, notes = _read_metadata(self._folder / "settings.json")
+        samples = read_samples(self._folder / "samples.txt")
+        return Run(self._folder.resolve().name, metrics, samples, metadata, notes)
+
+    def _read_new(self, path: Path) -> None:
+        with path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            # A start replaces the file, cut back to the checkpoint.
+            if found.st_ino != self._inode or found.st_size < self._bytes:
+                self._forget()
+            file.seek(self._bytes)
+            content = file.read()
+        new = list(parse_metrics(content, path, 1 + len(self._columns["step"])))
+        self._inode = found.st_ino
+        self._bytes += sum(len(line) for _, line in new)
+        for name, column in self._columns.items():
+            values = np.array([getattr(record, name) for record, _ in new], dtype=np.float64)
+            self._columns[name] = np.concatenate([column, values])
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run once; see RunReader.read."""
+    return RunReader(folder).read()
 
 
 def _read_metadata(path: Path) -> tuple[dict[str, Any], list[str]]:
