@@ -1,6 +1,9 @@
 """compose.yaml and the Dockerfile, read as files: what must agree with the program, and be safe."""
 
+import os
 import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +74,7 @@ def test_only_what_needs_the_network_has_it() -> None:
     offline = {name for name in SERVICES if SERVICES[name].get("network_mode") == "none"}
     assert offline == SERVICES.keys() - {
         "prepare",
+        "report",
         "tensorboard",
         "lm-eval",
         "playground",
@@ -82,6 +86,24 @@ def test_no_command_starts_another_and_up_starts_only_the_two() -> None:
     assert {name for name in SERVICES if "profiles" not in SERVICES[name]} == {"prepare", "train"}
     assert not [name for name in SERVICES if "depends_on" in SERVICES[name]]
     assert not [name for name in SERVICES if "restart" in SERVICES[name]]
+
+
+def test_up_serves_the_report_and_run_writes_it(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    entrypoint = [word.replace("$$", "$") for word in SERVICES["report"]["entrypoint"]]
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    written, served = "-m app report", "-m app report --serve --host=0.0.0.0"
+    for words, stdin, started in (
+        ([], subprocess.DEVNULL, served),
+        ([], subprocess.PIPE, written),
+        (["one", "two"], subprocess.DEVNULL, f"{written} one two"),
+    ):
+        ended = subprocess.run(
+            entrypoint + words, env=path, stdin=stdin, capture_output=True, text=True, check=True
+        )
+        assert ended.stdout == f"{started}\n"
 
 
 def test_the_example_lists_what_the_files_take_with_its_defaults() -> None:

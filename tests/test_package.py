@@ -264,7 +264,7 @@ def test_every_command_where_torch_was_before(
     rows = {row["check"]: row for row in json.loads(output)["findings"]}
     assert rows["device"]["status"] == "pass", rows["device"]
 
-    for command, extra in (("report", "report"), ("playground --port 0", "playground")):
+    for command, extra in (("playground --port 0", "playground"), ("report", "report")):
         output, errors = pod.run(f"gpt-compose {command}")
         assert f"  fix: pip install 'gpt-compose[{extra}]'\n" in errors
         pod.install(f"gpt-compose[{extra}]")

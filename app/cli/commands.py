@@ -107,7 +107,7 @@ COMMANDS = {
     ),
     "report": Command(
         "app.tools.report.report:report",
-        "Write a page and pictures of how one or more runs learned, or serve the page.",
+        "Write a page and pictures of how runs learned, or serve it.",
         ("report", "train.run_name", "general"),
         arguments={"runs": _RUNS, "--serve": _SERVE},
         usage="[RUN ...] ",

@@ -17,7 +17,8 @@ from app.inference.text import Sampling, generate_texts
 from app.runs.checkpoint import MODEL_FILE
 from app.settings.tools import SampleSettings
 from tests.newcomer import REPOSITORY, run_really, settle
-from tests.tools.playground_process import JSON, Playground, playground, text_of
+from tests.tools.playground_process import Playground, playground, text_of
+from tests.tools.served import JSON
 from tests.tools.written_run import write_run
 
 pytestmark = pytest.mark.processes

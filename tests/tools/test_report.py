@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from app.errors import UserError
+from app.errors import ExitCode, UserError
 from app.locks import locked
 from app.tools.report.charts import charts
 from app.tools.report.facts import comparison, figures
@@ -20,6 +20,7 @@ from app.tools.report.page import page
 from app.tools.report.pictures import picture
 from app.tools.report.report import write_report
 from app.tools.report.run_data import read_run
+from tests.newcomer import settle, type_in
 from tests.tools.run_folders import SETTINGS, make_run, rows
 
 TRAIN, HELD_OUT = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
@@ -93,13 +94,25 @@ def test_fifty_runs_keep_the_pictures_as_wide_as_a_page(tmp_path: Path) -> None:
     assert "columns" not in str(charts([few, few])[0].spec)
 
 
-def test_page_and_pictures_are_written_to_the_first_run(tmp_path: Path) -> None:
-    one, other = (make_run(tmp_path / name, rows(38, 19)) for name in ("one", "other"))
-    paths = write_report([one, other])
-    assert [path.name for path in paths[:2]] == ["report.html", "report.png"]
-    assert {path.parent for path in paths} == {one / "report"}
-    assert sorted(one.joinpath("report").iterdir()) == sorted(paths)
-    assert not (other / "report").exists()
+def test_a_comparison_has_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settle(tmp_path, monkeypatch)
+    for name in ("one", "other", long := 250 * "x"):
+        make_run(tmp_path / "data" / "runs" / name, rows(3))
+    for words, folder in (
+        ("one other", "runs/reports/one+other"),
+        ("other one --out compared/here", "compared/here"),
+        (f"one {long}", "runs/reports/2-runs-*"),
+    ):
+        assert type_in(f"report {words}", monkeypatch) == ExitCode.DONE
+        page, picture = map(Path, capsys.readouterr().out.splitlines())
+        (made,) = Path("data").glob(folder)
+        assert (page, picture) == (made / "report.html", made / "report.png")
+        shown = Page(page.read_text()).data["runs"]
+        assert shown == words.split(" --")[0].split()
+        assert (made / "loss.png").is_file()
+    assert not list(Path("data/runs").glob("o*/report*"))
 
 
 @pytest.mark.parametrize(("steps", "val_every"), ((1, 0), (1, 1), (2, 0), (38, 19), (20000, 1000)))
@@ -309,7 +322,7 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
 def test_run_named_twice_is_shown_once(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", rows(3))
     (path, *_) = write_report([run, run])
-    assert Page(path.read_text()).data["runs"] == 1
+    assert Page(path.read_text()).data["runs"] == ["run"]
 
 
 def test_text_of_a_run_is_escaped(tmp_path: Path) -> None:

@@ -2,34 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
 
 from app.errors import UserError
 from app.tools.report.charts import charts
-from app.tools.report.page import page
+from app.tools.report.page import Choice, page
 from app.tools.report.run_data import Run, RunReader
 
 _FILES = ("metrics.jsonl", "settings.json", "samples.txt")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The runs that the page offers and shows.
-
-    Attributes:
-        offered: names of all runs
-        chosen: names of those to show, in the order in which they were chosen
-        version: changes when the page would
-        problems: why some of the chosen cannot be shown
-    """
-
-    offered: list[str]
-    chosen: list[str]
-    version: str
-    problems: list[str]
 
 
 class LiveReport:
@@ -49,34 +31,38 @@ class LiveReport:
         """Return the choice of the wanted runs; None wants the first ones."""
         written = {
             folder.name: stamps
-            for folder in sorted(self._runs_dir.glob("*/"))
+            for folder in sorted(self._runs_dir.glob("*"))
             if (stamps := list(_stamps(folder)))
         }
         latest = sorted(written, key=lambda name: max(stamps for *_, stamps in written[name]))[-1:]
         chosen = list(dict.fromkeys((self._first or latest) if wanted is None else wanted))
         state = repr((list(written), [(name, written.get(name)) for name in chosen]))
         version = f'"{sha256(state.encode(errors="replace")).hexdigest()[:20]}"'
-        return Choice(list(written), chosen, version, [])
+        return Choice(list(written), chosen, version)
 
     def page(self, choice: Choice) -> str:
         """Return the page; a run that cannot be read is a note on it."""
         with self._lock:
             for name in self._readers.keys() - choice.offered:
                 del self._readers[name]
-            runs = list(self._read(choice))
-        return page(runs, charts(runs) if runs else [], choice)
+            runs, problems = self._read(choice)
+            return page(runs, charts(runs) if runs else [], choice, problems)
 
-    def _read(self, choice: Choice) -> Iterator[Run]:
+    def _read(self, choice: Choice) -> tuple[list[Run], list[str]]:
+        """Return the chosen runs, and why others of them cannot be shown."""
+        runs, problems = [], []
         for name in choice.chosen:
             if name not in choice.offered:
-                choice.problems.append(f"there is no run {name}: it appears here once it has begun")
+                problems.append(f"there is no run {name}; it appears here once it has begun")
                 continue
             try:
-                yield self._readers.setdefault(name, RunReader(self._runs_dir / name)).read()
+                reader = self._readers.setdefault(name, RunReader(self._runs_dir / name))
+                runs.append(reader.read())
             except UserError as error:
-                choice.problems.append(f"{error.problem}: {error.fix}")
+                problems.append(f"{error.problem}: {error.fix}")
             except OSError as error:
-                choice.problems.append(f"{name} cannot be read: {error}")
+                problems.append(f"{name} cannot be read: {error}")
+        return runs, problems
 
 
 def _stamps(folder: Path) -> Iterator[tuple[str, int, int, int]]:

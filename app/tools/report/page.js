@@ -34,7 +34,7 @@
     const isVisible = { filter: { not: { field: "run", oneOf: [...hidden] } } };
     shown.transform = [...(shown.transform ?? []), ...(hidden.size ? [isVisible] : [])];
     shown.width = "container";
-    shown.height = key === "time" ? 34 * (data.runs - hidden.size) : key.endsWith("loss") ? 340 : 170;
+    shown.height = key === "time" ? 34 * (data.runs.length - hidden.size) : key.endsWith("loss") ? 340 : 170;
     return shown;
   }
 
@@ -56,16 +56,23 @@
     document.documentElement.dataset.theme = name;
     const config = data.themes[name];
     const colors = config.range.category;
-    document.querySelectorAll(".dot").forEach((dot, at) => {
+    for (const label of document.querySelectorAll(".runs label")) {
+      const at = data.runs.indexOf(label.querySelector("input").value);
+      const dot = label.querySelector(".dot");
+      dot.hidden = at < 0;
       dot.style.background = colors[at % colors.length];
-    });
+    }
     const options = { actions: false, config, defaultStyle: false, renderer: "canvas", tooltip: showTip };
     for (const key of Object.keys(data.charts)) {
       const embedded = await vegaEmbed(`#chart-${key}`, specOf(key), options);
-      views.get(key)?.finalize();
+      const before = views.get(key);
+      const { field } = data.axes[selected.x] ?? {};
+      const zoomed = before && data.charts[key].spec.layer && before.view.signal("zoom")[field];
+      if (zoomed) await embedded.view.signal(`zoom_${field}`, zoomed).runAsync();
+      before?.finalize();
       views.set(key, embedded);
     }
-    document.body.dataset.drawn = JSON.stringify({ ...selected, hidden: [...hidden] });
+    document.body.dataset.drawn = JSON.stringify({ ...selected, hidden: [...hidden], runs: data.runs });
   }
 
   // Drawings run one after the other, however quickly the view changes.
@@ -81,20 +88,93 @@
       draw();
     });
   }
-  for (const box of document.querySelectorAll(".runs input")) {
-    box.addEventListener("change", () => {
-      hidden[box.checked ? "delete" : "add"](box.value);
-      draw();
-    });
+  document.querySelector("nav").addEventListener("change", ({ target }) => {
+    if (data.live) {
+      choose(target.value, target.checked);
+      return;
+    }
+    hidden[target.checked ? "delete" : "add"](target.value);
+    draw();
+  });
+
+  function connectSliders() {
+    for (const group of document.querySelectorAll(".samples")) {
+      const articles = [...group.querySelectorAll("article")];
+      const slider = group.querySelector("input");
+      if (!slider) continue;
+      const show = () => articles.forEach((article, at) => { article.hidden = at !== slider.valueAsNumber; });
+      slider.addEventListener("input", show);
+      show();
+    }
   }
-  for (const group of document.querySelectorAll(".samples")) {
-    const articles = [...group.querySelectorAll("article")];
-    const slider = group.querySelector("input");
-    if (!slider) continue;
-    const show = () => articles.forEach((article, at) => { article.hidden = at !== slider.valueAsNumber; });
-    slider.addEventListener("input", show);
-    show();
+
+  // The page of a server is fetched again while runs train.
+  const POLL_MS = 5000;
+  const query = () => data.live.chosen.map((name) => `run=${encodeURIComponent(name)}`).join("&") || "run=";
+  let isPolling = false;
+
+  function choose(name, isChosen) {
+    const others = data.live.chosen.filter((other) => other !== name);
+    data.live.chosen = isChosen ? [...others, name] : others;
+    history.replaceState(null, "", `/?${query()}`);
+    drawing = drawing.then(refresh);
   }
+
+  async function refresh() {
+    const asked = query();
+    let answer = null;
+    let html = "";
+    try {
+      answer = await fetch(`/?${asked}`, { headers: { "If-None-Match": data.live.version } });
+      html = await answer.text();
+    } catch { answer = null; }
+    document.getElementById("lost").hidden = Boolean(answer && (answer.ok || answer.status === 304));
+    // What was chosen meanwhile is asked for next.
+    if (!answer?.ok || asked !== query()) return;
+    replace(new DOMParser().parseFromString(html, "text/html"));
+    await drawAll();
+  }
+
+  async function poll() {
+    if (isPolling || document.hidden) return;
+    isPolling = true;
+    drawing = drawing.then(refresh);
+    await drawing;
+    isPolling = false;
+  }
+
+  function replace(fresh) {
+    const all = (root, selector) => [...root.querySelectorAll(selector)];
+    const names = (root) => all(root, ".runs input").map((box) => box.value).join("\n");
+    const opened = new Map(all(document, "details").map((it) => [it.textContent.trim().split("\n")[0], it.open]));
+    const sliders = new Map(all(document, ".samples input").map((it) => [it.ariaLabel, it]));
+    Object.assign(data, JSON.parse(fresh.getElementById("data").textContent));
+    // Charts stay until they are drawn again.
+    for (const chart of all(fresh, ".chart")) {
+      const shown = document.getElementById(chart.id);
+      if (shown) chart.replaceWith(shown);
+    }
+    for (const it of all(fresh, "details")) it.open = opened.get(it.textContent.trim().split("\n")[0]) ?? it.open;
+    for (const it of all(fresh, ".samples input")) {
+      const before = sliders.get(it.ariaLabel);
+      if (before && before.value !== before.max) it.value = before.value;
+    }
+    const parts = ["header", "main", "footer", ...(names(fresh) === names(document) ? [] : [".runs"])];
+    for (const part of parts) document.querySelector(part).replaceWith(fresh.querySelector(part));
+    document.title = fresh.title;
+    for (const [key, shown] of views) {
+      if (key in data.charts) continue;
+      shown.finalize();
+      views.delete(key);
+    }
+    connectSliders();
+  }
+
   systemIsDark.addEventListener("change", () => draw());
+  connectSliders();
   draw();
+  if (data.live) {
+    setInterval(poll, POLL_MS);
+    document.addEventListener("visibilitychange", poll);
+  }
 })();

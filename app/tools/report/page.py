@@ -1,6 +1,7 @@
 """The page: one HTML file that needs no network."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +20,56 @@ _FOLDER = Path(__file__).parent
 _MAX_SAMPLES = 100
 
 
-def page(runs: Sequence[Run], charts: Sequence[Chart]) -> str:
-    """Return the report as HTML. All text of the runs, which may be anything, is escaped."""
+@dataclass(frozen=True)
+class Choice:
+    """The runs that the live page offers and shows.
+
+    Attributes:
+        offered: names of all runs
+        chosen: names of those to show, in the order in which they were chosen
+        version: changes when the page would
+    """
+
+    offered: list[str]
+    chosen: list[str]
+    version: str
+
+
+def page(
+    runs: Sequence[Run],
+    charts: Sequence[Chart],
+    live: Choice | None = None,
+    problems: Sequence[str] = (),
+) -> str:
+    """Return the report as HTML. All text of the runs, which may be anything, is escaped.
+
+    Args:
+        live: the choice, if a server shows the page; None: the page is a file.
+        problems: why some of the chosen runs cannot be shown.
+    """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     template = environment.from_string(_read("page.html"))
     return template.render(
-        title=" · ".join(run.name for run in runs),
+        title=" · ".join(live.chosen if live else [run.name for run in runs]) or "No run is chosen",
+        live=live,
+        problems=problems,
         runs=runs,
         charts=charts,
         sizes=_sizes(charts),
         describe=facts.describe,
         figures=facts.figures(runs[0]) if len(runs) == 1 else [],
         comparison=facts.comparison(runs) if len(runs) > 1 else [],
-        times=facts.times(runs),
+        times=facts.times(runs) if runs else [],
         tables=facts.tables(runs),
         samples={run.name: _samples(run) for run in runs if run.samples},
         data={
             "charts": {chart.key: {"spec": chart.spec, "fullY": chart.full_y} for chart in charts},
-            "axes": x_axes(runs),
-            "runs": len(runs),
+            "axes": x_axes(runs) if runs else {},
+            "runs": [run.name for run in runs],
+            "live": live and {"version": live.version, "chosen": live.chosen},
             "themes": THEMES,
         },
         css=Markup(_read("page.css")),

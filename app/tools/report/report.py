@@ -25,7 +25,7 @@ def report(settings: Settings, *, runs: Sequence[str], serve: bool) -> None:
         serve_report(settings, runs)
         return
     folder = settings.general.data_dir / "runs"
-    named = [folder / name for name in dict.fromkeys(runs)]
+    named = [folder / name for name in runs]
     out = settings.general.data_dir / settings.report.out if settings.report.out else None
     page, picture, *_ = write_report(named or [with_latest_run(settings).run_dir], out)
     print(page, picture, sep="\n")
@@ -37,9 +37,9 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> list[Path
     Each file is replaced atomically, and all of them by one process.
 
     Args:
-        run_dirs: the runs' folders, each named once.
-        out: the folder to write; None: report in the run's folder; for several runs, a folder
-            named after them in reports beside theirs.
+        run_dirs: the runs' folders.
+        out: the folder to write; None: report in the run's folder; for several runs, a folder of
+            their names in reports, which is beside theirs.
 
     Returns:
         the files' paths, the page first.
@@ -47,7 +47,7 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> list[Path
     Raises:
         UserError: there is no such run, or its metrics are missing or damaged.
     """
-    runs = [read_run(folder) for folder in run_dirs]
+    runs = [read_run(folder) for folder in dict.fromkeys(run_dirs)]
 
     # Imported after the runs are read, because the modules that draw are slow to import.
     from app.tools.report.charts import charts
@@ -61,7 +61,7 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> list[Path
         "report.png": overview(runs, figures(runs[0]), all_charts),
         **{f"{chart.key}.png": picture(chart) for chart in all_charts},
     }
-    folder = out or _report_folder(run_dirs)
+    folder = out or _report_folder(run_dirs[0], [run.name for run in runs])
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder.parent / f".{folder.name}.lock"
     with locked(folder, "report", wait_seconds=WAIT_SECONDS, file=lock):
@@ -71,10 +71,10 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> list[Path
     return [folder / name for name in files]
 
 
-def _report_folder(run_dirs: Sequence[Path]) -> Path:
-    if len(run_dirs) == 1:
-        return run_dirs[0] / "report"
-    name = "+".join(folder.name for folder in run_dirs)
-    if len(name.encode(errors="surrogateescape")) > _MAX_NAME_BYTES:
-        name = f"{len(run_dirs)}-runs-{sha256(name.encode(errors='replace')).hexdigest()[:12]}"
-    return run_dirs[0].parent / "reports" / name
+def _report_folder(run_dir: Path, names: Sequence[str]) -> Path:
+    if len(names) == 1:
+        return run_dir / "report"
+    together = "+".join(names)
+    if len(encoded := together.encode(errors="surrogateescape")) > _MAX_NAME_BYTES:
+        together = f"{len(names)}-runs-{sha256(encoded).hexdigest()[:12]}"
+    return run_dir.parent / "reports" / together
