@@ -9,11 +9,12 @@ parallel := $(python) -m pytest -n auto --maxprocesses 4 --dist worksteal
 installed := .venv/.installed-$(TORCH)-$(notdir $(PYTHON))
 lm_eval_installed := .venv-lm-eval/.installed-$(TORCH)-$(notdir $(PYTHON))
 cluster_installed := .venv-cluster/.installed-$(TORCH)-$(notdir $(PYTHON))
+trackers_installed := .venv-trackers/.installed-$(TORCH)-$(notdir $(PYTHON))
 sky_installed := .venv-sky/.installed-$(notdir $(PYTHON))
-other_locks := lock-dev.txt lock-lm-eval.txt lock-cluster.txt lock-sky.txt
+other_locks := lock-dev.txt lock-lm-eval.txt lock-cluster.txt lock-sky.txt lock-trackers.txt
 locks := $(filter-out $(other_locks:%=requirements/%),$(wildcard requirements/*.txt))
 
-.PHONY: help demo test test-all test-containers test-browser test-lm-eval test-cluster test-sky check soak lock format clean
+.PHONY: help demo test test-all test-containers test-browser test-lm-eval test-cluster test-sky test-trackers check soak lock format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +29,7 @@ demo: $(installed) ## Prepare text, train a small GPT on this machine's CPU and 
 	@echo "Done. The report: $(DATA_DIR)/runs/demo/report/report.html and .png"
 
 test: $(installed) ## Run the tests that take no more than a few seconds each, in parallel
-	@$(parallel) -m 'not (slow or soak or container or browser or lm_eval or cluster or sky)' $(ARGS)
+	@$(parallel) -m 'not (slow or soak or container or browser or lm_eval or cluster or sky or trackers)' $(ARGS)
 
 test-all: $(installed) ## Run the slow ones as well
 	@$(parallel) $(ARGS)
@@ -47,6 +48,9 @@ test-cluster: $(installed) $(cluster_installed) ## Test preparing in tasks with 
 
 test-sky: $(installed) $(sky_installed) ## Check cloud/sky.yaml with SkyPilot's own parsers, without a network
 	@$(python) -m pytest -m sky tests/test_sky.py $(ARGS)
+
+test-trackers: $(installed) $(trackers_installed) ## Test Trackio and Weights & Biases, without a network
+	@$(python) -m pytest -m trackers tests/runs/test_trackers.py $(ARGS)
 
 soak: $(installed) ## Run the long tests: kills, restarts, full disks
 	@$(python) -m pytest -m soak $(ARGS)
@@ -70,7 +74,7 @@ lock: $(installed) ## Lock the requirements of pyproject.toml (newest versions: 
 	$(python) requirements/lock.py $(ARGS)
 
 clean: ## Remove environments and caches, but no data
-	rm -rf .venv .venv-cluster .venv-lm-eval .venv-sky .*_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv-cluster .venv-lm-eval .venv-sky .venv-trackers .*_cache .hypothesis build dist *.egg-info
 	find app tests requirements benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(installed): $(locks) requirements/lock-dev.txt requirements/install.sh
@@ -85,6 +89,10 @@ $(lm_eval_installed): $(wildcard requirements/torch*) requirements/lock-lm-eval.
 
 $(cluster_installed): $(wildcard requirements/torch*) requirements/lock-cluster.txt requirements/vocabulary.txt requirements/install.sh
 	@requirements/install.sh "$(PYTHON)" "$(TORCH)" .venv-cluster lock-cluster.txt vocabulary.txt
+	@touch $@
+
+$(trackers_installed): $(wildcard requirements/torch*) requirements/lock-trackers.txt requirements/vocabulary.txt requirements/install.sh
+	@requirements/install.sh "$(PYTHON)" "$(TORCH)" .venv-trackers lock-trackers.txt vocabulary.txt
 	@touch $@
 
 $(sky_installed): requirements/lock-sky.txt requirements/install.sh

@@ -32,6 +32,7 @@ _DISTRIBUTIONS = {
 _EXTRAS = {
     **dict.fromkeys(("jinja2", "vl-convert-python"), "report"),
     **dict.fromkeys(("starlette", "uvicorn"), "playground"),
+    **dict.fromkeys(("trackio", "wandb"), "trackers"),
 }
 # The first version that works, and the first that has not been tried.
 TORCH_VERSIONS = (2, 11), (2, 14)

@@ -21,7 +21,7 @@ FOLDER = Path(__file__).resolve().parent
 UV = str(Path(sys.executable).with_name("uv"))
 
 # Extras that do not agree with the others, or are too large: each has an environment of its own.
-SEPARATE_EXTRAS = ("cluster", "lm-eval")
+SEPARATE_EXTRAS = ("cluster", "lm-eval", "trackers")
 
 COMMENTS = {
     "lock.txt": "What the program needs, but for torch: add torch-cpu.txt or torch-cuda.txt.",
@@ -31,6 +31,9 @@ COMMENTS = {
     ),
     "lock-lm-eval.txt": "What lm-eval needs, but for torch; in an environment without lock.txt.",
     "lock-sky.txt": "What SkyPilot needs, which reads cloud/sky.yaml in a test.",
+    "lock-trackers.txt": (
+        "What training with TRAIN_TRACKER needs, but for torch; in an environment without lock.txt."
+    ),
     "torch-cuda.txt": "torch as registries have it: with CUDA on Linux, without it elsewhere.",
     "torch-cpu.txt": (
         "torch without CUDA, from wherever pip or uv is told to look for it.\n"

@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 def copy_checkout(folder: Path) -> None:
     """Copy what a clone would hold into a new folder."""
-    environments = {".venv", ".venv-cluster", ".venv-lm-eval", ".venv-sky"}
+    environments = {".venv", ".venv-cluster", ".venv-lm-eval", ".venv-sky", ".venv-trackers"}
     made_here = {".git", ".env", "data", *environments}
     for place in REPOSITORY.iterdir():
         if place.name in made_here or place.name.endswith("_cache"):

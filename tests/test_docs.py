@@ -17,7 +17,7 @@ from tests.pages import PAGES, REPOSITORY, blocks
 ELSEWHERE = {
     *("needs the hub", "on the rented machine", "by make", "until Ctrl-C"),
     *("on the cluster", "with a cloud account", "in .venv-cluster", "with pip"),
-    *("in llm.c", "after the diff"),
+    *("in llm.c", "after the diff", "in .venv-trackers"),
 }
 # What a page has exported before, or a shorter run.
 SHORT = {"TRAIN_MAX_STEPS": "5"}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 from app.files import AppendOnlyFile, write_json
 from app.runs.checkpoint import Checkpoint
@@ -11,6 +11,7 @@ from app.runs.folder import RunFolder
 from app.runs.metrics import MetricsLog, StepRecord, total_seconds
 from app.runs.samples import format_samples, read_samples
 from app.runs.tensorboard import EventLog
+from app.runs.tracking import Tracker
 
 
 class RunLogger:
@@ -21,6 +22,7 @@ class RunLogger:
     Args:
         checkpoint: where the run continues; metrics and samples after it are cut off.
         metadata: the content of settings.json.
+        tracker: see Tracker.
 
     Attributes:
         earlier_seconds: time that earlier processes spent on the steps kept
@@ -36,7 +38,10 @@ class RunLogger:
         checkpoint: Checkpoint | None,
         metadata: dict[str, Any],
         print_line: Callable[[str], None],
+        tracker: Literal["none", "trackio", "wandb"] = "none",
     ) -> None:
+        self._tracker_kind = tracker
+        self._tracker: Tracker | None = None
         self._run, self._metadata, self._print_line = run, metadata, print_line
         if checkpoint is None and run.metrics.exists() and run.metrics.stat().st_size:
             # There is nothing to continue from, but the file may be all that is left of a long run.
@@ -79,6 +84,10 @@ class RunLogger:
             self._metrics.append(record)
         except OSError as error:
             self._warn(error)
+        if self._tracker:
+            self._tracker.check()
+        elif self._tracker_kind != "none":
+            self._tracker = Tracker(self._tracker_kind, self._run, self._print_line)
 
     def add_samples(self, step: int, texts: list[str]) -> None:
         """Append the texts that the model generated after `step` steps to samples.txt."""
@@ -96,6 +105,11 @@ class RunLogger:
             OSError: the disk is full or fails.
         """
         return self._metrics.sync(), self._samples.sync()
+
+    def close(self) -> None:
+        """Let the tracker finish, within a limited time. The files stay open."""
+        if self._tracker:
+            self._tracker.close()
 
     def _warn(self, error: OSError) -> None:
         self._print_line(

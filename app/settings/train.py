@@ -158,6 +158,8 @@ class TrainSettings(Group):
     """how often to restart all processes after one has died"""
     rank_timeout_seconds: Number = Field(600, ge=1, le=86400)
     """time without an answer after which a process counts as dead"""
+    tracker: Literal["none", "trackio", "wandb"] = "none"
+    """also send curves to Trackio or Weights & Biases; offline unless WANDB_MODE says otherwise"""
     price_per_hour: Number | None = Field(None, ge=0, le=1e9)
     """price of the machine per hour, in any currency, to show the cost"""
     resume: Literal["auto", "never"] = "auto"

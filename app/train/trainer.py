@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 
 import torch
 
@@ -83,7 +83,7 @@ class Trainer:
                 planned_steps=state.planned_steps,
                 initial_weights=state.initial_weights,
             )
-            self.log = RunLogger(run, start.checkpoint, metadata, self.print_line)
+            self.log = RunLogger(run, start.checkpoint, metadata, self.print_line, cfg.tracker)
         earlier_seconds = self.log.earlier_seconds if self.log else 0.0
         self.began = time.perf_counter() - process_seconds() - earlier_seconds
         self.console = Console(
@@ -135,7 +135,8 @@ class Trainer:
                 self.compile_note,
             )
         )
-        with closing(self.console), self.checkpointer:
+        log = closing(self.log) if self.log else nullcontext()
+        with closing(self.console), log, self.checkpointer:
             try:
                 self.periodic.finish_interrupted_step()
                 with self.loader:

@@ -1,0 +1,89 @@
+"""The process of a tracker: follows a run's metrics.jsonl until standard input ends."""
+
+import json
+import os
+import select
+import shutil
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from app.formats import flatten
+from app.runs.folder import RunFolder
+from app.runs.metrics import StepRecord
+
+_PROJECT = "gpt-compose"
+_READ_EVERY_SECONDS = 1.0
+# Nobody waits for this process any longer if training was killed.
+_MOST_SECONDS_TO_FINISH = 60
+
+
+def start_trackio(folder: Path, config: dict[str, Any]) -> Any:
+    """Start a run of Trackio, in place of the one that an earlier process has begun."""
+    os.environ.setdefault("TRACKIO_DIR", str(folder.absolute().parents[1] / "trackio"))
+    import trackio
+
+    with suppress(ValueError):  # there is no such project yet
+        for earlier in trackio.Api().runs(_PROJECT):
+            if earlier.name == folder.name:
+                earlier.delete()
+    return trackio.init(project=_PROJECT, name=folder.name, config=config)
+
+
+def start_wandb(folder: Path, config: dict[str, Any]) -> Any:
+    """Start a run of Weights & Biases, in place of the one that an earlier process has begun."""
+    os.environ.setdefault("WANDB_MODE", "offline")
+    os.environ.setdefault("WANDB_PROJECT", _PROJECT)
+    import wandb
+
+    earlier = sorted((folder / "wandb").glob("*run-*-*"))
+    # Without `resume`, a run replaces what is stored under its ID, here and on the server.
+    run = wandb.init(
+        dir=folder,
+        id=earlier[-1].name.rpartition("-")[2] if earlier else None,
+        name=folder.name,
+        config=config,
+        settings=wandb.Settings(console="off"),
+    )
+    for path in earlier:
+        shutil.rmtree(path)
+    return run
+
+
+def follow(metrics: Path) -> Iterator[StepRecord]:
+    """Yield the records of metrics.jsonl and those that are added, until standard input ends."""
+    rest, is_over = b"", False
+    with metrics.open("rb") as file:
+        while not is_over:
+            is_over = bool(select.select([sys.stdin], [], [], _READ_EVERY_SECONDS)[0])
+            *lines, rest = (rest + file.read()).split(b"\n")
+            yield from (StepRecord(**json.loads(line)) for line in lines)
+
+
+def track(kind: str, run: RunFolder) -> None:
+    """Send the settings and all points of a run to a tracker."""
+    os.nice(10)
+    config = {
+        ".".join(path).removeprefix("settings."): value
+        for path, value in flatten(json.loads(run.settings.read_bytes()))
+        if value is not None
+    }
+    # Trackio turns its failures into warnings.
+    with warnings.catch_warnings(record=True) as caught:
+        tracked = {"trackio": start_trackio, "wandb": start_wandb}[kind](run.path, config)
+        for record in follow(run.metrics):
+            tracked.log(record.curves(), step=record.step)
+            if caught:
+                break
+        signal.alarm(_MOST_SECONDS_TO_FINISH)
+        tracked.finish()
+    if caught:
+        sys.exit(str(caught[0].message))
+
+
+if __name__ == "__main__":
+    track(sys.argv[1], RunFolder(Path(sys.argv[2])))
