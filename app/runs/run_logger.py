@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any
 
 from app.files import AppendOnlyFile, write_json
 from app.runs.checkpoint import Checkpoint
@@ -22,7 +22,7 @@ class RunLogger:
     Args:
         checkpoint: where the run continues; metrics and samples after it are cut off.
         metadata: the content of settings.json.
-        tracker: see Tracker.
+        tracker: trackio, wandb or none.
 
     Attributes:
         earlier_seconds: time that earlier processes spent on the steps kept
@@ -38,7 +38,7 @@ class RunLogger:
         checkpoint: Checkpoint | None,
         metadata: dict[str, Any],
         print_line: Callable[[str], None],
-        tracker: Literal["none", "trackio", "wandb"] = "none",
+        tracker: str = "none",
     ) -> None:
         self._tracker_kind = tracker
         self._tracker: Tracker | None = None

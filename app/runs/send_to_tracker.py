@@ -1,4 +1,7 @@
-"""The process of a tracker: follows a run's metrics.jsonl until standard input ends."""
+"""Sends a run to a tracker: what metrics.jsonl holds, and what is added until standard input ends.
+
+python -m app.runs.send_to_tracker trackio|wandb RUN_FOLDER
+"""
 
 import json
 import os
@@ -23,26 +26,29 @@ _MOST_SECONDS_TO_FINISH = 60
 
 
 def start_trackio(folder: Path, config: dict[str, Any]) -> Any:
-    """Start a run of Trackio, in place of the one that an earlier process has begun."""
+    """Start a run in place of the one that an earlier process has begun; return the package."""
     os.environ.setdefault("TRACKIO_DIR", str(folder.absolute().parents[1] / "trackio"))
     import trackio
 
+    # It turns its failures into warnings.
+    warnings.showwarning = _end_with_warning
     with suppress(ValueError):  # there is no such project yet
         for earlier in trackio.Api().runs(_PROJECT):
             if earlier.name == folder.name:
                 earlier.delete()
-    return trackio.init(project=_PROJECT, name=folder.name, config=config)
+    trackio.init(project=_PROJECT, name=folder.name, config=config)
+    return trackio
 
 
 def start_wandb(folder: Path, config: dict[str, Any]) -> Any:
-    """Start a run of Weights & Biases, in place of the one that an earlier process has begun."""
+    """Start a run in place of the one that an earlier process has begun; return the package."""
     os.environ.setdefault("WANDB_MODE", "offline")
     os.environ.setdefault("WANDB_PROJECT", _PROJECT)
     import wandb
 
     earlier = sorted((folder / "wandb").glob("*run-*-*"))
     # Without `resume`, a run replaces what is stored under its ID, here and on the server.
-    run = wandb.init(
+    wandb.init(
         dir=folder,
         id=earlier[-1].name.rpartition("-")[2] if earlier else None,
         name=folder.name,
@@ -51,7 +57,13 @@ def start_wandb(folder: Path, config: dict[str, Any]) -> Any:
     )
     for path in earlier:
         shutil.rmtree(path)
-    return run
+    return wandb
+
+
+def _end_with_warning(message: Warning | str, *_where: Any, **_more: Any) -> None:
+    print(message, file=sys.stderr, flush=True)
+    # At a usual exit trackio prints another line, and tracking.py shows the last one.
+    os._exit(1)
 
 
 def follow(metrics: Path) -> Iterator[StepRecord]:
@@ -64,26 +76,20 @@ def follow(metrics: Path) -> Iterator[StepRecord]:
             yield from (StepRecord(**json.loads(line)) for line in lines)
 
 
-def track(kind: str, run: RunFolder) -> None:
-    """Send the settings and all points of a run to a tracker."""
+def send(kind: str, run: RunFolder) -> None:
+    """Send a run's settings and curves."""
     os.nice(10)
     config = {
         ".".join(path).removeprefix("settings."): value
         for path, value in flatten(json.loads(run.settings.read_bytes()))
         if value is not None
     }
-    # Trackio turns its failures into warnings.
-    with warnings.catch_warnings(record=True) as caught:
-        tracked = {"trackio": start_trackio, "wandb": start_wandb}[kind](run.path, config)
-        for record in follow(run.metrics):
-            tracked.log(record.curves(), step=record.step)
-            if caught:
-                break
-        signal.alarm(_MOST_SECONDS_TO_FINISH)
-        tracked.finish()
-    if caught:
-        sys.exit(str(caught[0].message))
+    tracker = {"trackio": start_trackio, "wandb": start_wandb}[kind](run.path, config)
+    for record in follow(run.metrics):
+        tracker.log(record.curves(), step=record.step)
+    signal.alarm(_MOST_SECONDS_TO_FINISH)
+    tracker.finish()
 
 
 if __name__ == "__main__":
-    track(sys.argv[1], RunFolder(Path(sys.argv[2])))
+    send(sys.argv[1], RunFolder(Path(sys.argv[2])))

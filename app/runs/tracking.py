@@ -10,7 +10,7 @@ from contextlib import suppress
 from app.failures import translate_error
 from app.runs.folder import RunFolder
 
-_MOST_SECONDS_TO_FINISH = 10.0
+_MOST_SECONDS_TO_FINISH = 30.0
 
 
 class Tracker:
@@ -57,8 +57,8 @@ class Tracker:
             said = []
             with suppress(OSError):
                 said = self._log.read_text("utf-8", "replace").strip().splitlines()[-1:]
-            said = ": ".join([f"{self._kind} has died ({how})", *said])[:300]
-            self._warn(f"{said} ({self._log})")
+            problem = ": ".join([f"{self._kind} has died ({how})", *said])[:300]
+            self._warn(f"{problem} ({self._log})")
 
     def close(self) -> None:
         """Let the process send the last points, for a limited time."""
