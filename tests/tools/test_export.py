@@ -37,7 +37,7 @@ from tests.tools.small_run import CONTEXT_LENGTH, RUN
 from tests.train.code_clone import Clone
 
 EXPORT = RUN / "export"
-RELU2 = "F.relu(self.c_fc(x)).square()"
+RELU2 = '"gelu": lambda x: F.relu(x).square()'
 
 
 @pytest.fixture(autouse=True)
@@ -191,7 +191,7 @@ def test_transformers_computes_what_export_has_checked(
 @pytest.mark.slow
 def test_a_changed_activation_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     clone = Clone(tmp_path / "clone")
-    clone.edit("app/model/gpt.py", "F.gelu(self.c_fc(x), approximate=self.approximate)", RELU2)
+    clone.edit("app/model/gpt.py", '"gelu": F.gelu', RELU2)
     program = "import sys; from app.cli.process import run; sys.exit(run(['export']))"
     ended = run_python(program, PYTHONPATH=clone.folder)
     assert ended.returncode == ExitCode.USER

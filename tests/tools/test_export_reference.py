@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from app.errors import UserError
 from app.model.architectures import build_model, to_huggingface
-from app.model.gpt import GPT, GPTConfig
+from app.model.gpt import ACTIVATIONS, GPT, GPTConfig
 from app.model.language_model import LanguageModel, ModelConfig
 from app.model.qwen3 import Qwen3Config
 from app.tools.export.reference import check_is_published, published_logits
@@ -55,17 +55,6 @@ def test_the_published_logits_are_those_of_transformers(config: ModelConfig) -> 
     assert difference < 2e-5 * expected.std()
 
 
-class Squared(nn.Module):
-    """An MLP with relu²."""
-
-    def __init__(self, mlp: Any) -> None:
-        super().__init__()
-        self.c_fc, self.c_proj = mlp.c_fc, mlp.c_proj
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(F.relu(self.c_fc(x)).square())
-
-
 class Turned(nn.Module):
     """GPT-2's attention with rotary positions."""
 
@@ -95,12 +84,12 @@ class Capped(GPT):
 
 
 def squared(model: Any) -> None:
-    model.transformer.h[1].mlp = Squared(model.transformer.h[1].mlp)
+    model.transformer.h[1].mlp.activation = lambda x: F.relu(x).square()
 
 
 def other_gelu(model: Any) -> None:
     for block in model.transformer.h:
-        block.mlp.approximate = "tanh"
+        block.mlp.activation = ACTIVATIONS["gelu_new"]
 
 
 def other_eps(model: Any) -> None:

@@ -43,7 +43,7 @@ def test_the_patch_makes_the_commit_the_code_of_the_run(clone: Clone, tmp_path: 
     committed, nothing = new_patch(clone)
     assert committed["revision"] == revision
     assert (committed["differs"], nothing) == (False, "")
-    clone.edit(MLP, "F.gelu(", "F.silu(")
+    clone.edit(MLP, "F.gelu,", "F.silu,")
     (clone.folder / "app/train/new_optimizer.py").write_text("RATE = 1\n")
     for secret in (".env", "app/.env", "app/recipes/mine.env"):
         (clone.folder / secret).write_text("HF_TOKEN=hf_secret\n")
@@ -93,7 +93,7 @@ def test_continuing_with_other_code_names_the_files_and_keeps_the_difference(
     assert {MLP, "app/train/muon.py"} <= hashes.keys()
     assert "app/tools/sample.py" not in hashes
 
-    clone.edit(MLP, "F.gelu(", "F.gelu(1.0 * ")
+    clone.edit(MLP, '"gelu": F.gelu,', '"gelu": lambda x: F.gelu(x),')
     clone.edit("app/train/console.py", "import time\n", "import time  # another line\n")
     second = clone.commit()
     clone.edit("app/tools/sample.py", "import sys\n", "import sys  # another line\n")
@@ -123,7 +123,7 @@ def test_continuing_with_other_code_names_the_files_and_keeps_the_difference(
     assert "other code than before: app/train/muon.py; " in output
     assert [path.name for path in data_dir.glob("runs/branch/*.patch")] == ["code-000009.patch"]
 
-    clone.edit(MLP, "F.gelu(1.0 * ", "F.gelu(1.00 * ")
+    clone.edit(MLP, "lambda x: F.gelu(x)", "lambda it: F.gelu(it)")
     program = "import sys; from app.cli.process import run; sys.exit(run(['sample']))"
     place = {"DATA_DIR": data_dir, "PYTHONPATH": clone.folder, "TRAIN_RUN_NAME": "branch"}
     ended = run_python(program, **place, SAMPLE_MAX_TOKENS=2)

@@ -179,5 +179,5 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _activation(name: str) -> Callable[[Tensor], Tensor]:
     if name not in _ACTIVATIONS:
-        raise ValueError(f"its activation is {name}")
+        raise ValueError(f"its activation is {name}, not a GELU or SiLU")
     return _ACTIVATIONS[name]
