@@ -1,7 +1,7 @@
 """Names of datasets: those of the Hub, of local text and of Python's own library."""
 
-import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 STDLIB = "stdlib"
@@ -38,13 +38,15 @@ def is_hub_id(dataset: str) -> bool:
 
 def is_own_text(dataset: str) -> bool:
     """Return True for local files, also if they are missing; not for a copy of a Hub repository."""
-    return (
-        dataset != STDLIB
-        and not is_hub_id(dataset)
-        and not is_hub_layout(
-            Path(os.path.expanduser(dataset))  # noqa: PTH111 (Path.expanduser fails for unknown users)
-        )
-    )
+    is_local = dataset != STDLIB and not is_hub_id(dataset)
+    return is_local and not is_hub_layout(local_path(dataset))
+
+
+def local_path(dataset: str) -> Path:
+    """Return the path of local text; a ~ is the home folder, if there is such a user."""
+    with suppress(RuntimeError):
+        return Path(dataset).expanduser()
+    return Path(dataset)
 
 
 def is_hub_layout(folder: Path) -> bool:

@@ -6,7 +6,6 @@ import os
 from argparse import ArgumentTypeError
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.cli.process import raise_on_signals, run_and_report, run_as_process
@@ -37,7 +36,7 @@ def _prepare(arguments: Sequence[str]) -> None:
         )
     from app.cluster.executors import engine
     from app.cluster.prepare import prepare
-    from app.dataset_names import STDLIB, is_hub_id
+    from app.dataset_names import STDLIB, is_hub_id, local_path
     from app.settings.sources import load_settings
     from app.tools.prepare import dataset_spec, print_next
 
@@ -46,7 +45,7 @@ def _prepare(arguments: Sequence[str]) -> None:
     cfg, spec = settings.prepare, dataset_spec(settings)
     if cfg.dataset != STDLIB and not is_hub_id(cfg.dataset):
         # Another machine, or process, may start in another folder.
-        path = Path(cfg.dataset).expanduser().absolute()
+        path = local_path(cfg.dataset).absolute()
         spec = replace(spec, source=replace(spec.source, dataset=str(path)))
     if settings.general.hf_token:
         os.environ["HF_TOKEN"] = settings.general.hf_token.get_secret_value()

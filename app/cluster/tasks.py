@@ -5,7 +5,7 @@ A range ends between two files, or between two row groups of a parquet file.
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -85,7 +85,7 @@ class Plan:
 
     def save(self, folder: Path) -> None:
         """Write the plan to `folder` atomically."""
-        cut = {"cut": self.cut.to_json()} if self.cut else {}
+        cut = {"cut": asdict(self.cut)} if self.cut else {}
         value = {"key": self.key, "name": self.name, "tasks": self.tasks, **cut}
         write_json(folder / PLAN, value)
 

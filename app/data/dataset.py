@@ -198,8 +198,8 @@ class ShardVerification:
             UserError: a hash is wrong, or a shard cannot be read.
         """
         # In order, so that the first of several damaged shards is always the one reported.
-        for result in self._results.values():
-            result.result()
+        for _ in self:
+            pass
 
 
 def _verify(folder: Path, remaining: Iterator[tuple[ShardInfo, Future[None]]]) -> None:

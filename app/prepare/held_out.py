@@ -7,7 +7,7 @@ tokens end is left out of both splits. One file, or a few, would lose most of th
 import re
 from collections.abc import Mapping
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -59,12 +59,8 @@ class Cut:
 
     @classmethod
     def load(cls, stored: Mapping[str, Any] | None) -> Self | None:
-        """Return the cut that to_json() has stored, if any."""
+        """Return the cut that a manifest has as a dictionary, if any."""
         return cls(**stored) if stored else None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the cut for a manifest."""
-        return asdict(self)
 
     def row_in(self, batch: Batch) -> int | None:
         """Return which row of the batch is cut; None if none is."""
@@ -143,7 +139,8 @@ def _bounds(
 
     Also True if it has more tokens than are to be held out.
     """
-    encoded = encoder.encode(joined([_whole_characters(text)]))[0][1:]
+    # The last character may lack bytes.
+    encoded = encoder.encode(joined([text.decode(errors="ignore").encode()]))[0][1:]
     most, least = (
         count - tokens - 1 for count in (spec.held_out_tokens, round(1.1 * spec.sequence_tokens))
     )
@@ -162,11 +159,6 @@ def _last_break(text: bytes, low: int, high: int) -> tuple[str, int]:
         if ends and ends[-1]:
             return kind, ends[-1]
     return _NO_BREAK, 0
-
-
-def _whole_characters(text: bytes) -> bytes:
-    """Return UTF-8 text without a last character that lacks bytes."""
-    return text.decode(errors="ignore").encode()
 
 
 def _text_size(documents: FileDocuments) -> int:

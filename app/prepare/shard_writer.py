@@ -5,7 +5,7 @@ begins, so that a run that was killed continues there.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -209,7 +209,7 @@ class ShardWriter:
         self._file = None
         position: dict[str, Any] = cursor.to_json()
         if self._cut:
-            position["cut"] = self._cut.to_json()
+            position["cut"] = asdict(self._cut)
         if self._read_files:
             position["current"] = self._read_files.commit(cursor.position, cursor.digest())
         self.manifest = replace(

@@ -9,7 +9,15 @@ from functools import partial
 from glob import glob
 from pathlib import Path
 
-from app.dataset_names import COMPRESSIONS, KINDS, STDLIB, is_hub_id, is_hub_layout, kind_of
+from app.dataset_names import (
+    COMPRESSIONS,
+    KINDS,
+    STDLIB,
+    is_hub_id,
+    is_hub_layout,
+    kind_of,
+    local_path,
+)
 from app.errors import UserError
 from app.prepare.documents import Documents, Fault
 from app.prepare.listing import SourceFile, digest, listing, source_file
@@ -40,7 +48,7 @@ def open_documents(source: TextSource, hf_token: str | None = None) -> Documents
         NetworkError: the hub does not answer.
     """
     dataset = source.dataset
-    path = _expanded(dataset)
+    path = local_path(dataset)
     is_hub_folder = dataset != STDLIB and path.is_dir() and is_hub_layout(path)
     if is_hub_folder or is_hub_id(dataset):
         if not is_hub_folder and is_doubtful(dataset):
@@ -126,7 +134,7 @@ def _find(source: TextSource, own: list[str]) -> tuple[list[str], str]:
         own: takes the names of this program's own folders, which are left out.
     """
     dataset = source.dataset
-    path = _expanded(dataset).absolute()
+    path = local_path(dataset).absolute()
     if dataset == STDLIB:
         root = sysconfig.get_paths()["stdlib"]
         paths = [path for path in _below(root, own, _EXCLUDED_FROM_STDLIB) if path.endswith(".py")]
@@ -152,13 +160,6 @@ def _find(source: TextSource, own: list[str]) -> tuple[list[str], str]:
     own += sorted(map(str, own_folders))
     paths = [match for match, above in parents.items() if own_folders.isdisjoint(above)]
     return paths, f"{fixed}/"
-
-
-def _expanded(dataset: str) -> Path:
-    try:
-        return Path(dataset).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{dataset}: {error}", "correct PREPARE_DATASET") from None
 
 
 def _is_pattern(text: str) -> bool:

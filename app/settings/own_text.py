@@ -73,8 +73,9 @@ def own_text_settings(values: Mapping[str, str], command: str, usual_dir: Path) 
     latest = "" if is_named or not is_searched else _latest_own_text(usual_dir.parent)
     if latest and command not in ("train", "doctor"):
         # Another run, the named one or the latest, knows its own text.
-        runs = usual_dir.parent / "runs"
-        is_untrained = not _has_begun(runs / latest) and any(runs.glob(f"*/{_SAVED}"))
+        runs, run = usual_dir.parent / "runs", usual_dir.parent / "runs" / latest
+        has_begun = (run / "metrics.jsonl").exists() or any(run.glob(_SAVED))
+        is_untrained = not has_begun and any(runs.glob(f"*/{_SAVED}"))
         latest = "" if is_untrained or "TRAIN_RUN_NAME" in values else latest
     return {**chosen, "TRAIN_DATASET_DIR": latest} if latest else chosen if recipe else {}
 
@@ -138,10 +139,6 @@ def _latest_own_text(data_dir: Path) -> str:
     manifests = sorted(data_dir.glob("*/manifest.json"), key=lambda path: -path.stat().st_mtime)
     own = (path for path in manifests if json_value(path, "source", "dataset") == "files")
     return next((path.parent.name for path in own), "")
-
-
-def _has_begun(run: Path) -> bool:
-    return (run / "metrics.jsonl").exists() or any(run.glob(_SAVED))
 
 
 def _values_of(settings: Any) -> dict[str, int]:
