@@ -14,15 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from app.cli.commands import COMMANDS
-from app.containers import is_installed
-from app.errors import (
-    AppError,
-    ExhaustedError,
-    ExitCode,
-    NetworkError,
-    NotFiniteError,
-    UserError,
-)
+from app.containers import is_installed, program
+from app.errors import AppError, ExhaustedError, ExitCode, NetworkError, NotFiniteError, UserError
 from app.runs.checkpoints import latest_checkpoint
 from app.runs.metrics import StepRecord, read_metrics
 from app.settings.settings import GROUPS, Settings
@@ -111,9 +104,10 @@ def load(
     settings = resolve({}, "sample", with_environment=True)
     if run is None:
         folder = with_latest_run(settings).run_dir
+    elif os.sep in str(run):
+        folder = Path(run)
     else:
-        is_folder = os.sep in str(run)
-        folder = Path(run) if is_folder else settings.general.data_dir / "runs" / run
+        folder = settings.general.data_dir / "runs" / run
     checkpoint = latest_checkpoint(folder, step)
     # Imported after these checks, because torch takes seconds.
     from app.data.tokenizer import Tokenizer
@@ -135,7 +129,7 @@ def _run_command(name: str, settings: Mapping[str, Setting]) -> Settings:
     }
     for field in settings.keys() - variables.keys():
         problem = f"{name} has no setting {field!r}{suggestion(field, variables)}"
-        raise UserError(problem, f"help({name}) tells where the settings are explained")
+        raise UserError(problem, f"`{program()} {name} --help` explains those that it has")
     flags = {
         variables[field]: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         for field, value in settings.items()
@@ -176,18 +170,19 @@ def _wait(command: list[str], package_parent: str) -> tuple[int, str]:
         errors="replace",
     )
     assert process.stdout is not None
-    error, ended = "", False
-    with process.stdout:
-        while not ended:
+    error = ""
+    with process.stdout as output:
+        while True:
             try:
-                for line in process.stdout:
-                    if line.startswith("error: ") or (error and line.startswith(" ")):
-                        error += line.removeprefix("error: ")
+                for line in output:
+                    if line.startswith("error: "):
+                        error = line.removeprefix("error: ")
+                    elif error and line.startswith(" "):
+                        error += line
                     else:
-                        # Printed by this process: a notebook shows nothing of another one.
+                        # By this process: a notebook does not show what another one prints.
                         print(line, end="", flush=True)
-                ended = True
+                return process.wait(), error.removesuffix("\n")
             except KeyboardInterrupt:
                 # In a terminal the process has got one as well, and takes the two for one request.
                 process.send_signal(signal.SIGINT)
-        return process.wait(), error.removesuffix("\n")
