@@ -23,6 +23,8 @@ ELSEWHERE = {
 SHORT = {"TRAIN_MAX_STEPS": "5"}
 EXPORTED = {
     "docs/tutorial.md": {"RECIPE": "demo"},
+    # The warm-up of the demo has 8 steps.
+    "docs/compare-runs.md": {"TRAIN_MAX_STEPS": "10", "TRAIN_COMPILE": "false"},
     "docs/own-data.md": SHORT,
 }
 RUN_HERE = [page for page in PAGES if any(block.is_run_here for block in blocks(page))]
