@@ -14,11 +14,13 @@ sky_installed := .venv-sky/.installed-$(notdir $(PYTHON))
 other_locks := lock-dev.txt lock-lm-eval.txt lock-cluster.txt lock-sky.txt lock-trackers.txt
 locks := $(filter-out $(other_locks:%=requirements/%),$(wildcard requirements/*.txt))
 
-.PHONY: help demo test test-all test-containers test-browser test-lm-eval test-cluster test-sky test-trackers check soak lock format clean
+.PHONY: help install demo test test-all test-containers test-browser test-lm-eval test-cluster test-sky test-trackers check soak lock format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo 'Variables: PYTHON=python3.12, TORCH=auto|cpu|cuda, ARGS="pytest arguments"'
+
+install: $(installed) ## Create .venv with the locked packages
 
 demo: export RECIPE = demo
 demo: $(installed) ## Prepare text, train a small GPT on this machine's CPU and report on it, in minutes

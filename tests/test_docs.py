@@ -10,14 +10,25 @@ from pathlib import Path
 import pytest
 
 from app.settings.sources import load_settings
+from tests.model.transformers_models import gpt2
 from tests.newcomer import settle
 from tests.pages import PAGES, REPOSITORY, blocks
+from tests.prepare.hub_folders import write_fineweb, write_parquet
+from tests.prepare.loopback_hub import Hub
 
-# What stands after ```sh where a block is not run by these tests.
+# What stands after ```sh where a block is not run as it stands, and the tests of what it does.
 ELSEWHERE = {
-    *("needs the hub", "on the rented machine", "by make", "until Ctrl-C"),
-    *("on the cluster", "with a cloud account", "in .venv-cluster", "with pip"),
-    *("in llm.c", "after the diff", "in .venv-trackers"),
+    "after the diff": "tests/test_change_the_model.py",
+    "by make": "tests/test_docs.py",
+    "needs the hub": "tests/test_docs.py",
+    "in .venv-cluster": "tests/cluster/test_prepare.py",
+    "in .venv-trackers": "tests/runs/test_trackers.py",
+    "in llm.c": "tests/data/test_readers.py",
+    "on the cluster": "tests/distributed/test_slurm.py",
+    "on the rented machine": "tests/containers/test_cloud_init.py",
+    "until Ctrl-C": "tests/tools/test_playground.py",
+    "with a cloud account": "tests/test_sky.py",
+    "with pip": "tests/test_package.py",
 }
 # What a page has exported before, or a shorter run.
 SHORT = {"TRAIN_MAX_STEPS": "5"}
@@ -27,12 +38,30 @@ EXPORTED = {
     "docs/compare-runs.md": {"TRAIN_MAX_STEPS": "10", "TRAIN_COMPILE": "false"},
     "docs/own-data.md": SHORT,
 }
+# A model that needs seconds, for the recipes of large ones.
+TINY = {
+    "MODEL_CONTEXT_LENGTH": "32",
+    "MODEL_NUM_LAYERS": "3",
+    "MODEL_EMBD_SIZE": "48",
+    "MODEL_NUM_HEADS": "4",
+    "TRAIN_MAX_STEPS": "6",
+    "TRAIN_TOKENS_PER_STEP": "64",
+    "TRAIN_MOMENTUM_WARMUP_STEPS": "0",
+    "TRAIN_VAL_TOKENS": "64",
+    "TRAIN_COMPILE": "false",
+    "PREPARE_VAL_TOKENS": "200",
+}
 RUN_HERE = [page for page in PAGES if any(block.is_run_here for block in blocks(page))]
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_each_block_is_run_or_says_where_it_would_be(page: str) -> None:
-    assert {block.where for block in blocks(page)} <= {"", *ELSEWHERE}
+    for block in blocks(page):
+        assert (
+            block.is_run_here
+            or block.is_for_containers
+            or (REPOSITORY / ELSEWHERE[block.where]).exists()
+        )
 
 
 def test_readme_comes_to_the_point() -> None:
@@ -98,6 +127,13 @@ def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     }
 
 
+def run_as_typed(script: str, environment: dict[str, str]) -> None:
+    """Run the lines of a block in the current folder, up to the first one that fails."""
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, script + done.stdout + done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("page", RUN_HERE)
@@ -105,11 +141,32 @@ def test_commands_work_in_their_order(page: str, newcomer: dict[str, str]) -> No
     for block in blocks(page):
         if not block.is_run_here:
             continue
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block.script],
-            env=newcomer | EXPORTED.get(page, {}),
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, block.script + done.stdout + done.stderr
+        run_as_typed(block.script, newcomer | EXPORTED.get(page, {}))
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_commands_that_need_the_hub_work_with_one(newcomer: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "story.txt").write_text("Once upon a time there was a model. " * 200)
+    gpt2().save_pretrained(tmp_path / "gpt2")
+    texts = [path.read_text(encoding="utf-8") for path in (tmp_path / "texts").glob("*.md")]
+    dataset = write_fineweb(tmp_path / "hub", [texts])
+    write_parquet(dataset / "data" / "tiny" / "000.parquet", texts)
+    with Hub() as hub:
+        hub.publish("openai-community/gpt2", tmp_path / "gpt2")
+        hub.publish("roneneldan/TinyStories", dataset)
+        hub.publish("HuggingFaceFW/fineweb", dataset)
+        environment = newcomer | TINY | hub.variables
+        run_as_typed("RECIPE=qwen3-124M python -m app prepare --total-tokens 20000", environment)
+        for block in (block for page in PAGES for block in blocks(page)):
+            if block.where == "needs the hub" and "docker" not in block.script:
+                run_as_typed(block.script.replace("19000", "12"), environment)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("page", PAGES)
+def test_make_has_the_targets(page: str) -> None:
+    for block in blocks(page):
+        for targets in re.findall(r"^make ([\w -]+)", block.script, re.MULTILINE):
+            command = ["make", "--dry-run", *targets.split()]
+            subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True)

@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from app import __version__
 from app.failures import _EXTRAS, TORCH_VERSIONS
@@ -103,6 +104,16 @@ def test_extras_and_torch_are_those_of_the_project() -> None:
         assert name in named
     oldest, newer = TORCH_VERSIONS
     assert "torch>={}.{},<{}.{}".format(*oldest, *newer) in project["dependencies"]
+
+
+def test_ci_runs_on_every_python_that_the_package_names() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+    named = [classifier.rpartition(" ")[2] for classifier in project["classifiers"]]
+    jobs = yaml.safe_load((REPOSITORY / ".github/workflows/ci.yaml").read_text("utf-8"))["jobs"]
+    assert jobs["test"]["strategy"]["matrix"]["python"] == named
+    assert project["requires-python"] == f">={named[0]}"
+    oldest = "torch=={}.{}.0".format(*TORCH_VERSIONS[0])
+    assert any(oldest in step.get("run", "") for step in jobs["oldest-torch"]["steps"])
 
 
 def test_the_installed_command_works_in_any_folder(
