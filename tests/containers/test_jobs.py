@@ -215,6 +215,25 @@ def test_tensorboard_answers_on_this_machine_only(tiny: Engine) -> None:
         tiny.docker("compose", "rm", "--stop", "--force", "tensorboard")
 
 
+def test_up_serves_the_report_on_this_machine_only_and_run_writes_it(tiny: Engine) -> None:
+    port = {"REPORT_PORT": "18001"}
+    tiny.job("train", variables=TINY)
+    assert tiny.job("report", "tiny").startswith("/data/runs/tiny/report/report.html\n")
+    tiny.docker("compose", "up", "--detach", "report", variables=port)
+    try:
+        address = tiny.docker("compose", "port", "report", "18001", variables=port)
+        assert address.strip() == "127.0.0.1:18001"
+        patient = ("--retry", "60", "--retry-all-errors", "--retry-delay", "1")
+        asked = ("curl", "--silent", "--show-error", "--fail", *patient)
+        page = tiny.run(*asked, "http://localhost:18001/?run=tiny").stdout
+        assert "<title>tiny</title>" in page
+        container = tiny.docker("compose", "ps", "--quiet", "report").strip()
+        code, printed = stopped(tiny, container)
+        assert code == 128 + signal.SIGTERM, printed
+    finally:
+        tiny.docker("compose", "rm", "--stop", "--force", "report")
+
+
 def test_the_playground_answers_on_this_machine_only_and_cannot_write(tiny: Engine) -> None:
     port = {"PLAYGROUND_PORT": "18000"}
     tiny.job("train", variables=TINY)

@@ -295,6 +295,7 @@ def test_settings_dataset_and_hardware_are_in_the_tables(tmp_path: Path) -> None
 def test_several_runs_are_compared(tmp_path: Path) -> None:
     other = json.loads(json.dumps(SETTINGS))
     other["settings"]["train"] |= {"learning_rate": 0.0005, "seed": 7}
+    other["settings"]["report"] = {"port": 8002}
     runs = [
         make_run(tmp_path / "muon", rows(38, 19)),
         make_run(tmp_path / "adamw", rows(20, 10, lowest=3.5), other),
@@ -305,6 +306,7 @@ def test_several_runs_are_compared(tmp_path: Path) -> None:
     assert "TRAIN_LEARNING_RATE 0.0036 0.0005" in " ".join(differing.split())
     assert "TRAIN_SEED 7" in " ".join(differing.split())
     assert "TRAIN_MAX_STEPS" not in differing
+    assert "REPORT_PORT" not in document.text
     for run in runs:
         held_out = [row["val_loss"] for row in rows_of(run) if "val_loss" in row]
         assert f"{held_out[-1]:.4f}" in comparison

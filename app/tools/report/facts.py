@@ -13,6 +13,8 @@ from app.tools.report.curves import finite
 from app.tools.report.run_data import Run
 
 _MACHINE = ("device", "processes", "machine", "versions", "git_revision", "parameters")
+# Of commands that did not make the run.
+_OF_TOOLS = ("EVALUATE_", "EXPORT_", "PLAYGROUND_", "REPORT_")
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,10 @@ def times(runs: Sequence[Run]) -> list[Row]:
 
 def tables(runs: Sequence[Run]) -> dict[str, list[Row]]:
     """Return the tables of what settings.json records, by title."""
+    settings = _metadata_rows([run.get("settings") for run in runs], _variable)
     machine = [{key: run.get(key) for key in _MACHINE} for run in runs]
     return {
-        "Settings": _metadata_rows([run.get("settings") for run in runs], _variable),
+        "Settings": [row for row in settings if not row.name.startswith(_OF_TOOLS)],
         "Dataset": _metadata_rows([run.get("dataset") for run in runs], _words),
         "Hardware and versions": _metadata_rows(machine, _words),
     }
