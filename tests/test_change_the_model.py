@@ -12,10 +12,12 @@ import pytest
 from app.data.dataset import open_dataset
 from app.data.token_stream import TokenStream
 from app.data.tokenizer import Tokenizer
+from app.errors import ExitCode
 from app.runs.checkpoint import Checkpoint
 from app.runs.checkpoints import latest_checkpoint
 from app.runs.metrics import read_metrics
-from tests.newcomer import REPOSITORY, copy_checkout
+from tests.pages import REPOSITORY
+from tests.train.code_clone import Clone
 
 PAGE = (REPOSITORY / "docs" / "change-the-model.md").read_text("utf-8")
 CHANGES = {
@@ -43,7 +45,7 @@ SMALL = {
 }
 
 
-def run(script: str, folder: Path, **variables: str) -> str:
+def run(script: str, folder: Path, exit_code: int = 0, **variables: str) -> str:
     """Run a script of the page in a folder of a program, and return what it prints."""
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
@@ -52,8 +54,8 @@ def run(script: str, folder: Path, **variables: str) -> str:
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, script + done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == exit_code, script + done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +87,10 @@ def tensors(checkpoint: Checkpoint) -> tuple[set[str], set[str]]:
 @pytest.mark.parametrize("title", CHANGES)
 def test_a_change_is_trained_beside_the_baseline(title: str, data: Path, tmp_path: Path) -> None:
     diff, script = CHANGES[title]
-    clone = tmp_path / "clone"
-    clone.mkdir()
-    copy_checkout(clone)
-    subprocess.run(["git", "apply"], input=diff, cwd=clone, text=True, check=True)
+    (tmp_path / "change.diff").write_text(diff)
+    repository = Clone(tmp_path / "clone")
+    repository.git("apply", str(tmp_path / "change.diff"))
+    clone = repository.folder
     (clone / "pages").mkdir()
     for number in range(40):
         page = (
@@ -102,6 +104,8 @@ def test_a_change_is_trained_beside_the_baseline(title: str, data: Path, tmp_pat
     )
     continued = run(script, clone, DATA_DIR=str(data), TRAIN_MAX_STEPS="4")
     assert "continues at step 3\n" in continued
+    patch = (folder / "code.patch").read_text("utf-8").splitlines()
+    assert set(re.findall(r"^\+(?!\+\+ ).*", diff, flags=re.MULTILINE)) <= set(patch)
 
     losses = [record.train_loss for record in read_metrics(folder / "metrics.jsonl")]
     baseline = [record.train_loss for record in read_metrics(data / "runs/demo/metrics.jsonl")]
@@ -122,3 +126,9 @@ def test_a_change_is_trained_beside_the_baseline(title: str, data: Path, tmp_pat
         text = Tokenizer().decode(inputs.ravel().tolist())
         assert re.search(r"Page \d+ of a long book & its text\.", text)
         assert not re.search("[<{]p", text.replace("<|endoftext|>", ""))
+    is_gpt2 = title in ("Another optimizer", "Another data source")
+    export = f"python -m app export --run-name {name}"
+    exported = run(
+        export, clone, 0 if is_gpt2 else ExitCode.USER, DATA_DIR=str(data), RECIPE="demo"
+    )
+    assert ("app/model computes is not a GPT2LMHeadModel: " in exported) != is_gpt2
