@@ -228,8 +228,9 @@ def _lacks_precision(precision: str, name: str) -> UserError:
 def _multiplies_faster_in_bf16() -> bool:
     """Return True if this CPU multiplies matrices much faster in bf16 than in float32.
 
-    Measured in a few milliseconds: with AVX512-BF16 the ratio is 3.7, with AMX higher, without such
-    units below 0.8.
+    Measured in a few milliseconds, because units alone tell too little: with AVX512-BF16 the ratio
+    is 3.7 on one CPU, and 0.5 on a Sapphire Rapids whose AMX its virtual machine hides; with AMX it
+    is higher, without such units below 0.8.
     """
     matrices = [torch.ones(256, 256, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
     fastest = [math.inf, math.inf]

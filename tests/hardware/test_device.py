@@ -23,9 +23,13 @@ def selected_with(**variables: str) -> str:
 
 def test_a_cpu_trains_in_bf16_where_it_has_units_for_it() -> None:
     capabilities = torch.cpu.get_capabilities()
-    has_units = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
-    if capabilities["architecture"] == "x86_64":
-        assert selected_with() == ("bf16" if has_units else "float32")
+    selected = selected_with()
+    assert selected in ("bf16", "float32")
+    # By the CPU, AVX512-BF16 alone has up to four times or half the rate of float32.
+    if capabilities["architecture"] == "x86_64" and not capabilities.get("avx512_bf16"):
+        assert selected == "float32"
+    if capabilities.get("amx_bf16"):
+        assert selected == "bf16"
 
 
 def test_a_cpu_trains_in_float32_where_bf16_is_emulated() -> None:
