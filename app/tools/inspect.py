@@ -14,6 +14,7 @@ from app.errors import UserError
 from app.runs.checkpoint import TENSOR_FILES, checkpoint_folder, open_checkpoint
 from app.runs.checkpoint_state import STATE_FILE
 from app.runs.checkpoints import checkpoint_steps, missing_run_error
+from app.runs.code import patch_name, read_patches
 from app.runs.metrics import read_metrics
 from app.settings.settings import Settings
 from app.tools.latest_run import with_latest_run
@@ -152,6 +153,10 @@ def _checkpoint(path: Path, verify: bool) -> Iterator[str]:
         on = f" on {tokens:,} tokens" if tokens else ""
         yield f"  held-out loss: {checkpoint.state.val_loss:.4f} nats per token{on}"
     state = checkpoint.state.to_json()
+    if source := state["source"]:
+        differs = " with changes" if source.get("differs") else ""
+        revision = f"revision {source.get('revision')}{differs}"
+        yield f"  code: {revision}, SHA-256 {source.get('sha256')}"
     for name in ("windows_consumed", "micro_batch_size", "model", "identity", "versions"):
         yield f"  {name}: {state[name]}"
     if verify:
@@ -179,5 +184,7 @@ def _run(path: Path, verify: bool) -> Iterator[str]:
             yield f"  step {measured[-1].step}: val_loss {measured[-1].val_loss:.4f}"
     steps = checkpoint_steps(path / "checkpoints")
     yield f"  checkpoints: {', '.join(map(str, steps)) or 'none'}"
+    if patches := read_patches(path):
+        yield f"  code changes: {', '.join(map(patch_name, patches))}"
     if steps:
         yield from _checkpoint(checkpoint_folder(path / "checkpoints", steps[-1]), verify)

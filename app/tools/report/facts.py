@@ -12,7 +12,7 @@ from app.runs.metrics import perplexity
 from app.tools.report.curves import finite
 from app.tools.report.run_data import Run
 
-_MACHINE = ("device", "processes", "machine", "versions", "git_revision", "parameters")
+_MACHINE = ("device", "processes", "machine", "versions", "git_revision", "source", "parameters")
 # Of commands that did not make the run.
 _OF_TOOLS = ("EVALUATE_", "EXPORT_", "PLAYGROUND_", "REPORT_")
 
@@ -118,7 +118,16 @@ def comparison(runs: Sequence[Run]) -> list[Row]:
             column["lowest held-out loss"] = f"{finite(run.metrics['val_loss']).min():.4f}"
         column["began as"] = run.get("origin") or ""
         column["began with the weights of"] = run.get("initial_weights") or ""
+        column["code"] = _code(run)
     return _rows(columns)
+
+
+def _code(run: Run) -> str:
+    """Return the commit of a run's code, whether and when it differed, and its hash."""
+    revision, sha256 = (str(run.get("source", it) or "")[:10] for it in ("revision", "sha256"))
+    changed = f"{revision} with changes" if run.get("source", "differs") is True else revision
+    later = (f"other code after {step:,} steps" for step in run.patches if step)
+    return ", ".join(filter(None, (changed, sha256 and f"SHA-256 {sha256}", *later)))
 
 
 def times(runs: Sequence[Run]) -> list[Row]:

@@ -1,7 +1,7 @@
 """The data of a run, read from its folder."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from app.errors import UserError
 from app.files import again_if_stale, filename_in_errors, read_json
 from app.runs.checkpoints import missing_run_error
+from app.runs.code import read_patches
 from app.runs.metrics import COLUMNS, PAUSES, parse_metrics
 from app.runs.samples import read_samples
 from app.tools.report.curves import Floats, finite
@@ -26,6 +27,7 @@ class Run:
         samples: (steps completed, texts)
         metadata: content of settings.json
         notes: what could not be read
+        patches: the code as it was from a step on, see app.runs.code.read_patches
     """
 
     name: str
@@ -33,6 +35,7 @@ class Run:
     samples: list[tuple[int, list[str]]]
     metadata: dict[str, Any]
     notes: list[str]
+    patches: dict[int, str] = field(default_factory=dict)
 
     def get(self, *path: str) -> Any:
         """Return a value from the nested objects of settings.json; None if it is missing."""
@@ -127,7 +130,8 @@ class RunReader:
         metrics["seconds"] = np.cumsum(spent) - after
         metadata, notes = _read_metadata(self._folder / "settings.json")
         samples = read_samples(self._folder / "samples.txt")
-        return Run(self._folder.resolve().name, metrics, samples, metadata, notes)
+        patches = read_patches(self._folder)
+        return Run(self._folder.resolve().name, metrics, samples, metadata, notes, patches)
 
     def _read_new(self, path: Path) -> None:
         with path.open("rb") as file:
