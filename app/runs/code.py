@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ def source() -> dict[str, Any]:
         "differs": None if patch is None else bool(patch),
         "sha256": hashlib.sha256(repr(sorted(_hashes().items())).encode()).hexdigest(),
     }
+
+
+def describe_source(source: Mapping[str, Any]) -> str:
+    """Return the commit of a source in words, and whether the code differed from it."""
+    return f"revision {source.get('revision')}{' with changes' if source.get('differs') else ''}"
 
 
 def source_hashes() -> dict[str, str]:
@@ -86,9 +92,9 @@ def record_code(run: RunFolder, checkpoint: Checkpoint | None) -> None:
     begins = not step or (before and (before.origin or "").endswith(f"@{step}"))
     if not changed and not (begins and patch):
         return
-    lines = [f"Since step {step}: revision {source()['revision']}", "", patch or ""]
+    lines = [f"Since step {step}: {describe_source(source())}", "", patch or ""]
     if changed and before:
-        until = f"Until step {step}: revision {before.source.get('revision')}"
+        until = f"Until step {step}: {describe_source(before.source)}"
         lines = [until, *lines[:1], f"Changed: {', '.join(changed)}", *lines[1:]]
     with atomic_file(run.path / patch_name(step)) as file:
         file.write("\n".join(lines).encode())

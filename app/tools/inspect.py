@@ -14,7 +14,7 @@ from app.errors import UserError
 from app.runs.checkpoint import TENSOR_FILES, checkpoint_folder, open_checkpoint
 from app.runs.checkpoint_state import STATE_FILE
 from app.runs.checkpoints import checkpoint_steps, missing_run_error
-from app.runs.code import patch_name, read_patches
+from app.runs.code import describe_source, patch_name, read_patches
 from app.runs.metrics import read_metrics
 from app.settings.settings import Settings
 from app.tools.latest_run import with_latest_run
@@ -154,9 +154,7 @@ def _checkpoint(path: Path, verify: bool) -> Iterator[str]:
         yield f"  held-out loss: {checkpoint.state.val_loss:.4f} nats per token{on}"
     state = checkpoint.state.to_json()
     if source := state["source"]:
-        differs = " with changes" if source.get("differs") else ""
-        revision = f"revision {source.get('revision')}{differs}"
-        yield f"  code: {revision}, SHA-256 {source.get('sha256')}"
+        yield f"  code: {describe_source(source)}, SHA-256 {source.get('sha256')}"
     for name in ("windows_consumed", "micro_batch_size", "model", "identity", "versions"):
         yield f"  {name}: {state[name]}"
     if verify:

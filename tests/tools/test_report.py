@@ -381,6 +381,35 @@ def test_malformed_settings_do_not_affect_the_rest(tmp_path: Path, settings: Any
     assert len(document.data["charts"]) == 6
 
 
+def test_the_code_of_the_runs_is_shown_and_escaped(tmp_path: Path) -> None:
+    old = make_run(tmp_path / "old", rows(3))
+    assert comparison([read_run(old), read_run(old)])[-1].name != "code"
+    source = {"revision": "0123456789abcdef", "differs": False, "sha256": "fedcba9876543210"}
+    plain = make_run(tmp_path / "plain", rows(3), SETTINGS | {"source": source})
+    changed = make_run(
+        tmp_path / "changed", rows(3), SETTINGS | {"source": source | {"differs": True}}
+    )
+    assert "Code changes" not in report(plain).text
+    (changed / "code.patch").write_text(f"-old\n+{HOSTILE}\n")
+    (changed / "code-000002.patch").write_bytes(b"+later \xff\n")
+    (changed / "code-mine.patch").write_text("not ours")
+    document = report(changed, plain, old)
+    words = " ".join(document.text.split())
+    assert f"from the start -old +{HOSTILE} changed, after 2 steps +later \ufffd" in words
+    assert "plain unchanged old not recorded" in words
+    assert "not ours" not in words
+    row = next(
+        row
+        for row in comparison([read_run(it) for it in (changed, plain, old)])
+        if row.name == "code"
+    )
+    assert row.values == [
+        "0123456789 with changes, SHA-256 fedcba9876, other code after 2 steps",
+        "0123456789, SHA-256 fedcba9876",
+        "",
+    ]
+
+
 def test_unreadable_settings_are_noted(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", rows(3))
     (run / "settings.json").write_text("{")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.runs.checkpoint import open_checkpoint
+from app.tools.inspect import describe
 from tests.python_process import run_python
 from tests.train.code_clone import Clone
 from tests.train.processes import Start, run_to_end
@@ -53,7 +54,7 @@ def test_the_patch_makes_the_commit_the_code_of_the_run(clone: Clone, tmp_path: 
     changed, patch = new_patch(clone)
     assert changed["differs"]
     assert changed["sha256"] != committed["sha256"]
-    assert patch.startswith(f"Since step 0: revision {revision}\n\n")
+    assert patch.startswith(f"Since step 0: revision {revision} with changes\n\n")
     assert "secret" not in patch
 
     other = tmp_path / "other"
@@ -110,10 +111,14 @@ def test_continuing_with_other_code_names_the_files_and_keeps_the_difference(
     heads, _, diff = patch.read_text().partition("\n\n")
     assert heads.splitlines() == [
         f"Until step 4: revision {first}",
-        f"Since step 4: revision {second}",
+        f"Since step 4: revision {second} with changes",
         f"Changed: {MLP}, app/train/console.py",
     ]
     assert diff.startswith("diff --git a/app/tools/sample.py b/app/tools/sample.py\n")
+
+    lines = list(describe(run, verify=False))
+    assert "  code changes: code-000004.patch" in lines
+    assert any(line.startswith(f"  code: revision {second} with changes, ") for line in lines)
 
     # A branch takes the code of its checkpoint for its own.
     clone.edit("app/train/muon.py", "import torch\n", "import torch  # another line\n")
