@@ -33,14 +33,15 @@ def hold():
 sys.exit(run_and_report(hold))
 """
 COUNT = """
-import os, sys
+import sys, time
 from pathlib import Path
 from app.locks import locked
 folder = Path(sys.argv[1])
 for _ in range(10):
     with locked(folder, "count", wait_seconds=60):
         count = int((folder / "count").read_text())
-        os.sched_yield()
+        # Without the lock, another process would come in between.
+        time.sleep(0.001)
         (folder / "count").write_text(str(count + 1))
 """
 
