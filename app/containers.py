@@ -8,10 +8,7 @@ from pathlib import Path
 VARIABLES = {
     "GPU": ("all", "which GPU the containers get: 0, 1, ... as in nvidia-smi; or all"),
     "DATA_VOLUME": ("data", "what is mounted at /data: the volume data, or a folder: /mnt/disk"),
-    "RUN_AS": (
-        "10001:10001",
-        "user and group in the containers; yours are what `id` prints",
-    ),
+    "RUN_AS": ("10001:10001", "user and group in the containers; yours are what `id` prints"),
     "HF_TOKEN_FILE": ("/dev/null", "file with a Hugging Face token, readable by the user RUN_AS"),
     "TENSORBOARD_PORT": ("6006", "port of TensorBoard, on this machine only"),
     "IMAGE": ("gpt-compose", "name of the image"),

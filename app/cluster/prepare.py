@@ -19,13 +19,7 @@ from app.prepare.documents import Documents
 from app.prepare.encoder import DocumentEncoder
 from app.prepare.enough_text import TooLittleText, check_enough_text
 from app.prepare.held_out import find_cut
-from app.prepare.pipeline import (
-    new_manifest,
-    preparing,
-    resume,
-    summary,
-    with_cut,
-)
+from app.prepare.pipeline import new_manifest, preparing, resume, summary, with_cut
 from app.prepare.shard_writer import check_bad
 from app.prepare.spec import DatasetSpec
 from app.progress import TokenProgress

@@ -60,8 +60,7 @@ class HeldOutText:
             check_stop()
             end = min(first + batch_size, self.num_sequences)
             inputs, targets = map(
-                torch.from_numpy,
-                self._stream.sequences(np.arange(first, end), self.context_length),
+                torch.from_numpy, self._stream.sequences(np.arange(first, end), self.context_length)
             )
             with device.forward_pass():
                 x = model.run_blocks(model.embed(inputs.to(device.torch_device)))

@@ -170,8 +170,7 @@ def _builder(
         names = get_dataset_config_names(place, revision=commit, download_config=download)
         if config in names:
             raise UserError(
-                f"{place} cannot be read: {short(error)}",
-                "set PREPARE_DATASET to another dataset",
+                f"{place} cannot be read: {short(error)}", "set PREPARE_DATASET to another dataset"
             ) from error
         raise UserError(
             f"{place} has no configuration {config!r}"

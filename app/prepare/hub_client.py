@@ -218,8 +218,7 @@ def _explained(error: Exception, repository: Repository, token: str | None) -> A
             "later",
         )
     return NetworkError(
-        f"the hub does not answer: {short(error)}",
-        f"try again later, or {repository.local}",
+        f"the hub does not answer: {short(error)}", f"try again later, or {repository.local}"
     )
 
 

@@ -16,14 +16,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 from tqdm import tqdm
 
 from app.errors import NetworkError, UserError
-from app.files import (
-    PARTIAL,
-    atomic_file,
-    filename_in_errors,
-    read_json,
-    sha256_of,
-    write_json,
-)
+from app.files import PARTIAL, atomic_file, filename_in_errors, read_json, sha256_of, write_json
 from app.formats import format_bytes
 from app.locks import locked
 from app.prepare.hub_client import Repository, checked_token, giving_up, hub_errors, use_hub_client

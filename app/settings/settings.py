@@ -54,7 +54,7 @@ class Settings(BaseModel):
         """Map each pair of conflicting variables to the reason and the remedy."""
         train, width, length = self.train, self.model.embd_size, self.model.context_length
         multiples = {
-            ("TRAIN_TOKENS_PER_STEP", "MODEL_CONTEXT_LENGTH"): (train.tokens_per_step, length),
+            ("TRAIN_TOKENS_PER_STEP", "MODEL_CONTEXT_LENGTH"): (train.tokens_per_step, length)
         }
         if self.model.architecture == "gpt2":
             multiples["MODEL_EMBD_SIZE", "MODEL_NUM_HEADS"] = (width, self.model.num_heads)
