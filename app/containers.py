@@ -45,6 +45,13 @@ def program() -> str:
     return "gpt-compose" if is_installed() else "python -m app"
 
 
+def python_command() -> list[str]:
+    """Return the beginning of a command line that runs this program in another process."""
+    # -P: not what has this name in the current folder.
+    module = ["-P", "-m", "gpt_compose"] if is_installed() else ["-m", "app"]
+    return [sys.executable, *module]
+
+
 def list_of_settings() -> str:
     """Return where the user finds every setting explained."""
     return "`gpt-compose --env-example`" if is_installed() else ".env.example"

@@ -54,7 +54,7 @@ def test_every_service_is_hardened(name: str) -> None:
 
 
 def test_what_computes_on_the_model_gets_the_gpu_and_nothing_else() -> None:
-    on_gpu = {"train", "sample", "evaluate", "lm-eval", "playground", "doctor"}
+    on_gpu = {"train", "sweep", "sample", "evaluate", "lm-eval", "playground", "doctor"}
     assert {name for name in SERVICES if "deploy" in SERVICES[name]} == on_gpu
     for name, service in SERVICES.items():
         environment = service["environment"]

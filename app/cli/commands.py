@@ -34,6 +34,8 @@ class Command:
         usage: `arguments` without a dash, as the usage prints them
         uses_torch: True if a torch that is too old is told before the command begins
         is_output: True if the output is the command's result: once it is lost, the command ends
+        takes_flags: True if the function is called with the flags' texts by variable, and loads the
+            settings itself
     """
 
     function: str
@@ -44,6 +46,7 @@ class Command:
     usage: str = ""
     uses_torch: bool = False
     is_output: bool = False
+    takes_flags: bool = False
 
 
 _MODEL_FLAGS = ("train.run_name", "train.device", "general")
@@ -55,6 +58,9 @@ _RUNS_HELP = "below DATA_DIR/runs; by default TRAIN_RUN_NAME, or the latest run"
 _RUNS = {"metavar": "RUN", "nargs": "*", "help": _RUNS_HELP}
 _SERVE_HELP = "serve the page, which grows while runs train, until Ctrl-C"
 _SERVE = {"action": "store_true", "help": _SERVE_HELP}
+_RECIPE = {"metavar": "RECIPE", "nargs": "?", "help": "recipe of every run, such as demo"}
+_SET_HELP = "values to combine, such as train.seed=0,1,2; a ; between them if they have commas"
+_SET = {"action": "append", "default": [], "dest": "sets", "metavar": "NAME=VALUE,..."}
 _VERIFY = {"action": "store_true", "help": "compare every hash as well"}
 
 COMMANDS = {
@@ -69,6 +75,16 @@ COMMANDS = {
         ("train", "model", "general"),
         also_read=("PREPARE_", "SAMPLE_"),
         uses_torch=True,
+    ),
+    "sweep": Command(
+        "app.tools.sweep.sweep:sweep",
+        "Train a run for each combination of values, and compare them.",
+        ("train", "model", "general"),
+        also_read=("PREPARE_", "SAMPLE_"),
+        arguments={"recipe": _RECIPE, "--set": _SET | {"help": _SET_HELP}},
+        usage="[RECIPE] --set NAME=VALUE,... ",
+        uses_torch=True,
+        takes_flags=True,
     ),
     "sample": Command(
         "app.tools.sample:sample",
@@ -181,7 +197,7 @@ def run_command(argv: Sequence[str]) -> None:
         parser.add_argument(argument, **details)
     parser.add_settings(command.flags)
     flags, options = parser.parse(arguments)
-    settings = load_settings(flags, name)
+    settings = flags if command.takes_flags else load_settings(flags, name)
     if command.is_output and isinstance(sys.stdout, Output):
         sys.stdout.must_arrive = True
     if command.uses_torch:

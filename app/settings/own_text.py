@@ -71,7 +71,7 @@ def own_text_settings(values: Mapping[str, str], command: str, usual_dir: Path) 
     is_named = values.keys() & {"TRAIN_DATASET_DIR", "PREPARE_OUT_DIR"}
     is_searched = command != "prepare" and (recipe or not usual_dir.exists())
     latest = "" if is_named or not is_searched else _latest_own_text(usual_dir.parent)
-    if latest and command not in ("train", "doctor"):
+    if latest and command not in ("train", "sweep", "doctor"):
         # Another run, the named one or the latest, knows its own text.
         runs, run = usual_dir.parent / "runs", usual_dir.parent / "runs" / latest
         has_begun = (run / "metrics.jsonl").exists() or any(run.glob(_SAVED))

@@ -7,7 +7,7 @@ names, unreadable lines, conflicting settings.
 import difflib
 import os
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,42 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
     Raises:
         UserError: naming every invalid setting and its origin.
     """
-    values, faults, is_complete = _collect(flags, command, _environment())
+    (settings,) = load_each([flags], command)
+    for unlikely in _unknown_names(_environment(), 2):
+        print(f"warning: {unlikely}", file=sys.stderr, flush=True)
+    return settings
+
+
+def load_each(
+    command_lines: Sequence[Mapping[str, str]],
+    command: str,
+    *,
+    swept: Collection[str] = (),
+    faults: Sequence[str] = (),
+) -> list[Settings]:
+    """Return the settings of several command lines, whose faults are reported together.
+
+    Args:
+        swept: variables whose texts come from --set, not from flags of their own.
+        faults: others to report with them.
+    """
+    loaded = [_load(flags, command, swept) for flags in command_lines]
+    every = [*dict.fromkeys([*faults, *(fault for _, its_own in loaded for fault in its_own)])]
+    if every:
+        problem, fix = every[0], "correct it"
+        if len(every) > 1:
+            lines = "".join(f"\n  {fault}" for fault in every)
+            problem, fix = f"{len(every)} settings are wrong:{lines}", "correct them"
+        places = f"`{program()} {command} --help` and {list_of_settings()}"
+        raise UserError(problem, f"{fix}; {places} explain every setting")
+    return [settings for settings, _ in loaded]
+
+
+def _load(
+    flags: Mapping[str, str], command: str, swept: Collection[str]
+) -> tuple[Settings, list[str]]:
+    """Return all settings, with defaults in place of invalid values, and every fault."""
+    values, faults, is_complete = _collect(flags, command, _environment(), swept)
     groups: dict[str, Group] = {}
     reasons: dict[str, str] = {}
     for name, group in GROUPS.items():
@@ -58,18 +93,9 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
     if _is_in_a_file(settings.general.data_dir):
         found = "there is a file, or a link to nothing, instead of a folder"
         faults.append(f"{_describe('DATA_DIR', values)}: {found}")
-    if faults:
-        problem, fix = faults[0], "correct it"
-        if len(faults) > 1:
-            lines = "".join(f"\n  {fault}" for fault in faults)
-            problem, fix = f"{len(faults)} settings are wrong:{lines}", "correct them"
-        places = f"`{program()} {command} --help` and {list_of_settings()}"
-        if "HF_TOKEN" in values and len(token := values["HF_TOKEN"].text) > 7:
-            problem = problem.replace(token, "(HF_TOKEN)")
-        raise UserError(problem, f"{fix}; {places} explain every setting")
-    for unlikely in _unknown_names(_environment(), 2):
-        print(f"warning: {unlikely}", file=sys.stderr, flush=True)
-    return settings
+    if "HF_TOKEN" in values and len(token := values["HF_TOKEN"].text) > 7:
+        faults = [fault.replace(token, "(HF_TOKEN)") for fault in faults]
+    return settings, faults
 
 
 def resolve(flags: Mapping[str, str], command: str, *, with_environment: bool = False) -> Settings:
@@ -87,13 +113,16 @@ def resolve(flags: Mapping[str, str], command: str, *, with_environment: bool = 
 
 
 def _collect(
-    flags: Mapping[str, str], command: str, environment: Values
+    flags: Mapping[str, str], command: str, environment: Values, swept: Collection[str] = ()
 ) -> tuple[Values, list[str], bool]:
     """Return all values, the faults in names and lines, and True if no value can be missing.
 
     A faulty line may have been meant to set what would resolve a conflict.
     """
-    from_flags = {name: Value(text, f"flag {flag_name(name)}") for name, text in flags.items()}
+    from_flags = {
+        name: Value(text, "--set" if name in swept else f"flag {flag_name(name)}")
+        for name, text in flags.items()
+    }
     faults = [
         f"{name} ({from_flags.pop(name).origin}): has no value; give it one, or leave the flag out"
         for name, text in flags.items()

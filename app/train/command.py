@@ -6,7 +6,7 @@ from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from app.containers import is_installed
+from app.containers import python_command
 from app.data.dataset import open_dataset
 from app.distributed.launch import launch, launched, processes_to_launch
 from app.errors import ExitWithCode
@@ -46,9 +46,7 @@ def start_training(settings: Settings) -> None:
                         return
             if processes > 1:
                 hellaswag_questions(settings)
-                # -P: not what has this name in the current folder.
-                program = ["-P", "-m", "gpt_compose"] if is_installed() else ["-m", "app"]
-                command = [*program, *sys.argv[1:]]
+                command = [*python_command()[1:], *sys.argv[1:]]
                 raise ExitWithCode(launch(command, processes, settings.train.max_restarts))
             branch = find_branch(settings, dataset.fingerprint)
             stack.enter_context(run.lock())

@@ -76,6 +76,7 @@ def test_help_imports_only_what_the_settings_need(words: tuple[str, ...]) -> Non
         (("report",), "error: there is no run", ARRAYS),
         (("inspect", "nothing"), "error: there is no nothing", ARRAYS | TOKENIZER),
         (("train",), "error: no dataset in", ARRAYS),
+        (("sweep", "--set", "train.seed=0,1"), "error: no dataset in", ARRAYS),
         (("playground", "--host", "no.such.name.invalid"), "error: cannot listen", set()),
     ),
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

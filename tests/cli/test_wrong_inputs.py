@@ -136,6 +136,32 @@ WRONG = (
         "correct them",
     ),
     Wrong(
+        "a sweep over settings that are none, and over wrong values",
+        "sweep --set train.learnin_rate=1e-3,2e-3 --set train.seed=0,x",
+        "2 settings are wrong:\n"
+        "  --set train.learnin_rate: there is no such setting of train or model; did you mean "
+        "TRAIN_LEARNING_RATE?\n"
+        "  TRAIN_SEED=x (--set): must be a whole number",
+        "correct them; `python -m app sweep --help` and .env.example explain every setting",
+    ),
+    Wrong(
+        "a sweep without a value",
+        "sweep demo",
+        "--set is missing: give values, as in --set train.seed=0,1,2",
+        "correct it",
+    ),
+    Wrong(
+        "another sweep under the same name",
+        "sweep --set train.seed=0,1",
+        "data/sweeps/tiny holds a sweep of other values: tiny-seed7 is not among these runs",
+        "name a new sweep with --run-name, or add values to those that it had",
+        first=file(
+            "data/sweeps/tiny/sweep.json",
+            '{"runs": [{"run": "tiny-seed7", "values": {}, "status": "complete", '
+            '"held_out_loss": 4.0, "seconds": 1.0, "git_revision": null}]}',
+        ),
+    ),
+    Wrong(
         "heads that do not divide the width",
         "train --num-heads 3",
         "MODEL_EMBD_SIZE=8 (.env, line 7) and MODEL_NUM_HEADS=3 (flag --num-heads): "

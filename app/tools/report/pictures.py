@@ -54,10 +54,11 @@ THEMES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def picture(chart: Chart) -> bytes:
+def picture(chart: Chart, theme: str = "light") -> bytes:
     """Return a chart as a PNG."""
     title = {"text": chart.title, "subtitle": chart.unit}
-    return _png(_sized(chart, _WIDTH, 90 if chart.key == "time" else 420) | {"title": title})
+    sized = _sized(chart, _WIDTH, 90 if chart.key == "time" else 420)
+    return _png(sized | {"title": title}, theme)
 
 
 def overview(runs: Sequence[Run], figures: Sequence[Figure], charts: Sequence[Chart]) -> bytes:
@@ -119,8 +120,8 @@ def _sized(chart: Chart, width: float, height: int) -> Spec:
     return static | {"width": width, "height": height}
 
 
-def _png(spec: Spec) -> bytes:
-    themed = json.dumps({"padding": 24, **spec, "config": THEMES["light"]}, ensure_ascii=False)
+def _png(spec: Spec, theme: str = "light") -> bytes:
+    themed = json.dumps({"padding": 24, **spec, "config": THEMES[theme]}, ensure_ascii=False)
     # A name that is not UTF-8 has surrogates, which vl_convert refuses.
     themed = themed.encode(errors="replace").decode()
     return vl_convert.vegalite_to_png(themed, vl_version=VEGA_LITE, scale=_SCALE)
