@@ -59,7 +59,9 @@ def sweep_chart(found: Sequence[Combination]) -> Chart:
              "encoding": {"y": {"value": 4}}},
         ],
     }  # fmt: skip
-    return Chart("sweep", "Held-out loss", "nats per token; mean ± standard deviation", spec)
+    return Chart(
+        "sweep", "Held-out loss", "nats per token: each run, and mean ± standard deviation", spec
+    )
 
 
 def _x_axis(name: str, values: Sequence[Any]) -> Spec:
