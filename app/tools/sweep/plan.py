@@ -1,7 +1,7 @@
 """The runs of a sweep: one for each combination of the values of its settings."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -83,8 +83,8 @@ def plan_sweep(flags: Mapping[str, str], sets: Sequence[str]) -> tuple[Path, lis
     ]
     variables = [_variable(name) for name in names]
     load_each(lines, "sweep", swept=variables, faults=faults)
-    general = resolve(flags, "sweep", with_environment=True)
-    sweep_name = general.run_dir.name
+    common = resolve(flags, "sweep", with_environment=True)
+    sweep_name = common.run_dir.name
     for line, texts in zip(lines, combinations, strict=True):
         line["TRAIN_RUN_NAME"] = "-".join([sweep_name, *map(_name_part, texts, texts.values())])
     loaded = load_each(lines, "sweep", swept=variables)
@@ -95,9 +95,12 @@ def plan_sweep(flags: Mapping[str, str], sets: Sequence[str]) -> tuple[Path, lis
                 f"two runs of the sweep would be the same: {min(repeated)}",
                 "give each value of a setting once",
             )
-    for dataset, run in _datasets(runs):
-        _check_run(run, dataset)
-    return general.general.data_dir / "sweeps" / sweep_name, runs
+    data_dir = common.general.data_dir
+    folders = dict.fromkeys(run.settings.train_dataset_dir for run in runs)
+    datasets = {folder: open_dataset(folder, data_dir) for folder in folders}
+    for run in runs:
+        _check_run(run, datasets[run.settings.train_dataset_dir])
+    return data_dir / "sweeps" / sweep_name, runs
 
 
 def _parse(sets: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -129,15 +132,6 @@ def _variable(name: str) -> str:
 
 def _name_part(name: str, text: str) -> str:
     return name.partition(".")[2] + re.sub(r"[^A-Za-z0-9._-]+", "_", text)
-
-
-def _datasets(runs: Collection[PlannedRun]) -> list[tuple[Dataset, PlannedRun]]:
-    """Return the dataset of each run, opened once; UserError if there is none."""
-    opened: dict[Path, Dataset] = {}
-    for run in runs:
-        folder, data_dir = run.settings.train_dataset_dir, run.settings.general.data_dir
-        opened[folder] = opened.get(folder) or open_dataset(folder, data_dir)
-    return [(opened[run.settings.train_dataset_dir], run) for run in runs]
 
 
 def _check_run(run: PlannedRun, dataset: Dataset) -> None:

@@ -12,8 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.errors import UserError
 from app.files import atomic_file, json_value, read_json, write_json
+from app.runs.code import git_revision
 from app.runs.metrics import read_metrics, total_seconds
-from app.runs.provenance import git_revision
 from app.tools.sweep.plan import SEED, PlannedRun, label
 
 FILE = "sweep.json"
@@ -41,12 +41,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Combination:
-    """The runs that differ in their seed only.
-
-    Attributes:
-        values: value of each swept setting but the seed, by `group.field`
-        spread: standard deviation of the held-out losses; None with fewer than two
-    """
+    """Runs that differ in their seed only; `values` has every other swept setting."""
 
     values: dict[str, Any]
     results: list[Result]
@@ -55,11 +50,6 @@ class Combination:
     def losses(self) -> list[float]:
         """Return the held-out losses, without those of runs that have diverged."""
         return [it.held_out_loss for it in self.results if it.held_out_loss is not None]
-
-    @property
-    def diverged(self) -> int:
-        """Return the number of runs that have diverged."""
-        return sum(result.status == "diverged" for result in self.results)
 
     @property
     def mean(self) -> float | None:
@@ -83,7 +73,7 @@ def read_result(run: PlannedRun, *, diverged: bool) -> Result:
         run.values,
         "diverged" if diverged else "complete",
         None if diverged else loss,
-        total_seconds(records),
+        round(total_seconds(records), 3),
         json_value(folder.settings, "git_revision"),
     )
 
@@ -122,7 +112,7 @@ def combinations(results: Sequence[Result]) -> list[Combination]:
 
 def best_of(found: Sequence[Combination]) -> Combination | None:
     """Return the combination of the lowest mean held-out loss, of which no run has diverged."""
-    sound = [it for it in found if it.losses and not it.diverged]
+    sound = [it for it in found if len(it.losses) == len(it.results)]
     return min(sound, key=lambda it: statistics.fmean(it.losses), default=None)
 
 
@@ -132,20 +122,17 @@ def write_results(folder: Path, results: Sequence[Result], planned: int) -> None
     best = best_of(found)
     summary = [
         {"values": it.values, "mean": it.mean, "standard_deviation": it.spread,
-         "seeds": len(it.losses), "diverged": it.diverged, "is_best": it is best}
+         "seeds": len(it.losses), "runs": len(it.results), "is_best": it is best}
         for it in found
     ]  # fmt: skip
-    write_json(folder / FILE, {
-        "git_revision": git_revision(), "planned_runs": planned,
-        "combinations": summary, "runs": [asdict(it) for it in results],
-    })  # fmt: skip
+    runs = [asdict(it) for it in results]
+    content = {"git_revision": git_revision(), "planned_runs": planned}
+    write_json(folder / FILE, content | {"combinations": summary, "runs": runs})
+    names = ["run", *results[0].values, "status", "held_out_loss", "seconds", "git_revision"]
     rows = io.StringIO(newline="")
-    writer = csv.writer(rows, lineterminator="\n")
-    names = list(results[0].values)
-    writer.writerow(["run", *names, "status", "held_out_loss", "seconds", "git_revision"])
-    for it in results:
-        ended = it.status, it.held_out_loss, round(it.seconds, 3), it.git_revision
-        writer.writerow([it.run, *(it.values[name] for name in names), *ended])
+    writer = csv.DictWriter(rows, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(run | run["values"] for run in runs)
     with atomic_file(folder / "sweep.csv") as file:
         file.write(rows.getvalue().encode())
 
@@ -157,8 +144,9 @@ def table(found: Sequence[Combination]) -> str:
     for it in found:
         loss = "-" if it.mean is None else f"{it.mean:.4f}"
         loss += "" if it.spread is None else f" ± {it.spread:.4f}"
-        notes = ["best"] * (it is best) + [f"{it.diverged} diverged"] * bool(it.diverged)
-        rows.append([*map(str, it.values.values()), loss, str(len(it.losses)), ", ".join(notes)])
+        diverged = len(it.results) - len(it.losses)
+        note = "best" if it is best else f"{diverged} diverged" if diverged else ""
+        rows.append([*map(str, it.values.values()), loss, str(len(it.losses)), note])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = (
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))

@@ -46,7 +46,7 @@ def sweep(flags: Mapping[str, str], *, recipe: str | None, sets: Sequence[str]) 
         ordered = [results[run.name] for run in runs if run.name in results]
         if ordered:
             write_results(folder, ordered, len(runs))
-            chart = sweep_chart(combinations(ordered))
+            chart = sweep_chart(ordered)
             for theme in THEMES:
                 suffix = "" if theme == "light" else f"-{theme}"
                 with atomic_file(folder / f"sweep{suffix}.png") as file:
