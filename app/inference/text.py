@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from app.data.tokenizer import END_OF_TEXT, Tokenizer
 from app.model.generate import generate_tokens
@@ -30,14 +32,26 @@ class Sampling:
     seed: int
 
 
+class Piece(NamedTuple):
+    """The text that a token adds, "" while a character is incomplete.
+
+    Attributes:
+        logits: those that the token was drawn from, float32 [vocab], on the CPU
+    """
+
+    text: str
+    token: int
+    logits: Tensor
+
+
 def stream_texts(
     model: LanguageModel, tokenizer: Tokenizer, sampling: Sampling
-) -> Generator[list[str | None]]:
+) -> Generator[list[Piece | None]]:
     """Stream num_samples continuations of the prompt, one token at a time.
 
     Yields:
-        for each token, the text that it adds to each sample: "" while a character is incomplete,
-        None once the model has ended the document. Stops when every sample has ended.
+        for each token, what it adds to each sample: None once the model has ended the document.
+        Stops when every sample has ended.
     """
     rows = range(sampling.num_samples)
     prompt = tokenizer.encode_prompt(sampling.prompt)
@@ -51,11 +65,12 @@ def stream_texts(
     )
     decoders = [tokenizer.stream_decoder() for _ in rows]
     has_ended = [False for _ in rows]
-    for tokens in generated:
-        pieces: list[str | None] = []
+    for tokens, logits in generated:
+        pieces: list[Piece | None] = []
         for row, token in enumerate(tokens.tolist()):
             has_ended[row] |= token == END_OF_TEXT
-            pieces.append(None if has_ended[row] else decoders[row](token))
+            piece = None if has_ended[row] else Piece(decoders[row](token), token, logits[row])
+            pieces.append(piece)
         if all(has_ended):
             return
         yield pieces
@@ -79,8 +94,13 @@ def generate_texts(
     check_stop()
     for pieces in stream_texts(model, tokenizer, sampling):
         check_stop()
-        texts = [text + (piece or "") for text, piece in zip(texts, pieces, strict=True)]
+        texts = extended(texts, pieces)
     return texts
+
+
+def extended(texts: list[str], pieces: list[Piece | None]) -> list[str]:
+    """Return each text with what its next token adds."""
+    return [text + (piece.text if piece else "") for text, piece in zip(texts, pieces, strict=True)]
 
 
 def truncation_note(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> str | None:
@@ -88,4 +108,7 @@ def truncation_note(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> 
     length, tokens = model.config.context_length, len(tokenizer.encode_prompt(prompt))
     if tokens <= length:
         return None
-    return f"the prompt has {tokens} tokens; the model sees the last {length} of them"
+    return (
+        f"the first {tokens - length} of the prompt's {tokens} tokens are cut off: the model sees "
+        f"the last {length} of them"
+    )

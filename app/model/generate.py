@@ -18,7 +18,7 @@ def generate_tokens(
     temperature: float = 1.0,
     top_k: int = 0,
     seed: int = 0,
-) -> Generator[Tensor]:
+) -> Generator[tuple[Tensor, Tensor]]:
     """Continue each row of `prompt`; each token is computed only when it is requested.
 
     The model sees the last context-length tokens. While all tokens fit, only the new token's column
@@ -34,7 +34,8 @@ def generate_tokens(
         seed: the same seed, model and device generate the same tokens.
 
     Yields:
-        the next token of each row, int64 [B], on the prompt's device.
+        the next token of each row, int64 [B], on the prompt's device, and the logits it was drawn
+        from, float32 [B, vocab], on the CPU.
     """
     # Sampled on the CPU, so that a seed has the same meaning for every device.
     generator = torch.Generator().manual_seed(seed)
@@ -44,7 +45,7 @@ def generate_tokens(
     for _ in range(max_tokens):
         logits = model.next_logits(context[:, cache.length :], cache).float().cpu()
         next_token = _sample(logits, temperature, top_k, generator).to(context.device)
-        yield next_token[:, 0]
+        yield next_token[:, 0], logits
         context = torch.cat((context, next_token), dim=1)
         if context.shape[1] > length:
             context = context[:, 1:]

@@ -35,7 +35,7 @@ def sample(settings: Settings) -> None:
     # Imported after these checks, because torch takes seconds.
     from app.data.tokenizer import Tokenizer
     from app.hardware.device import select_device
-    from app.inference.text import Sampling, stream_texts, truncation_note
+    from app.inference.text import Sampling, extended, stream_texts, truncation_note
     from app.runs.load import load_model
 
     device = select_device(settings.train.device, "float32", "auto")
@@ -52,8 +52,8 @@ def sample(settings: Settings) -> None:
     tokens, started = 0, time.perf_counter()
     try:
         for pieces in stream_texts(model, tokenizer, sampling):
-            print(pieces[0] or "", end="", flush=True)
-            texts = [text + (piece or "") for text, piece in zip(texts, pieces, strict=True)]
+            print(pieces[0].text if pieces[0] else "", end="", flush=True)
+            texts = extended(texts, pieces)
             tokens += sum(piece is not None for piece in pieces)
     finally:
         print(flush=True)

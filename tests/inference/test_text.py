@@ -75,7 +75,9 @@ def test_note_is_only_on_a_prompt_longer_than_the_context(model: GPT) -> None:
     # The token that begins the document counts as well.
     assert truncation_note(model, TOKENIZER, " a" * 47) is None
     note = truncation_note(model, TOKENIZER, " a" * 48)
-    assert note == "the prompt has 49 tokens; the model sees the last 48 of them"
+    assert note == (
+        "the first 1 of the prompt's 49 tokens are cut off: the model sees the last 48 of them"
+    )
 
 
 def test_generation_is_stopped_by_what_check_stop_raises(model: GPT) -> None:

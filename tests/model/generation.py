@@ -12,7 +12,7 @@ from app.model.language_model import LanguageModel
 def generate(model: LanguageModel, prompt: Tensor, max_tokens: int, **options: Any) -> Tensor:
     """Continue prompt int64 [B, T] with generate_tokens: int64 [B, T + max_tokens]."""
     generated = generate_tokens(model, prompt, max_tokens, **options)
-    return torch.cat((prompt, *(tokens[:, None] for tokens in generated)), dim=1)
+    return torch.cat((prompt, *(tokens[:, None] for tokens, _ in generated)), dim=1)
 
 
 @torch.no_grad()

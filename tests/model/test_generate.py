@@ -96,7 +96,7 @@ def test_tokens_are_computed_only_when_requested(model: GPT) -> None:
     forwards = []
     model.transformer.ln_f.register_forward_hook(lambda *_: forwards.append(1))
     stream = generate_tokens(model, PROMPT, 10**9, seed=1)
-    first = [next(stream) for _ in range(4)]
+    first = [next(stream)[0] for _ in range(4)]
     stream.close()
     assert len(forwards) == 4
     assert [tokens.shape for tokens in first] == [(2,)] * 4
@@ -115,7 +115,7 @@ def test_only_the_new_token_is_computed_while_all_fit_the_context(model: GPT) ->
 
 def test_gradients_stay_enabled_between_tokens(model: GPT) -> None:
     stream = generate_tokens(model, PROMPT, 5)
-    assert not next(stream).requires_grad
+    assert not next(stream)[0].requires_grad
     assert torch.is_grad_enabled()
     assert model(PROMPT).requires_grad
 

@@ -50,8 +50,9 @@ def _messages(response: HTTPResponse) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def text_of(messages: list[dict[str, Any]]) -> str:
-    return "".join(message.get("text", "") for message in messages)
+def text_of(messages: list[dict[str, Any]], sample: int = 0) -> str:
+    steps = [message["pieces"][sample] for message in messages if "pieces" in message]
+    return "".join(piece["text"] for piece in steps if piece)
 
 
 def playground(data_dir: Path, run: str = "small") -> AbstractContextManager[Playground]:

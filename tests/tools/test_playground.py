@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from app.data.tokenizer import Tokenizer
 from app.inference.text import Sampling, generate_texts
@@ -46,7 +47,7 @@ def shared(data_dir: Path) -> Iterator[Playground]:
 
 
 def until_text(messages: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    return next(message for message in messages if "text" in message)
+    return next(message for message in messages if "pieces" in message)
 
 
 def test_page_loads_everything_from_the_server(shared: Playground) -> None:
@@ -73,7 +74,9 @@ def test_state_lists_all_checkpoints_and_the_settings_as_defaults(
     }
     defaults = SampleSettings().model_dump()
     assert state["defaults"] == {name: defaults[name] for name in state["defaults"]}
-    assert state["defaults"].keys() == {"prompt", "max_tokens", "temperature", "top_k", "seed"}
+    assert state["defaults"].keys() == {
+        *("prompt", "num_samples", "max_tokens", "temperature", "top_k", "seed")
+    }
 
 
 @pytest.mark.parametrize("temperature", (0, 0.7, 1.5))
@@ -85,10 +88,41 @@ def test_text_is_that_of_sample_with_the_same_seed(
     messages = shared.generate(prompt=prompt, **options)
     assert [m["state"] for m in messages if "state" in m] == ["loading", "writing", "ended"]
     assert messages[-1]["why"] == "max_tokens"
-    assert [m["tokens"] for m in messages if "text" in m] == list(range(1, 91))
+    assert [m["tokens"] for m in messages if "pieces" in m] == list(range(1, 91))
     model = write_run(tmp_path)
     sampling = Sampling(prompt, num_samples=1, top_k=50, **options)
     assert [sampling.prompt + text_of(messages)] == generate_texts(model, Tokenizer(), sampling)
+
+
+def test_several_texts_are_those_of_sample_with_the_same_seed(
+    shared: Playground, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"num_samples": 3, "max_tokens": 20, "temperature": 1.0, "seed": 3}
+    messages = shared.generate(prompt="Once", **options)
+    assert [m["tokens"] for m in messages if "pieces" in m] == list(range(3, 63, 3))
+    sampling = Sampling("Once", top_k=50, **options)
+    expected = generate_texts(write_run(tmp_path), Tokenizer(), sampling)
+    assert [f"Once{text_of(messages, sample)}" for sample in range(3)] == expected
+    assert len(set(expected)) == 3
+
+
+def test_each_token_comes_with_the_models_own_odds(shared: Playground, tmp_path: Path) -> None:
+    tokenizer, model = Tokenizer(), write_run(tmp_path)
+    for temperature in (0, 2.0):
+        messages = shared.generate(prompt="Once", max_tokens=3, temperature=temperature)
+        tokens = tokenizer.encode_prompt("Once")
+        for message in messages:
+            for piece in message.get("pieces", ()):
+                with torch.no_grad():
+                    odds = model(torch.tensor([tokens]))[0, -1].softmax(-1)
+                (text, odd), *likeliest = piece["odds"]
+                # The cache of keys and values changes the last digits.
+                expected = pytest.approx(odds.topk(5).values.tolist(), rel=1e-3)
+                assert [it for _, it in likeliest] == expected
+                (token,) = tokenizer.encode(text).tolist()
+                assert odd == pytest.approx(float(odds[token]), rel=1e-3)
+                assert [text, odd] == likeliest[0] or temperature
+                tokens.append(token)
 
 
 def test_each_checkpoint_generates_its_own_text(shared: Playground) -> None:
@@ -127,6 +161,7 @@ def test_second_request_waits_for_its_turn(shared: Playground) -> None:
         ({"max_tokens": 0}, "max_tokens: must be greater than or equal to 1"),
         ({"max_tokens": 10**9}, "max_tokens: must be less than or equal to 4096"),
         ({"max_tokens": None}, "max_tokens: must be a valid integer"),
+        ({"num_samples": 9}, "num_samples: must be less than or equal to 8"),
         ({"seed": 2**32}, "seed: must be less than 4294967296"),
         ({"seed": True}, "seed: must be a valid integer"),
         ({"prompt": 3}, "prompt: must be a valid string"),
@@ -289,8 +324,14 @@ def test_run_trained_again_under_the_same_name_is_loaded_again(
 
 def test_prompt_longer_than_the_context_is_noted(shared: Playground) -> None:
     messages = shared.generate(prompt="one two " * 50, max_tokens=2)
-    notes = [message["note"] for message in messages if "note" in message]
-    assert notes == ["the prompt has 102 tokens; the model sees the last 64 of them"]
+    notes = [message for message in messages if "note" in message]
+    assert notes == [
+        {
+            "note": "the first 38 of the prompt's 102 tokens are cut off: the model sees the last "
+            "64 of them",
+            "seen": " two" + " one two" * 31 + " ",
+        }
+    ]
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def page(browser: Browser, server: Playground) -> Iterator[Page]:
 
 
 def generated_text(page: Page) -> str:
-    return page.locator("#generated").text_content() or ""
+    return page.locator(".generated").first.text_content() or ""
 
 
 def expect_done(page: Page, status: str) -> None:
@@ -63,11 +63,11 @@ def test_text_grows_and_stop_ends_it_on_the_server(page: Page, server: Playgroun
     page.fill("#prompt", "Once upon")
     page.fill("#max_tokens", "4096")
     page.click("#generate")
-    expect(page.locator("#prompt-text")).to_have_text("Once upon")
+    expect(page.locator(".prompt").first).to_have_text("Once upon")
     expect(page.locator("#figures")).to_contain_text("tokens/s")
     before = generated_text(page)
     page.wait_for_function(
-        "n => document.getElementById('generated').textContent.length > n", arg=len(before)
+        "n => document.querySelector('.generated').textContent.length > n", arg=len(before)
     )
     assert generated_text(page).startswith(before)
     page.click("#stop")
@@ -113,8 +113,8 @@ def test_seed_and_checkpoint_determine_the_text(page: Page) -> None:
         page.select_option("#step", step)
         page.click("#generate")
         expect_done(page, "Reached the token limit")
-        expect(page.locator("#figures")).to_contain_text("20 tokens · ")
-        texts.append(generated_text(page))
+        expect(page.locator("#figures")).to_contain_text("40 tokens · ")
+        texts.append(page.locator("#samples").text_content())
     assert texts[0] == texts[1]
     assert len(set(texts)) == 3
 
@@ -130,9 +130,37 @@ def test_continue_uses_the_text_as_the_prompt(page: Page) -> None:
     page.click("#generate")
     expect_done(page, "Reached the token limit")
     text = f"Once{generated_text(page)}"
-    page.click("#continue")
-    expect(page.locator("#prompt-text")).to_have_text(text, use_inner_text=False)
+    page.locator(".continue").first.click()
+    expect(page.locator(".prompt").first).to_have_text(text, use_inner_text=False)
     expect_done(page, "Reached the token limit")
+
+
+def test_texts_stand_side_by_side_and_each_token_shows_its_odds(page: Page) -> None:
+    page.fill("#prompt", "Once")
+    page.fill("#max_tokens", "5")
+    page.fill("#num_samples", "3")
+    page.click("#generate")
+    expect_done(page, "Reached the token limit")
+    expect(page.locator(".sample")).to_have_count(3)
+    token = page.locator(".generated").last.locator("span").first
+    token.hover()
+    rows = page.locator("#odds div")
+    expect(rows).to_have_count(6)
+    shown = (token.text_content() or "").replace(" ", "␣").replace("\n", "⏎")
+    expect(rows.first.locator("code")).to_have_text(shown)
+    expect(rows.first).to_contain_text("%")
+    page.hover("#prompt")
+    expect(page.locator("#odds")).to_be_hidden()
+
+
+def test_what_is_cut_off_a_long_prompt_is_struck_through(page: Page) -> None:
+    page.fill("#prompt", "one two " * 50)
+    page.fill("#max_tokens", "3")
+    page.click("#generate")
+    expect_done(page, "Reached the token limit")
+    expect(page.locator("#note")).to_contain_text("the first 38 of the prompt's 102 tokens")
+    cut = page.locator(".prompt del").first.text_content() or ""
+    assert len(cut.split()) == 37
 
 
 def test_generated_markup_is_shown_as_text(page: Page) -> None:
@@ -140,7 +168,7 @@ def test_generated_markup_is_shown_as_text(page: Page) -> None:
     page.fill("#max_tokens", "3")
     page.click("#generate")
     expect_done(page, "Reached the token limit")
-    assert page.locator("#text img, #text b").count() == 0
+    assert page.locator("#samples img, #samples b").count() == 0
 
 
 def test_invalid_number_is_explained_on_the_page(browser: Browser, server: Playground) -> None:
@@ -174,6 +202,16 @@ def test_lost_server_is_reported_on_the_page(browser: Browser, tmp_path: Path) -
         expect(page.locator("#status")).to_have_attribute("data-state", "wrong")
         page.click("#generate")
         expect(page.locator("#status-text")).to_contain_text("does not respond")
+
+
+def test_an_unknown_run_is_named_on_the_page_with_those_there_are(
+    browser: Browser, tmp_path: Path
+) -> None:
+    write_run(tmp_path / "runs" / "small")
+    with playground(tmp_path, run="smal") as server, opened(browser, server.url) as page:
+        expect(page.locator("#status-text")).to_contain_text("runs/smal: set TRAIN_RUN_NAME to one")
+        expect(page.locator("#status-text")).to_contain_text("small")
+        expect(page.locator("#generate")).to_be_enabled()
 
 
 def test_colors_follow_the_system_theme(browser: Browser, server: Playground) -> None:

@@ -14,7 +14,7 @@ from app.data.tokenizer import Tokenizer
 from app.errors import AppError
 from app.failures import translate_error
 from app.hardware.device import Device
-from app.inference.text import Sampling, stream_texts, truncation_note
+from app.inference.text import Piece, Sampling, stream_texts, truncation_note
 from app.model.language_model import LanguageModel
 from app.runs.checkpoint import checkpoint_folder
 from app.runs.checkpoint_state import STATE_FILE
@@ -24,8 +24,10 @@ from app.settings.types import RunName
 
 Result = TypeVar("Result")
 
-# The most tokens of one text that the page can show.
-MAX_TOKENS = 4096
+# The most tokens of one text, and the most texts, that the page can show.
+MAX_TOKENS, MAX_SAMPLES = 4096, 8
+# How many of the tokens that could have been next the page shows.
+_LIKELIEST = 5
 
 
 class GenerateRequest(BaseModel):
@@ -36,6 +38,7 @@ class GenerateRequest(BaseModel):
     run: RunName
     step: int = Field(ge=0)
     prompt: str = Field("", max_length=100_000)
+    num_samples: int = Field(1, ge=1, le=MAX_SAMPLES)
     max_tokens: int = Field(200, ge=1, le=MAX_TOKENS)
     temperature: float = Field(0.8, ge=0, le=100, allow_inf_nan=False)
     top_k: int = Field(50, ge=0)
@@ -79,8 +82,10 @@ class Generator:
         """Wait for the current text to end, then generate; closing the iterator stops it.
 
         Yields:
-            messages: {state: waiting, loading or writing}; {note}; {text, tokens, seconds}, the
-            last two since the start; and at the end {state: ended, why} or {error, fix}.
+            messages: {state: waiting, loading or writing}; {note, seen}, the end of a prompt that
+            is cut off; for each token {pieces, tokens, seconds}, with a piece of each text as
+            _described or None, and the others since the start; and at the end {state: ended, why}
+            or {error, fix}.
         """
         if self._turn.locked():
             yield {"state": "waiting"}
@@ -102,27 +107,29 @@ class Generator:
     ) -> AsyncGenerator[dict[str, Any]]:
         tokenizer = Tokenizer()
         if note := truncation_note(model, tokenizer, request.prompt):
-            yield {"note": note}
+            tokens = tokenizer.encode_prompt(request.prompt)[-model.config.context_length :]
+            yield {"note": note, "seen": tokenizer.decode(tokens)}
         yield {"state": "writing"}
-        sampling = Sampling(**request.model_dump(exclude={"run", "step"}), num_samples=1)
+        sampling = Sampling(**request.model_dump(exclude={"run", "step"}))
         texts = stream_texts(model, tokenizer, sampling)
-        tokens, seconds, started = 0, 0.0, time.perf_counter()
+        steps, count, seconds, started = 0, 0, 0.0, time.perf_counter()
         why = "stopped"
         try:
-            while (piece := await self._in_thread(_next_piece, texts)) is not None:
-                tokens, seconds = tokens + 1, time.perf_counter() - started
-                yield {"text": piece, "tokens": tokens, "seconds": seconds}
+            while pieces := await self._in_thread(_next_pieces, texts, tokenizer):
+                steps, seconds = steps + 1, time.perf_counter() - started
+                count += sum(piece is not None for piece in pieces)
+                yield {"pieces": pieces, "tokens": count, "seconds": seconds}
                 if self.is_closing:
                     break
             if self.is_closing:
                 why = "closing"
             else:
-                why = "max_tokens" if tokens == request.max_tokens else "end_of_text"
+                why = "max_tokens" if steps == request.max_tokens else "end_of_text"
             yield {"state": "ended", "why": why}
         finally:
             # The thread may still be computing a token, so it is the one that closes the stream.
             self._thread.submit(texts.close)
-            print(f"{request.run}: {tokens} tokens in {seconds:.1f} s, {why}", flush=True)
+            print(f"{request.run}: {count} tokens in {seconds:.1f} s, {why}", flush=True)
 
     def _load(self, request: GenerateRequest) -> LanguageModel:
         """Return the requested model; only the latest one stays in memory."""
@@ -141,7 +148,18 @@ class Generator:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
 
-def _next_piece(texts: Iterator[list[str | None]]) -> str | None:
-    """Return the text that the next token adds; None at the end."""
-    pieces = next(texts, None)
-    return pieces[0] if pieces else None
+def _next_pieces(
+    texts: Iterator[list[Piece | None]], tokenizer: Tokenizer
+) -> list[dict[str, Any] | None]:
+    """Return what the next token adds to each text; an empty list at the end."""
+    return [piece and _described(piece, tokenizer) for piece in next(texts, [])]
+
+
+def _described(piece: Piece, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return a piece with the model's own odds: before temperature and top-k."""
+    odds = piece.logits.softmax(-1)
+    likeliest = odds.topk(_LIKELIEST).indices.tolist()
+    return {
+        "text": piece.text,
+        "odds": [[tokenizer.decode([it]), float(odds[it])] for it in (piece.token, *likeliest)],
+    }

@@ -1,7 +1,7 @@
 "use strict";
 
 const element = (id) => document.getElementById(id);
-const NUMBERS = ["temperature", "top_k", "max_tokens", "seed"];
+const NUMBERS = ["temperature", "top_k", "num_samples", "max_tokens", "seed"];
 const ENDS = {
   end_of_text: "The model ended the document",
   max_tokens: "Reached the token limit",
@@ -50,6 +50,7 @@ async function load() {
     element("prompt").value = state.defaults.prompt;
     for (const name of NUMBERS) setNumber(name, state.defaults[name]);
     loaded = true;
+    if (state.problem) showStatus("wrong", state.problem);
   }
   if (!running) element("generate").disabled = !checkpoints.length;
   if (!checkpoints.length) showStatus("wrong", "No checkpoint yet: train a model first");
@@ -90,11 +91,64 @@ async function* messages(response) {
   }
 }
 
-function show(message, generated) {
-  if (message.text !== undefined) {
+function addSample(request) {
+  const sample = element("sample").content.cloneNode(true).firstElementChild;
+  const text = sample.querySelector("pre");
+  sample.querySelector(".prompt").textContent = request.prompt;
+  sample.querySelector(".copy").addEventListener("click", async () => {
+    await navigator.clipboard.writeText(text.textContent);
+    showStatus("done", "Copied");
+  });
+  sample.querySelector(".continue").addEventListener("click", () => {
+    element("prompt").value = text.textContent;
+    generate();
+  });
+  element("samples").append(sample);
+}
+
+function addPiece(piece, generated) {
+  if (piece === null) {
+    generated.classList.add("ended");
+    return;
+  }
+  const token = document.createElement("span");
+  token.textContent = piece.text;
+  token.odds = piece.odds;
+  generated.append(token);
+}
+
+function strike(prompt, seen) {
+  const text = prompt.textContent;
+  if (!text.endsWith(seen)) return;
+  const cut = document.createElement("del");
+  cut.textContent = text.slice(0, text.length - seen.length);
+  prompt.replaceChildren(cut, seen);
+}
+
+function showOdds(token) {
+  const box = element("odds");
+  box.hidden = !token.odds;
+  if (!token.odds) return;
+  box.replaceChildren(...token.odds.map(([text, probability]) => {
+    const row = document.createElement("div");
+    const name = document.createElement("code");
+    name.textContent = text.replaceAll(" ", "␣").replaceAll("\n", "⏎");
+    row.append(name, `${(100 * probability).toFixed(1)}%`);
+    row.style.setProperty("--filled", `${100 * probability}%`);
+    return row;
+  }));
+  const { left, top, bottom } = token.getBoundingClientRect();
+  box.style.left = `${Math.max(8, Math.min(left, innerWidth - box.offsetWidth - 8))}px`;
+  const isBelow = bottom + box.offsetHeight + 8 < innerHeight;
+  box.style.top = `${isBelow ? bottom + 4 : top - box.offsetHeight - 4}px`;
+}
+
+function show(message) {
+  if (message.pieces !== undefined) {
     const page = element("page");
     const isAtEnd = page.scrollHeight - page.scrollTop - page.clientHeight < 40;
-    generated.appendData(message.text);
+    const generated = document.querySelectorAll(".generated");
+    message.pieces.forEach((piece, number) => addPiece(piece, generated[number]));
     if (isAtEnd) page.scrollTop = page.scrollHeight;
     const rate = message.tokens / message.seconds;
     element("figures").textContent =
@@ -102,7 +156,8 @@ function show(message, generated) {
   } else if (message.error !== undefined) {
     showStatus("wrong", message.fix ? `${message.error}: ${message.fix}` : message.error);
   } else if (message.note !== undefined) {
-    element("figures").textContent = message.note;
+    element("note").textContent = message.note;
+    for (const prompt of document.querySelectorAll(".prompt")) strike(prompt, message.seen);
   } else if (message.state === "ended") {
     showStatus("done", ENDS[message.why]);
   } else {
@@ -116,20 +171,18 @@ function setBusy(isBusy) {
   element("stop").hidden = !isBusy;
   document.body.classList.toggle("writing", isBusy);
   element("page").setAttribute("aria-busy", isBusy);
-  const hasText = element("generated").textContent !== "";
-  for (const id of ["copy", "continue"]) element(id).disabled = isBusy || !hasText;
+  for (const button of document.querySelectorAll(".sample button")) button.disabled = isBusy;
 }
 
 async function generate() {
   if (running || element("generate").disabled) return;
   const request = readRequest();
-  const generated = document.createTextNode("");
   running = new AbortController();
   element("empty").hidden = true;
-  element("text").hidden = false;
-  element("prompt-text").textContent = request.prompt;
-  element("generated").replaceChildren(generated);
-  element("figures").textContent = "";
+  element("samples").replaceChildren();
+  for (let number = 0; number < (request.num_samples || 1); number++) addSample(request);
+  element("odds").hidden = true;
+  element("note").textContent = element("figures").textContent = "";
   showStatus("busy", "Connecting");
   setBusy(true);
   try {
@@ -140,12 +193,12 @@ async function generate() {
       signal: running.signal,
     });
     if (!response.ok) {
-      show(await response.json(), generated);
+      show(await response.json());
       return;
     }
     let last = {};
     for await (const message of messages(response)) {
-      show(message, generated);
+      show(message);
       last = message;
     }
     if (last.why === undefined && last.error === undefined) {
@@ -177,14 +230,9 @@ for (const slider of document.querySelectorAll("[data-for]")) {
   element(name).addEventListener("input", () => moveSlider(name));
 }
 
-element("copy").addEventListener("click", async () => {
-  await navigator.clipboard.writeText(element("text").textContent);
-  showStatus("done", "Copied");
-});
-element("continue").addEventListener("click", () => {
-  element("prompt").value = element("text").textContent;
-  generate();
-});
+element("samples").addEventListener("pointerover", (event) => showOdds(event.target));
+element("page").addEventListener("pointerleave", () => { element("odds").hidden = true; });
+element("page").addEventListener("scroll", () => { element("odds").hidden = true; });
 
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Send
 
 from app.settings.settings import Settings
-from app.tools.playground.generator import MAX_TOKENS, GenerateRequest, Generator
+from app.tools.playground.generator import MAX_SAMPLES, MAX_TOKENS, GenerateRequest, Generator
 from app.tools.web.local_app import headers, local_app
 
 _PAGE = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
@@ -45,12 +45,13 @@ class JSONLinesResponse(StreamingResponse):
             await super().stream_response(send)
 
 
-def build_app(generator: Generator, settings: Settings) -> ASGIApp:
-    """Return the playground as an ASGI application."""
+def build_app(generator: Generator, settings: Settings, problem: str) -> ASGIApp:
+    """Return the playground as an ASGI application; the page shows the problem, if any."""
     defaults = settings.sample.model_dump(
-        include={"prompt", "max_tokens", "temperature", "top_k", "seed"}
+        include={"prompt", "num_samples", "max_tokens", "temperature", "top_k", "seed"}
     )
-    defaults["max_tokens"] = min(defaults["max_tokens"], MAX_TOKENS)
+    for name, most in (("max_tokens", MAX_TOKENS), ("num_samples", MAX_SAMPLES)):
+        defaults[name] = min(defaults[name], most)
 
     def state(_request: Request) -> Response:
         content = {
@@ -58,6 +59,7 @@ def build_app(generator: Generator, settings: Settings) -> ASGIApp:
             "run": settings.run_dir.name,
             "defaults": defaults,
             "device": generator.device.name,
+            "problem": problem,
         }
         # In ASCII: a run's name may be one that UTF-8 has no bytes for.
         return Response(json.dumps(content), media_type="application/json", headers=_HEADERS)

@@ -15,14 +15,16 @@ def playground(settings: Settings) -> None:
         UserError: the address or the port cannot be listened on.
     """
     cfg = settings.playground
+    problem = ""
     if settings.train.run_name and not settings.run_dir.is_dir():
         missing = missing_run_error(settings.run_dir)
-        print(f"warning: {missing.problem}: {missing.fix}", file=sys.stderr, flush=True)
+        problem = f"{missing.problem}: {missing.fix}"
+        print(f"warning: {problem}", file=sys.stderr, flush=True)
     with listen(cfg.host, cfg.port, cfg.prefix()) as listener:
-        _serve(settings, listener)
+        _serve(settings, listener, problem)
 
 
-def _serve(settings: Settings, listener: socket.socket) -> None:
+def _serve(settings: Settings, listener: socket.socket, problem: str) -> None:
     # Imported after the port is bound, because torch takes seconds.
     from app.hardware.device import select_device
     from app.tools.playground.generator import Generator
@@ -34,5 +36,5 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
     def end_text() -> None:
         generator.is_closing = True
 
-    app, what = build_app(generator, settings), f"the models in {generator.runs_dir}"
+    app, what = build_app(generator, settings, problem), f"the models in {generator.runs_dir}"
     serve(app, listener, settings.playground.host, what, before_exit=end_text)
