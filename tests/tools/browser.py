@@ -67,4 +67,5 @@ def photograph_playground(
         page.fill("#max_tokens", str(max_tokens))
         page.click("#generate")
         page.wait_for_selector('#status:is([data-state="done"], [data-state="wrong"])', timeout=0)
+        page.locator(".generated").first.locator("span").nth(2).hover()
         page.screenshot(path=path)
