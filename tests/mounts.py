@@ -50,7 +50,7 @@ class Mounted:
         self._mount("-o remount,bind,rw", self.folder / folder.relative_to(self.place))
 
     def is_mounted(self) -> bool:
-        """Whether the shell says that all went well so far."""
+        """Return True if the shell says that all went well so far."""
         assert self.shell.stdout is not None
         return self.shell.stdout.readline() == "0\n"
 

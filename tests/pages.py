@@ -28,12 +28,12 @@ class Block:
 
     @property
     def is_for_containers(self) -> bool:
-        """Whether it is run with a container engine."""
+        """Return True if it is run with a container engine."""
         return not self.where and "docker " in self.script
 
     @property
     def is_run_here(self) -> bool:
-        """Whether it is run without containers."""
+        """Return True if it is run without containers."""
         return not self.where and "docker " not in self.script
 
 

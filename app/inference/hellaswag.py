@@ -64,7 +64,7 @@ class HellaSwag:
 
     @cached_property
     def _encoded(self) -> list[tuple[Question, _Rows]]:
-        """The share's tokens, the longest first, so that little is padding in a batch."""
+        """Return the share's tokens, the longest first, so that little is padding in a batch."""
         tokenizer, length = Tokenizer(), self.context_length
         share = self.questions[self.rank :: self.world_size]
         rows = [(question, encode(question, tokenizer, length)) for question in share]

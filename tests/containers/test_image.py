@@ -20,7 +20,7 @@ TOKEN = f"hf_{secrets.token_hex(16)}"
 
 
 def created(engine: Engine, service: str, variables: Mapping[str, str] = NONE) -> dict[str, Any]:
-    """What `docker inspect` says of a service's container that never started."""
+    """Return what `docker inspect` says of a service's container that never started."""
     engine.docker("compose", "create", "--force-recreate", service, variables=variables)
     container = engine.docker(
         "compose", "ps", "--all", "--quiet", service, variables=variables

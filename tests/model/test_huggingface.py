@@ -93,7 +93,7 @@ def test_logits_of_124m_are_the_same_over_the_whole_context(tmp_path: Path) -> N
 
 
 def greedy(model: PreTrainedModel, prompt: Tensor, max_tokens: int) -> list[list[int]]:
-    """What transformers generates, whether or not documents end."""
+    """Return what transformers generates, whether or not documents end."""
     model.generation_config.eos_token_id = None
     written = model.generate(
         prompt,

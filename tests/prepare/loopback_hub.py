@@ -73,7 +73,7 @@ class Hub:
 
     @property
     def variables(self) -> dict[str, str]:
-        """What makes a process take this for the hub."""
+        """Return the variables that make a process take this for the hub."""
         return {
             "HF_ENDPOINT": f"http://127.0.0.1:{self._port}",
             "no_proxy": "127.0.0.1,localhost",

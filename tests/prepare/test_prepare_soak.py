@@ -122,7 +122,7 @@ def test_killed_at_random_moments_equals_unbroken(
 
 
 def phase(preparation: Preparation) -> str:
-    """What a killed process was doing."""
+    """Return what a killed process was doing."""
     points, within = preparation.points()
     if not points:
         return "while it started"
