@@ -1,6 +1,7 @@
 """Numbers, durations and nested values as people read them."""
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
@@ -49,6 +50,12 @@ def format_duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // smaller_size} {smaller_unit}"
     return f"{seconds:.2g} s"
+
+
+def format_clock(timestamp: float) -> str:
+    """Return a local time: "14:32 UTC" if it is today, "30 Nov 14:32 UTC" otherwise."""
+    when, now = datetime.fromtimestamp(timestamp).astimezone(), datetime.now().astimezone()
+    return f"{when:{'%H:%M %Z' if when.date() == now.date() else '%d %b %H:%M %Z'}}"
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:

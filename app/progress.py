@@ -1,10 +1,33 @@
-"""The progress of preparing: a bar on a terminal, otherwise a line now and then."""
+"""Progress: a bar on a terminal, otherwise a line now and then."""
 
 import sys
 import time
-from typing import Self
+from threading import RLock
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    _Tqdm = tqdm[NoReturn]
+else:
+    _Tqdm = tqdm
+
+
+class Bar(_Tqdm):
+    """A bar on standard error that stays on the screen only if it is complete."""
+
+    # tqdm's own lock is made of semaphores that outlive the process.
+    _lock = RLock()
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Draw the bar, and leave the cursor where the `^C` that a terminal shows is erased."""
+        super().display(msg, pos)
+        self.fp.write("\r")
+
+    def close(self) -> None:
+        """Close the bar, and erase it if it is not complete."""
+        self.leave = self.total is not None and self.n >= self.total
+        super().close()
 
 
 class TokenProgress:
@@ -24,7 +47,7 @@ class TokenProgress:
         self._total, self._done_before = total, done
         self._seconds_between_lines = seconds_between_lines
         self._started = self._last_line = time.perf_counter()
-        self._bar = tqdm(total=total, initial=done, unit=" tokens", unit_scale=True, disable=None)
+        self._bar = Bar(total=total, initial=done, unit=" tokens", unit_scale=True, disable=None)
 
     def show(self, tokens: int, fraction: float | None) -> None:
         """Show the number of tokens, and the share of the source that is read (None: unknown)."""

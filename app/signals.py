@@ -96,4 +96,9 @@ def print_in_handler(line: str) -> None:
     A handler may interrupt a print, within which another print is an error.
     """
     with suppress(OSError):
-        os.write(2, f"{line}\n".encode())
+        os.write(2, f"{erase_echo()}{line}\n".encode())
+
+
+def erase_echo() -> str:
+    """Return what erases the `^C` that a terminal shows, and a bar around it; "" without one."""
+    return "\r\x1b[J" if os.isatty(2) else ""

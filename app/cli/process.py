@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from app.errors import AppError, ExitCode, ExitWithCode, Stopped
 from app.failures import translate_error
-from app.signals import exit_now, print_in_handler
+from app.signals import erase_echo, exit_now, print_in_handler
 from app.streams import prepare_streams
 
 if TYPE_CHECKING:
@@ -42,11 +42,11 @@ def run_and_report(command: Callable[[], object]) -> int:
             raise
         code, message = expected.exit_code, f"error: {expected}"
     except Stopped as stopped:
-        code, message = stopped.exit_code, f"stopped: {stopped}"
+        code, message = stopped.exit_code, f"{erase_echo()}stopped: {stopped}"
     except ExitWithCode as request:
         code = request.exit_code
     except KeyboardInterrupt:
-        code, message = ExitCode.SIGINT, "stopped"
+        code, message = ExitCode.SIGINT, f"{erase_echo()}stopped"
     print(message, end="\n" if message else "", file=sys.stderr, flush=True)
     _flush()
     return code

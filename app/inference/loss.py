@@ -8,6 +8,7 @@ from torch import Tensor
 
 from app.data.sequences import num_held_out
 from app.data.token_stream import TokenStream
+from app.data.tokenizer import token_byte_lengths
 from app.hardware.device import Device
 from app.model.language_model import LanguageModel
 
@@ -31,6 +32,12 @@ class HeldOutText:
         self.context_length = context_length
         self.num_sequences = num_held_out(len(stream), context_length, max_tokens)
         self.num_tokens = self.num_sequences * context_length
+
+    def num_bytes(self) -> int:
+        """Return the bytes of text in the tokens to predict."""
+        tokens = np.empty(self.num_tokens, dtype=np.uint16)
+        self._stream.read(1, tokens)
+        return int(token_byte_lengths()[tokens].sum())
 
     @torch.no_grad()
     def losses(

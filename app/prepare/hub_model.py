@@ -13,7 +13,6 @@ from urllib.parse import quote
 from huggingface_hub import HfApi, get_session, hf_hub_url
 from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
-from tqdm import tqdm
 
 from app.errors import NetworkError, UserError
 from app.files import PARTIAL, atomic_file, filename_in_errors, read_json, sha256_of, write_json
@@ -21,6 +20,7 @@ from app.formats import format_bytes
 from app.locks import locked
 from app.prepare.hub_client import Repository, checked_token, giving_up, hub_errors, use_hub_client
 from app.prepare.model_folder import SMALL_FILES, read_model_folder, weight_files
+from app.progress import Bar
 
 # The hash of each file; written when all of them are there.
 _HASHES = "files.json"
@@ -121,7 +121,7 @@ def _fetch(
     with (
         filename_in_errors(partial),
         partial.open("ab") as out,
-        tqdm(total=size, initial=out.tell(), unit="B", unit_scale=True, disable=None) as bar,
+        Bar(total=size, initial=out.tell(), unit="B", unit_scale=True, disable=None) as bar,
     ):
         while (first := out.tell()) < size:
             part = {"Range": f"bytes={first}-{min(first + _PART_BYTES, size) - 1}"}

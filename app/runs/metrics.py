@@ -142,6 +142,11 @@ def perplexity(loss: float) -> float:
     return math.exp(min(loss, _LARGEST_LOSS))
 
 
+def bits_per_byte(loss: float, tokens: int, num_bytes: int) -> float | None:
+    """Return a loss in nats per token as bits per byte of text; None if there is no text."""
+    return loss * tokens / math.log(2) / num_bytes if num_bytes else None
+
+
 class MetricsLog:
     """Appends to metrics.jsonl. Opening it drops the lines written after the checkpoint.
 

@@ -25,6 +25,7 @@ class RunLogger:
         tracker: trackio, wandb or none.
 
     Attributes:
+        records: those of earlier processes, until this one adds its first step
         earlier_seconds: time that earlier processes spent on the steps kept
         skipped: updates that were skipped because gradients overflowed, by any process
 
@@ -52,10 +53,10 @@ class RunLogger:
             steps, samples_bytes = checkpoint.state.metrics_lines, checkpoint.state.samples_bytes
         self._metrics = MetricsLog(run.metrics, steps)
         self._samples = AppendOnlyFile(run.samples, samples_bytes)
-        self._records = self._metrics.records
+        self.records = self._metrics.records
         self._events: EventLog | None = None
-        self.earlier_seconds = total_seconds(self._records)
-        self.skipped = sum(bool(record.skipped) for record in self._records)
+        self.earlier_seconds = total_seconds(self.records)
+        self.skipped = sum(bool(record.skipped) for record in self.records)
         record_code(run, checkpoint)
         write_json(run.settings, metadata)
 
@@ -73,12 +74,12 @@ class RunLogger:
             with suppress(OSError):
                 samples = read_samples(self._run.samples)
                 self._events = EventLog(
-                    self._run.tensorboard, self._records, samples, self._metadata
+                    self._run.tensorboard, self.records, samples, self._metadata
                 )
         if self._events is None:
-            self._records.append(record)
+            self.records.append(record)
         else:
-            self._records.clear()
+            self.records.clear()
             self._events.append(record)
         try:
             self._metrics.append(record)

@@ -11,9 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from app.formats import flatten
+from app.progress import Bar
 from app.runs.metrics import StepRecord, total_seconds
 
 _NAME = "events.out.tfevents."
@@ -82,7 +81,7 @@ class EventLog:
             with suppress(OSError):
                 self._writer.close()
             self._writer = None
-        tqdm.write(
+        Bar.write(
             f"warning: training continues without TensorBoard events in {self._folder}: "
             f"{error}; the next start writes all of them again",
             file=sys.stderr,

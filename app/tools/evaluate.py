@@ -18,7 +18,7 @@ from app.files import AppendOnlyFile
 from app.locks import WAIT_SECONDS, locked
 from app.progress import TokenProgress
 from app.runs.checkpoints import latest_checkpoint
-from app.runs.metrics import perplexity
+from app.runs.metrics import bits_per_byte, perplexity
 from app.settings.settings import Settings
 from app.tools.dataset import dataset_of, recorded
 from app.tools.latest_run import with_latest_run
@@ -85,11 +85,10 @@ def summarize(losses: npt.NDArray[np.float64], context_length: int, num_bytes: i
         num_bytes: bytes of text in all targets.
     """
     loss = float(losses.mean())
-    bits = loss * losses.size * context_length / math.log(2)
     return Evaluation(
         loss=loss,
         standard_error=standard_error(losses) if losses.size > 1 else None,
-        bits_per_byte=bits / num_bytes if num_bytes else None,
+        bits_per_byte=bits_per_byte(loss, losses.size * context_length, num_bytes),
         sequences=losses.size,
         tokens=losses.size * context_length,
         bytes=num_bytes,

@@ -5,22 +5,24 @@ import shutil
 import sys
 import time
 from contextlib import suppress
-
-from tqdm import tqdm
+from threading import Event, Thread
 
 from app.data.sequences import BatchPlan
-from app.formats import format_count, format_gib
+from app.formats import format_clock, format_count, format_duration, format_gib, plural
 from app.hardware.device import Device
 from app.hardware.proc import process_seconds
+from app.progress import Bar
 from app.runs.metrics import StepRecord
 
 # On a terminal the bar shows every step; more frequent lines would be unreadable.
 _SECONDS_BETWEEN_LINES = 1.0
-_BAR = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} steps, {elapsed} so far, {remaining} left"
+# The clocks of the bar move while a step takes long.
+_SECONDS_BETWEEN_TICKS = 1.0
+_BAR = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} steps, {elapsed} so far{postfix}"
 
 
 class Console:
-    """Prints a line per step; on a terminal also a bar, the time left and the latest figures.
+    """Prints a line per step; on a terminal also a bar, when it ends and the latest figures.
 
     Args:
         first_step: where this start continues the run.
@@ -29,6 +31,7 @@ class Console:
         device_bytes: memory of the device; None if unknown.
         price_per_hour: price of the machine; None if unknown.
         earlier_seconds: what earlier starts spent on the run.
+        waiting_for: what the first step waits for; shown on a terminal, with the seconds.
     """
 
     def __init__(
@@ -40,31 +43,37 @@ class Console:
         device_bytes: int | None = None,
         price_per_hour: float | None = None,
         earlier_seconds: float = 0.0,
+        waiting_for: str = "the first step",
     ) -> None:
         self._max_steps, self._quiet = max_steps, quiet
         self._device_bytes, self._price = device_bytes, price_per_hour
-        self._earlier_seconds = earlier_seconds
+        self._began = time.perf_counter() - process_seconds() - earlier_seconds
+        self._waiting_for, self._started = waiting_for, time.perf_counter()
+        self._end: float | None = None
         self._is_terminal = sys.stdout.isatty()
         self._next_line = 0.0
         self._record: StepRecord | None = None
         self._val_loss: float | None = None
         self._bar, self._figures = (
-            tqdm(
+            Bar(
                 total=max_steps,
                 initial=first_step,
                 disable=True if quiet else None,
                 dynamic_ncols=True,
-                smoothing=0.1,
                 position=position,
                 bar_format=bar_format,
             )
             for position, bar_format in enumerate((_BAR, "{desc}"))
         )
+        self._closing = Event()
+        self._clock = Thread(target=self._tick, name="console", daemon=True)
+        if not self._bar.disable:
+            self._clock.start()
 
     def print_line(self, line: str) -> None:
         """Print a line without breaking the bar."""
         if not self._quiet:
-            tqdm.write(line, file=sys.stdout)
+            Bar.write(line, file=sys.stdout)
             sys.stdout.flush()
 
     def plan(self, steps: int) -> None:
@@ -72,8 +81,8 @@ class Console:
         self._max_steps = self._bar.total = steps
         self._bar.refresh()
 
-    def step(self, record: StepRecord) -> None:
-        """Print a step's line and move the bar."""
+    def step(self, record: StepRecord, seconds_left: float | None = None) -> None:
+        """Print a step's line and move the bar; the rest of the run takes `seconds_left`."""
         line = step_line(record, self._max_steps) + self._cost(" cost:")
         is_last = record.step + 1 == self._max_steps
         if not self._is_terminal:
@@ -81,9 +90,35 @@ class Console:
         elif is_last or time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
             self.print_line(_fit(line.split(" "), " ", shutil.get_terminal_size().columns))
-        self._record = record
-        if self._bar.update():
-            self._show_figures(record)
+        self._record, self._end = record, seconds_left and time.time() + seconds_left
+        self._bar.n = record.step + 1
+        self._draw()
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Return what the run has taken so far, over all its starts."""
+        return time.perf_counter() - self._began
+
+    def total(self, tokens: int) -> None:
+        """Print what the whole run has taken: steps, tokens, time and cost."""
+        self.print_line(
+            f"Whole run: {plural(self._max_steps, 'step')}, {tokens:,} tokens, "
+            f"{format_duration(self.elapsed_seconds)}{self._cost(', cost ')}"
+        )
+
+    def expect(self, seconds_left: float, tokens: int, basis: str = "") -> None:
+        """Print what the whole run takes: steps, tokens, time and cost.
+
+        Args:
+            seconds_left: how long the rest of it takes.
+            basis: what the prediction is based on, if not on this start.
+        """
+        seconds = self.elapsed_seconds + seconds_left
+        self.print_line(
+            f"expected{basis}: {plural(self._max_steps, 'step')}, {tokens:,} tokens, "
+            f"{format_duration(seconds)} in all, until {format_clock(time.time() + seconds_left)}"
+            f"{self._cost(', cost ', seconds_left)}"
+        )
 
     def evaluated(self, steps_completed: int, val_loss: float, num_tokens: int) -> None:
         """Print a held-out loss; the figures below the bar show it from the next step on."""
@@ -92,20 +127,36 @@ class Console:
         self._val_loss = val_loss
 
     def close(self) -> None:
-        """Close the bar, leaving its last state on screen."""
-        if self._record and not self._bar.disable:
-            self._show_figures(self._record)
+        """Erase the figures and the bar; it stays if the run is complete."""
+        self._closing.set()
+        if self._clock.is_alive():
+            self._clock.join()
         self._figures.close()
+        self._bar.set_postfix_str("", refresh=False)
         self._bar.close()
 
-    def _show_figures(self, record: StepRecord) -> None:
+    def _tick(self) -> None:
+        while not self._closing.wait(_SECONDS_BETWEEN_TICKS):
+            self._draw()
+
+    def _draw(self) -> None:
+        if self._bar.disable:
+            return
+        if self._end is not None:
+            left = Bar.format_interval(max(0, self._end - time.time()))
+            self._bar.set_postfix_str(
+                f"{left} left, until {format_clock(self._end)}", refresh=False
+            )
+        self._bar.refresh()
         # Not the width of stdout, which may be another terminal. This one may be lost.
         with suppress(OSError):
             width = os.get_terminal_size(sys.stderr.fileno()).columns
-            self._figures.set_description_str(_fit(self._fields(record), "  ", width - 1))
+            self._figures.set_description_str(_fit(self._fields(), "  ", width - 1))
 
-    def _fields(self, record: StepRecord) -> list[str]:
+    def _fields(self) -> list[str]:
         """Return the latest figures, most important first; a narrow terminal drops the rest."""
+        if (record := self._record) is None:
+            return [f"waiting for {self._waiting_for}: {time.perf_counter() - self._started:.0f} s"]
         fields = [f"loss {record.train_loss:.4f}"]
         if self._val_loss is not None:
             fields.append(f"held-out {self._val_loss:.4f}")
@@ -117,10 +168,10 @@ class Console:
         fields.append(f"{format_gib(memory)}{part}")
         return fields + list(filter(None, [self._cost("cost ")]))
 
-    def _cost(self, name: str) -> str:
+    def _cost(self, name: str, seconds_left: float = 0.0) -> str:
         if self._price is None:
             return ""
-        hours = (self._earlier_seconds + process_seconds()) / 3600
+        hours = (self.elapsed_seconds + seconds_left) / 3600
         return f"{name}{self._price * hours:.2f}"
 
 

@@ -1,19 +1,16 @@
 """The time limit of a run: how many steps fit into TRAIN_MAX_HOURS."""
 
 from bisect import bisect_right
-from collections import deque
-from statistics import fmean
 
 from app.formats import format_duration, plural
 from app.runs.checkpoint_state import CheckpointState
 from app.settings.settings import Settings
 from app.settings.train import TrainSettings
-from app.train.advice import EVALUATION_SHARE
+from app.train.pace import MIN_MEASURED_STEPS, Pace
 
 # Steps are planned after these shares of the time, or of the steps: soon, as the schedule depends
 # on their number, and once more, because the first ones may be slow. After that it only falls.
 _PLAN_AT = (0.02, 0.25)
-_MIN_MEASURED_STEPS = 3
 # A plan leaves some time unused, so that small delays do not change it.
 _USED_SHARE = 0.98
 # The last checkpoint must reach the disk, and the process must end.
@@ -39,65 +36,39 @@ class TimeLimit:
     Args:
         cfg: max_hours is set; max_steps is the largest number of steps.
         planned: number of steps that an earlier start has planned; None to plan them now.
-        held_out_tokens: tokens of a held-out loss.
+        pace: measured by this start.
     """
 
-    def __init__(self, cfg: TrainSettings, planned: int | None, held_out_tokens: int) -> None:
+    def __init__(self, cfg: TrainSettings, planned: int | None, pace: Pace) -> None:
         assert cfg.max_hours is not None
         self._hours, self._seconds, self._max_steps = (
             cfg.max_hours,
             3600 * cfg.max_hours,
             cfg.max_steps,
         )
-        self._held_out_steps = held_out_tokens / cfg.tokens_per_step
-        intervals = {
-            "val_ms": cfg.val_every if held_out_tokens else 0,
-            "hellaswag_ms": cfg.hellaswag_every,
-            "sample_ms": cfg.sample_every,
-            "save_ms": cfg.checkpoint_every,
-        }
-        self._intervals = {kind: every for kind, every in intervals.items() if every}
-        self._planned = planned
+        self._planned, self._pace = planned, pace
         self._plan_at: list[float] = [] if planned else [*_PLAN_AT]
         self._first_elapsed: float | None = None
-        self._step_seconds: deque[float] = deque(maxlen=100)
 
-    def plan(
-        self, steps_completed: int, step_seconds: float, elapsed: float, pauses: dict[str, float]
-    ) -> int | None:
+    def plan(self, steps_completed: int, elapsed: float) -> int | None:
         """Return the number of steps of the whole run if it changes now. Call it after each step.
 
         Args:
             steps_completed: the evaluation, samples and checkpoint after them are still to come.
-            step_seconds: duration of the last step.
             elapsed: seconds that the run has taken so far.
-            pauses: milliseconds that the last pause of each kind took.
         """
         if self._first_elapsed is None:
-            # The first step has waited for the compiler, so it tells nothing about the others.
             self._first_elapsed = elapsed
-        else:
-            self._step_seconds.append(step_seconds)
-        step_seconds = fmean(self._step_seconds or [0.0])
-        seconds = {"val_ms": EVALUATION_SHARE * self._held_out_steps * step_seconds}
-        seconds |= {kind: milliseconds / 1000 for kind, milliseconds in pauses.items()}
-        seconds = {kind: seconds.get(kind, 0.0) for kind in self._intervals}
-        # Whatever has an interval is also done after the last step.
-        at_end = _SECONDS_AT_END + _SHARE_AT_END * self._seconds + sum(seconds.values())
-        left = self._seconds - elapsed - at_end
+        left = self._seconds - elapsed - _SECONDS_AT_END - _SHARE_AT_END * self._seconds
 
         def needed(steps: int) -> float:
-            """Return the seconds until a run with this many steps has only its end to do."""
-            return (steps - steps_completed) * step_seconds + sum(
-                (steps // every - (steps_completed - 1) // every) * seconds[kind]
-                for kind, every in self._intervals.items()
-            )
+            return self._pace.seconds_left(steps_completed, steps)
 
         if self._is_time_to_plan(steps_completed, elapsed):
             most = self._max_steps
         else:
             most = self._planned or self._max_steps
-            if not self._planned or len(self._step_seconds) < _MIN_MEASURED_STEPS:
+            if not self._planned or self._pace.measured_steps < MIN_MEASURED_STEPS:
                 # There must be time for one more step.
                 most = min(most, steps_completed + 1)
             if needed(most) <= left:
@@ -126,7 +97,7 @@ class TimeLimit:
         if self._planned:
             share = max(share, steps_completed / self._planned)
         is_due = bool(self._plan_at) and share >= self._plan_at[0]
-        if not is_due or len(self._step_seconds) < _MIN_MEASURED_STEPS:
+        if not is_due or self._pace.measured_steps < MIN_MEASURED_STEPS:
             return False
         self._plan_at = [mark for mark in self._plan_at if mark > share]
         return True

@@ -9,16 +9,16 @@ import torch
 from app.data.dataset import Dataset, ShardVerification
 from app.data.sequences import BatchPlan, SequenceOrder
 from app.data.token_stream import TokenStream
+from app.data.tokenizer import vocabulary_files
 from app.distributed.data_parallel import DataParallelLoss
 from app.distributed.world import World
 from app.errors import ExitCode, NotFiniteError, Stopped
 from app.hardware.device import Device
-from app.hardware.proc import process_seconds
 from app.inference.hellaswag import HellaSwag
 from app.inference.loss import HeldOutText
 from app.inference.text import Sampling
 from app.runs.folder import RunFolder
-from app.runs.metrics import PauseTimer, StepRecord
+from app.runs.metrics import PauseTimer, StepRecord, bits_per_byte, perplexity
 from app.runs.provenance import run_metadata
 from app.runs.run_logger import RunLogger
 from app.settings.settings import Settings
@@ -29,6 +29,7 @@ from app.train.dataloader import BatchLoader
 from app.train.diagnosis import out_of_memory, write_diagnosis
 from app.train.evaluation import Evaluator
 from app.train.loop import StepResult, train_steps
+from app.train.pace import MIN_MEASURED_STEPS, Pace
 from app.train.periodic import MAX_VERIFICATION_SECONDS, PeriodicWork
 from app.train.start import Start
 from app.train.state import TrainingState
@@ -84,15 +85,14 @@ class Trainer:
                 initial_weights=state.initial_weights,
             )
             self.log = RunLogger(run, start.checkpoint, metadata, self.print_line, cfg.tracker)
-        earlier_seconds = self.log.earlier_seconds if self.log else 0.0
-        self.began = time.perf_counter() - process_seconds() - earlier_seconds
         self.console = Console(
             self.first_step,
             state.schedule.max_steps,
             quiet=not world.is_rank_zero,
             device_bytes=device.memory_bytes(),
             price_per_hour=cfg.price_per_hour,
-            earlier_seconds=earlier_seconds,
+            earlier_seconds=self.log.earlier_seconds if self.log else 0.0,
+            waiting_for="the compiler" if cfg.compile else "the first step",
         )
         self.loader = BatchLoader(
             TokenStream(dataset.train),
@@ -120,8 +120,8 @@ class Trainer:
         self.periodic = PeriodicWork(
             cfg, sampling, state, evaluator, self.checkpointer, self.console, self.log, self.pauses
         )
-        tokens = evaluator.held_out.num_tokens
-        self.time_limit = TimeLimit(cfg, state.planned_steps, tokens) if cfg.max_hours else None
+        self.held_out, self.pace = evaluator.held_out, Pace(cfg, evaluator.held_out.num_tokens)
+        self.time_limit = TimeLimit(cfg, state.planned_steps, self.pace) if cfg.max_hours else None
 
     def fit(self) -> None:
         """Train to the last step, or to a request to stop, and save everything."""
@@ -135,6 +135,9 @@ class Trainer:
                 self.compile_note,
             )
         )
+        if self.log:
+            earlier = Pace(self.cfg, self.held_out.num_tokens).with_earlier(self.log.records)
+            self.expect(earlier, " at the speed of the last start")
         log = closing(self.log) if self.log else nullcontext()
         with closing(self.console), log, self.checkpointer:
             try:
@@ -161,13 +164,26 @@ class Trainer:
             )
         if self.time_limit:
             self.print_line(
-                self.time_limit.summary(self.state.steps_completed, self.elapsed_seconds)
+                self.time_limit.summary(self.state.steps_completed, self.console.elapsed_seconds)
             )
         if self.log and self.log.skipped:
             share = f"{self.log.skipped} of {self.state.steps_completed} updates"
             self.print_line(f"{share} were skipped, because gradients overflowed in fp16")
+        self.print_results()
         tokens = (self.state.steps_completed - self.first_step) * self.cfg.tokens_per_step
         self.print_line(summary(time.perf_counter() - started, tokens))
+
+    def print_results(self) -> None:
+        """Print the held-out loss, where the checkpoint is, and what all starts have taken."""
+        loss, saved = self.state.val_loss, self.run.last_saved()
+        if loss is not None:
+            line = f"Held-out loss: {loss:.4f}, perplexity {perplexity(loss):,.2f}"
+            if self.world.is_rank_zero and vocabulary_files():
+                bits = bits_per_byte(loss, self.held_out.num_tokens, self.held_out.num_bytes())
+                line += f", {bits:.4f} bits per byte" if bits else ""
+            self.print_line(line)
+        self.print_line(f"Checkpoint: {saved}")
+        self.console.total(self.state.steps_completed * self.cfg.tokens_per_step)
 
     def steps(self) -> Iterator[StepResult]:
         """Run the training loop, yielding the result of each step."""
@@ -200,32 +216,45 @@ class Trainer:
     def after_step(self, result: StepResult) -> None:
         """Print and log a step, then do whatever is due."""
         self.state.steps_completed, self.stop.has_progress = result.step + 1, True
-        if self.time_limit:
-            self.fit_to_time(self.time_limit, result)
+        is_first = result.step == self.first_step
+        if not is_first:
+            # The first step has waited for the compiler, so it tells nothing about the others.
+            self.pace.add(result.seconds, self.pauses.last)
+        is_planned = self.fit_to_time(self.time_limit) if self.time_limit else False
         record = self.record(result)
-        self.console.step(record)
-        if self.cfg.compile and result.step == self.first_step:
+        self.console.step(record, self.seconds_left(self.pace))
+        if self.cfg.compile and is_first:
             self.print_line(compile_cache_summary())
+        if is_planned or self.pace.measured_steps == MIN_MEASURED_STEPS:
+            self.expect(self.pace)
         self.periodic.after_step(record)
         self.checkpointer.poll()
 
-    def fit_to_time(self, limit: TimeLimit, result: StepResult) -> None:
-        """Plan the steps anew if the time limit demands it. Collective."""
-        done = self.state.steps_completed
-        plan = limit.plan(done, result.seconds, self.elapsed_seconds, self.pauses.last)
-        steps = self.world.broadcast(plan)
-        if steps is None:
-            return
+    def fit_to_time(self, limit: TimeLimit) -> bool:
+        """Plan the steps anew if the time limit demands it; return True if so. Collective."""
+        plan = limit.plan(self.state.steps_completed, self.console.elapsed_seconds)
+        if (steps := self.world.broadcast(plan)) is None:
+            return False
         self.state.replan(steps)
         self.console.plan(steps)
         self.print_line(limit.describe(steps))
         if self.log:
             self.log.note(planned_steps=steps)
+        return True
 
-    @property
-    def elapsed_seconds(self) -> float:
-        """Return what the run has taken so far on rank 0, over all its starts."""
-        return time.perf_counter() - self.began
+    def seconds_left(self, pace: Pace) -> float | None:
+        """Return how long the rest of the run takes; None if that is not known yet."""
+        is_planned = self.time_limit is None or self.state.planned_steps is not None
+        if not is_planned or pace.measured_steps < MIN_MEASURED_STEPS:
+            return None
+        return pace.seconds_left(self.state.steps_completed, self.state.schedule.max_steps)
+
+    def expect(self, pace: Pace, basis: str = "") -> None:
+        """Print what the run will take, if that is known and there are steps left."""
+        seconds = self.seconds_left(pace)
+        if seconds is not None and not self.state.is_last:
+            tokens = self.state.schedule.max_steps * self.cfg.tokens_per_step
+            self.console.expect(seconds, tokens, basis)
 
     def record(self, result: StepResult) -> StepRecord:
         """Return the record of a step, before evaluation and pauses are added."""

@@ -1,24 +1,20 @@
 """The console of a run on a terminal of any width, on one that is lost, and on none."""
 
-import fcntl
 import os
 import pty
 import re
-import struct
-import subprocess
 import sys
-import termios
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
 from app.runs.metrics import StepRecord
 from app.streams import Output
 from app.train.console import Console
-from tests.train.processes import TINY
+from tests.terminal import Terminal
+from tests.train.processes import TINY, TRAIN
 
 STEPS = 3
 
@@ -37,35 +33,6 @@ def record(step: int) -> StepRecord:
     )
 
 
-class Terminal:
-    """A pseudo terminal that is this process's standard output and error."""
-
-    def __init__(self, columns: int) -> None:
-        self.keyboard, terminal = pty.openpty()
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-        self.stream = os.fdopen(terminal, "w")
-        self.written = b""
-        self._reader = Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        # Reading fails once the other side is closed.
-        with suppress(OSError):
-            while part := os.read(self.keyboard, 65536):
-                self.written += part
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self.stream.close()
-        self._reader.join()
-        os.close(self.keyboard)
-
-    def lines(self) -> list[str]:
-        """Return what stood in a line at some time, without the commands that move the cursor."""
-        text = re.sub(r"\x1b\[[0-9;]*[B-Za-z]", "", self.written.decode())
-        return [line.rstrip() for line in re.split(r"[\r\n]+|\x1b\[A", text) if line.strip()]
-
-
 @contextmanager
 def terminal_of(columns: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     with monkeypatch.context() as patch, closing(Terminal(columns)) as terminal:
@@ -78,7 +45,7 @@ def show_run(console: Console) -> None:
     with closing(console):
         console.print_line("Using device: cpu")
         for step in range(STEPS):
-            console.step(record(step))
+            console.step(record(step), 7199.0)
             console.evaluated(step + 1, 9.87654, 16_384)
 
 
@@ -102,7 +69,9 @@ def test_a_wide_terminal_shows_the_bar_and_all_figures(monkeypatch: pytest.Monke
     with terminal_of(200, monkeypatch) as terminal:
         show_run(Console(0, STEPS, price_per_hour=0.0, device_bytes=80 << 30))
     lines = terminal.lines()
-    assert any(re.fullmatch(r"100% █+ 3/3 steps, 00:0\d so far, 00:00 left", one) for one in lines)
+    bar = r" 33% \S+ +1/3 steps, 00:0\d so far, 1:\d\d:\d\d left, until .*\d\d:\d\d \S+"
+    assert any(re.fullmatch(bar, line) for line in lines)
+    assert re.fullmatch(r"100% █+ 3/3 steps, 00:0\d so far", terminal.screen()[-1])
     assert "loss 10.9811  held-out 9.8765  8.22k tok/s  MFU 45.7%  3.0 GiB (4%)  cost 0.00" in lines
     assert lines.count("after 3 steps: val_loss:9.8765 (on 16,384 tokens)") == 1
     assert (
@@ -157,27 +126,65 @@ def test_a_lost_terminal_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -
         stream.close()
 
 
+def test_the_first_step_is_waited_for_with_a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        terminal_of(80, monkeypatch) as terminal,
+        closing(Console(0, STEPS, waiting_for="the compiler")),
+    ):
+        terminal.wait_for("waiting for the compiler: 1 s")
+    # The run did not complete a step.
+    assert terminal.screen() == []
+
+
+def test_what_the_run_takes_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with closing(Console(0, STEPS, price_per_hour=2.0, earlier_seconds=36_000.0)) as console:
+        console.expect(7200.0, 1_572_864)
+        console.total(1_572_864)
+    expected, total = capsys.readouterr().out.splitlines()
+    pattern = r"expected: 3 steps, 1,572,864 tokens, 12 h \d min in all, until .*\d\d:\d\d \S+, "
+    assert re.fullmatch(pattern + r"cost 24\.\d\d", expected)
+    assert re.fullmatch(r"Whole run: 3 steps, 1,572,864 tokens, 10 h \d min, cost 20\.\d\d", total)
+
+
+def environment_of(data_dir: Path, **changes: str) -> dict[str, str]:
+    return os.environ | TINY | {"DATA_DIR": str(data_dir), "TRAIN_PRICE_PER_HOUR": "3600"} | changes
+
+
 @pytest.mark.processes
 def test_a_process_on_a_terminal_shows_a_bar_and_figures(data_dir: Path) -> None:
-    environment = os.environ | TINY | {"DATA_DIR": str(data_dir)}
     with closing(Terminal(80)) as terminal:
-        process = subprocess.run(
-            [sys.executable, "-m", "app", "train"],
-            cwd=data_dir,
-            env=environment | {"TERM": "xterm", "TRAIN_PRICE_PER_HOUR": "3600"},
-            stdin=terminal.stream,
-            stdout=terminal.stream,
-            stderr=terminal.stream,
-            check=False,
-        )
-    lines = terminal.lines()
-    assert process.returncode == 0, lines
+        code = terminal.run(TRAIN, data_dir, environment_of(data_dir))
+    lines, screen = terminal.lines(), terminal.screen()
+    assert code == 0, lines
     bars = [line for line in lines if re.match(r" *\d+% ", line)]
     figures = [line for line in lines if line.startswith("loss ")]
     steps = [line for line in lines if line.startswith("step:")]
     assert max(map(len, bars + figures + steps)) <= 80
-    assert re.fullmatch(r"100% █+ 10/10 steps, \d\d:\d\d so far, 00:00 left", bars[-1])
     pattern = r"loss \d+\.\d{4}  held-out \d+\.\d{4}  [\d.]+k? tok/s  [\d.]+ GiB  cost \d+\.\d\d"
     assert re.fullmatch(pattern, figures[-1])
     assert steps[0].startswith("step:0/10 train_loss:")
     assert steps[-1].startswith("step:9/10 train_loss:")
+    # The bar that is complete stays; nothing else of it does.
+    assert [line for line in screen if "so far" in line] == bars[-1:]
+    assert re.fullmatch(r"100% █+ 10/10 steps, \d\d:\d\d so far", bars[-1])
+    assert not any(line.startswith("loss ") for line in screen)
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_ctrl_c_leaves_whole_lines_and_no_bar(data_dir: Path) -> None:
+    environment = environment_of(data_dir, TRAIN_MAX_STEPS="9999", TRAIN_SAMPLE_EVERY="0")
+    with closing(Terminal(80)) as terminal:
+        with terminal.start(TRAIN, data_dir, environment) as process:
+            terminal.wait_for("expected: 9,999 steps")
+            terminal.press_ctrl_c()
+            code = process.wait(100)
+        screen = terminal.screen()
+    assert code == 130, screen
+    assert not [line for line in screen if "^C" in line or "so far" in line or "█" in line]
+    beginning = next(i for i, line in enumerate(screen) if line.startswith("stopping: "))
+    stop = screen[beginning:]
+    # Nothing but the step that was running, its evaluation, the checkpoint and the last line.
+    assert sum(line.startswith(("step:", "after ", "stopp")) for line in stop) >= 3
+    assert len(stop) <= 8
+    assert any(line.startswith("stopped: ") for line in stop[-3:])

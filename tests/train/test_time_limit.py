@@ -12,6 +12,7 @@ from app.runs.folder import RunFolder
 from app.settings.settings import Settings
 from app.settings.train import TrainSettings
 from app.train.main import train
+from app.train.pace import Pace
 from app.train.start import open_training_data, plan_start
 from app.train.time_limit import TimeLimit
 from tests.train.conftest import TinySettings
@@ -31,13 +32,16 @@ def simulate(
     Args:
         pauses: seconds of each kind of pause; all have the interval val_every.
     """
-    limit = TimeLimit(cfg, planned, cfg.val_tokens if pauses else 0)
+    pace = Pace(cfg, cfg.val_tokens if pauses else 0)
+    limit = TimeLimit(cfg, planned, pace)
     elapsed, done, steps, plans = setup, 0, planned or cfg.max_steps, list[int]()
     last: dict[str, float] = {}
     while done < steps:
         elapsed += step_seconds(done)
         done += 1
-        new = limit.plan(done, step_seconds(done - 1), elapsed, last)
+        if done > 1:
+            pace.add(step_seconds(done - 1), last)
+        new = limit.plan(done, elapsed)
         if new is not None:
             steps = new
             plans.append(new)
