@@ -146,8 +146,8 @@ def capped(model: Any) -> None:
     ids=lambda it: getattr(it, "__name__", ""),
 )
 def test_a_changed_gpt2_is_refused_with_the_reason(change: Any, reason: str) -> None:
+    check_is_published(a_model(GPT2))
     model = a_model(GPT2)
-    check_is_published(model)
     change(model)
     with pytest.raises(UserError, match=rf"app/model computes is not a \w.*: .*{reason}"):
         check_is_published(model)
@@ -166,8 +166,8 @@ def test_a_changed_qwen3_is_refused() -> None:
         model.model.layers[1].self_attn.v_norm = nn.RMSNorm(32)
 
     for change in (other_eps, other_rotary, normed_values):
+        check_is_published(a_model(QWEN3))
         model = a_model(QWEN3)
-        check_is_published(model)
         change(model)
         with pytest.raises(UserError, match="is not a Qwen3ForCausalLM: "):
             check_is_published(model)

@@ -65,6 +65,7 @@ def _write(settings: Settings, checkpoint: Checkpoint, folder: Path) -> str:
     dtype = getattr(torch, settings.export.dtype)
     model = load_model(checkpoint, select_device("cpu", "float32", "auto"))
     check_is_published(model)
+    checkpoint.load_model(model)
     config, weights = to_huggingface(model, dtype, END_OF_TEXT)
     origin = _origin(settings, model, checkpoint)
     # Without max_length, transformers' pipeline writes 256 tokens, whatever the model can take.
