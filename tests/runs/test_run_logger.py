@@ -99,3 +99,17 @@ def test_what_the_disk_refuses_is_reported_and_written_once_there_is_room(
     assert log.sync() == (3, run.samples.stat().st_size)
     assert steps(run) == [0, 1, 2]
     assert [step for step, _ in read_samples(run.samples)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", ("trackio", "wandb"))
+def test_a_tracker_that_is_not_installed_is_one_warning(run: RunFolder, kind: str) -> None:
+    lines: list[str] = []
+    log = RunLogger(run, None, {}, lines.append, kind)
+    for step in range(3):
+        log.add_step(record(step))
+    log.close()
+    assert lines == [
+        f"warning: training continues without a tracker: this needs the Python package {kind}, "
+        f"which is not installed; pip install {kind}"
+    ]
+    assert steps(run) == [0, 1, 2]
