@@ -38,7 +38,8 @@ EXPORTED = {
     "docs/compare-runs.md": {"TRAIN_MAX_STEPS": "10", "TRAIN_COMPILE": "false"},
     "docs/own-data.md": SHORT,
     "docs/sweeps.md": {"PREPARE_TOTAL_TOKENS": "20k", "MODEL_NUM_LAYERS": "1"}
-    | {"TRAIN_COMPILE": "false", "TRAIN_MAX_STEPS": "9", "TRAIN_TOKENS_PER_STEP": "128"},
+    | {"TRAIN_COMPILE": "false", "TRAIN_MAX_STEPS": "9", "TRAIN_TOKENS_PER_STEP": "128"}
+    | {"TRAIN_VAL_TOKENS": "256", "TRAIN_SAMPLE_EVERY": "0"},
 }
 # A model that needs seconds, for the recipes of large ones.
 TINY = {

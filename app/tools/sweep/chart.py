@@ -56,7 +56,7 @@ def sweep_chart(results: Sequence[Result]) -> Chart:
 
 def _x_axis(name: str, values: Sequence[Any]) -> Spec:
     """Return the encoding of x: logarithmic if the values span more than a decade."""
-    title = {"field": "x", "title": name.partition(".")[2]}
+    title = {"field": "x", "title": name}
     numbers = [it for it in values if isinstance(it, int | float) and not isinstance(it, bool)]
     if name == SEED or len(numbers) < len(values):
         kept = {"sort": [*dict.fromkeys(values)], "axis": {"labelAngle": 0}}

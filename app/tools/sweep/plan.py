@@ -12,12 +12,12 @@ from app.errors import UserError
 from app.files import json_value
 from app.formats import differences
 from app.runs.folder import RunFolder
-from app.settings.settings import GROUPS, VARIABLES, Settings
+from app.settings.settings import GROUPS, Settings
 from app.settings.sources import load_each, resolve, suggestion
 
-SEED = "train.seed"
+SEED = "seed"
 _GROUPS = ("train", "model")
-_SWEPT_BY_NAME = [name for group in _GROUPS for name in GROUPS[group].variables()]
+_FIELDS = {name: field for it in _GROUPS for name, field in GROUPS[it].variables().items()}
 # Runs that differ only in these can be compared.
 _OF_THE_MACHINE = {
     *("run_name", "resume", "device", "compile", "recompute", "micro_batch_size", "processes"),
@@ -31,11 +31,11 @@ class PlannedRun:
     """A run of a sweep.
 
     Attributes:
-        texts: text of each swept setting, as it was typed, by `group.field`
+        values: value of each swept setting, by field; the seed is the last
         flags: the texts of its command line, by variable
     """
 
-    texts: dict[str, str]
+    values: dict[str, Any]
     flags: dict[str, str]
     settings: Settings
 
@@ -49,16 +49,10 @@ class PlannedRun:
         """Return the run's folder."""
         return RunFolder(self.settings.run_dir)
 
-    @property
-    def values(self) -> dict[str, Any]:
-        """Return the value of each swept setting, by `group.field`."""
-        dumped = self.settings.public()
-        return {name: dumped[name.split(".")[0]][name.split(".")[1]] for name in self.texts}
-
 
 def label(values: Mapping[str, Any]) -> str:
     """Return "learning_rate 0.0018, num_layers 12", for example."""
-    return ", ".join(f"{name.partition('.')[2]} {value}" for name, value in values.items())
+    return ", ".join(f"{field} {value}" for field, value in values.items())
 
 
 def plan_sweep(flags: Mapping[str, str], sets: Sequence[str]) -> tuple[Path, list[PlannedRun]]:
@@ -73,22 +67,22 @@ def plan_sweep(flags: Mapping[str, str], sets: Sequence[str]) -> tuple[Path, lis
             that was trained with other settings.
     """
     swept, faults = _parse(sets)
-    names = [*sorted(swept, key=lambda name: name == SEED)]
-    combinations = [
-        dict(zip(names, texts, strict=True)) for texts in product(*(swept[name] for name in names))
-    ]
+    names = sorted(swept, key=lambda name: _FIELDS[name] == SEED)
     lines = [
-        {**flags, **{_variable(name): text for name, text in texts.items()}}
-        for texts in combinations
+        {**flags, **dict(zip(names, texts, strict=True))}
+        for texts in product(*(swept[name] for name in names))
     ]
-    variables = [_variable(name) for name in names]
-    load_each(lines, "sweep", swept=variables, faults=faults)
+    load_each(lines, "sweep", swept=names, faults=faults)
     common = resolve(flags, "sweep", with_environment=True)
     sweep_name = common.run_dir.name
-    for line, texts in zip(lines, combinations, strict=True):
-        line["TRAIN_RUN_NAME"] = "-".join([sweep_name, *map(_name_part, texts, texts.values())])
-    loaded = load_each(lines, "sweep", swept=variables)
-    runs = [PlannedRun(*it) for it in zip(combinations, lines, loaded, strict=True)]
+    for line in lines:
+        parts = (_FIELDS[name] + re.sub(r"[^A-Za-z0-9._-]+", "_", line[name]) for name in names)
+        line["TRAIN_RUN_NAME"] = "-".join([sweep_name, *parts])
+    runs = []
+    for line, settings in zip(lines, load_each(lines, "sweep", swept=names), strict=True):
+        every = {field: it for group in _GROUPS for field, it in settings.public()[group].items()}
+        values = {_FIELDS[name]: every[_FIELDS[name]] for name in names}
+        runs.append(PlannedRun(values, line, settings))
     for of_each in ([label(run.values) for run in runs], [run.name for run in runs]):
         if repeated := {it for it in of_each if of_each.count(it) > 1}:
             raise UserError(
@@ -104,7 +98,7 @@ def plan_sweep(flags: Mapping[str, str], sets: Sequence[str]) -> tuple[Path, lis
 
 
 def _parse(sets: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Return the texts of each setting's values by `group.field`, and the faults."""
+    """Return the texts of each setting's values by variable, and the faults."""
     swept: dict[str, list[str]] = {}
     faults = [] if sets else ["--set is missing: give values, as in --set train.seed=0,1,2"]
     for typed in sets:
@@ -112,26 +106,16 @@ def _parse(sets: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
         variable = name.strip().replace(".", "_", 1).upper()
         if not equals:
             faults.append(f"--set {typed}: must have values, as in train.seed=0,1,2")
-        elif variable not in _SWEPT_BY_NAME:
-            meant = suggestion(variable, _SWEPT_BY_NAME)
+        elif variable not in _FIELDS:
+            meant = suggestion(variable, _FIELDS)
             faults.append(f"--set {name}: there is no such setting of train or model{meant}")
         elif variable == "TRAIN_RUN_NAME":
             faults.append(f"--set {name}: the runs are named after the sweep and their values")
+        elif variable in swept:
+            faults.append(f"--set {name}: is given twice")
         else:
-            group = VARIABLES[variable]
-            field = f"{group.prefix().rstrip('_').lower()}.{group.variables()[variable]}"
-            if field in swept:
-                faults.append(f"--set {name}: is given twice")
-            swept[field] = values.split(";" if ";" in values else ",")
+            swept[variable] = values.split(";" if ";" in values else ",")
     return swept, faults
-
-
-def _variable(name: str) -> str:
-    return name.replace(".", "_", 1).upper()
-
-
-def _name_part(name: str, text: str) -> str:
-    return name.partition(".")[2] + re.sub(r"[^A-Za-z0-9._-]+", "_", text)
 
 
 def _check_run(run: PlannedRun, dataset: Dataset) -> None:

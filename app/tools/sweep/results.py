@@ -24,7 +24,7 @@ class Result:
     """A run that has ended.
 
     Attributes:
-        values: value of each swept setting, by `group.field`
+        values: value of each swept setting, by field
         held_out_loss: after its last step, or the lowest if it uses its best checkpoint; nats per
             token, None if it has diverged
         seconds: time that it took
@@ -140,7 +140,7 @@ def write_results(folder: Path, results: Sequence[Result], planned: int) -> None
 def table(found: Sequence[Combination]) -> str:
     """Return a line for each combination: its values, held-out loss, seeds, and the best marked."""
     best = best_of(found)
-    rows = [[*(name.partition(".")[2] for name in found[0].values), "held-out loss", "seeds", ""]]
+    rows = [[*found[0].values, "held-out loss", "seeds", ""]]
     for it in found:
         loss = "-" if it.mean is None else f"{it.mean:.4f}"
         loss += "" if it.spread is None else f" ± {it.spread:.4f}"
@@ -148,8 +148,5 @@ def table(found: Sequence[Combination]) -> str:
         note = "best" if it is best else f"{diverged} diverged" if diverged else ""
         rows.append([*map(str, it.values.values()), loss, str(len(it.losses)), note])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    padded = (
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in padded)
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(lines)

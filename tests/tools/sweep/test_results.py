@@ -24,7 +24,7 @@ from tests.train.processes import TINY
 
 
 def result(rate: object, seed: int, loss: float | None) -> Result:
-    values = {"train.learning_rate": rate, "train.seed": seed}
+    values = {"learning_rate": rate, "seed": seed}
     run, rest = f"run-{rate}-{seed}", (loss, 60.0, "abc")
     return Result(run, values, "diverged" if loss is None else "complete", *rest)
 
@@ -65,7 +65,7 @@ def test_files_hold_every_run_and_every_combination(tmp_path: Path) -> None:
         "",
     ]
     assert lines[-1] == {
-        "run": "run-0.02-1", "train.learning_rate": "0.02", "train.seed": "1",
+        "run": "run-0.02-1", "learning_rate": "0.02", "seed": "1",
         "status": "diverged", "held_out_loss": "", "seconds": "60.0", "git_revision": "abc",
     }  # fmt: skip
 
@@ -105,7 +105,7 @@ def test_a_run_that_uses_its_best_checkpoint_counts_with_its_lowest_loss(data_di
         RESULTS[:1],
         RESULTS[-1:],
         [result("muon", 0, 4.0), result("adamw", 1, 4.2)],
-        [Result("run-1", {"train.seed": 1}, "complete", 4.0, 1.0, None)],
+        [Result("run-1", {"seed": 1}, "complete", 4.0, 1.0, None)],
     ),
 )
 def test_any_results_have_a_picture_in_both_themes(results: list[Result]) -> None:
