@@ -52,7 +52,7 @@ def overview(results: dict[str, Any]) -> Iterator[list[str]]:
         f"{results['machine']['device']}, {PRICE}",
         "tokens/s",
         "20M tokens",
-        "held-out loss after them",
+        "held-out loss",
         "10B tokens",
     ]
     for name, row in results["speed"].items():
