@@ -173,3 +173,15 @@ def test_make_has_the_targets(page: str) -> None:
         for targets in re.findall(r"^make ([\w -]+)", block.script, re.MULTILINE):
             command = ["make", "--dry-run", *targets.split()]
             subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_make_demo_ends_with_a_report(newcomer: dict[str, str], tmp_path: Path) -> None:
+    short = {"TRAIN_COMPILE": "false", "TRAIN_MAX_STEPS": "10"}
+    small = {"PREPARE_TOTAL_TOKENS": "20000", "PREPARE_VAL_TOKENS": "2000"}
+    # The environment is there: these tests run in it.
+    there = "TORCH=auto PYTHON=python3 --assume-old=.venv/.installed-auto-python3"
+    script = f"make -C {REPOSITORY} {there} demo"
+    run_as_typed(script, newcomer | short | small | {"DATA_DIR": str(tmp_path / "data")})
+    assert (tmp_path / "data/runs/demo/report/report.html").exists()
