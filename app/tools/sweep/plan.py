@@ -21,7 +21,7 @@ _FIELDS = {name: field for it in _GROUPS for name, field in GROUPS[it].variables
 # Runs that differ only in these can be compared.
 _OF_THE_MACHINE = {
     *("run_name", "resume", "device", "compile", "recompute", "micro_batch_size", "processes"),
-    *("shard_optimizer", "max_restarts", "rank_timeout_seconds", "price_per_hour"),
+    *("shard_optimizer", "max_restarts", "rank_timeout_seconds", "price_per_hour", "tracker"),
     *("sample_every", "checkpoint_every", "keep_checkpoints", "hellaswag_every", "hellaswag_file"),
 }
 
