@@ -23,6 +23,7 @@ from app.runs.checkpoint_state import PendingWork
 from app.runs.checkpoints import latest_checkpoint
 from app.runs.metrics import PAUSES
 from app.settings.settings import Settings
+from app.tools.evaluate import evaluate
 from app.tools.inspect import describe
 from app.train.main import train
 from tests.train.conftest import TinySettings, rewrite_checkpoint
@@ -117,6 +118,23 @@ def test_console_begins_and_ends_as_the_original(
     assert tokens == "Total tokens processed: 768"
     assert re.fullmatch(r"Average tokens/sec: \d+\.\d\d", rate)
     assert following.startswith("next: python -m app sample ")
+
+
+def test_the_results_are_those_of_evaluate(
+    tiny: TinySettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tiny(TRAIN_MAX_STEPS=3)
+    train(settings)
+    lines = capsys.readouterr().out.splitlines()
+    evaluate(settings)
+    measured = json.loads((settings.run_dir / "evaluations.jsonl").read_text())
+    assert lines[-7:-4] == [
+        f"Held-out loss: {measured['loss']:.4f}, perplexity {measured['perplexity']:,.2f}, "
+        f"{measured['bits_per_byte']:.4f} bits per byte",
+        f"Checkpoint: {settings.run_dir / 'checkpoints/step-000003'}",
+        lines[-5],
+    ]
+    assert lines[-5].startswith("Whole run: 3 steps, 768 tokens, ")
 
 
 @pytest.mark.parametrize("architecture", ("gpt2", "qwen3"))
