@@ -18,17 +18,17 @@ def sweep_chart(results: Sequence[Result]) -> Chart:
     The first swept setting is on the x axis; each combination of the others has a color.
     """
     name = next((it for it in results[0].values if it != SEED), SEED)
+    x_axis = _x_axis(name, [it.values[name] for it in results])
+    is_curve = x_axis["type"] == "quantitative"
     rows: list[Spec] = [
         {
-            "x": it.values[name],
+            "x": it.values[name] if is_curve else str(it.values[name]),
             "run": label({key: it.values[key] for key in it.values if key not in (name, SEED)}),
             "loss": it.held_out_loss,
         }
         for it in results
     ]
-    x_axis = _x_axis(name, [row["x"] for row in rows])
     dot = {"type": "point", "filled": True, "size": 90, "opacity": 1}
-    is_curve = x_axis["type"] == "quantitative"
     mean = {"type": "line", "strokeWidth": 2, "point": dot} if is_curve else dot
     loss = {
         "field": "loss", "type": "quantitative", "title": None, "axis": {"labelExpr": PLAIN},
@@ -59,7 +59,7 @@ def _x_axis(name: str, values: Sequence[Any]) -> Spec:
     title = {"field": "x", "title": name}
     numbers = [it for it in values if isinstance(it, int | float) and not isinstance(it, bool)]
     if name == SEED or len(numbers) < len(values):
-        kept = {"sort": [*dict.fromkeys(values)], "axis": {"labelAngle": 0}}
+        kept = {"sort": [*dict.fromkeys(map(str, values))], "axis": {"labelAngle": 0}}
         return title | {"type": "ordinal"} | kept
     is_log = min(numbers) > 0 and max(numbers) > _DECADE * min(numbers)
     scale = {"type": "log" if is_log else "linear", "zero": False, "nice": False, "padding": 40}

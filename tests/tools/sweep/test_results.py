@@ -105,6 +105,7 @@ def test_a_run_that_uses_its_best_checkpoint_counts_with_its_lowest_loss(data_di
         RESULTS[:1],
         RESULTS[-1:],
         [result("muon", 0, 4.0), result("adamw", 1, 4.2)],
+        [result([0.9, 0.95], 0, 4.0), result([0.9, 0.99], 0, 4.2)],
         [Result("run-1", {"seed": 1}, "complete", 4.0, 1.0, None)],
     ),
 )
