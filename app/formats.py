@@ -8,6 +8,7 @@ from typing import Any
 _SCALES = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k"))
 _BYTE_SCALES = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"))
 _TIME_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+_END_OF_TIME = datetime(9998, 12, 31).timestamp()
 
 
 def format_count(value: float) -> str:
@@ -53,9 +54,13 @@ def format_duration(seconds: float) -> str:
 
 
 def format_clock(timestamp: float) -> str:
-    """Return a local time: "14:32 UTC" if it is today, "30 Nov 14:32 UTC" otherwise."""
-    when, now = datetime.fromtimestamp(timestamp).astimezone(), datetime.now().astimezone()
-    return f"{when:{'%H:%M %Z' if when.date() == now.date() else '%d %b %H:%M %Z'}}"
+    """Return a local time: "14:32 UTC" if it is today, "30 Nov 2026 14:32 UTC" otherwise.
+
+    Times after the year 9998 count as its end.
+    """
+    when = datetime.fromtimestamp(min(timestamp, _END_OF_TIME)).astimezone()
+    is_today = when.date() == datetime.now().date()
+    return when.strftime("%H:%M %Z" if is_today else "%d %b %Y %H:%M %Z")
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:

@@ -90,7 +90,8 @@ class Console:
         elif is_last or time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
             self.print_line(_fit(line.split(" "), " ", shutil.get_terminal_size().columns))
-        self._record, self._end = record, seconds_left and time.time() + seconds_left
+        self._record = record
+        self._end = None if seconds_left is None else time.time() + seconds_left
         self._bar.n = record.step + 1
         self._draw()
 

@@ -146,6 +146,20 @@ def test_what_the_run_takes_is_said_in_one_line(capsys: pytest.CaptureFixture[st
     assert re.fullmatch(r"Whole run: 3 steps, 1,572,864 tokens, 10 h \d min, cost 20\.\d\d", total)
 
 
+def test_a_run_of_a_million_years_is_expected_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with closing(Console(0, STEPS)) as console:
+        console.expect(3e13, 1)
+    assert "in all, until 31 Dec 9998 " in capsys.readouterr().out
+
+
+def test_at_the_end_no_time_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal_of(120, monkeypatch) as terminal, closing(Console(0, STEPS)) as console:
+        console.step(record(STEPS - 1), 0.0)
+    bars = [line for line in terminal.lines() if "00:00 left, until " in line]
+    assert bars
+    assert not any("1970" in line for line in bars)
+
+
 def environment_of(data_dir: Path, **changes: str) -> dict[str, str]:
     return os.environ | TINY | {"DATA_DIR": str(data_dir), "TRAIN_PRICE_PER_HOUR": "3600"} | changes
 
