@@ -89,7 +89,7 @@ def test_a_run_that_was_trained_with_other_settings_is_refused() -> None:
         plan("train.seed=0,1")
     del stored["dataset"]
     run.folder.settings.write_text(json.dumps(stored))
-    plan("train.seed=0,1,2", TRAIN_MICRO_BATCH_SIZE="2", TRAIN_CHECKPOINT_EVERY="1")
+    plan("train.seed=0,1,2", TRAIN_MICRO_BATCH_SIZE="2", TRAIN_TRACKER="wandb")
     with pytest.raises(
         UserError, match=r"run-seed0 was trained .*: max_steps was 10 and is now 20"
     ):
