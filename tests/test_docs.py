@@ -93,6 +93,21 @@ def test_links_lead_to_files_and_headings(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_modules_have_the_names_that_pages_give_them(page: str) -> None:
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:app|tests|benchmarks)/[\w/]+\.py)`", text):
+        assert (REPOSITORY / name).exists(), name
+
+
+def test_modules_have_the_names_that_the_drawing_gives_them() -> None:
+    drawing = (REPOSITORY / "docs" / "pictures" / "architecture.svg").read_text(encoding="utf-8")
+    names = re.findall(r">(\w+/\w+\.py)<", drawing)
+    assert len(names) > 10
+    for name in names:
+        assert (REPOSITORY / "app" / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_settings_are_right(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settle(tmp_path, monkeypatch)
     text = (REPOSITORY / page).read_text(encoding="utf-8")
