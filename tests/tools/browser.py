@@ -1,5 +1,6 @@
 """A real Chromium, without a window."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,5 +68,5 @@ def photograph_playground(
         page.fill("#max_tokens", str(max_tokens))
         page.click("#generate")
         page.wait_for_selector('#status:is([data-state="done"], [data-state="wrong"])', timeout=0)
-        page.locator(".generated").first.locator("span").nth(2).hover()
+        page.locator(".generated span", has_text=re.compile("[a-z]{3}")).first.hover()
         page.screenshot(path=path)
