@@ -42,12 +42,13 @@ def run_and_report(command: Callable[[], object]) -> int:
             raise
         code, message = expected.exit_code, f"error: {expected}"
     except Stopped as stopped:
-        code, message = stopped.exit_code, f"{erase_echo()}stopped: {stopped}"
+        code, message = stopped.exit_code, f"stopped: {stopped}"
     except ExitWithCode as request:
         code = request.exit_code
     except KeyboardInterrupt:
-        code, message = ExitCode.SIGINT, f"{erase_echo()}stopped"
-    print(message, end="\n" if message else "", file=sys.stderr, flush=True)
+        code, message = ExitCode.SIGINT, "stopped"
+    if message:
+        print(f"{erase_echo()}{message}", file=sys.stderr, flush=True)
     _flush()
     return code
 

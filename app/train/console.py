@@ -83,17 +83,19 @@ class Console:
 
     def step(self, record: StepRecord, seconds_left: float | None = None) -> None:
         """Print a step's line and move the bar; the rest of the run takes `seconds_left`."""
-        line = step_line(record, self._max_steps) + self._cost(" cost:")
-        is_last = record.step + 1 == self._max_steps
-        if not self._is_terminal:
-            self.print_line(line)
-        elif is_last or time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
-            self.print_line(_fit(line.split(" "), " ", shutil.get_terminal_size().columns))
         self._record = record
         self._end = None if seconds_left is None else time.time() + seconds_left
         self._bar.n = record.step + 1
-        self._draw()
+        line = step_line(record, self._max_steps) + self._cost(" cost:")
+        is_last = record.step + 1 == self._max_steps
+        is_due = is_last or time.monotonic() >= self._next_line
+        if is_due and self._is_terminal:
+            line = _fit(line.split(" "), " ", shutil.get_terminal_size().columns)
+        if is_due or not self._is_terminal:
+            self.print_line(line)
+        if is_due:
+            self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+            self._draw()
 
     @property
     def elapsed_seconds(self) -> float:
