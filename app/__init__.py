@@ -14,4 +14,9 @@ def __getattr__(name: str) -> Any:
     """Import the functions when they are first used: every command imports this package."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("app.python"), name)
+    # Their packages are imported first: a later import would put them in the functions' place.
+    for package in ("prepare", "train"):
+        import_module(f"app.{package}")
+    python = import_module("app.python")
+    globals().update({function: getattr(python, function) for function in __all__})
+    return globals()[name]

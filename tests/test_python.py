@@ -117,3 +117,9 @@ def test_ctrl_c_saves_a_checkpoint(send: Callable[[int, int], None]) -> None:
     assert process.returncode == 0
     assert rest.endswith("the same command continues\nthe notebook goes on\n")
     assert list(Path("data/runs/small/checkpoints").glob("step-*"))
+
+
+def test_a_package_that_is_imported_later_does_not_hide_its_function() -> None:
+    script = "import app; first = app.load; import app.prepare.pipeline, app.train.loop; "
+    script += "assert callable(app.prepare) and callable(app.train)"
+    subprocess.run([sys.executable, "-c", script], check=True)
