@@ -231,16 +231,17 @@ class Trainer:
         self.checkpointer.poll()
 
     def fit_to_time(self, limit: TimeLimit) -> bool:
-        """Plan the steps anew if the time limit demands it; return True if so. Collective."""
+        """Plan the steps that fit the time limit; return True at the first plan. Collective."""
         plan = limit.plan(self.state.steps_completed, self.console.elapsed_seconds)
         if (steps := self.world.broadcast(plan)) is None:
             return False
+        is_first_plan = self.state.planned_steps is None
         self.state.replan(steps)
         self.console.plan(steps)
         self.print_line(limit.describe(steps))
         if self.log:
             self.log.note(planned_steps=steps)
-        return True
+        return is_first_plan
 
     def seconds_left(self, pace: Pace) -> float | None:
         """Return how long the rest of the run takes; None if that is not known yet."""
