@@ -114,7 +114,8 @@ def _parse(sets: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
         elif variable in swept:
             faults.append(f"--set {name}: is given twice")
         else:
-            swept[variable] = values.split(";" if ";" in values else ",")
+            separator = ";" if ";" in values else ","
+            swept[variable] = [it.strip() for it in values.split(separator)]
     return swept, faults
 
 

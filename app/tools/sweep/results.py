@@ -67,12 +67,14 @@ def read_result(run: PlannedRun, *, diverged: bool) -> Result:
     folder = run.folder
     records = read_metrics(folder.metrics) if folder.metrics.exists() else []
     losses = [it.val_loss for it in records if it.val_loss is not None]
-    loss = min(losses) if run.settings.train.use_best and losses else [None, *losses][-1]
+    loss = None
+    if losses and not diverged:
+        loss = min(losses) if run.settings.train.use_best else losses[-1]
     return Result(
         run.name,
         run.values,
         "diverged" if diverged else "complete",
-        None if diverged else loss,
+        loss,
         round(total_seconds(records), 3),
         json_value(folder.settings, "git_revision"),
     )

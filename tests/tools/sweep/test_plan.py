@@ -18,7 +18,7 @@ def plan(*sets: str, **changes: str) -> list[PlannedRun]:
 
 
 def test_the_runs_are_the_product_of_the_values_with_seeds_side_by_side() -> None:
-    folder, runs = plan_sweep(TINY, ["train.seed=0,1", "train.learning_rate=1e-3,2e-3"])
+    folder, runs = plan_sweep(TINY, ["train.seed=0, 1", "train.learning_rate=1e-3,2e-3"])
     assert folder == Path("data/sweeps/run")
     assert [run.name for run in runs] == [
         "run-learning_rate1e-3-seed0",
