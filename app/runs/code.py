@@ -40,7 +40,8 @@ def source() -> dict[str, Any]:
 
 def describe_source(source: Mapping[str, Any]) -> str:
     """Return the commit of a source in words, and whether the code differed from it."""
-    return f"revision {source.get('revision')}{' with changes' if source.get('differs') else ''}"
+    revision = source.get("revision") or "unknown"
+    return f"revision {revision}{' with changes' if source.get('differs') else ''}"
 
 
 def source_hashes() -> dict[str, str]:
@@ -89,7 +90,10 @@ def record_code(run: RunFolder, checkpoint: Checkpoint | None) -> None:
         (run.path / patch_name(later)).unlink()
     before, patch = checkpoint.state if checkpoint else None, _patch()
     changed = changed_files(checkpoint) if checkpoint else []
-    begins = not step or (before and (before.origin or "").endswith(f"@{step}"))
+    # A branch, and a run from before code was recorded, have no patch of their own yet.
+    begins = (
+        before is None or not before.source_hashes or (before.origin or "").endswith(f"@{step}")
+    )
     if not changed and not (begins and patch):
         return
     lines = [f"Since step {step}: {describe_source(source())}", "", patch or ""]
@@ -137,10 +141,10 @@ def _patch() -> str | None:
     Other files are left out, which may hold secrets. None without git.
     """
     changed = _git("diff", "HEAD", "--", _PYTHON_FILES)
-    new = _git("ls-files", "--others", "--exclude-standard", "--", _PYTHON_FILES)
+    new = _git("ls-files", "-z", "--others", "--exclude-standard", "--", _PYTHON_FILES)
     if changed is None or new is None:
         return None
-    added = [_git("diff", "--no-index", "--", "/dev/null", name) for name in new.splitlines()]
+    added = [_git("diff", "--no-index", "--", "/dev/null", name) for name in new.split("\0")[:-1]]
     patch = "".join(filter(None, (changed, *added)))
     if len(patch) > _MAX_PATCH_CHARACTERS:
         patch = f"{patch[:_MAX_PATCH_CHARACTERS]}\n... {len(patch):,} characters, cut here\n"

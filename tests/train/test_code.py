@@ -17,14 +17,24 @@ from tests.train.processes import Start, run_to_end
 MLP = "app/model/gpt.py"
 
 
-def new_patch(clone: Clone, **variables: object) -> tuple[dict[str, object], str]:
-    """Return the source and the patch of a new run that starts, without torch."""
+def new_patch(clone: Clone, step: int = 0, **variables: object) -> tuple[dict[str, object], str]:
+    """Return the source and the patch of a run that starts, without torch.
+
+    Args:
+        step: where it continues from a checkpoint that does not know its code; 0: it is new.
+    """
     program = (
-        "import json, sys, tempfile; from pathlib import Path\n"
-        "from app.runs.code import record_code, source; from app.runs.folder import RunFolder\n"
-        "run = RunFolder(Path(tempfile.mkdtemp(dir='.'))); record_code(run, None)\n"
-        "patch = run.path / 'code.patch'\n"
-        "print(json.dumps([source(), patch.read_text() if patch.exists() else '']))"
+        "import json, tempfile; from pathlib import Path\n"
+        "from app.runs.checkpoint import Checkpoint\n"
+        "from app.runs.checkpoint_state import CheckpointState\n"
+        "from app.runs.code import read_patches, record_code, source\n"
+        "from app.runs.folder import RunFolder\n"
+        "unknown = dict.fromkeys(('model', 'settings', 'identity', 'versions'), {})\n"
+        f"numbers = dict(step={step}, micro_batch_size=1, sequences_consumed=0)\n"
+        "before = Checkpoint(Path(), CheckpointState(**numbers, **unknown))\n"
+        "run = RunFolder(Path(tempfile.mkdtemp(dir='.')))\n"
+        f"record_code(run, before if {step} else None)\n"
+        f"print(json.dumps([source(), read_patches(run.path).get({step}, '')]))"
     )
     variables = {"PYTHONPATH": clone.folder} | variables
     ended = run_python(program, **variables)
@@ -45,7 +55,7 @@ def test_the_patch_makes_the_commit_the_code_of_the_run(clone: Clone, tmp_path: 
     assert committed["revision"] == revision
     assert (committed["differs"], nothing) == (False, "")
     clone.edit(MLP, "F.gelu,", "F.silu,")
-    (clone.folder / "app/train/new_optimizer.py").write_text("RATE = 1\n")
+    (clone.folder / "app/train/größe.py").write_text("RATE = 1\n")
     for secret in (".env", "app/.env", "app/recipes/mine.env"):
         (clone.folder / secret).write_text("HF_TOKEN=hf_secret\n")
     # What users set for their own eyes.
@@ -60,8 +70,18 @@ def test_the_patch_makes_the_commit_the_code_of_the_run(clone: Clone, tmp_path: 
     other = tmp_path / "other"
     subprocess.run(["git", "clone", "--quiet", clone.folder, other], check=True)
     subprocess.run(["git", "-C", other, "apply", "-"], input=patch, text=True, check=True)
-    for file in (MLP, "app/train/new_optimizer.py"):
+    for file in (MLP, "app/train/größe.py"):
         assert (other / file).read_bytes() == (clone.folder / file).read_bytes()
+
+
+def test_a_run_from_before_code_was_recorded_has_a_patch_from_where_it_continues(
+    clone: Clone,
+) -> None:
+    assert new_patch(clone, step=4)[1] == ""
+    clone.edit(MLP, "F.gelu,", "F.silu,")
+    revision = clone.git("rev-parse", "HEAD").strip()
+    _, patch = new_patch(clone, step=4)
+    assert patch.startswith(f"Since step 4: revision {revision} with changes\n\ndiff --git ")
 
 
 def test_a_huge_patch_is_cut_and_says_so(clone: Clone) -> None:
