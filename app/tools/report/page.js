@@ -77,7 +77,9 @@
 
   // Drawings run one after the other, however quickly the view changes.
   let drawing = Promise.resolve();
-  const draw = () => { drawing = drawing.then(drawAll); };
+  // One that fails is no reason for the next not to be tried.
+  const afterDrawing = (work) => (drawing = drawing.then(work).catch(console.error));
+  const draw = () => afterDrawing(drawAll);
 
   for (const group of document.querySelectorAll("[data-choice]")) {
     group.addEventListener("click", (event) => {
@@ -117,7 +119,7 @@
     const others = data.live.chosen.filter((other) => other !== name);
     data.live.chosen = isChosen ? [...others, name] : others;
     history.replaceState(null, "", `/?${query()}`);
-    drawing = drawing.then(refresh);
+    afterDrawing(refresh);
   }
 
   async function refresh() {
@@ -138,8 +140,7 @@
   async function poll() {
     if (isPolling || document.hidden) return;
     isPolling = true;
-    drawing = drawing.then(refresh);
-    await drawing;
+    await afterDrawing(refresh);
     isPolling = false;
   }
 
@@ -170,7 +171,7 @@
     connectSliders();
   }
 
-  systemIsDark.addEventListener("change", () => draw());
+  systemIsDark.addEventListener("change", draw);
   connectSliders();
   draw();
   if (data.live) {
