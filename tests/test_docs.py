@@ -30,10 +30,9 @@ ELSEWHERE = {
     "with a cloud account": "tests/test_sky.py",
     "with pip": "tests/test_package.py",
 }
-# What a page has exported before, or a shorter run.
+# Shorter runs.
 SHORT = {"TRAIN_MAX_STEPS": "5"}
-EXPORTED = {
-    "docs/tutorial.md": {"RECIPE": "demo"},
+SHORTER = {
     # The warm-up of the demo has 8 steps.
     "docs/compare-runs.md": {"TRAIN_MAX_STEPS": "10", "TRAIN_COMPILE": "false"},
     "docs/own-data.md": SHORT,
@@ -156,10 +155,11 @@ def run_as_typed(script: str, environment: dict[str, str]) -> None:
 @pytest.mark.processes
 @pytest.mark.parametrize("page", RUN_HERE)
 def test_commands_work_in_their_order(page: str, newcomer: dict[str, str]) -> None:
+    exported = ""
     for block in blocks(page):
-        if not block.is_run_here:
-            continue
-        run_as_typed(block.script, newcomer | EXPORTED.get(page, {}))
+        if block.is_run_here:
+            run_as_typed(exported + block.script, newcomer | SHORTER.get(page, {}))
+        exported += "".join(re.findall(r"^export .*\n", block.script, re.MULTILINE))
 
 
 @pytest.mark.slow
