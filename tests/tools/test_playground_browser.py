@@ -186,6 +186,11 @@ def test_invalid_number_is_explained_on_the_page(browser: Browser, server: Playg
         page.fill("#max_tokens", "3")
         page.click("#generate")
         expect_done(page, "Reached the token limit")
+        text = generated_text(page)
+        page.fill("#num_samples", "1000000000")
+        page.click("#generate")
+        expect(page.locator("#status-text")).to_contain_text("num_samples: must be less")
+        assert generated_text(page) == text
 
 
 def test_lost_server_is_reported_on_the_page(browser: Browser, tmp_path: Path) -> None:

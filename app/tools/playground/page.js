@@ -178,9 +178,6 @@ async function generate() {
   if (running || element("generate").disabled) return;
   const request = readRequest();
   running = new AbortController();
-  element("empty").hidden = true;
-  element("samples").replaceChildren();
-  for (let number = 0; number < (request.num_samples || 1); number++) addSample(request);
   element("odds").hidden = true;
   element("note").textContent = element("figures").textContent = "";
   showStatus("busy", "Connecting");
@@ -196,6 +193,9 @@ async function generate() {
       show(await response.json());
       return;
     }
+    element("empty").hidden = true;
+    element("samples").replaceChildren();
+    for (let number = 0; number < request.num_samples; number++) addSample(request);
     let last = {};
     for await (const message of messages(response)) {
       show(message);
