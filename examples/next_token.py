@@ -9,10 +9,11 @@ from gpt_compose import load
 prompt = sys.argv[1]
 trained = load(sys.argv[2] if len(sys.argv) > 2 else None)
 
+tokens = trained.tokens(prompt)[:, -trained.model.config.context_length :]
 with torch.no_grad():
-    logits = trained.model(trained.tokens(prompt))[0, -1]
-odds, tokens = logits.softmax(dim=-1).topk(5)
-for share, token in zip(odds.tolist(), tokens.tolist(), strict=True):
+    logits = trained.model(tokens)[0, -1]
+odds, likeliest = logits.softmax(dim=-1).topk(5)
+for share, token in zip(odds.tolist(), likeliest.tolist(), strict=True):
     print(f"{share:7.2%}  {trained.tokenizer.decode([token])!r}")
 
 print(f"loss of the prompt: {trained.loss(prompt):.3f} nats per token")
