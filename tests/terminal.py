@@ -84,16 +84,17 @@ class Terminal:
         """Return the lines that stand on the screen at the end."""
         rows, row, column = [""], 0, 0
         for match in _CHARACTER.finditer(self.written.decode()):
-            match match["command"] or match[0]:
-                case "\r":
+            # A letter that is no command is a character.
+            match match["command"], match[0]:
+                case None, "\r":
                     column = 0
-                case "\n":
+                case None, "\n":
                     row += 1
-                case "A":
+                case "A", _:
                     row -= int(match["number"] or 1)
-                case "J":
+                case "J", _:
                     rows[row:] = [rows[row][:column]]
-                case character if len(character) == 1:
+                case None, character:
                     if column == self.columns:
                         row, column = row + 1, 0
                     rows += [""] * (row + 1 - len(rows))
