@@ -1,6 +1,7 @@
 """The code of a run: its revision, its files' hashes, and patches with what no revision has."""
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -162,6 +163,8 @@ def _git(command: str, *arguments: str) -> str | None:
     options = ("-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false")
     ended = subprocess.run(
         [git, "-C", str(folder), *options, command, *arguments],
+        # A hook of another repository has GIT_DIR, which would be asked in place of the folder.
+        env={name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
         capture_output=True,
         encoding="utf-8",
         errors="replace",

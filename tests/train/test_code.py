@@ -54,6 +54,7 @@ def test_the_patch_makes_the_commit_the_code_of_the_run(clone: Clone, tmp_path: 
     committed, nothing = new_patch(clone)
     assert committed["revision"] == revision
     assert (committed["differs"], nothing) == (False, "")
+    assert new_patch(clone, GIT_DIR=tmp_path / "of-another-repository")[0] == committed
     clone.edit(MLP, "F.gelu,", "F.silu,")
     (clone.folder / "app/train/größe.py").write_text("RATE = 1\n")
     for secret in (".env", "app/.env", "app/recipes/mine.env"):
