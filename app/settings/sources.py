@@ -90,7 +90,8 @@ def _load(
             # The model's settings come with its weights: app.train.init_from.
             and not (settings.train.init_from and f"{first} {other}".count("MODEL_"))
         ]
-    if _is_in_a_file(settings.general.data_dir):
+    data_dir = settings.general.data_dir
+    if not Path(next(filter(os.path.lexists, (data_dir, *data_dir.parents)), ".")).is_dir():
         found = "there is a file, or a link to nothing, instead of a folder"
         faults.append(f"{_describe('DATA_DIR', values)}: {found}")
     if "HF_TOKEN" in values and len(token := values["HF_TOKEN"].text) > 7:
@@ -104,12 +105,10 @@ def resolve(flags: Mapping[str, str], command: str, *, with_environment: bool = 
     Without the environment, it still has what a container always has.
     """
     always = {"DATA_DIR"} if in_container() else set()
-    values, _, _ = _collect(
-        flags,
-        command,
-        {name: it for name, it in _environment().items() if with_environment or name in always},
-    )
-    return _provisional(values)
+    known = _environment()
+    if not with_environment:
+        known = {name: known[name] for name in always & known.keys()}
+    return _provisional(_collect(flags, command, known)[0])
 
 
 def _collect(
@@ -298,8 +297,3 @@ def _describe(variable: str, values: Values) -> str:
 def _default(variable: str) -> object:
     group = VARIABLES[variable]
     return group.model_fields[group.variables()[variable]].default
-
-
-def _is_in_a_file(folder: Path) -> bool:
-    """Return True if a folder cannot be made, because it or one above it is a file."""
-    return not Path(next(filter(os.path.lexists, (folder, *folder.parents)), ".")).is_dir()
