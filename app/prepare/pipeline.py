@@ -269,18 +269,17 @@ def summary(folder: Path, manifest: Manifest) -> str:
         "not_utf8": (("document",), "with characters that have no UTF-8, replaced"),
         "bad": (("bad line or file", "bad lines and files"), f"left out, named in {MANIFEST}"),
     }
-    return "; ".join(
-        (
-            f"{folder}: {manifest.tokens('train'):,} training and {manifest.tokens('val'):,} "
-            f"held-out tokens of {plural(counts['documents'], 'document')} in "
-            f"{plural(num_shards, 'shard')}",
-            *(
-                f"{plural(counts[key], *nouns)} {what}"
-                for key, (nouns, what) in left_out.items()
-                if counts.get(key)
-            ),
-        )
+    tokens = (
+        f"{folder}: {manifest.tokens('train'):,} training and {manifest.tokens('val'):,} "
+        f"held-out tokens of {plural(counts['documents'], 'document')} in "
+        f"{plural(num_shards, 'shard')}"
     )
+    others = [
+        f"{plural(counts[key], *nouns)} {what}"
+        for key, (nouns, what) in left_out.items()
+        if counts.get(key)
+    ]
+    return "; ".join([tokens, *others])
 
 
 def _already_complete(folder: Path, manifest: Manifest) -> Manifest:
