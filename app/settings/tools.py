@@ -50,7 +50,7 @@ class ReportSettings(Group):
 
     out: Location | None = None
     """folder to write, below DATA_DIR; by default report in the run's folder, and
-    runs/reports/ONE+TWO for several runs"""
+    reports/ONE+TWO for several runs"""
     host: str = "127.0.0.1"
     """address that `report --serve` listens on, and the name that browsers must use; the default
     serves this machine only"""

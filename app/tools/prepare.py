@@ -14,6 +14,9 @@ from app.settings.next_command import command_with_settings
 from app.settings.own_text import FITTED, RECIPE
 from app.settings.settings import Settings
 
+# Folders of DATA_DIR that have other things than datasets.
+_NO_DATASETS = ("runs", "cache", "reports", "sweeps", "trackio")
+
 
 def prepare(settings: Settings) -> None:
     """Turn text into token shards; see app.prepare.pipeline.prepare."""
@@ -71,12 +74,13 @@ def print_next(settings: Settings) -> None:
 
 
 def check_out_dir(folder: Path, data_dir: Path) -> None:
-    """Raise UserError for a folder that holds something else: DATA_DIR, its runs/ and cache/."""
+    """Raise UserError for a folder that holds something else: DATA_DIR, or one of _NO_DATASETS."""
     folder, data_dir = folder.resolve(), data_dir.resolve()
-    taken = (data_dir / "runs", data_dir / "cache")
-    if folder == data_dir or any(folder.is_relative_to(place) for place in taken):
+    taken = any(folder.is_relative_to(data_dir / name) for name in _NO_DATASETS)
+    if folder == data_dir or taken:
+        names = ", ".join(_NO_DATASETS)
         raise UserError(
-            f"the dataset's folder {folder} is {data_dir}, or in its runs/ or cache/",
+            f"the dataset's folder {folder} is {data_dir}, or in one of its folders {names}",
             "set PREPARE_OUT_DIR to another name",
         )
 
@@ -101,7 +105,7 @@ def dataset_spec(settings: Settings) -> DatasetSpec:
         cfg.text_column,
         cfg.shuffle_files,
         cfg.encoding,
-        ((data_dir / "runs").absolute(), (data_dir / "cache").absolute()),
+        tuple((data_dir / name).absolute() for name in _NO_DATASETS),
         cfg.retry_seconds,
     )
     total_tokens = None if cfg.total_tokens == "all" else cfg.total_tokens

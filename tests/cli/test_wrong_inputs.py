@@ -433,7 +433,7 @@ WRONG = (
     Wrong(
         "a dataset in DATA_DIR itself",
         "prepare --out-dir .",
-        "or in its runs/ or cache/",
+        "or in one of its folders runs, cache, reports, sweeps, trackio",
         "set PREPARE_OUT_DIR to another name",
     ),
     Wrong(

@@ -101,9 +101,9 @@ def test_a_comparison_has_a_folder_of_its_own(
     for name in ("one", "other", long := 250 * "x"):
         make_run(tmp_path / "data" / "runs" / name, rows(3))
     for words, folder in (
-        ("one other", "runs/reports/one+other"),
+        ("one other", "reports/one+other"),
         ("other one --out compared/here", "compared/here"),
-        (f"one {long}", "runs/reports/2-runs-*"),
+        (f"one {long}", "reports/2-runs-*"),
     ):
         assert type_in(f"report {words}", monkeypatch) == ExitCode.DONE
         page, picture = map(Path, capsys.readouterr().out.splitlines())

@@ -24,10 +24,12 @@ def report(settings: Settings, *, runs: Sequence[str], serve: bool) -> None:
 
         serve_report(settings, runs)
         return
-    folder = settings.general.data_dir / "runs"
-    named = [folder / name for name in runs]
-    out = settings.general.data_dir / settings.report.out if settings.report.out else None
-    page, picture, *_ = write_report(named or [with_latest_run(settings).run_dir], out)
+    data_dir, out = settings.general.data_dir, settings.report.out
+    named = [data_dir / "runs" / name for name in dict.fromkeys(runs)]
+    run_dirs = named or [with_latest_run(settings).run_dir]
+    if out is None and len(named) > 1:
+        out = Path("reports", _together([folder.name for folder in named]))
+    page, picture, *_ = write_report(run_dirs, data_dir / out if out else None)
     print(page, picture, sep="\n")
 
 
@@ -38,8 +40,7 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> list[Path
 
     Args:
         run_dirs: the runs' folders.
-        out: the folder to write; None: report in the run's folder; for several runs, a folder of
-            their names in reports, which is beside theirs.
+        out: the folder to write; by default report in the first run's folder.
 
     Returns:
         the files' paths, the page first.
@@ -61,7 +62,7 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> list[Path
         "report.png": overview(runs, figures(runs[0]), all_charts),
         **{f"{chart.key}.png": picture(chart) for chart in all_charts},
     }
-    folder = out or _report_folder(run_dirs[0], [run.name for run in runs])
+    folder = out or run_dirs[0] / "report"
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder.parent / f".{folder.name}.lock"
     with locked(folder, "report", wait_seconds=WAIT_SECONDS, file=lock):
@@ -71,10 +72,9 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> list[Path
     return [folder / name for name in files]
 
 
-def _report_folder(run_dir: Path, names: Sequence[str]) -> Path:
-    if len(names) == 1:
-        return run_dir / "report"
+def _together(names: Sequence[str]) -> str:
+    """Return the name of the folder of a report on several runs."""
     together = "+".join(names)
     if len(encoded := together.encode(errors="surrogateescape")) > _MAX_NAME_BYTES:
-        together = f"{len(names)}-runs-{sha256(encoded).hexdigest()[:12]}"
-    return run_dir.parent / "reports" / together
+        return f"{len(names)}-runs-{sha256(encoded).hexdigest()[:12]}"
+    return together
