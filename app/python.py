@@ -25,7 +25,7 @@ from app.tools.latest_run import with_latest_run
 if TYPE_CHECKING:
     from app.inference.loaded import LoadedModel
 
-Setting = str | float | Path | tuple[float, ...] | None
+Setting = str | float | Path | list[float] | tuple[float, ...] | None
 _ERRORS: dict[int, type[AppError]] = {
     it.exit_code: it for it in (UserError, NotFiniteError, ExhaustedError, NetworkError)
 }
@@ -131,9 +131,9 @@ def _run_command(name: str, settings: Mapping[str, Setting]) -> Settings:
         problem = f"{name} has no setting {field!r}{suggestion(field, variables)}"
         raise UserError(problem, f"`{program()} {name} --help` explains those that it has")
     flags = {
-        variables[field]: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        for field, value in settings.items()
-        if value is not None
+        variables[field]: ",".join(map(str, it)) if isinstance(it, list | tuple) else str(it)
+        for field, it in settings.items()
+        if it is not None
     }
     resolved = resolve(flags, name, with_environment=True)
     package = "gpt_compose" if is_installed() else "app"

@@ -41,7 +41,7 @@ def test_wrong_input_raises_an_error_with_a_fix(capsys: pytest.CaptureFixture[st
     with pytest.raises(UserError, match=r"^train has no setting 'max_step'; did you mean max_st"):
         train(max_step=3)
     with pytest.raises(UserError) as raised:
-        train(max_steps="x", seed=-1, betas=(0.9, 2))
+        train(max_steps="x", seed=-1, betas=[0.9, 2])
     assert raised.value.problem.startswith("3 settings are wrong:\n  TRAIN_MAX_STEPS=x")
     assert "TRAIN_BETAS=0.9,2 (flag --betas): must be less than 1" in raised.value.problem
     assert raised.value.fix.startswith("correct them; ")
