@@ -82,6 +82,9 @@ def plan_sweep(flags: Mapping[str, str], sets: Sequence[str]) -> tuple[Path, lis
     for line, settings in zip(lines, load_each(lines, "sweep", swept=names), strict=True):
         every = {field: it for group in _GROUPS for field, it in settings.public()[group].items()}
         values = {_FIELDS[name]: every[_FIELDS[name]] for name in names}
+        # Text that is prepared while the sweep runs is not for its later runs.
+        kept = {"RECIPE": settings.general.recipe, "TRAIN_DATASET_DIR": settings.train.dataset_dir}
+        line = {name: str(it) for name, it in kept.items() if it is not None} | line
         runs.append(PlannedRun(values, line, settings))
     for of_each in ([label(run.values) for run in runs], [run.name for run in runs]):
         if repeated := {it for it in of_each if of_each.count(it) > 1}:

@@ -33,6 +33,13 @@ def test_the_runs_are_the_product_of_the_values_with_seeds_side_by_side() -> Non
     assert {it.max_steps for it in settings} == {10}
 
 
+def test_every_run_gets_the_dataset_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = {name: text for name, text in TINY.items() if name != "TRAIN_DATASET_DIR"}
+    monkeypatch.setenv("TRAIN_DATASET_DIR", TINY["TRAIN_DATASET_DIR"])
+    runs = plan_sweep(flags, ["train.seed=0,1"])[1]
+    assert [run.flags["TRAIN_DATASET_DIR"] for run in runs] == [TINY["TRAIN_DATASET_DIR"]] * 2
+
+
 def test_values_with_commas_stand_between_semicolons() -> None:
     betas = plan("train.betas=0.9,0.95;0.9,0.99")
     assert [run.settings.train.betas for run in betas] == [(0.9, 0.95), (0.9, 0.99)]
