@@ -2,8 +2,9 @@
 
 import sys
 import time
+from collections.abc import MutableMapping
 from threading import RLock
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from tqdm import tqdm
 
@@ -18,6 +19,15 @@ class Bar(_Tqdm):
 
     # tqdm's own lock is made of semaphores that outlive the process.
     _lock = RLock()
+
+    @property
+    def format_dict(self) -> MutableMapping[str, Any]:
+        """Return what the bar is drawn from, two columns narrower.
+
+        A `^C` that a terminal shows after a full line would move all that follows down by one.
+        """
+        drawn = super().format_dict
+        return {**drawn, "ncols": drawn["ncols"] and drawn["ncols"] - len("^C")}
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Draw the bar, and leave the cursor where the `^C` that a terminal shows is erased."""

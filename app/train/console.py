@@ -154,7 +154,7 @@ class Console:
         # Not the width of stdout, which may be another terminal. This one may be lost.
         with suppress(OSError):
             width = os.get_terminal_size(sys.stderr.fileno()).columns
-            self._figures.set_description_str(_fit(self._fields(), "  ", width - 1))
+            self._figures.set_description_str(_fit(self._fields(), "  ", width - 3))
 
     def _fields(self) -> list[str]:
         """Return the latest figures, most important first; a narrow terminal drops the rest."""
