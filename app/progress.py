@@ -27,7 +27,7 @@ class Bar(_Tqdm):
         A `^C` that a terminal shows after a full line would move all that follows down by one.
         """
         drawn = super().format_dict
-        return {**drawn, "ncols": drawn["ncols"] and drawn["ncols"] - len("^C")}
+        return {**drawn, "ncols": drawn["ncols"] and max(1, drawn["ncols"] - len("^C"))}
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Draw the bar, and leave the cursor where the `^C` that a terminal shows is erased."""
