@@ -6,6 +6,8 @@ import torch
 
 from gpt_compose import load
 
+if len(sys.argv) < 2:
+    sys.exit(__doc__)
 prompt = sys.argv[1]
 trained = load(sys.argv[2] if len(sys.argv) > 2 else None)
 

@@ -7,6 +7,8 @@ import sys
 
 from gpt_compose import load, prepare, train
 
+if len(sys.argv) < 2:
+    sys.exit(__doc__)
 dataset = prepare(sys.argv[1], recipe="own-text")
 run = train(recipe="own-text", dataset_dir=dataset)
 

@@ -86,6 +86,9 @@ class RunIdentity:
         if before.get("architecture") != now.get("architecture"):
             # Settings that only one of the two architectures has are no further difference.
             before, now = ({key: it[key] for key in before if key in now} for it in (before, now))
+        elif "activation" in {**before, **now}:
+            # It is left out if it is the default.
+            before, now = ({"activation": "gelu", **it} for it in (before, now))
         changes = differences(before, now)
         if "dataset_fingerprint" in changes:
             changes["dataset_fingerprint"] = "the dataset holds different tokens"

@@ -277,7 +277,7 @@ _REASONS = {
     "float_type": "must be a smaller number",
     "finite_number": "must be a finite number",
     "string_too_long": "must have at most {max_length} characters",
-    "string_pattern_mismatch": "must start with a letter or digit, and hold only these and . _ -",
+    "string_pattern_mismatch": "must start with a letter or digit, and hold only A-Z a-z 0-9 . _ -",
 }
 
 

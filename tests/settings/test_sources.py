@@ -181,7 +181,7 @@ def test_every_fault_is_reported_once_with_its_origin(monkeypatch: pytest.Monkey
         (
             "TRAIN_RUN_NAME",
             "../up",
-            "must start with a letter or digit, and hold only these and . _ -",
+            "must start with a letter or digit, and hold only A-Z a-z 0-9 . _ -",
         ),
         ("TRAIN_RUN_NAME", "a" * 201, "must have at most 200 characters"),
         (

@@ -159,6 +159,7 @@ def test_a_run_continues_unless_all_its_steps_are_done(
         ({"TRAIN_TOKENS_PER_STEP": 512}, "tokens_per_step was 256 and is now 512"),
         ({"TRAIN_SEED": 1, "TRAIN_SHUFFLE": "false"}, "seed was 0 and is now 1"),
         ({"TRAIN_OPTIMIZER": "adamw"}, "optimizer was 'muon' and is now 'adamw'"),
+        ({"MODEL_ACTIVATION": "gelu_new"}, "activation was 'gelu' and is now 'gelu_new'"),
     ),
 )
 def test_another_model_or_order_of_the_data_is_another_run(

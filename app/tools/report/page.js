@@ -54,8 +54,9 @@
   async function drawAll() {
     const name = theme();
     document.documentElement.dataset.theme = name;
-    const config = data.themes[name];
-    const colors = config.range.category;
+    const colors = data.themes[name].range.category;
+    const legend = { ...data.themes[name].legend, ...(innerWidth <= 620 && { columns: 1 }) };
+    const config = { ...data.themes[name], legend };
     for (const label of document.querySelectorAll(".runs label")) {
       const at = data.runs.indexOf(label.querySelector("input").value);
       const dot = label.querySelector(".dot");

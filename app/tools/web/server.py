@@ -28,10 +28,12 @@ def listen(host: str, port: int, prefix: str) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except (OSError, UnicodeError) as error:
-        number = error.errno if isinstance(error, OSError) else None
+        number, text = (error.errno, error.strerror) if isinstance(error, OSError) else (None, None)
         is_port = number in (errno.EADDRINUSE, errno.EACCES)
+        # create_server() repeats the address.
+        reason, _, _ = (text or str(error)).partition(" (while attempting")
         raise UserError(
-            f"cannot listen on {host}, port {port}: {error}",
+            f"cannot listen on {host}, port {port}: {reason}",
             f"set {prefix}PORT to another port"
             if is_port
             else f"set {prefix}HOST to an address of this machine",
