@@ -84,6 +84,9 @@ def test_a_model_is_trained_loaded_and_used(capsys: pytest.CaptureFixture[str]) 
     assert one.startswith("class")
     assert one != two
     assert by_name.generate("class", max_tokens=4, num_samples=2) == [one, two]
+    for wrong in ({"num_samples": 0}, {"temperature": -1.0}):
+        with pytest.raises(UserError, match=f"{next(iter(wrong))} is "):
+            trained.generate("class", **wrong)
 
 
 TRAIN_LONG = """\

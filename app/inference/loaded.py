@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from app.data.tokenizer import Tokenizer
+from app.errors import UserError
 from app.inference.text import Sampling, generate_texts
 from app.model.language_model import LanguageModel
 
@@ -39,7 +40,19 @@ class LoadedModel:
         top_k: int = 50,
         seed: int = 0,
     ) -> list[str]:
-        """Return texts, each the prompt and a continuation; see app.inference.text.Sampling."""
+        """Return texts, each the prompt and a continuation; see app.inference.text.Sampling.
+
+        Raises:
+            UserError: a number is too small.
+        """
+        for name, value, least in (
+            ("num_samples", num_samples, 1),
+            ("max_tokens", max_tokens, 1),
+            ("temperature", temperature, 0),
+            ("top_k", top_k, 0),
+        ):
+            if not value >= least:
+                raise UserError(f"{name} is {value}", f"set it to {least} or more")
         sampling = Sampling(prompt, num_samples, max_tokens, temperature, top_k, seed)
         return generate_texts(self.model, self.tokenizer, sampling)
 
