@@ -14,6 +14,8 @@ from tests.python_process import run_python
 from tests.train.code_clone import Clone
 from tests.train.processes import Start, run_to_end
 
+pytestmark = pytest.mark.processes
+
 MLP = "app/model/gpt.py"
 
 
