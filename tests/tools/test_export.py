@@ -189,6 +189,7 @@ def test_transformers_computes_what_export_has_checked(
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_a_changed_activation_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     clone = Clone(tmp_path / "clone")
     clone.edit("app/model/gpt.py", '"gelu": F.gelu', RELU2)
