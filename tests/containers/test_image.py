@@ -153,7 +153,8 @@ def test_the_suite_passes_in_the_test_image(engine: Engine) -> None:
         "test", "-q", "-n", "auto", "-m", " and ".join(f"not {kind}" for kind in left_out)
     )
     # Compose may print about its network after it.
-    assert (summary := re.search(r"^\d+ passed.*", printed, re.MULTILINE)), printed[-3000:]
+    summary = re.search(r"^\d+ passed.*", printed, re.MULTILINE)
+    assert summary, printed[-3000:]
     print(summary[0])
 
 

@@ -88,7 +88,7 @@ def test_a_rank_that_hangs_is_lost_after_the_timeout(start: Start, unbroken: Unb
     os.kill(broken.workers()[1], signal.SIGSTOP)
     code, output = broken.end()
     assert code == 0, output
-    assert "rank 0: another rank has not answered for 5 s" in output
+    assert "rank 0: another rank has not answered for 5 s" in output, output
     assert_same_run(broken.run_dir, unbroken(TRAIN_PROCESSES=2, TRAIN_MICRO_BATCH_SIZE=4))
 
 
