@@ -23,7 +23,6 @@ _CONNECTION_LOST = (
     "closed by peer",
     "reset by peer",
     "Broken pipe",
-    "pair closure",
     "remote process exited",
 )
 T = TypeVar("T")
