@@ -11,6 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+# For the playground, whose process starts in another folder.
+os.environ["PYTHONPATH"] = str(ROOT)
 
 from tests.tools.browser import DESK, chromium, opened, photograph_playground
 from tests.tools.playground_process import playground
