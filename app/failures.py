@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from app.containers import how_to_get_permission, is_installed
 from app.errors import AppError, ExhaustedError, UserError
 
-# How torch, CUDA and cuBLAS report that memory has run out, where the exception's type does not.
+# In messages of torch, CUDA and cuBLAS about memory that has run out, if the type does not say so.
 _OUT_OF_MEMORY = (
     "can't allocate memory",
     "Storage size calculation overflowed",

@@ -1,4 +1,4 @@
-"""What is installed: the command `gpt-compose`, and `app` in this folder, out of others' way.
+"""The installed package: the command `gpt-compose`, with `app` in this folder, out of others' way.
 
 Many programs have a package `app`: in site-packages one would overwrite the other, and one on
 PYTHONPATH would be taken for this program's. Importing this package lets Python find `app` here;

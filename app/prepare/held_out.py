@@ -1,4 +1,4 @@
-"""Where held-out text ends in local text: in a document, which is cut at a paragraph.
+"""The end of held-out local text: a document is cut at a paragraph, the rest is trained on.
 
 A large dataset of many documents loses nothing that matters if the document in which the held-out
 tokens end is left out of both splits. One file, or a few, would lose most of their text.

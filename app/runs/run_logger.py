@@ -108,7 +108,7 @@ class RunLogger:
         return self._metrics.sync(), self._samples.sync()
 
     def close(self) -> None:
-        """Let the tracker finish, within a limited time. The files stay open."""
+        """Wait a limited time for the tracker to finish. The files stay open."""
         if self._tracker:
             self._tracker.close()
 

@@ -61,7 +61,7 @@ class Tracker:
             self._warn(f"{problem} ({self._log})")
 
     def close(self) -> None:
-        """Let the process send the last points, for a limited time."""
+        """Wait a limited time until the process has sent the last points."""
         if self._process is None or self._process.stdin is None:
             return
         self._process.stdin.close()

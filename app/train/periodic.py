@@ -1,4 +1,4 @@
-"""What is done once in a while between steps: evaluations, samples and checkpoints."""
+"""The work between steps, at intervals: evaluations, samples and checkpoints."""
 
 from app.data.tokenizer import Tokenizer
 from app.inference.text import Sampling, generate_texts

@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 # The most tokens of one text, and the most texts, that the page can show.
 MAX_TOKENS, MAX_SAMPLES = 4096, 8
-# How many of the tokens that could have been next the page shows.
+# Number of likeliest tokens that the page shows beside each token.
 _LIKELIEST = 5
 
 

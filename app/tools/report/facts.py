@@ -13,7 +13,7 @@ from app.tools.report.curves import finite
 from app.tools.report.run_data import Run
 
 _MACHINE = ("device", "processes", "machine", "versions", "git_revision", "source", "parameters")
-# Of commands that did not make the run.
+# Settings of commands that did not make the run.
 _OF_TOOLS = ("EVALUATE_", "EXPORT_", "PLAYGROUND_", "REPORT_")
 
 

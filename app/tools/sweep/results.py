@@ -1,4 +1,4 @@
-"""What a sweep has found: sweep.json, sweep.csv and the table, with the spread over seeds."""
+"""The results of a sweep: sweep.json, sweep.csv and the table, with the spread over seeds."""
 
 import csv
 import io

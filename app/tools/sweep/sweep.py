@@ -38,7 +38,7 @@ def sweep(flags: Mapping[str, str], *, recipe: str | None, sets: Sequence[str]) 
         ExitWithCode: a signal has stopped it, or a run has failed, which has been printed.
     """
     folder, runs = plan_sweep({**flags, **({"RECIPE": recipe} if recipe else {})}, sets)
-    # What it draws with should be missing before the runs, not after the first.
+    # Imported before the runs: a missing package ends the sweep now, not after the first run.
     from app.tools.report.pictures import THEMES, picture
 
     def write() -> list[Result]:

@@ -1,1 +1,1 @@
-"""What the local web pages share: the playground, and the report while runs train."""
+"""The web server that the playground and the live report share."""
