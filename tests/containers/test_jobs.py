@@ -7,7 +7,7 @@ import re
 import select
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -199,65 +199,62 @@ def test_doctor_sees_a_volume_that_cannot_be_written(tiny: Engine) -> None:
     assert "Traceback" not in printed
 
 
-def test_tensorboard_answers_on_this_machine_only(tiny: Engine) -> None:
-    port = {"TENSORBOARD_PORT": "16006"}
-    tiny.job("train", variables=TINY)
-    tiny.docker("compose", "up", "--detach", "tensorboard", variables=port)
+@contextmanager
+def served(
+    engine: Engine, service: str, port: int, variables: Mapping[str, str], inside: int = 0
+) -> Iterator[Callable[..., str]]:
+    """Start a service, which must listen on loopback only, and yield a way to ask it for a path."""
+    engine.docker("compose", "up", "--detach", service, variables=variables)
     try:
-        address = tiny.docker("compose", "port", "tensorboard", "6006", variables=port)
-        assert address.strip() == "127.0.0.1:16006"
-        runs = tiny.run(
-            *("curl", "--silent", "--show-error", "--fail", "--retry", "30", "--retry-all-errors"),
-            *("--retry-delay", "1", "http://127.0.0.1:16006/data/plugin/scalars/tags"),
+        address = engine.docker(
+            "compose", "port", service, str(inside or port), variables=variables
         )
-        assert "loss/train" in json.loads(runs.stdout)["tiny/tensorboard"]
+        assert address.strip() == f"127.0.0.1:{port}"
+
+        def ask(path: str, *options: str) -> str:
+            patient = ("--retry", "60", "--retry-all-errors", "--retry-delay", "1")
+            curl = ("curl", "--silent", "--show-error", "--fail", *patient, *options)
+            return engine.run(*curl, f"http://localhost:{port}/{path}").stdout
+
+        yield ask
     finally:
-        tiny.docker("compose", "rm", "--stop", "--force", "tensorboard")
+        engine.docker("compose", "rm", "--stop", "--force", service)
+
+
+def assert_stops(engine: Engine, service: str) -> None:
+    """`docker stop` ends the service's process in time."""
+    container = engine.docker("compose", "ps", "--quiet", service).strip()
+    code, printed = stopped(engine, container)
+    assert code == 128 + signal.SIGTERM, printed
+
+
+def test_tensorboard_answers_on_this_machine_only(tiny: Engine) -> None:
+    tiny.job("train", variables=TINY)
+    with served(tiny, "tensorboard", 16006, {"TENSORBOARD_PORT": "16006"}, inside=6006) as ask:
+        runs = json.loads(ask("data/plugin/scalars/tags"))
+        assert "loss/train" in runs["tiny/tensorboard"]
 
 
 def test_up_serves_the_report_on_this_machine_only_and_run_writes_it(tiny: Engine) -> None:
-    port = {"REPORT_PORT": "18001"}
     tiny.job("train", variables=TINY)
     assert tiny.job("report", "tiny").startswith("/data/runs/tiny/report/report.html\n")
-    tiny.docker("compose", "up", "--detach", "report", variables=port)
-    try:
-        address = tiny.docker("compose", "port", "report", "18001", variables=port)
-        assert address.strip() == "127.0.0.1:18001"
-        patient = ("--retry", "60", "--retry-all-errors", "--retry-delay", "1")
-        asked = ("curl", "--silent", "--show-error", "--fail", *patient)
-        page = tiny.run(*asked, "http://localhost:18001/?run=tiny").stdout
-        assert "<title>tiny</title>" in page
-        container = tiny.docker("compose", "ps", "--quiet", "report").strip()
-        code, printed = stopped(tiny, container)
-        assert code == 128 + signal.SIGTERM, printed
-    finally:
-        tiny.docker("compose", "rm", "--stop", "--force", "report")
+    with served(tiny, "report", 18001, {"REPORT_PORT": "18001"}) as ask:
+        assert "<title>tiny</title>" in ask("?run=tiny")
+        assert_stops(tiny, "report")
 
 
 def test_the_playground_answers_on_this_machine_only_and_cannot_write(tiny: Engine) -> None:
     port = {"PLAYGROUND_PORT": "18000"}
     tiny.job("train", variables=TINY)
-    tiny.docker("compose", "up", "--detach", "playground", variables=TINY | port)
-    try:
-        address = tiny.docker("compose", "port", "playground", "18000", variables=port)
-        assert address.strip() == "127.0.0.1:18000"
-        patient = ("--retry", "60", "--retry-all-errors", "--retry-delay", "1")
-        asked = ("curl", "--silent", "--show-error", "--fail", *patient)
-        page = tiny.run(*asked, "http://localhost:18000/").stdout
-        assert "<title>Playground" in page
+    with served(tiny, "playground", 18000, TINY | port) as ask:
+        assert "<title>Playground" in ask("")
         wanted = json.dumps({"run": "tiny", "step": 4, "prompt": "import ", "max_tokens": 5})
-        json_body = ("--header", "Content-Type: application/json", "--data", wanted)
-        text = tiny.run(*asked, *json_body, "http://localhost:18000/api/generate").stdout
+        text = ask("api/generate", "--header", "Content-Type: application/json", "--data", wanted)
         assert json.loads(text.splitlines()[-1])["state"] == "ended"
         writing = ("compose", "exec", "-T", "playground", "touch", "/data/x")
-        assert (
-            "Read-only file system" in tiny.run("docker", *writing, code=1, variables=port).stderr
-        )
-        container = tiny.docker("compose", "ps", "--quiet", "playground").strip()
-        code, printed = stopped(tiny, container)
-        assert code == 128 + signal.SIGTERM, printed
-    finally:
-        tiny.docker("compose", "rm", "--stop", "--force", "playground")
+        printed = tiny.run("docker", *writing, code=1, variables=port).stderr
+        assert "Read-only file system" in printed
+        assert_stops(tiny, "playground")
 
 
 def test_the_tear_down_of_the_docs_leaves_nothing(engine: Engine) -> None:
