@@ -15,10 +15,18 @@ else:
 
 
 class Bar(_Tqdm):
-    """A bar on standard error that stays on the screen only if it is complete."""
+    """A bar on standard error that stays on the screen only if it is complete.
+
+    All it draws is written at once and leaves the cursor at its beginning: wherever a signal comes,
+    the `^C` that a terminal shows, and the bar, can be erased from there.
+
+    Attributes:
+        below: a second line
+    """
 
     # tqdm's own lock is made of semaphores that outlive the process.
     _lock = RLock()
+    below = ""
 
     @property
     def format_dict(self) -> MutableMapping[str, Any]:
@@ -30,13 +38,20 @@ class Bar(_Tqdm):
         return {**drawn, "ncols": drawn["ncols"] and max(1, drawn["ncols"] - len("^C"))}
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Draw the bar, and leave the cursor where the `^C` that a terminal shows is erased."""
-        super().display(msg, pos)
-        self.fp.write("\r")
+        """Draw the bar, or this text in its place."""
+        below = f"\n{self.below}\x1b[A" if self.below and msg is None else ""
+        self.fp.write(f"\r\x1b[J{self if msg is None else msg}{below}\r")
+        self.fp.flush()
+
+    def clear(self, nolock: bool = False) -> None:
+        """Erase the bar until it is drawn again."""
+        if not self.disable:
+            with self._lock:
+                self.display("")
 
     def close(self) -> None:
         """Close the bar, and erase it if it is not complete."""
-        self.leave = self.total is not None and self.n >= self.total
+        self.below, self.leave = "", self.total is not None and self.n >= self.total
         super().close()
 
 

@@ -54,16 +54,12 @@ class Console:
         self._next_line = 0.0
         self._record: StepRecord | None = None
         self._val_loss: float | None = None
-        self._bar, self._figures = (
-            Bar(
-                total=max_steps,
-                initial=first_step,
-                disable=True if quiet else None,
-                dynamic_ncols=True,
-                position=position,
-                bar_format=bar_format,
-            )
-            for position, bar_format in enumerate((_BAR, "{desc}"))
+        self._bar = Bar(
+            total=max_steps,
+            initial=first_step,
+            disable=True if quiet else None,
+            dynamic_ncols=True,
+            bar_format=_BAR,
         )
         self._closing = Event()
         self._clock = Thread(target=self._tick, name="console", daemon=True)
@@ -73,7 +69,7 @@ class Console:
     def print_line(self, line: str) -> None:
         """Print a line without breaking the bar."""
         if not self._quiet:
-            Bar.write(line, file=sys.stdout)
+            Bar.write(f"{line}\n", file=sys.stdout, end="")
             sys.stdout.flush()
 
     def plan(self, steps: int) -> None:
@@ -134,7 +130,6 @@ class Console:
         self._closing.set()
         if self._clock.is_alive():
             self._clock.join()
-        self._figures.close()
         self._bar.set_postfix_str("", refresh=False)
         self._bar.close()
 
@@ -150,11 +145,11 @@ class Console:
             self._bar.set_postfix_str(
                 f"{left} left, until {format_clock(self._end)}", refresh=False
             )
-        self._bar.refresh()
         # Not the width of stdout, which may be another terminal. This one may be lost.
         with suppress(OSError):
             width = os.get_terminal_size(sys.stderr.fileno()).columns
-            self._figures.set_description_str(_fit(self._fields(), "  ", width - 3))
+            self._bar.below = _fit(self._fields(), "  ", width - 3)[: max(0, width - 3)]
+        self._bar.refresh()
 
     def _fields(self) -> list[str]:
         """Return the latest figures, most important first; a narrow terminal drops the rest."""

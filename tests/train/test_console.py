@@ -1,12 +1,15 @@
 """The console of a run on a terminal of any width, on one that is lost, and on none."""
 
+import io
 import os
 import pty
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +42,38 @@ def terminal_of(columns: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Termi
         for name in ("stdout", "stderr", "__stdout__"):
             patch.setattr(sys, name, terminal.stream)
         yield terminal
+
+
+class _Recorder(io.FileIO):
+    """The file of a terminal, with a list of what is written to it at once."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__(terminal.stream.fileno(), "w", closefd=False)
+        self.written: list[bytes] = []
+
+    def write(self, part: Any, /) -> int:
+        self.written.append(bytes(part))
+        return super().write(part)
+
+
+def test_a_signal_at_any_moment_leaves_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal_of(80, monkeypatch) as terminal:
+        recorder = _Recorder(terminal)
+        stream = TextIOWrapper(io.BufferedWriter(recorder), line_buffering=True)
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, stream)
+        with closing(Console(0, STEPS)) as console:
+            console.print_line("Using device: cpu\n125 parameters")
+            for step in range(STEPS - 1):
+                console.step(record(step), 7199.0)
+                console.evaluated(step + 1, 9.87654, 16_384)
+    assert len(recorder.written) > 10
+    for count in range(len(recorder.written) + 1):
+        written = b"".join(recorder.written[:count]) + b"^C\r\x1b[Jstopping\n"
+        terminal.written = written.replace(b"\n", b"\r\n")
+        screen = terminal.screen()
+        assert screen[-1] == "stopping"
+        assert not [line for line in screen if "so far" in line or "tok/s" in line], screen
 
 
 def show_run(console: Console) -> None:
