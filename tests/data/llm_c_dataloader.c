@@ -1,5 +1,5 @@
 // The tokens that llm.c trains on, read as its llmc/dataloader.h reads them (Karpathy, llm.c, MIT
-// licence) on one GPU without shuffling: the same glob, checks and order, one epoch long.
+// license) on one GPU without shuffling: the same glob, checks and order, one epoch long.
 //
 //     llm_c_dataloader PATTERN B T
 //

@@ -200,7 +200,7 @@ def drop(name: str) -> Callable[[dict[str, Any]], object]:
         (lambda value: value.update(shards=None), "is damaged"),
         (lambda value: value.update(shards=["a.bin"]), "is damaged"),
         (lambda value: value["shards"][0].pop("sha256"), "is damaged"),
-        (lambda value: value["shards"][0].update(colour="red"), "is damaged"),
+        (lambda value: value["shards"][0].update(color="red"), "is damaged"),
         (drop("format_version"), "format version None"),
         (lambda value: value.update(format_version=2), "format version 2, this program reads 1"),
     ),

@@ -39,9 +39,9 @@ def reference_logits(weights: dict[str, Tensor], idx: Tensor) -> Tensor:
     future = torch.triu(torch.ones(length, length, dtype=torch.bool), diagonal=1)
 
     def norm(x: Tensor, name: str) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        variance = (centred**2).mean(-1, keepdim=True)
-        return centred / torch.sqrt(variance + 1e-5) * w[f"{name}.weight"] + w[f"{name}.bias"]
+        centered = x - x.mean(-1, keepdim=True)
+        variance = (centered**2).mean(-1, keepdim=True)
+        return centered / torch.sqrt(variance + 1e-5) * w[f"{name}.weight"] + w[f"{name}.bias"]
 
     def linear(x: Tensor, name: str) -> Tensor:
         return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]

@@ -77,7 +77,7 @@ def other(tmp_path: Path) -> Path:
 
 
 def count_colors(shown: Page, chart: str) -> int:
-    """Colours of a chart's pixels: of an empty one there is one."""
+    """Colors of a chart's pixels: of an empty one there is one."""
     return int(
         shown.locator(f"#chart-{chart} canvas").evaluate(
             """canvas => {
@@ -122,7 +122,7 @@ def test_theme_is_the_systems_until_one_is_selected(opened: Open, run: Path) -> 
         backgrounds[f"not {scheme}"] = shown.evaluate(background), picture(shown)
     assert backgrounds["light"] == backgrounds["not dark"]
     assert backgrounds["dark"] == backgrounds["not light"]
-    assert len({colour for colour, _ in backgrounds.values()}) == 2
+    assert len({color for color, _ in backgrounds.values()}) == 2
 
 
 def test_x_axis_can_be_steps_tokens_or_time(opened: Open, run: Path, complaints: list[str]) -> None:

@@ -45,7 +45,7 @@ _CHECKS: dict[str, Callable[[Context], Iterator[Finding]]] = {
 # The longest that a check may take; comparing hashes means reading gigabytes.
 _LIMIT_SECONDS = 60.0
 _HASHING_SECONDS = 600.0
-# Colours of terminals (ECMA-48, 8.3.117).
+# Colors of terminals (ECMA-48, 8.3.117).
 _COLOURS = {"pass": "32", "warn": "33", "fail": "1;31", "skip": "2"}
 _MIN_WIDTH = 60
 
@@ -65,12 +65,12 @@ def doctor(settings: Settings, *, verify: bool, as_json: bool) -> None:
         print(_heading(settings), flush=True)
     is_terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if is_terminal else sys.maxsize
-    coloured = is_terminal and not os.environ.get("NO_COLOR")
+    colored = is_terminal and not os.environ.get("NO_COLOR")
     with closing(run_checks(context)) as iterator:
         for finding in iterator:
             findings.append(finding)
             if not as_json:
-                print(format_row(finding, width, coloured=coloured), flush=True)
+                print(format_row(finding, width, colored=colored), flush=True)
     count = Counter(finding.status for finding in findings)
     if as_json:
         print(json.dumps(_as_json(context, findings), indent=2))
@@ -100,14 +100,14 @@ def run_checks(context: Context) -> Generator[Finding, None, None]:
     yield from run_check("duration", partial(check_duration, context))
 
 
-def format_row(finding: Finding, width: int = sys.maxsize, *, coloured: bool = False) -> str:
-    """Return the finding as lines of at most `width` characters, with a terminal's colours."""
+def format_row(finding: Finding, width: int = sys.maxsize, *, colored: bool = False) -> str:
+    """Return the finding as lines of at most `width` characters, with a terminal's colors."""
     head = f"{finding.status}  {finding.check:<13} "
     fill = partial(textwrap.fill, width=max(width, _MIN_WIDTH), subsequent_indent=" " * len(head))
     row = fill(finding.found, initial_indent=head)
     if finding.fix:
         row += "\n" + fill(f"fix: {finding.fix}", initial_indent=" " * len(head))
-    if not coloured:
+    if not colored:
         return row
     return f"\x1b[{_COLOURS[finding.status]}m{row[:4]}\x1b[0m{row[4:]}"
 

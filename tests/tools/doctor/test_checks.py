@@ -65,7 +65,7 @@ def test_a_row_fits_the_terminal_and_keeps_every_word(width: int) -> None:
     assert max(map(len, shown.splitlines())) <= width
     assert " ".join(shown.split()) == f"warn shared memory {words} fix: {words}"
     assert (
-        format_row(finding, width, coloured=True).replace("\x1b[33m", "").replace("\x1b[0m", "")
+        format_row(finding, width, colored=True).replace("\x1b[33m", "").replace("\x1b[0m", "")
         == shown
     )
 
