@@ -15,6 +15,17 @@ def load_model(checkpoint: Checkpoint, device: Device) -> LanguageModel:
     Raises:
         UserError: another version of the program wrote it, it is damaged, or not finite.
     """
+    model = new_model(checkpoint)
+    load_weights(checkpoint, model)
+    return model.to(device.torch_device)
+
+
+def new_model(checkpoint: Checkpoint) -> LanguageModel:
+    """Return a model of the checkpoint's shape on the CPU, in evaluation mode, with new weights.
+
+    Raises:
+        UserError: another version of the program wrote the checkpoint.
+    """
     try:
         config = build_config(checkpoint.state.model)
     except (TypeError, ValueError) as error:
@@ -23,9 +34,17 @@ def load_model(checkpoint: Checkpoint, device: Device) -> LanguageModel:
     residual = checkpoint.state.settings.get("train", {}).get("residual")
     model = build_model(config, bf16_residual=residual == "bf16")
     warn_of_other_model(checkpoint)
+    return model.eval()
+
+
+def load_weights(checkpoint: Checkpoint, model: LanguageModel) -> None:
+    """Load the checkpoint's weights into its model.
+
+    Raises:
+        UserError: they are damaged, or not finite.
+    """
     checkpoint.load_model(model)
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
         raise UserError(
             f"{checkpoint.folder} has weights that are not finite", "choose another --step"
         )
-    return model.to(device.torch_device).eval()

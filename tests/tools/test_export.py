@@ -199,7 +199,7 @@ def test_a_changed_activation_is_refused_and_nothing_is_written(tmp_path: Path) 
     warning, *error = ended.stderr.splitlines()
     assert warning.endswith("was trained with other code of the model: app/model/gpt.py differs")
     assert error[0].startswith(
-        "error: the model that app/model computes is not a GPT2LMHeadModel: with its own weights "
+        "error: the model that app/model computes is not a GPT2LMHeadModel: with random weights "
         "its logits differ by up to "
     )
     assert len(error) == 2
@@ -288,6 +288,16 @@ def test_export_needs_no_transformers() -> None:
     )
     assert run_python(code).returncode == ExitCode.DONE
     assert names(EXPORT) == set(FILES)
+
+
+def test_export_opens_the_weights_for_their_hash_and_to_load_them_once() -> None:
+    code = (
+        "import sys; opened = []\n"
+        "sys.addaudithook(lambda event, it: event == 'open' and opened.append(str(it[0])))\n"
+        "from app.cli.process import run; run(['export'])\n"
+        "print(sum(name.endswith('step-000020/model.safetensors') for name in opened))"
+    )
+    assert run_python(code).stdout.splitlines()[-1] == "2"
 
 
 def test_export_replaces_the_earlier_one_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:

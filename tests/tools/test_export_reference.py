@@ -19,6 +19,10 @@ GPT2 = GPTConfig(context_length=64, vocab_size=300, num_layers=3, embd_size=48, 
 QWEN3 = Qwen3Config(64, vocab_size=300, num_layers=3, embd_size=48, num_heads=2, head_dim=32)
 
 
+def check(model: LanguageModel) -> None:
+    check_is_published(model, lambda: None)
+
+
 def a_model(config: ModelConfig) -> LanguageModel:
     """A model as training begins with it by default: its output projections are zero."""
     torch.manual_seed(0)
@@ -81,6 +85,13 @@ class Capped(GPT):
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
         return 15 * torch.tanh(super().forward(idx, targets) / 15)
+
+
+class Clipped(GPT):
+    """A GPT whose logits are clipped, far from those of random weights."""
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
+        return super().forward(idx, targets).clamp(-50, 50)
 
 
 def squared(model: Any) -> None:
@@ -146,11 +157,22 @@ def capped(model: Any) -> None:
     ids=lambda it: getattr(it, "__name__", ""),
 )
 def test_a_changed_gpt2_is_refused_with_the_reason(change: Any, reason: str) -> None:
-    check_is_published(a_model(GPT2))
+    check(a_model(GPT2))
     model = a_model(GPT2)
     change(model)
     with pytest.raises(UserError, match=rf"app/model computes is not a \w.*: .*{reason}"):
-        check_is_published(model)
+        check(model)
+
+
+def test_a_change_that_only_trained_weights_show_is_refused() -> None:
+    model: Any = a_model(GPT2)
+    model.__class__ = Clipped
+
+    def load_trained_weights() -> None:
+        model.transformer.ln_f.weight.fill_(50)
+
+    with pytest.raises(UserError, match="with its own weights its logits differ by up to"):
+        check_is_published(model, load_trained_weights)
 
 
 def test_a_changed_qwen3_is_refused() -> None:
@@ -166,11 +188,11 @@ def test_a_changed_qwen3_is_refused() -> None:
         model.model.layers[1].self_attn.v_norm = nn.RMSNorm(32)
 
     for change in (other_eps, other_rotary, normed_values):
-        check_is_published(a_model(QWEN3))
+        check(a_model(QWEN3))
         model = a_model(QWEN3)
         change(model)
         with pytest.raises(UserError, match="is not a Qwen3ForCausalLM: "):
-            check_is_published(model)
+            check(model)
 
 
 def test_an_architecture_of_ones_own_is_refused() -> None:
@@ -179,4 +201,4 @@ def test_an_architecture_of_ones_own_is_refused() -> None:
         embed = final_norm = None  # type: ignore[assignment]
 
     with pytest.raises(UserError, match="not a model of transformers: it has no class for Mine"):
-        check_is_published(Mine(GPT2, bf16_residual=False))
+        check(Mine(GPT2, bf16_residual=False))

@@ -57,15 +57,13 @@ def _write(settings: Settings, checkpoint: Checkpoint, folder: Path) -> str:
     # Imported after all checks, because torch takes seconds.
     import torch
 
-    from app.hardware.device import select_device
     from app.model.architectures import to_huggingface
-    from app.runs.load import load_model
+    from app.runs.load import load_weights, new_model
     from app.tools.export.reference import check_is_published
 
     dtype = getattr(torch, settings.export.dtype)
-    model = load_model(checkpoint, select_device("cpu", "float32", "auto"))
-    check_is_published(model)
-    checkpoint.load_model(model)
+    model = new_model(checkpoint)
+    check_is_published(model, lambda: load_weights(checkpoint, model))
     config, weights = to_huggingface(model, dtype, END_OF_TEXT)
     origin = _origin(settings, model, checkpoint)
     # Without max_length, transformers' pipeline writes 256 tokens, whatever the model can take.

@@ -31,12 +31,16 @@ _ROUNDING, _ROUNDING_IF_TRAINED = 1e-4, 1e-2
 
 
 @torch.no_grad()
-def check_is_published(model: LanguageModel) -> None:
+def check_is_published(model: LanguageModel, load_weights: Callable[[], object]) -> None:
     """Compare a model's float32 logits of random tokens with those of transformers' class.
 
     Its own weights are not enough: output projections that are still near zero hide what comes
-    before them. So random weights are tried as well, and the model keeps them: a large one does
-    not fit into memory twice.
+    before them. So random weights are tried as well, and first: a large model does not fit into
+    memory twice.
+
+    Args:
+        model: a new one.
+        load_weights: gives it its own weights.
 
     Raises:
         UserError: they differ, or the weights are not those that the class has.
@@ -44,7 +48,6 @@ def check_is_published(model: LanguageModel) -> None:
     generator = torch.Generator().manual_seed(0)
     length = min(model.config.context_length, _MOST_TOKENS)
     tokens = torch.randint(model.config.vocab_size, (1, length), generator=generator)
-    _compare(model, tokens, "its own weights", _ROUNDING_IF_TRAINED)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if parameter.ndim > 1:
@@ -52,6 +55,8 @@ def check_is_published(model: LanguageModel) -> None:
         else:
             parameter.add_(0.2 * noise)
     _compare(model, tokens, "random weights", _ROUNDING)
+    load_weights()
+    _compare(model, tokens, "its own weights", _ROUNDING_IF_TRAINED)
 
 
 def _compare(model: LanguageModel, tokens: Tensor, weights_used: str, rounding: float) -> None:
