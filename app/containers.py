@@ -1,4 +1,4 @@
-"""Differences in a container of this project's image."""
+"""How this process was started: in a container of the project's image, by which program."""
 
 import os
 import sys
@@ -27,6 +27,11 @@ VARIABLES = {
     ),
 }
 
+# Set for the processes that a launcher of this program starts: its process number.
+LAUNCHER = "GPT_COMPOSE_LAUNCHER"
+# Set for the runs of a sweep.
+SWEEP = "GPT_COMPOSE_SWEEP"
+
 
 def in_container() -> bool:
     """Return True in a container of the project's image, which sets a variable."""
@@ -50,6 +55,12 @@ def python_command() -> list[str]:
     # -P: not what has this name in the current folder.
     module = ["-P", "-m", "gpt_compose"] if is_installed() else ["-m", "app"]
     return [sys.executable, *module]
+
+
+def is_first_process() -> bool:
+    """Return True in the process that prints what all processes of a run or a sweep would."""
+    is_child = LAUNCHER in os.environ or SWEEP in os.environ
+    return not is_child and os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def list_of_settings() -> str:

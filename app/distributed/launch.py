@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from app.containers import LAUNCHER
 from app.errors import ExitCode, UserError
 from app.formats import plural
 from app.hardware.proc import child_processes, usable_cores
@@ -19,8 +20,6 @@ from app.signals import exit_code_of, exit_now, on_stop_signals, print_in_handle
 _WORTH_A_RESTART = (ExitCode.BUG, ExitCode.RANK_LOST)
 # Set for the processes of a restart. They continue the run even with TRAIN_RESUME=never.
 _RESTARTED = "GPT_COMPOSE_RESTARTED"
-# Set for all processes that a launcher starts: its process number.
-_LAUNCHER = "GPT_COMPOSE_LAUNCHER"
 
 
 def launched() -> bool:
@@ -35,7 +34,7 @@ def restarted() -> bool:
 
 def launcher_died() -> bool:
     """Return True if our launcher started this process, and has ended since."""
-    return os.environ.get(_LAUNCHER) not in (None, str(os.getppid()))
+    return os.environ.get(LAUNCHER) not in (None, str(os.getppid()))
 
 
 def processes_to_launch(
@@ -108,7 +107,7 @@ def launch(command: list[str], processes: int, max_restarts: int) -> int:
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     cores = usable_cores()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
-    os.environ[_LAUNCHER] = str(os.getpid())
+    os.environ[LAUNCHER] = str(os.getpid())
     request = _Request()
     with on_stop_signals(request.pass_on, request.insist):
         code = _run_once(command, processes)

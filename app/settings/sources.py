@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from app import containers
-from app.containers import in_container, list_of_settings, program
+from app.containers import in_container, is_first_process, list_of_settings, program
 from app.errors import UserError
 from app.settings.env_file import Value, Values, read_env_file
 from app.settings.own_text import FITTED, fitted, own_text_settings
@@ -40,9 +40,14 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
         UserError: naming every invalid setting and its origin.
     """
     (settings,) = load_each([flags], command)
-    for unlikely in _unknown_names(_environment(), 2):
-        print(f"warning: {unlikely}", file=sys.stderr, flush=True)
+    warn_of_unlikely_names()
     return settings
+
+
+def warn_of_unlikely_names() -> None:
+    """Print a warning for each variable that may have been meant as a setting, but is none."""
+    for unlikely in _unknown_names(_environment(), 2) if is_first_process() else ():
+        print(f"warning: {unlikely}", file=sys.stderr, flush=True)
 
 
 def load_each(

@@ -10,7 +10,6 @@ from app.distributed.world import init_world, local_rank
 from app.errors import ExitWithCode, NotFiniteError, Stopped
 from app.hardware.device import matmul_flops, select_device
 from app.model.architectures import build_config, build_model
-from app.progress import print_line
 from app.runs.folder import RunFolder
 from app.settings.settings import Settings
 from app.train.advice import MAX_MFU, advise_on_duration
@@ -20,10 +19,10 @@ from app.train.micro_batch import RECOMPUTE_NOTE, choose_micro_batch_size, with_
 from app.train.start import (
     Start,
     find_branch,
-    next_step,
     open_same_data,
     open_training_data,
     plan_start,
+    print_next_step,
     warn,
 )
 from app.train.stopping import stop_on_signals
@@ -109,7 +108,7 @@ def train(settings: Settings, dataset: Dataset | None = None, start: Start | Non
                 settings, start, micro_batch_size, dataset, run, device, world, stop, note
             ).fit()
             if world.is_rank_zero:
-                print_line(next_step(settings))
+                print_next_step(settings)
         except (NotFiniteError, Stopped) as error:
             if world.is_rank_zero:
                 raise

@@ -1,10 +1,12 @@
 """The start of a run: what can be decided, or fail, before torch is imported."""
 
+import os
 import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from app.containers import SWEEP
 from app.data.dataset import Dataset, open_dataset
 from app.data.hellaswag import Question, provide_questions, read_questions
 from app.errors import UserError
@@ -106,7 +108,7 @@ def plan_start(
     steps = (checkpoint and planned_steps(settings, checkpoint.state)) or cfg.max_steps
     if checkpoint and checkpoint.step >= steps and not checkpoint.state.pending:
         print_line(f"{run.path} is finished: all {checkpoint.step} steps are done")
-        print_line(next_step(settings))
+        print_next_step(settings)
         return None
     new = f"new, with the weights of {weights.name}" if weights else "new"
     print_line(f"{run.path}: " + (f"continues at step {checkpoint.step}" if checkpoint else new))
@@ -135,10 +137,11 @@ def free_for_checkpoints(run: RunFolder) -> int:
     return shutil.disk_usage(existing).free + sum(saved)
 
 
-def next_step(settings: Settings) -> str:
-    """Return the line that ends a run that is finished."""
-    sample, report = (command_for_run(settings, name) for name in ("sample", "report"))
-    return f"next: {sample}; {report}"
+def print_next_step(settings: Settings) -> None:
+    """Print the line that ends a run that is finished; a sweep ends with one of its own."""
+    if SWEEP not in os.environ:
+        sample, report = (command_for_run(settings, name) for name in ("sample", "report"))
+        print_line(f"next: {sample}; {report}")
 
 
 def hellaswag_questions(settings: Settings) -> list[Question]:

@@ -186,7 +186,8 @@ def test_a_wrong_setting_is_reported_once(start: Start) -> None:
     code, output = start(TRAIN_PROCESSES=2, TRAIN_DATASET_DIR="missing").end()
     assert code == 2, output
     assert output.count("error:") == 1
-    code, output = start(TRAIN_PROCESSES=3).end()
+    code, output = start(TRAIN_PROCESSES=3, DATADIR="data").end()
+    assert output.count("warning: DATADIR ") == 1
     assert code == 2, output
     assert "cannot be divided evenly among 3 processes" in output
     assert "set TRAIN_PROCESSES to one of 1, 2" in output

@@ -13,7 +13,7 @@ from app.files import json_value
 from app.formats import differences
 from app.runs.folder import RunFolder
 from app.settings.settings import GROUPS, Settings
-from app.settings.sources import load_each, resolve, suggestion
+from app.settings.sources import load_each, resolve, suggestion, warn_of_unlikely_names
 
 SEED = "seed"
 _GROUPS = ("train", "model")
@@ -73,6 +73,7 @@ def plan_sweep(flags: Mapping[str, str], sets: Sequence[str]) -> tuple[Path, lis
         for texts in product(*(swept[name] for name in names))
     ]
     load_each(lines, "sweep", swept=names, faults=faults)
+    warn_of_unlikely_names()
     common = resolve(flags, "sweep", with_environment=True)
     sweep_name = common.run_dir.name
     for line in lines:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from app.containers import python_command
+from app.containers import SWEEP, python_command
 from app.distributed.launch import processes_to_launch
 from app.errors import ExitCode
 from app.progress import print_line
@@ -100,7 +100,7 @@ def train_all(
 
 def _start(run: PlannedRun, device: Device, log: Path | None) -> subprocess.Popen[bytes]:
     flags = [f"{flag_name(name)}={text}" for name, text in run.flags.items()]
-    environment = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
+    environment = {SWEEP: "1", **({} if device is None else {"CUDA_VISIBLE_DEVICES": device})}
     with ExitStack() as stack:
         output = stack.enter_context(log.open("ab")) if log else None
         return subprocess.Popen(

@@ -25,7 +25,7 @@ def start(*sets: str) -> subprocess.Popen[str]:
     words = [word for it in sets for word in ("--set", it)]
     return subprocess.Popen(
         [sys.executable, "-m", "app", "sweep", *words],
-        env=os.environ | SWEEP,
+        env=os.environ | SWEEP | {"DATADIR": "data"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -57,6 +57,7 @@ def test_a_killed_sweep_continues_and_goes_on_after_a_run_that_diverges(data_dir
     assert "run-seed0: " not in printed, "a complete run starts again"
     assert "data/runs/run-seed1: continues at step " in printed
     assert "run 3 of 3: run-seed2" in printed
+    assert printed.count("warning: DATADIR ") == 1
     written = json.loads(Path("data/sweeps/run/sweep.json").read_text())
     assert [it["status"] for it in written["runs"]] == ["complete", "diverged", "complete"]
     assert Path("data/runs/run-seed0/metrics.jsonl").read_bytes() == before
@@ -80,6 +81,9 @@ def test_a_signal_reaches_the_run_which_saves_and_the_sweep_continues(data_dir: 
     code, printed = end(start("train.seed=0,1"))
     assert code == ExitCode.DONE, printed
     assert "data/runs/run-seed0: continues at step " in printed or "is finished" in printed
+    before, _, following = printed.partition("next: ")
+    assert "best: run-seed" in before
+    assert "next: " not in following
 
 
 def planned() -> list[PlannedRun]:
