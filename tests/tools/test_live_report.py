@@ -157,6 +157,20 @@ def test_without_a_name_the_run_written_to_last_is_shown(tmp_path: Path) -> None
         assert served.wait() == (130, "stopped\n")
 
 
+def test_while_there_is_no_run_of_its_name_the_latest_is_shown_beside_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECIPE", "demo")
+    make_run(tmp_path / "runs" / "a", rows(3))
+    with Served(tmp_path, "report", "--serve").running() as served:
+        before = page(served, "/")
+        make_run(tmp_path / "runs" / "demo", rows(5))
+        after = page(served, "/")
+    assert data(before)["runs"] == ["a"]
+    assert notes(before) == ["there is no run demo; it appears here once it has begun"]
+    assert (data(after)["runs"], notes(after)) == (["demo"], [])
+
+
 def test_a_port_in_use_is_refused(
     shared: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

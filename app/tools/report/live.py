@@ -19,7 +19,8 @@ class LiveReport:
 
     Args:
         runs_dir: the folder of the runs.
-        first: names of the runs to show first; without one, the run that was written to last.
+        first: names of the runs to show first; while there is none of them, the one that was
+            written to last is shown as well.
     """
 
     def __init__(self, runs_dir: Path, first: Sequence[str]) -> None:
@@ -35,7 +36,8 @@ class LiveReport:
             if (stamps := list(_stamps(folder)))
         }
         latest = sorted(written, key=lambda name: max(stamps for *_, stamps in written[name]))[-1:]
-        chosen = list(dict.fromkeys((self._first or latest) if wanted is None else wanted))
+        first = self._first if written.keys() & {*self._first} else [*self._first, *latest]
+        chosen = list(dict.fromkeys(first if wanted is None else wanted))
         state = repr((list(written), [(name, written.get(name)) for name in chosen]))
         version = f'"{sha256(state.encode(errors="replace")).hexdigest()[:20]}"'
         return Choice(list(written), chosen, version)
