@@ -17,7 +17,7 @@ from app.cli.process import raise_on_signals
 from app.containers import list_of_settings, program
 from app.errors import ExitCode, ExitWithCode, UserError
 from app.failures import check_torch_version
-from app.settings.sources import load_settings, recipe_names, suggestion
+from app.settings.sources import flag_name, load_settings, recipe_names, suggestion
 from app.streams import Output
 
 
@@ -32,6 +32,8 @@ class Command:
         also_read: prefixes of settings that the command reads but has no flags for
         arguments: further arguments -> keyword arguments of argparse's add_argument
         usage: `arguments` without a dash, as the usage prints them
+        without_effect: (variable, argument, True or False): its flag has no effect beside the
+            argument, or without it
         uses_torch: True if a torch that is too old is told before the command begins
         is_output: True if the output is the command's result: once it is lost, the command ends
         takes_flags: True if the function is called with the flags' texts by variable, and loads the
@@ -44,6 +46,7 @@ class Command:
     also_read: tuple[str, ...] = ()
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     usage: str = ""
+    without_effect: tuple[tuple[str, str, bool], ...] = ()
     uses_torch: bool = False
     is_output: bool = False
     takes_flags: bool = False
@@ -83,6 +86,7 @@ COMMANDS = {
         also_read=("PREPARE_", "SAMPLE_"),
         arguments={"recipe": _RECIPE, "--set": _SET | {"help": _SET_HELP}},
         usage="[RECIPE] --set NAME=VALUE,... ",
+        without_effect=(("RECIPE", "recipe", True),),
         uses_torch=True,
         takes_flags=True,
     ),
@@ -111,6 +115,7 @@ COMMANDS = {
         ("train.run_name", "general"),
         arguments={"path": _PATH, "--verify": _VERIFY},
         usage="[PATH] ",
+        without_effect=(("TRAIN_RUN_NAME", "path", True),),
         is_output=True,
     ),
     "doctor": Command(
@@ -127,6 +132,12 @@ COMMANDS = {
         ("report", "train.run_name", "general"),
         arguments={"runs": _RUNS, "--serve": _SERVE},
         usage="[RUN ...] ",
+        without_effect=(
+            ("TRAIN_RUN_NAME", "runs", True),
+            ("REPORT_OUT", "--serve", True),
+            ("REPORT_HOST", "--serve", False),
+            ("REPORT_PORT", "--serve", False),
+        ),
     ),
     "export": Command(
         "app.tools.export:export",
@@ -197,6 +208,7 @@ def run_command(argv: Sequence[str]) -> None:
         parser.add_argument(argument, **details)
     parser.add_settings(command.flags)
     flags, options = parser.parse(arguments)
+    _check_effects(command, flags, options)
     settings = flags if command.takes_flags else load_settings(flags, name)
     if command.is_output and isinstance(sys.stdout, Output):
         sys.stdout.must_arrive = True
@@ -205,3 +217,16 @@ def run_command(argv: Sequence[str]) -> None:
     function = resolve_name(command.function)
     raise_on_signals()
     function(settings, **options)
+
+
+def _check_effects(
+    command: Command, flags: Mapping[str, str], options: Mapping[str, object]
+) -> None:
+    """Raise UserError if a flag has no effect because of the other arguments."""
+    for variable, argument, is_beside in command.without_effect:
+        if variable in flags and bool(options[argument.lstrip("-")]) == is_beside:
+            flag, other = flag_name(variable), command.arguments[argument].get("metavar", argument)
+            raise UserError(
+                f"{flag} has no effect {'beside' if is_beside else 'without'} {other}",
+                "leave one of them out" if is_beside else f"add {other}, or leave {flag} out",
+            )

@@ -68,18 +68,23 @@ def latest_runs(runs_dir: Path) -> list[tuple[Path, list[int]]]:
     return [(run, steps) for _, run, steps in sorted(runs, reverse=True)]
 
 
-def missing_run_error(run_dir: Path, variable: str = "TRAIN_RUN_NAME") -> UserError:
-    """Return the error for a run that does not exist; it names those that do."""
+def missing_run_error(run_dir: Path, variable: str | None = "TRAIN_RUN_NAME") -> UserError:
+    """Return the error for a run that does not exist; it names those that do.
+
+    Args:
+        variable: the setting that names the run; None if it is an argument.
+    """
     return UserError(
         f"there is no run {run_dir}",
         _name_another(run_dir, variable) or "train first, or correct DATA_DIR",
     )
 
 
-def _name_another(run_dir: Path, variable: str) -> str:
+def _name_another(run_dir: Path, variable: str | None) -> str:
     """Return the advice to name a run that has checkpoints; empty if there is none."""
     runs = sorted(run.name for run, _ in latest_runs(run_dir.parent))
-    return f"set {variable} to one of: {', '.join(runs)}" if runs else ""
+    name = f"set {variable} to" if variable else "name"
+    return f"{name} one of: {', '.join(runs)}" if runs else ""
 
 
 def latest_checkpoint(

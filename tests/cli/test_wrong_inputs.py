@@ -789,7 +789,37 @@ WRONG = (
         "a report of a run that exists and of one that does not",
         "report tiny missing",
         "there is no run data/runs/missing",
-        "set TRAIN_RUN_NAME to one of: tiny",
+        "name one of: tiny",
+    ),
+    Wrong(
+        "a folder for a report that is served",
+        "report --serve --out page",
+        "--out has no effect beside --serve",
+        "leave one of them out",
+    ),
+    Wrong(
+        "a port for a report that is not served",
+        "report --port 8002",
+        "--port has no effect without --serve",
+        "add --serve, or leave --port out",
+    ),
+    Wrong(
+        "a run to report on, named twice",
+        "report tiny --run-name tiny",
+        "--run-name has no effect beside RUN",
+        "leave one of them out",
+    ),
+    Wrong(
+        "a path and a run to inspect",
+        "inspect words --run-name tiny",
+        "--run-name has no effect beside PATH",
+        "leave one of them out",
+    ),
+    Wrong(
+        "two recipes for a sweep",
+        "sweep demo --recipe original --set train.seed=0,1",
+        "--recipe has no effect beside RECIPE",
+        "leave one of them out",
     ),
     Wrong(
         "a report of metrics that are damaged",

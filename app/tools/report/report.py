@@ -6,6 +6,7 @@ from pathlib import Path
 
 from app.files import atomic_file
 from app.locks import WAIT_SECONDS, locked
+from app.runs.checkpoints import missing_run_error
 from app.settings.settings import Settings
 from app.tools.latest_run import with_latest_run
 from app.tools.report.run_data import read_run
@@ -26,6 +27,9 @@ def report(settings: Settings, *, runs: Sequence[str], serve: bool) -> None:
         return
     data_dir, out = settings.general.data_dir, settings.report.out
     named = [data_dir / "runs" / name for name in dict.fromkeys(runs)]
+    for folder in named:
+        if not folder.is_dir():
+            raise missing_run_error(folder, None)
     run_dirs = named or [with_latest_run(settings).run_dir]
     if out is None and len(named) > 1:
         out = Path("reports", _together([folder.name for folder in named]))
