@@ -1,6 +1,5 @@
 """The data of a run, read from its folder."""
 
-import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -106,7 +105,7 @@ class RunReader:
         self._forget()
 
     def _forget(self) -> None:
-        self._inode = self._bytes = 0
+        self._bytes, self._last_line = 0, b""
         self._columns = {name: np.empty(0) for name in COLUMNS}
 
     def read(self) -> Run:
@@ -131,19 +130,20 @@ class RunReader:
         metadata, notes = _read_metadata(self._folder / "settings.json")
         samples = read_samples(self._folder / "samples.txt")
         patches = read_patches(self._folder)
-        return Run(self._folder.resolve().name, metrics, samples, metadata, notes, patches)
+        return Run(self._folder.absolute().name, metrics, samples, metadata, notes, patches)
 
     def _read_new(self, path: Path) -> None:
         with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            # A start replaces the file, cut back to the checkpoint.
-            if found.st_ino != self._inode or found.st_size < self._bytes:
+            file.seek(self._bytes - len(self._last_line))
+            # A start cuts the file back to the checkpoint, and a new run may take a deleted one's
+            # name and inode.
+            if file.read(len(self._last_line)) != self._last_line:
                 self._forget()
-            file.seek(self._bytes)
+                file.seek(0)
             content = file.read()
         new = list(parse_metrics(content, path, 1 + len(self._columns["step"])))
-        self._inode = found.st_ino
-        self._bytes += sum(len(line) for _, line in new)
+        for _, line in new:
+            self._bytes, self._last_line = self._bytes + len(line), line
         for name, column in self._columns.items():
             values = np.array([getattr(record, name) for record, _ in new], dtype=np.float64)
             self._columns[name] = np.concatenate([column, values])
