@@ -80,6 +80,9 @@ def train_all(
                     # The signal came before the process was known.
                     send(signal.SIGTERM)
             pid, status = os.wait()
+            # As PID 1, or after a shell's `exec`, this process has children that are no runs.
+            if pid not in running:
+                continue
             process, run, device = running.pop(pid)
             free.append(device)
             code = process.returncode = os.waitstatus_to_exitcode(status)

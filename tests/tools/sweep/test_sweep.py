@@ -124,3 +124,10 @@ def test_a_run_that_fails_ends_the_sweep_with_its_exit_code(
     assert "error: the run run-seed" in printed.err
     assert "has failed with exit code 2" in printed.err
     assert "run-seed2" not in printed.out
+
+
+def test_a_child_that_is_no_run_may_end_meanwhile(data_dir: Path) -> None:
+    run = planned()[0]
+    run.flags["TRAIN_DATASET_DIR"] = "gone"
+    with subprocess.Popen(["true"]):
+        assert train_all([run], 1, [None], Path(), lambda *_: None) == ExitCode.USER
