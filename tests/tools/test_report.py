@@ -429,14 +429,14 @@ def test_malformed_samples_do_not_affect_the_rest(tmp_path: Path, content: bytes
 
 def test_only_required_columns_are_needed(tmp_path: Path) -> None:
     metrics = [{"step": 0, "tokens": 8, "train_loss": 10.9, "lr": None}]
-    drawn = report(make_run(tmp_path / "run", metrics)).data["charts"]
-    assert list(drawn) == ["loss", "time"]
+    written = write_report([make_run(tmp_path / "run", metrics)])
+    assert [path.name for path in written] == ["report.html", "report.png", "loss.png"]
 
 
 def test_run_without_a_finite_loss_has_a_report(tmp_path: Path) -> None:
     metrics = [{"step": 0, "tokens": 8, "train_loss": float("nan")}]
-    run = make_run(tmp_path / "run", metrics)
-    assert list(report(run).data["charts"]) == ["time"]
+    written = write_report([make_run(tmp_path / "run", metrics)])
+    assert [path.name for path in written] == ["report.html", "report.png"]
 
 
 def test_report_is_replaced_in_one_step(tmp_path: Path) -> None:

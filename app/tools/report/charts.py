@@ -90,7 +90,7 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
     """Return every chart for which something was measured."""
     losses = [_loss(runs[0])] if len(runs) == 1 else _losses(runs)
     curves = [_curve(runs, curve) for curve in _CURVES]
-    return [*filter(None, losses), *filter(None, curves), _times(runs)]
+    return [*filter(None, [*losses, *curves, _times(runs)])]
 
 
 def _loss(run: Run) -> Chart | None:
@@ -147,7 +147,7 @@ def _curve(runs: Sequence[Run], curve: _Curve) -> Chart | None:
     return Chart(curve.key, curve.title, curve.unit, spec, full, is_large=is_loss)
 
 
-def _times(runs: Sequence[Run]) -> Chart:
+def _times(runs: Sequence[Run]) -> Chart | None:
     """Return the chart of where the time went: a bar for each run."""
     times = [run.times() for run in runs]
     unit, length = time_unit(max(sum(time.values()) for time in times))
@@ -178,4 +178,4 @@ def _times(runs: Sequence[Run]) -> Chart:
             ],
         },
     }  # fmt: skip
-    return Chart("time", "Where the time went", "", spec, is_large=True)
+    return Chart("time", "Where the time went", "", spec, is_large=True) if rows else None

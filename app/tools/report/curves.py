@@ -62,11 +62,9 @@ def usual_range(values: Floats) -> Floats:
     return usual[outer : len(usual) - outer][[0, -1]] if usual.size else usual
 
 
-def with_margin(values: Floats, *, from_zero: bool = False) -> tuple[float, float]:
+def with_margin(values: Floats) -> tuple[float, float]:
     """Return the limits of an axis that shows all values, with a margin."""
     values = finite(values)
     low, high = (values.min(), values.max()) if values.size else (0.0, 1.0)
-    if from_zero:
-        low = min(low, 0.0)
     margin = 0.07 * ((high - low) or abs(high) or 1.0)
     return float(low - (margin if low else 0.0)), float(high + margin)

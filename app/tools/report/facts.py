@@ -103,7 +103,7 @@ def _progress_figures(run: Run) -> Iterator[Figure]:
             yield Figure(name, form(float(np.median(values))), note)
     memory, total = finite(run.metrics["memory_bytes"]), run.number("device", "memory_bytes")
     if memory.size:
-        note = f"{memory.max() / total:.0%} of {format_gib(total)}" if total else "at most"
+        note = f"{memory.max() / total:.0%} of {format_gib(total)}" if total else "peak"
         yield Figure("memory", format_gib(memory.max()), note)
     if run.cost is not None:
         price = run.number("settings", "train", "price_per_hour")

@@ -30,12 +30,9 @@ class LiveReport:
 
     def choice(self, wanted: Sequence[str] | None) -> Choice:
         """Return the choice of the wanted runs; None wants the first ones."""
-        written = {
-            folder.name: stamps
-            for folder in sorted(self._runs_dir.glob("*"))
-            if (stamps := list(_stamps(folder)))
-        }
-        latest = sorted(written, key=lambda name: max(stamps for *_, stamps in written[name]))[-1:]
+        folders = sorted(self._runs_dir.glob("*"))
+        written = {folder.name: stamps for folder in folders if (stamps := list(_stamps(folder)))}
+        latest = sorted(written, key=lambda name: max(time for *_, time in written[name]))[-1:]
         first = self._first if written.keys() & {*self._first} else [*self._first, *latest]
         chosen = list(dict.fromkeys(first if wanted is None else wanted))
         state = repr((list(written), [(name, written.get(name)) for name in chosen]))
@@ -68,7 +65,7 @@ class LiveReport:
 
 
 def _stamps(folder: Path) -> Iterator[tuple[str, int, int, int]]:
-    """Return name, inode, size and time of writing of each of a run's files."""
+    """Yield the name, inode, size and modification time of each of a run's files."""
     for name in _FILES:
         with suppress(OSError):
             found = (folder / name).stat()

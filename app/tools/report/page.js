@@ -55,8 +55,11 @@
     const name = theme();
     document.documentElement.dataset.theme = name;
     const colors = data.themes[name].range.category;
-    const legend = { ...data.themes[name].legend, ...(innerWidth <= 620 && { columns: 1 }) };
-    const config = { ...data.themes[name], legend };
+    const config = structuredClone(data.themes[name]);
+    if (innerWidth <= 620) {
+      Object.assign(config.legend, { columns: 1, labelLimit: innerWidth - 160 });
+      config.axisY.labelLimit = innerWidth / 4;
+    }
     for (const label of document.querySelectorAll(".runs label")) {
       const at = data.runs.indexOf(label.querySelector("input").value);
       const dot = label.querySelector(".dot");

@@ -74,7 +74,8 @@ def overview(runs: Sequence[Run], figures: Sequence[Figure], charts: Sequence[Ch
             width = _WIDTH / len(side_by_side) - _PADDING
             titled = [_titled(chart, width, height) for chart in side_by_side]
             rows.append({"hconcat": titled, "spacing": _GAP, "resolve": color})
-    rows.append(_titled(by_key["time"], _WIDTH - _PADDING, 26 * len(runs)))
+    if "time" in by_key:
+        rows.append(_titled(by_key["time"], _WIDTH - _PADDING, 26 * len(runs)))
     name = " · ".join(run.name for run in runs)
     return _png({
         "title": {

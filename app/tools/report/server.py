@@ -33,8 +33,8 @@ def serve_report(settings: Settings, runs: Sequence[str]) -> None:
     report = LiveReport(runs_dir, first)
 
     def page(request: Request) -> Response:
-        names = request.query_params.getlist("run") if request.url.query else None
-        choice = report.choice(names and [name for name in names if name])
+        asked = request.query_params
+        choice = report.choice([*filter(None, asked.getlist("run"))] if "run" in asked else None)
         tag = {"ETag": choice.version}
         if request.headers.get("if-none-match") == choice.version:
             return Response(status_code=304, headers=_HEADERS | tag)
