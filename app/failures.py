@@ -9,6 +9,7 @@ import sysconfig
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from traceback import walk_tb
 
 from app.containers import how_to_get_permission, is_installed
 from app.errors import AppError, ExhaustedError, UserError
@@ -69,6 +70,8 @@ def translate_error(error: Exception) -> AppError | None:
         return _os_error(error)
     if isinstance(error, ModuleNotFoundError):
         return _missing_package((error.name or "").partition(".")[0])
+    if isinstance(error, ValueError):
+        return _wrong_hub_variable(error)
     # Recognized by name and message, because importing torch takes seconds.
     if (
         isinstance(error, MemoryError)
@@ -192,6 +195,16 @@ def _missing_package(name: str) -> UserError | None:
     elif is_installed() and distribution in _EXTRAS:
         fix = f"pip install 'gpt-compose[{_EXTRAS[distribution]}]'"
     return UserError(f"this needs the Python package {distribution}, which is not installed", fix)
+
+
+def _wrong_hub_variable(error: ValueError) -> UserError | None:
+    """Return the error for variables that huggingface_hub cannot read; None if it is another."""
+    importing = (it for it, _ in walk_tb(error.__traceback__) if it.f_code.co_name == "<module>")
+    if not any(it.f_globals["__name__"].startswith("huggingface_hub.") for it in importing):
+        return None
+    # Names only: a value may be a secret.
+    names = ", ".join(sorted(name for name in os.environ if name.startswith("HF_")))
+    return UserError(f"the hub cannot be asked: {error}", f"correct one of the variables {names}")
 
 
 def _out_of_memory(details: str) -> ExhaustedError:

@@ -36,7 +36,7 @@ def run_and_report(command: Callable[[], object]) -> int:
     except SystemExit:
         # argparse has printed the help.
         pass
-    except (OSError, MemoryError, RuntimeError, ImportError) as error:
+    except (OSError, MemoryError, RuntimeError, ImportError, ValueError) as error:
         expected = translate_error(error)
         if expected is None:
             raise

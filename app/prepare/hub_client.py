@@ -153,7 +153,7 @@ def use_hub_client(retry_seconds: Sequence[float], repository: Repository) -> No
         if not constants.ENDPOINT.startswith(("http://", "https://")):
             raise ValueError(f"HF_ENDPOINT={constants.ENDPOINT} does not begin with https://")
         hooks = get_session().event_hooks
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
         raise UserError(
             f"the hub cannot be asked: {error}",
             "correct HF_ENDPOINT, SSL_CERT_FILE or the proxy in the environment",

@@ -344,6 +344,7 @@ def test_every_message_until_the_hub_answers_says_that_there_is_no_such_folder(
         ("HF_ENDPOINT", "huggingface.co", "HF_ENDPOINT=huggingface.co does not begin with https"),
         ("SSL_CERT_FILE", "absent.pem", "[Errno 2] No such file or directory"),
         ("https_proxy", "socks9://127.0.0.1:9", ""),
+        ("https_proxy", "http://proxy:port", "Invalid port: 'port'"),
     ),
 )
 def test_nonsense_about_the_way_to_the_hub_is_reported_at_once(
@@ -356,3 +357,23 @@ def test_nonsense_about_the_way_to_the_hub_is_reported_at_once(
     assert error.splitlines()[1:] == [
         "  fix: correct HF_ENDPOINT, SSL_CERT_FILE or the proxy in the environment"
     ]
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "problem"),
+    (
+        ("HF_ENDPOINT", "http://[::1", "Invalid IPv6 URL"),
+        ("HF_ENDPOINT", "http://hub:port", "Port could not be cast to integer value as 'port'"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "long", "invalid literal for int() with base 10: 'long'"),
+    ),
+)
+def test_a_variable_that_the_hubs_library_cannot_read_is_named(
+    variable: str, text: str, problem: str, start: Start
+) -> None:
+    process = start("-m", "app", "prepare", **{variable: text})
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 2, printed
+    error, fix = printed.splitlines()
+    assert error == f"error: the hub cannot be asked: {problem}"
+    assert fix.startswith("  fix: correct one of the variables ")
+    assert variable in fix
