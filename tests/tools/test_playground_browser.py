@@ -200,6 +200,7 @@ def test_lost_server_is_reported_on_the_page(browser: Browser, tmp_path: Path) -
         write_run(tmp_path / "runs" / "small")
         page.evaluate("window.dispatchEvent(new Event('focus'))")
         expect(page.locator("#generate")).to_be_enabled()
+        expect(page.locator("#status-text")).to_have_text("Ready")
         page.fill("#max_tokens", "4096")
         page.click("#generate")
         expect(page.locator("#figures")).to_contain_text("tokens/s")

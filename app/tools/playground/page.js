@@ -7,6 +7,8 @@ const ENDS = {
   max_tokens: "Reached the token limit",
   closing: "The playground is closing",
 };
+const LOST = "The playground does not respond; is it still running?";
+const UNTRAINED = "No checkpoint yet: train a model first";
 
 let checkpoints = [];
 let loaded = false;
@@ -37,7 +39,7 @@ async function load() {
   try {
     state = await (await fetch("/api/state")).json();
   } catch {
-    showStatus("wrong", "The playground does not respond; is it still running?");
+    showStatus("wrong", LOST);
     return;
   }
   checkpoints = state.checkpoints;
@@ -53,7 +55,8 @@ async function load() {
     if (state.problem) showStatus("wrong", state.problem);
   }
   if (!running) element("generate").disabled = !checkpoints.length;
-  if (!checkpoints.length) showStatus("wrong", "No checkpoint yet: train a model first");
+  if (!checkpoints.length) showStatus("wrong", UNTRAINED);
+  else if ([LOST, UNTRAINED].includes(element("status-text").textContent)) showStatus("", "Ready");
 }
 
 function setNumber(name, value) {
@@ -95,7 +98,10 @@ function addSample(request) {
   const sample = element("sample").content.cloneNode(true).firstElementChild;
   const text = sample.querySelector("pre");
   sample.querySelector(".prompt").textContent = request.prompt;
-  sample.querySelector(".copy").addEventListener("click", async () => {
+  const copy = sample.querySelector(".copy");
+  // Browsers offer the clipboard only to pages of this machine and over HTTPS.
+  copy.hidden = !navigator.clipboard;
+  copy.addEventListener("click", async () => {
     await navigator.clipboard.writeText(text.textContent);
     showStatus("done", "Copied");
   });
@@ -206,7 +212,7 @@ async function generate() {
     }
   } catch (error) {
     if (error.name === "AbortError") showStatus("done", "Stopped");
-    else showStatus("wrong", "The playground does not respond; is it still running?");
+    else showStatus("wrong", LOST);
   } finally {
     running = null;
     setBusy(false);
