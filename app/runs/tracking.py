@@ -17,7 +17,7 @@ class Tracker:
     """Keeps a tracker up to date with a run, from its first step on.
 
     The process reads metrics.jsonl by itself: it cannot slow training, misses nothing, and after a
-    restart sends the run again from its first step. Any failure is one warning.
+    restart sends the run again from its first step. Any failure prints one warning.
 
     Args:
         kind: trackio or wandb.

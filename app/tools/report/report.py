@@ -11,7 +11,7 @@ from app.settings.settings import Settings
 from app.tools.latest_run import with_latest_run
 from app.tools.report.run_data import read_run
 
-# A file's name has at most 255, and the lock's is longer.
+# File names have at most 255 bytes, and the lock's is longer.
 _MAX_NAME_BYTES = 240
 
 
@@ -40,7 +40,7 @@ def report(settings: Settings, *, runs: Sequence[str], serve: bool) -> None:
 def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> list[Path]:
     """Write report.html, report.png and a PNG per chart.
 
-    Each file is replaced atomically, and all of them by one process.
+    Each file is replaced atomically, and reports written at once do not mix.
 
     Args:
         run_dirs: the runs' folders.

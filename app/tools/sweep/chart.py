@@ -55,13 +55,13 @@ def sweep_chart(results: Sequence[Result]) -> Chart:
 
 
 def _x_axis(name: str, values: Sequence[Any]) -> Spec:
-    """Return the encoding of x: logarithmic if the values span more than a decade."""
+    """Return the encoding of x: logarithmic if the values span a decade."""
     title = {"field": "x", "title": name}
     numbers = [it for it in values if isinstance(it, int | float) and not isinstance(it, bool)]
     if name == SEED or len(numbers) < len(values):
         kept = {"sort": [*dict.fromkeys(map(str, values))], "axis": {"labelAngle": 0}}
         return title | {"type": "ordinal"} | kept
-    is_log = min(numbers) > 0 and max(numbers) > _DECADE * min(numbers)
+    is_log = min(numbers) > 0 and max(numbers) >= _DECADE * min(numbers)
     scale = {"type": "log" if is_log else "linear", "zero": False, "nice": False, "padding": 40}
     axis = {"values": sorted(set(numbers)), "labelExpr": PLAIN}
     return title | {"type": "quantitative", "scale": scale, "axis": axis}

@@ -82,8 +82,7 @@ def _print_comparison(folder: Path, runs: Sequence[PlannedRun], results: Sequenc
     found = combinations(results)
     print_line(f"\n{table(found)}\n\n{folder / 'sweep.png'}")
     if best := best_of(found):
-        of_best = {it.held_out_loss: it.run for it in best.results if it.held_out_loss is not None}
-        loss, name = min(of_best.items())
+        loss, name = min(zip(best.losses, (it.run for it in best.results), strict=True))
         settings = next(run.settings for run in runs if run.name == name)
         data_dir = settings.general.data_dir
         report = next_command(settings, "report", {}, lambda it: it.general.data_dir, data_dir)

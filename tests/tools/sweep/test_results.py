@@ -117,7 +117,7 @@ def test_any_results_have_a_picture_in_both_themes(results: list[Result]) -> Non
             assert len(image.convert("RGB").getcolors(1 << 24) or []) > 10
 
 
-def test_the_axis_is_logarithmic_over_more_than_a_decade() -> None:
-    for last, scale in ((0.002, "linear"), (0.02, "log")):
+def test_the_axis_is_logarithmic_over_a_decade() -> None:
+    for last, scale in ((0.002, "linear"), (0.01, "log")):
         chart = sweep_chart([result(0.001, 0, 4.0), result(last, 0, 4.0)])
         assert chart.spec["encoding"]["x"]["scale"]["type"] == scale
