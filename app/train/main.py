@@ -2,20 +2,23 @@
 
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from app.data.dataset import Dataset
 from app.distributed.world import init_world, local_rank
 from app.errors import ExitWithCode, NotFiniteError, Stopped
-from app.hardware.device import matmul_flops, select_device
+from app.files import json_value
+from app.hardware.device import Device, matmul_flops, select_device
 from app.model.architectures import build_config, build_model
 from app.runs.folder import RunFolder
 from app.settings.settings import Settings
+from app.settings.train import TrainSettings
 from app.train.advice import MAX_MFU, advise_on_duration
 from app.train.compile import compile_note, compile_problem, set_compile_cache_dir
 from app.train.init_from import with_initial_weights
-from app.train.micro_batch import RECOMPUTE_NOTE, choose_micro_batch_size, with_recompute
+from app.train.micro_batch import RECOMPUTE_NOTE, fit_to_memory
 from app.train.start import (
     Start,
     find_branch,
@@ -53,8 +56,6 @@ def train(settings: Settings, dataset: Dataset | None = None, start: Start | Non
         stop_on_signals(quiet=local_rank() > 0) as stop,
         ExitStack() as stack,
     ):
-        # On CPUs each rank has measured independently which precision is faster.
-        device = replace(device, precision=world.broadcast(device.precision))
         problem = world.first(compile_problem(device)) if cfg.compile else None
         if problem:
             cfg = cfg.model_copy(update={"compile": False})
@@ -73,23 +74,19 @@ def train(settings: Settings, dataset: Dataset | None = None, start: Start | Non
                     settings, dataset, run, branch, weights, restarted=world.restarted
                 )
             if start is not None:
-                state = start.checkpoint.state if start.checkpoint else None
-                before = state.settings.get("train", {}) if state else {}
+                before = start.checkpoint.state if start.checkpoint else None
+                was_compiled = before.settings.get("train", {}).get("compile") if before else None
+                device = with_earlier_precision(device, cfg, run)
+                note = compile_note(device, cfg.compile, problem, was_compiled)
                 config = build_config(settings.model.shape())
                 ranks = device, world.size, world.local_size
-                recomputed = before.get("recompute") == "true"
-                cfg = with_recompute(cfg, config, recomputed, *ranks)
-                previous = state.micro_batch_size if state else None
-                decision = (
-                    start,
-                    settings.model,
-                    compile_note(device, cfg.compile, problem, before.get("compile")),
-                    choose_micro_batch_size(cfg, config, previous, *ranks),
-                    cfg.recompute,
-                )
+                cfg, micro_batch_size = fit_to_memory(cfg, config, before, *ranks)
+                chosen = settings.model, device.precision, cfg.recompute, micro_batch_size
+                decision = start, note, *chosen
         if (decision := world.broadcast(decision)) is None:
             return
-        start, model, note, micro_batch_size, recompute = decision
+        start, note, model, precision, recompute, micro_batch_size = decision
+        device = replace(device, precision=precision)
         cfg = cfg.model_copy(update={"recompute": recompute})
         settings = settings.model_copy(update={"model": model, "train": cfg})
         if recompute == "true":
@@ -113,3 +110,15 @@ def train(settings: Settings, dataset: Dataset | None = None, start: Start | Non
             if world.is_rank_zero:
                 raise
             raise ExitWithCode(error.exit_code) from None
+
+
+def with_earlier_precision(device: Device, cfg: TrainSettings, run: RunFolder) -> Device:
+    """Return the device with the precision that `auto` chose for it when the run last started.
+
+    On a CPU it measures, and may come to another result now.
+    """
+    last = partial(json_value, run.settings)
+    is_same = last("settings", "train", "precision") == cfg.precision == "auto"
+    if not is_same or last("device", "name") != device.name:
+        return device
+    return replace(device, precision=last("device", "precision"))

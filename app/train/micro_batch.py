@@ -11,6 +11,7 @@ from app.hardware.device import Device
 from app.hardware.memory import MemoryEstimate, available_bytes, largest_batch_that_fits
 from app.model.architectures import build_model
 from app.model.language_model import LanguageModel, ModelConfig
+from app.runs.checkpoint_state import CheckpointState
 from app.settings.train import TrainSettings
 
 _LIBRARIES_BYTES = {"cuda": 1_500_000_000, "mps": 1_500_000_000, "cpu": 500_000_000}
@@ -33,43 +34,21 @@ RECOMPUTE_NOTE = (
 _STATE_BYTES_PER_PARAMETER = 8
 
 
-def with_recompute(
+def fit_to_memory(
     cfg: TrainSettings,
     config: ModelConfig,
-    previous: bool,
+    before: CheckpointState | None,
     device: Device,
     world_size: int,
     local_size: int,
-) -> TrainSettings:
-    """Return the settings with a decision, if they leave it open, on whether to recompute.
+) -> tuple[TrainSettings, int]:
+    """Return the settings with `recompute` decided, and the micro-batch size of each rank.
 
-    The blocks' activations are computed again in the backward pass if a micro-batch of 1 does not
-    fit otherwise, or if the run has done so before.
-
-    Args:
-        previous: whether it has, up to the checkpoint that it continues from.
-        local_size: ranks on this machine, which share its memory.
-    """
-    if cfg.recompute != "auto":
-        return cfg
-    estimate = estimate_memory(cfg, config, device, world_size)
-    available = available_bytes(device.torch_device, local_size)
-    recompute = previous or not estimate.fits(1, available)
-    return cfg.model_copy(update={"recompute": str(recompute).lower()})
-
-
-def choose_micro_batch_size(
-    cfg: TrainSettings,
-    config: ModelConfig,
-    previous: int | None,
-    device: Device,
-    world_size: int,
-    local_size: int,
-) -> int:
-    """Return how many sequences each rank passes through the model at once.
+    `auto` recomputes activations if a micro-batch of 1 does not fit otherwise, or if the run has
+    done so before.
 
     Args:
-        previous: the micro-batch size of the checkpoint that the run continues from, if any.
+        before: state of the checkpoint that the run continues from, if any.
         local_size: ranks on this machine, which share its memory.
 
     Raises:
@@ -86,16 +65,7 @@ def choose_micro_batch_size(
             "times --nproc-per-node), or change TRAIN_TOKENS_PER_STEP",
         )
     requested = cfg.micro_batch_size
-    if requested == "auto":
-        # The same micro-batches keep a continued run bit-identical.
-        if previous in sizes:
-            return previous
-        estimate = estimate_memory(cfg, config, device, world_size)
-        available = available_bytes(device.torch_device, local_size)
-        return largest_batch_that_fits(
-            sizes, config.context_length, estimate, device.torch_device.type, available
-        )
-    if requested not in sizes:
+    if requested not in ("auto", *sizes):
         raise UserError(
             f"TRAIN_MICRO_BATCH_SIZE={requested} does not divide the "
             f"{sequences_per_step // world_size} sequences of a step"
@@ -103,7 +73,21 @@ def choose_micro_batch_size(
             "(TRAIN_TOKENS_PER_STEP / MODEL_CONTEXT_LENGTH)",
             f"choose one of: {', '.join(map(str, sizes))}",
         )
-    return requested
+    available = available_bytes(device.torch_device, local_size)
+    estimate = estimate_memory(cfg, config, device, world_size)
+    if cfg.recompute == "auto":
+        has_recomputed = before and before.settings.get("train", {}).get("recompute") == "true"
+        recompute = "false" if estimate.fits(1, available) and not has_recomputed else "true"
+        cfg = cfg.model_copy(update={"recompute": recompute})
+        if recompute == "true":
+            estimate = estimate_memory(cfg, config, device, world_size)
+    if requested != "auto":
+        return cfg, requested
+    # The same micro-batches keep a continued run bit-identical.
+    if before and before.micro_batch_size in sizes:
+        return cfg, before.micro_batch_size
+    device_type, length = device.torch_device.type, config.context_length
+    return cfg, largest_batch_that_fits(sizes, length, estimate, device_type, available)
 
 
 def estimate_memory(

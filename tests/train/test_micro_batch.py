@@ -5,6 +5,7 @@ import re
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +20,9 @@ from app.model.gpt import GPTConfig
 from app.model.language_model import ModelConfig
 from app.model.qwen3 import Qwen3Config
 from app.settings.train import TrainSettings
-from app.train.micro_batch import choose_micro_batch_size, estimate_memory
+from app.train.micro_batch import estimate_memory, fit_to_memory
 from tests.train.processes import TINY
+from tests.train.tiny_model import checkpoint_state
 
 CHECKOUT = Path(__file__).parents[2]
 CONFIG = GPTConfig(context_length=256, num_layers=4, embd_size=256, num_heads=4)
@@ -40,8 +42,9 @@ def estimated(
 def micro_batch_size(requested: int | str, previous: int | None = None, world_size: int = 1) -> int:
     """Return the choice for steps of 12 sequences."""
     cfg = TrainSettings(micro_batch_size=requested, tokens_per_step=12 * 256)
+    before = replace(checkpoint_state(1), micro_batch_size=previous) if previous else None
     cpu = device("float32", "cpu")
-    return choose_micro_batch_size(cfg, CONFIG, previous, cpu, world_size, world_size)
+    return fit_to_memory(cfg, CONFIG, before, cpu, world_size, world_size)[1]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Activations that are computed again in the backward pass: the same bits in less memory."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,11 +20,17 @@ from app.train.compile import compiled_loss
 from app.train.loop import train_steps
 from app.train.lr_schedule import LRSchedule
 from app.train.main import train
-from app.train.micro_batch import RECOMPUTE_NOTE, estimate_memory, with_recompute
+from app.train.micro_batch import RECOMPUTE_NOTE, estimate_memory, fit_to_memory
 from tests.distributed.ranks import Ranks
 from tests.train.conftest import TinySettings
 from tests.train.processes import assert_same_run
-from tests.train.tiny_model import SEQUENCES_PER_STEP, adamw, new_loader, new_model
+from tests.train.tiny_model import (
+    SEQUENCES_PER_STEP,
+    adamw,
+    checkpoint_state,
+    new_loader,
+    new_model,
+)
 
 CONFIGS = {
     "gpt2": GPTConfig(32, 515, 4, 32, 2),
@@ -141,7 +148,11 @@ def test_only_a_model_whose_single_sequence_does_not_fit_is_recomputed() -> None
         (CONFIGS["gpt2"], False, "true", "true"),
     ):
         cfg = TrainSettings(recompute=recompute)
-        assert with_recompute(cfg, config, previous, cpu(), 1, 1).recompute == expected
+        before = replace(
+            checkpoint_state(1), settings={"train": {"recompute": str(previous).lower()}}
+        )
+        decided, _ = fit_to_memory(cfg, config, before, cpu(), 1, 1)
+        assert decided.recompute == expected
 
 
 def test_the_estimate_counts_the_inputs_of_blocks_and_one_block() -> None:

@@ -183,6 +183,25 @@ def test_a_run_continues_with_another_micro_batch_size(tiny: TinySettings) -> No
     assert losses_of(continued) == pytest.approx(losses_of(unbroken), rel=1e-5)
 
 
+def test_a_run_continues_in_the_precision_that_auto_has_chosen(
+    tiny: TinySettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny(TRAIN_PRECISION="auto", TRAIN_MAX_STEPS=3))
+    settings = tiny(TRAIN_PRECISION="auto", TRAIN_MAX_STEPS=4)
+    recorded = json.loads(settings.run_dir.joinpath("settings.json").read_text())
+    here = recorded["device"]["precision"]
+    other = "float32" if here == "bf16" else "bf16"
+    recorded["device"]["precision"] = other
+    settings.run_dir.joinpath("settings.json").write_text(json.dumps(recorded))
+    capsys.readouterr()
+    train(settings)
+    assert f", {other}, deterministic; " in capsys.readouterr().out
+    recorded["device"]["name"] = "another CPU"
+    settings.run_dir.joinpath("settings.json").write_text(json.dumps(recorded))
+    train(tiny(TRAIN_PRECISION="auto", TRAIN_MAX_STEPS=5))
+    assert f", {here}, deterministic; " in capsys.readouterr().out
+
+
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_continues(
     tiny: TinySettings, capsys: pytest.CaptureFixture[str]
 ) -> None:

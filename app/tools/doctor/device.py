@@ -30,7 +30,7 @@ from app.tools.doctor.checks import (
     graded,
 )
 from app.train.compile import compile_cache_summary, compile_problem, compiled_loss
-from app.train.micro_batch import choose_micro_batch_size, estimate_memory, with_recompute
+from app.train.micro_batch import estimate_memory, fit_to_memory
 from app.train.optimizer import build_optimizers
 
 # Main memory of a process that trains on a GPU: libraries, pinned batches, shards' pages.
@@ -120,9 +120,7 @@ class DeviceChecks:
     def check_memory(self) -> Iterator[Finding]:
         """Check that a micro-batch fits into the device, and a save's copies into main memory."""
         device, processes = self._device, self.report.processes
-        ranks = device, processes, processes
-        self._cfg = with_recompute(self._cfg, self._config, False, *ranks)
-        size = choose_micro_batch_size(self._cfg, self._config, None, *ranks)
+        self._cfg, size = fit_to_memory(self._cfg, self._config, None, device, processes, processes)
         self._micro_batch_size = size
         estimate = estimate_memory(self._cfg, self._config, device, processes)
         needed, free = estimate.bytes_for(size), available_bytes(self._here, processes)
