@@ -79,3 +79,12 @@ def flatten(value: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
             yield from flatten(inner, *path, str(key))
     else:
         yield path, value
+
+
+def named_values(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the known values of settings.json, by names such as train.seed and device.name."""
+    return {
+        ".".join(path).removeprefix("settings."): value
+        for path, value in flatten(metadata)
+        if value is not None
+    }

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from app.formats import flatten
+from app.formats import named_values
 from app.runs.folder import RunFolder
 from app.runs.metrics import StepRecord
 
@@ -79,11 +79,7 @@ def follow(metrics: Path) -> Iterator[StepRecord]:
 def send(kind: str, run: RunFolder) -> None:
     """Send a run's settings and curves."""
     os.nice(10)
-    config = {
-        ".".join(path).removeprefix("settings."): value
-        for path, value in flatten(json.loads(run.settings.read_bytes()))
-        if value is not None
-    }
+    config = named_values(json.loads(run.settings.read_bytes()))
     tracker = {"trackio": start_trackio, "wandb": start_wandb}[kind](run.path, config)
     for record in follow(run.metrics):
         tracker.log(record.curves(), step=record.step)

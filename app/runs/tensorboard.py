@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from app.formats import flatten
+from app.formats import named_values
 from app.progress import Bar
 from app.runs.metrics import StepRecord, total_seconds
 
@@ -98,12 +98,7 @@ def _history(
 
     began = time.time() - total_seconds(records)
     events = [Event(wall_time=began, file_version="brain.Event:2").SerializeToString()]
-    settings = {
-        ".".join(path).removeprefix("settings."): value
-        for path, value in flatten(metadata)
-        if value is not None
-    }
-    events += _settings(settings, began)
+    events += _settings(named_values(metadata), began)
     ends, end = {0: began}, began
     for record in records:
         end += total_seconds([record])

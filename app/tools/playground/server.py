@@ -1,6 +1,5 @@
 """The playground's server."""
 
-import socket
 import sys
 
 from app.runs.checkpoints import missing_run_error
@@ -21,20 +20,16 @@ def playground(settings: Settings) -> None:
         problem = f"{missing.problem}: {missing.fix}"
         print(f"warning: {problem}", file=sys.stderr, flush=True)
     with listen(cfg.host, cfg.port, cfg.prefix()) as listener:
-        _serve(settings, listener, problem)
+        # Imported after the port is bound, because torch takes seconds.
+        from app.hardware.device import select_device
+        from app.tools.playground.generator import Generator
+        from app.tools.playground.routes import build_app
 
+        device = select_device(settings.train.device, "float32", "auto")
+        generator = Generator(settings.general.data_dir / "runs", device)
 
-def _serve(settings: Settings, listener: socket.socket, problem: str) -> None:
-    # Imported after the port is bound, because torch takes seconds.
-    from app.hardware.device import select_device
-    from app.tools.playground.generator import Generator
-    from app.tools.playground.routes import build_app
+        def end_text() -> None:
+            generator.is_closing = True
 
-    device = select_device(settings.train.device, "float32", "auto")
-    generator = Generator(settings.general.data_dir / "runs", device)
-
-    def end_text() -> None:
-        generator.is_closing = True
-
-    app, what = build_app(generator, settings, problem), f"the models in {generator.runs_dir}"
-    serve(app, listener, settings.playground.host, what, before_exit=end_text)
+        app, what = build_app(generator, settings, problem), f"the models in {generator.runs_dir}"
+        serve(app, listener, cfg.host, what, before_exit=end_text)
