@@ -26,7 +26,7 @@ _MOST_NAMES = 5
 
 @cache
 def source() -> dict[str, Any]:
-    """Return what settings.json and state.json have under `source`.
+    """Return what state.json has under `source`, and settings.json, beside its git_revision.
 
     That is the commit, whether the program's Python files differ from it (each None if it is not
     known), and a SHA-256 over these files.

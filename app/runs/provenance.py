@@ -44,7 +44,7 @@ def run_metadata(
         "settings": settings,
         "versions": versions(),
         "git_revision": git_revision(),
-        "source": source(),
+        "source": {name: it for name, it in source().items() if name != "revision"},
         "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
         "device": device,
         "dataset": _dataset_metadata(dataset),

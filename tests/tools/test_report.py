@@ -384,12 +384,16 @@ def test_malformed_settings_do_not_affect_the_rest(tmp_path: Path, settings: Any
 def test_the_code_of_the_runs_is_shown_and_escaped(tmp_path: Path) -> None:
     old = make_run(tmp_path / "old", rows(3))
     assert comparison([read_run(old), read_run(old)])[-1].name != "code"
-    source = {"revision": "0123456789abcdef", "differs": False, "sha256": "fedcba9876543210"}
-    plain = make_run(tmp_path / "plain", rows(3), SETTINGS | {"source": source})
+    source = {"differs": False, "sha256": "fedcba9876543210"}
+    known = SETTINGS | {"git_revision": "0123456789abcdef", "source": source}
+    plain = make_run(tmp_path / "plain", rows(3), known)
     changed = make_run(
-        tmp_path / "changed", rows(3), SETTINGS | {"source": source | {"differs": True}}
+        tmp_path / "changed", rows(3), known | {"source": source | {"differs": True}}
     )
-    assert "Code changes" not in report(plain).text
+    alone = report(plain).text
+    assert "Code changes" not in alone
+    assert "code 0123456789, SHA-256 fedcba9876 " in " ".join(alone.split())
+    assert alone.count("0123456789") == 1
     (changed / "code.patch").write_text(f"-old\n+{HOSTILE}\n")
     (changed / "code-000002.patch").write_bytes(b"+later \xff\n")
     (changed / "code-mine.patch").write_text("not ours")

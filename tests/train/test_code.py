@@ -111,7 +111,8 @@ def test_continuing_with_other_code_names_the_files_and_keeps_the_difference(
     first = clone.git("rev-parse", "HEAD").strip()
     run = run_to_end(start, PYTHONPATH=clone.folder, TRAIN_MAX_STEPS=4).run_dir
     settings = json.loads((run / "settings.json").read_text())
-    assert settings["source"]["revision"] == first
+    assert settings["git_revision"] == first
+    assert settings["source"].keys() == {"differs", "sha256"}
     assert not list(run.glob("*.patch"))
     hashes = open_checkpoint(run / "checkpoints/step-000004").state.source_hashes
     assert {MLP, "app/train/muon.py"} <= hashes.keys()

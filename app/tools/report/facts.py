@@ -12,7 +12,7 @@ from app.runs.metrics import perplexity
 from app.tools.report.curves import finite
 from app.tools.report.run_data import Run
 
-_MACHINE = ("device", "processes", "machine", "versions", "git_revision", "source", "parameters")
+_MACHINE = ("device", "processes", "machine", "versions", "parameters")
 # Settings of commands that did not make the run.
 _OF_TOOLS = ("EVALUATE_", "EXPORT_", "PLAYGROUND_", "REPORT_")
 
@@ -124,7 +124,8 @@ def comparison(runs: Sequence[Run]) -> list[Row]:
 
 def _code(run: Run) -> str:
     """Return the commit of a run's code, whether and when it differed, and its hash."""
-    revision, sha256 = (str(run.get("source", it) or "")[:10] for it in ("revision", "sha256"))
+    paths = ("git_revision",), ("source", "sha256")
+    revision, sha256 = (str(run.get(*path) or "")[:10] for path in paths)
     changed = f"{revision} with changes" if run.get("source", "differs") is True else revision
     later = (f"other code after {step:,} steps" for step in run.patches if step)
     return ", ".join(filter(None, (changed, sha256 and f"SHA-256 {sha256}", *later)))
@@ -150,6 +151,8 @@ def tables(runs: Sequence[Run]) -> dict[str, list[Row]]:
     """Return the tables of what settings.json records, by title."""
     settings = _metadata_rows([run.get("settings") for run in runs], _variable)
     machine = [{key: run.get(key) for key in _MACHINE} for run in runs]
+    if len(runs) == 1:  # The results of several have it.
+        machine[0]["code"] = _code(runs[0])
     return {
         "Settings": [row for row in settings if not row.name.startswith(_OF_TOOLS)],
         "Dataset": _metadata_rows([run.get("dataset") for run in runs], _words),
