@@ -39,7 +39,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 MASKED_KEYS = {
     *("step_ms", "data_ms", "setup_ms", "val_ms", "sample_ms", "save_ms", "time"),
     *("tokens_per_second", "mfu", "memory_bytes", "git_revision", "sha256_of_the_rest"),
-    *("source", "source_hashes"),
+    *("source", "source_hashes", "code_hashes"),
 }
 MASKED_FILES = {"settings.json", "state.json", "metrics.jsonl", "evaluations.jsonl"}
 MASKED_ROWS = re.compile(rf"^({'|'.join(MASKED_KEYS)})\|.*\n?", re.MULTILINE)  # TensorBoard's

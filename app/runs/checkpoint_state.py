@@ -84,7 +84,7 @@ class CheckpointState:
         metrics_lines, samples_bytes: lengths of metrics.jsonl and samples.txt
         sha256: hash of each tensor file
         source: the program's code, as app.runs.code.source; empty if unknown
-        source_hashes: hash of each file of the program that decides the numbers; empty if unknown
+        code_hashes: hash of each file's code that decides the numbers; empty if unknown
     """
 
     step: int
@@ -108,7 +108,7 @@ class CheckpointState:
     samples_bytes: int = 0
     sha256: dict[str, str] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
-    source_hashes: dict[str, str] = field(default_factory=dict)
+    code_hashes: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields under their names in state.json."""

@@ -1,13 +1,16 @@
 """The code of a run: its revision, its files' hashes, and patches with what no revision has."""
 
+import ast
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tokenize
 from collections.abc import Mapping
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ _PYTHON_FILES = "app/*.py"
 # The parts of the program that decide a run's numbers; the first decides what its weights compute.
 _DECIDING = ("app/model/", "app/data/", "app/distributed/", "app/inference/", "app/train/")
 _MODEL = _DECIDING[0]
+_ONLY_FOR_TEXT = ("app/model/generate.py", "app/model/kv_cache.py")
 _MAX_PATCH_CHARACTERS = 300_000
 _MOST_NAMES = 5
 
@@ -35,7 +39,7 @@ def source() -> dict[str, Any]:
     return {
         "revision": (git_revision() or "").removesuffix("-dirty") or None,
         "differs": None if patch is None else bool(patch),
-        "sha256": hashlib.sha256(repr(sorted(_hashes().items())).encode()).hexdigest(),
+        "sha256": hashlib.sha256(repr(_files()).encode()).hexdigest(),
     }
 
 
@@ -45,9 +49,20 @@ def describe_source(source: Mapping[str, Any]) -> str:
     return f"revision {revision}{' with changes' if source.get('differs') else ''}"
 
 
-def source_hashes() -> dict[str, str]:
-    """Return the SHA-256 of each file that decides a run's numbers, as this process found it."""
-    return {name: sha256 for name, sha256 in _hashes().items() if name.startswith(_DECIDING)}
+@cache
+def code_hashes(within: str = "") -> dict[str, str]:
+    """Return a SHA-256 of the code of each file that decides a run's numbers.
+
+    Comments and docstrings do not count.
+
+    Args:
+        within: what the files' names begin with.
+    """
+    return {
+        name: hashlib.sha256(_without_comments(content).encode()).hexdigest()
+        for name, content in _files().items()
+        if name.startswith(_DECIDING) and name.startswith(within) and name not in _ONLY_FOR_TEXT
+    }
 
 
 def changed_files(checkpoint: Checkpoint, within: str = "") -> list[str]:
@@ -56,7 +71,7 @@ def changed_files(checkpoint: Checkpoint, within: str = "") -> list[str]:
     Args:
         within: what the files' names begin with.
     """
-    before, now = checkpoint.state.source_hashes, source_hashes()
+    before, now = checkpoint.state.code_hashes, code_hashes(within)
     names = sorted(before.keys() | now.keys()) if before else []
     return [it for it in names if it.startswith(within) and before.get(it) != now.get(it)]
 
@@ -92,9 +107,7 @@ def record_code(run: RunFolder, checkpoint: Checkpoint | None) -> None:
     before, patch = checkpoint.state if checkpoint else None, _patch()
     changed = changed_files(checkpoint) if checkpoint else []
     # A branch, and a run from before code was recorded, have no patch of their own yet.
-    begins = (
-        before is None or not before.source_hashes or (before.origin or "").endswith(f"@{step}")
-    )
+    begins = not (before and before.code_hashes) or (before.origin or "").endswith(f"@{step}")
     if not changed and not (begins and patch):
         return
     lines = [f"Since step {step}: {describe_source(source())}", "", patch or ""]
@@ -126,14 +139,30 @@ def git_revision() -> str | None:
 
 
 @cache
-def _hashes() -> dict[str, str]:
-    """Return the SHA-256 of each Python file of the program, by its path, in order."""
+def _files() -> dict[str, str]:
+    """Return each Python file of the program as this process found it, by its path, in order."""
     return {
-        f"app/{path.relative_to(_PACKAGE).as_posix()}": hashlib.sha256(
-            path.read_bytes()
-        ).hexdigest()
+        f"app/{path.relative_to(_PACKAGE).as_posix()}": path.read_text("utf-8", "backslashreplace")
         for path in sorted(_PACKAGE.rglob("*.py"))
     }
+
+
+def _without_comments(content: str) -> str:
+    """Return the lines of a Python file without comments, docstrings and blank lines."""
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError):
+        return content  # Nothing imports it.
+    lines = content.split("\n")
+    for token in tokenize.generate_tokens(StringIO(content).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            for row in range(node.lineno - 1, node.end_lineno or 0):
+                lines[row] = ""
+    return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 def _patch() -> str | None:

@@ -7,7 +7,7 @@ from app.distributed.world import World
 from app.hardware.device import Device
 from app.model.architectures import build_config, build_model
 from app.runs.checkpoint_state import CheckpointState, PendingWork
-from app.runs.code import source, source_hashes
+from app.runs.code import code_hashes, source
 from app.runs.provenance import versions
 from app.settings.settings import Settings
 from app.train.loss_scale import LossScale
@@ -104,7 +104,7 @@ class TrainingState:
             identity=self._identity.to_json(),
             versions=self._versions,
             source=source(),
-            source_hashes=source_hashes(),
+            code_hashes=code_hashes(),
             sequences_consumed=self.steps_completed * self.plan.sequences_per_step,
             val_loss=self.val_loss,
             val_tokens=None if self.val_loss is None else self.val_tokens,

@@ -14,7 +14,7 @@ from app.runs.checkpoint_state import (
     CorruptCheckpoint,
     PendingWork,
 )
-from app.runs.code import changed_files, source_hashes
+from app.runs.code import changed_files, code_hashes
 from app.runs.metrics import StepRecord
 from tests.train.tiny_model import checkpoint_state
 
@@ -57,11 +57,11 @@ def test_a_state_from_before_the_code_was_recorded_differs_from_no_code(tmp_path
     state = checkpoint_state(4)
     state.write(tmp_path)
     content = read_json(tmp_path)
-    assert (content.pop("source"), content.pop("source_hashes")) == ({}, {})
+    assert (content.pop("source"), content.pop("code_hashes")) == ({}, {})
     rewrite(tmp_path, content)
     assert CheckpointState.read(tmp_path) == state
     assert changed_files(Checkpoint(tmp_path, state)) == []
-    other = replace(state, source_hashes=source_hashes() | {"app/model/gpt.py": "0"})
+    other = replace(state, code_hashes=code_hashes() | {"app/model/gpt.py": "0"})
     assert changed_files(Checkpoint(tmp_path, other)) == ["app/model/gpt.py"]
 
 
@@ -96,7 +96,7 @@ def test_the_keys_of_state_json_are_those_that_other_programs_read(tmp_path: Pat
         *("step", "micro_batch_size", "model", "settings", "identity", "versions"),
         *("windows_consumed", "val_loss", "left", "metrics_lines", "samples_bytes"),
         *("warmup_steps", "cooldown_start", "planned_steps", "origin"),
-        *("initial_weights", "val_tokens", "source", "source_hashes"),
+        *("initial_weights", "val_tokens", "source", "code_hashes"),
         *("loss_scale", "loss_scale_updates"),
         *("state_version", "sha256", "sha256_of_the_rest"),
     }

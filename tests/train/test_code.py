@@ -104,6 +104,28 @@ def test_without_git_there_are_hashes(clone: Clone) -> None:
     assert patch == ""
 
 
+def code_hashes(clone: Clone) -> dict[str, str]:
+    program = "import json; from app.runs.code import code_hashes; print(json.dumps(code_hashes()))"
+    hashes: dict[str, str] = json.loads(run_python(program, PYTHONPATH=clone.folder).stdout)
+    return hashes
+
+
+def test_a_hash_changes_with_what_a_file_computes_not_with_its_comments(clone: Clone) -> None:
+    before = code_hashes(clone)
+    clone.edit(MLP, '    """Return', '    """Now return')
+    clone.edit(MLP, "\nclass ", "\n\n# Another line, with a ' in it.\nclass ")
+    clone.edit(MLP, '"gelu": F.gelu,', '"gelu": F.gelu,  # the exact one')
+    clone.edit("app/model/generate.py", "import torch\n", "import torch as torch\n")
+    assert code_hashes(clone) == before
+    clone.edit(MLP, '"gelu": F.gelu', '"gelu": F.silu')
+    (clone.folder / "app/train/draft.py").write_text("def unfinished(\n")
+    after = code_hashes(clone)
+    assert {name for name in after if after[name] != before.get(name)} == {
+        MLP,
+        "app/train/draft.py",
+    }
+
+
 @pytest.mark.slow
 def test_continuing_with_other_code_names_the_files_and_keeps_the_difference(
     clone: Clone, start: Start, data_dir: Path
@@ -114,12 +136,13 @@ def test_continuing_with_other_code_names_the_files_and_keeps_the_difference(
     assert settings["git_revision"] == first
     assert settings["source"].keys() == {"differs", "sha256"}
     assert not list(run.glob("*.patch"))
-    hashes = open_checkpoint(run / "checkpoints/step-000004").state.source_hashes
+    hashes = open_checkpoint(run / "checkpoints/step-000004").state.code_hashes
     assert {MLP, "app/train/muon.py"} <= hashes.keys()
     assert "app/tools/sample.py" not in hashes
 
     clone.edit(MLP, '"gelu": F.gelu,', '"gelu": lambda x: F.gelu(x),')
-    clone.edit("app/train/console.py", "import time\n", "import time  # another line\n")
+    clone.edit("app/train/console.py", "import time\n", "import time as time\n")
+    clone.edit("app/train/loop.py", "def train_steps(", "# Another line.\ndef train_steps(")
     second = clone.commit()
     clone.edit("app/tools/sample.py", "import sys\n", "import sys  # another line\n")
     for last, times in ((8, 1), (9, 0)):
@@ -145,7 +168,7 @@ def test_continuing_with_other_code_names_the_files_and_keeps_the_difference(
     assert any(line.startswith(f"  code: revision {second} with changes, ") for line in lines)
 
     # A branch takes the code of its checkpoint for its own.
-    clone.edit("app/train/muon.py", "import torch\n", "import torch  # another line\n")
+    clone.edit("app/train/muon.py", "import torch\n", "import torch as torch\n")
     branch = {"TRAIN_RUN_NAME": "branch", "TRAIN_BRANCH_FROM": "run@9", "TRAIN_MAX_STEPS": 10}
     code, output = start(PYTHONPATH=clone.folder, **branch).end()
     assert code == 0, output
