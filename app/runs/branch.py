@@ -72,7 +72,19 @@ def find_branch_point(run: RunFolder, identity: RunIdentity, max_steps: int) -> 
     if run.settings.exists():
         raise identity.other_origin(run.path, None)
     source = RunFolder(run.path.with_name(name))
-    checkpoint = find_checkpoint(source, int(step) if step else None)
+    checkpoint = find_checkpoint(
+        source, int(step) if step else None, _BRANCH, TENSOR_FILES, use_best=False
+    )
+    start = checkpoint.state.cooldown_start
+    if not step and start is not None and start < checkpoint.step:
+        steps = checkpoint_steps(source.checkpoints)
+        before = [it for it in steps if it <= start]
+        if not before:
+            raise UserError(
+                f"{source.path} has no checkpoint from before its cool-down, after {start} steps",
+                f"add @STEP to TRAIN_BRANCH_FROM, one of: {', '.join(map(str, steps))}",
+            )
+        checkpoint = find_checkpoint(source, before[-1], _BRANCH, TENSOR_FILES)
     identity.check_initial_weights(source.path, checkpoint.state)
     changes, origin = identity.changes_from(checkpoint.state), origin_of(checkpoint)
     if refused := [words for key, words in changes.items() if key not in _FREE]:
@@ -92,38 +104,21 @@ def find_branch_point(run: RunFolder, identity: RunIdentity, max_steps: int) -> 
 def find_checkpoint(
     source: RunFolder,
     step: int | None,
-    variable: str = _BRANCH,
-    files: Sequence[str] = TENSOR_FILES,
+    variable: str,
+    files: Sequence[str],
+    *,
+    use_best: bool | None = None,
     tries: int = _TRIES,
 ) -> Checkpoint:
-    """Find the checkpoint of another run after `step` steps, or its last one.
-
-    Args:
-        variable: the setting that names the run. A branch needs one from before a cool-down.
-        files: the files that are needed.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Find a checkpoint of another run, as latest_checkpoint, while that may be training."""
     steps = checkpoint_steps(source.checkpoints)
     try:
-        # A branch goes on, from the end; initial weights are a model, the best that the run has.
-        use_best = False if variable == _BRANCH else None
-        checkpoint = latest_checkpoint(source.path, step, files, variable, use_best=use_best)
-        start = checkpoint.state.cooldown_start
-        any_will_do = step is not None or variable != _BRANCH
-        if any_will_do or start is None or checkpoint.step <= start:
-            return checkpoint
-        before = [it for it in steps if it <= start]
-        if not before:
-            raise UserError(
-                f"{source.path} has no checkpoint from before its cool-down, after {start} steps",
-                f"add @STEP to TRAIN_BRANCH_FROM, one of: {', '.join(map(str, steps))}",
-            )
-        return find_checkpoint(source, before[-1])
+        return latest_checkpoint(source.path, step, files, variable, use_best=use_best)
     except UserError as error:
         if tries > 1 and steps != checkpoint_steps(source.checkpoints):
-            return find_checkpoint(source, step, variable, files, tries - 1)
+            return find_checkpoint(
+                source, step, variable, files, use_best=use_best, tries=tries - 1
+            )
         is_corrupt = isinstance(error, CorruptCheckpoint)
         fix = _RESTORE.format(variable) if is_corrupt else error.fix
         raise UserError(error.problem, fix) from None

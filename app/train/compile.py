@@ -133,7 +133,7 @@ def compile_note(
         note = "the first step waits for the compiler"
     else:
         note = "not compiled: TRAIN_COMPILE=false"
-    if before is not (not compiles):
+    if before in (None, compiles):
         return note
     was = "compiled" if before else "not compiled"
     return (

@@ -26,10 +26,19 @@ class Optimizers:
             its shape. A parameter group may have `lr_ratio`, its learning rate relative to the
             others'.
         momentum_warmup_steps: steps in which Muon's momentum rises to its full value.
+
+    Attributes:
+        part_of: parameter -> the optimizer that updates it
     """
 
     def __init__(self, *parts: torch.optim.Optimizer, momentum_warmup_steps: int = 0) -> None:
         self.parts, self.momentum_warmup_steps = parts, momentum_warmup_steps
+        self.part_of: dict[nn.Parameter, torch.optim.Optimizer] = {
+            parameter: part
+            for part in parts
+            for group in part.param_groups
+            for parameter in group["params"]
+        }
 
     def begin_step(self, step: int, learning_rate: float) -> None:
         """Set the learning rate and Muon's momentum of step 0, 1, …."""
@@ -52,23 +61,22 @@ class Optimizers:
         Parameters that have no state yet get what the first update would begin with: a checkpoint
         holds the state of all.
         """
-        for part in self.parts:
-            for parameter in (it for group in part.param_groups for it in group["params"]):
-                if not self.state(parameter):
-                    empty = self.empty_state(parameter).items()
-                    zeros = {slot: torch.zeros(it.shape, dtype=it.dtype) for slot, it in empty}
-                    self.load(parameter, zeros)
-            part.zero_grad(set_to_none=True)
+        for parameter in self.part_of:
+            if not self.state(parameter):
+                empty = self.empty_state(parameter).items()
+                zeros = {slot: torch.zeros(it.shape, dtype=it.dtype) for slot, it in empty}
+                self.load(parameter, zeros)
+            parameter.grad = None
 
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """Return the optimizer state of a parameter, by name."""
-        return self._owner(parameter).state[parameter]
+        return self.part_of[parameter].state[parameter]
 
     def empty_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """Return tensors of the names, shapes and dtypes that `load` takes; without memory."""
         like = torch.empty_like(parameter, device="meta")
-        owner = self._owner(parameter)
-        if names := getattr(getattr(owner, "optim", owner), "state_names", ()):
+        part = self.part_of[parameter]
+        if names := getattr(getattr(part, "optim", part), "state_names", ()):
             return dict.fromkeys(names, like)
         return {"exp_avg": like, "exp_avg_sq": like, "step": torch.empty((), device="meta")}
 
@@ -83,14 +91,6 @@ class Optimizers:
         for name, parameter in model.named_parameters():
             for slot, value in self.state(parameter).items():
                 yield f"{slot}.{name}", value
-
-    def _owner(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
-        return next(
-            part
-            for part in self.parts
-            for group in part.param_groups
-            if any(held is parameter for held in group["params"])
-        )
 
     def join_gather(self, model: nn.Module) -> None:
         """Take part in rank 0's iteration over `named_state`, if that gathers from all ranks."""

@@ -62,7 +62,7 @@ class Pace:
         step_seconds = fmean(self._step_seconds or [0.0])
         seconds = {"val_ms": EVALUATION_SHARE * self._held_out_steps * step_seconds}
         seconds |= {kind: milliseconds / 1000 for kind, milliseconds in self._pauses.items()}
-        # Whatever has an interval is also done after the last step.
+        # Everything that has an interval is also done after the last step.
         return (steps - steps_completed) * step_seconds + sum(
             (ceil(steps / every) - max(0, steps_completed - 1) // every) * seconds.get(kind, 0.0)
             for kind, every in self._intervals.items()

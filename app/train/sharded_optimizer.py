@@ -31,11 +31,11 @@ class ShardedOptimizers(Optimizers):
 
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """Return the optimizer state of a parameter, by name; empty if another rank owns it."""
-        return self._own.state(parameter) if self._owns(parameter) else {}
+        return self._own.state(parameter) if parameter in self._own.part_of else {}
 
     def load(self, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:
         """Copy the state of a parameter into its optimizer if this rank owns it."""
-        if self._owns(parameter):
+        if parameter in self._own.part_of:
             self._own.load(parameter, state)
 
     def named_state(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -62,11 +62,3 @@ class ShardedOptimizers(Optimizers):
         """Take part in rank 0's gather of the optimizer state."""
         for _ in self.named_state(model):
             pass
-
-    def _owns(self, parameter: nn.Parameter) -> bool:
-        return any(
-            owned is parameter
-            for part in self._own.parts
-            for group in part.param_groups
-            for owned in group["params"]
-        )

@@ -166,7 +166,9 @@ def cooldown_warning(settings: Settings, before: CheckpointState) -> tuple[str, 
     began = before.cooldown_start
     planned = planned_steps(settings, before)
     schedule = LRSchedule.from_settings(settings.train, before.warmup_steps, planned)
-    if began is None or before.step <= began or schedule.decay_start <= began:
+    if began is None or not began < before.step < schedule.max_steps:
+        return None
+    if schedule.decay_start <= began:
         return None
     return (
         f"the run has been cooling down since step {began}, and its learning rate jumps back up "

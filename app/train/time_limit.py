@@ -41,12 +41,8 @@ class TimeLimit:
 
     def __init__(self, cfg: TrainSettings, planned: int | None, pace: Pace) -> None:
         assert cfg.max_hours is not None
-        self._hours, self._seconds, self._max_steps = (
-            cfg.max_hours,
-            3600 * cfg.max_hours,
-            cfg.max_steps,
-        )
-        self._planned, self._pace = planned, pace
+        self._hours, self._seconds = cfg.max_hours, 3600 * cfg.max_hours
+        self._max_steps, self._planned, self._pace = cfg.max_steps, planned, pace
         self._plan_at: list[float] = [] if planned else [*_PLAN_AT]
         self._first_elapsed: float | None = None
 

@@ -214,7 +214,7 @@ class Trainer:
         return False
 
     def after_step(self, result: StepResult) -> None:
-        """Print and log a step, then do whatever is due."""
+        """Print and log a step, then evaluate, sample and save at their intervals."""
         self.state.steps_completed, self.stop.has_progress = result.step + 1, True
         is_first = result.step == self.first_step
         if not is_first:

@@ -257,6 +257,14 @@ def test_a_learning_rate_that_jumps_back_up_after_a_cooldown_is_told(
     assert capsys.readouterr().err == (warning if rate else "")
 
 
+def test_only_pending_work_after_the_last_step_has_no_learning_rate(
+    tiny: TinySettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_without_tensors(tiny(**WSD), 10, PendingWork(samples=True), cooldown_start=5)
+    assert plan(tiny(**WSD | {"TRAIN_COOLDOWN": 0})) is not None
+    assert capsys.readouterr().err == ""
+
+
 def test_a_run_that_keeps_its_time_limits_plan_goes_on_cooling_down(
     tiny: TinySettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
