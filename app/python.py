@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,6 +22,7 @@ from app.runs.checkpoints import latest_checkpoint
 from app.runs.metrics import StepRecord, read_metrics
 from app.settings.settings import GROUPS, Settings
 from app.settings.sources import flag_name, resolve, suggestion
+from app.signals import on_stop_signals
 from app.tools.latest_run import with_latest_run
 
 if TYPE_CHECKING:
@@ -80,7 +83,8 @@ def train(**settings: Setting) -> Run:
 
     Raises:
         AppError: UserError for wrong settings or data, NotFiniteError, ExhaustedError.
-        KeyboardInterrupt: Ctrl-C, after a checkpoint was saved; the same call continues.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint was saved; the same call continues. SIGTERM
+            saves as well, and then ends this process.
     """
     return Run(_run_command("train", settings).run_dir.absolute())
 
@@ -171,18 +175,25 @@ def _wait(command: list[str], package_parent: str) -> tuple[int, str]:
     )
     assert process.stdout is not None
     error = ""
-    with process.stdout as output:
-        while True:
-            try:
-                for line in output:
-                    if line.startswith("error: "):
-                        error = line.removeprefix("error: ")
-                    elif error and line.startswith(" "):
-                        error += line
-                    else:
-                        # By this process: a notebook does not show what another one prints.
-                        print(line, end="", flush=True)
-                return process.wait(), error.removesuffix("\n")
-            except KeyboardInterrupt:
-                # In a terminal the process has got one as well, and takes the two for one request.
-                process.send_signal(signal.SIGINT)
+    received: list[int] = []
+
+    def pass_on(number: int) -> None:
+        # In a terminal the process has got one as well, and takes the two for one request.
+        process.send_signal(number)
+        received.append(number)
+
+    # In other threads Python handles no signals.
+    is_main = threading.current_thread() is threading.main_thread()
+    with process.stdout as output, on_stop_signals(pass_on, pass_on) if is_main else nullcontext():
+        for line in output:
+            if line.startswith("error: "):
+                error = line.removeprefix("error: ")
+            elif error and line.startswith(" "):
+                error += line
+            else:
+                # By this process: a notebook does not show what another one prints.
+                print(line, end="", flush=True)
+        code = process.wait()
+    if received:
+        signal.raise_signal(received[0])
+    return code, error.removesuffix("\n")

@@ -99,11 +99,8 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.slow
-@pytest.mark.processes
-@pytest.mark.usefixtures("newcomer")
-@pytest.mark.parametrize("send", (os.kill, os.killpg), ids=("notebook", "terminal"))
-def test_ctrl_c_saves_a_checkpoint(send: Callable[[int, int], None]) -> None:
+def start_long_training() -> subprocess.Popen[str]:
+    """Start the script, and return once a step is done."""
     Path(".env").write_text(SETTINGS, "utf-8")
     process = subprocess.Popen(
         [sys.executable, "-c", TRAIN_LONG],
@@ -115,10 +112,31 @@ def test_ctrl_c_saves_a_checkpoint(send: Callable[[int, int], None]) -> None:
     for line in process.stdout:
         if line.startswith("step:1/"):
             break
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.usefixtures("newcomer")
+@pytest.mark.parametrize("send", (os.kill, os.killpg), ids=("notebook", "terminal"))
+def test_ctrl_c_saves_a_checkpoint(send: Callable[[int, int], None]) -> None:
+    process = start_long_training()
     send(process.pid, signal.SIGINT)
     rest, _ = process.communicate()
     assert process.returncode == 0
     assert rest.endswith("the same command continues\nthe notebook goes on\n")
+    assert list(Path("data/runs/small/checkpoints").glob("step-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.usefixtures("newcomer")
+def test_sigterm_saves_a_checkpoint_and_ends_the_script() -> None:
+    process = start_long_training()
+    process.terminate()
+    rest, _ = process.communicate()
+    assert process.returncode == -signal.SIGTERM
+    assert rest.endswith("the same command continues\n")
     assert list(Path("data/runs/small/checkpoints").glob("step-*"))
 
 
