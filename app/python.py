@@ -99,7 +99,7 @@ def load(
 
     Args:
         run: the run's name below DATA_DIR/runs, or its folder; by default the latest run.
-        step: the checkpoint's step; by default the last one.
+        step: the checkpoint's step; by default the last one, or with TRAIN_USE_BEST the best.
         device: auto for a GPU if there is one.
 
     Raises:

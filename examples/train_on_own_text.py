@@ -12,6 +12,6 @@ if len(sys.argv) < 2:
 dataset = prepare(sys.argv[1], recipe="own-text")
 run = train(recipe="own-text", dataset_dir=dataset)
 
-print(f"\n{run.folder}: held-out loss {run.val_loss}")
+print(f"\n{run.folder}: held-out loss {run.val_loss and round(run.val_loss, 4)}")
 for text in load(run.folder).generate(num_samples=2, max_tokens=60):
     print("---", text, sep="\n")

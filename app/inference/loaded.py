@@ -23,7 +23,7 @@ class LoadedModel:
     tokenizer: Tokenizer
 
     def tokens(self, text: str) -> torch.Tensor:
-        """Return what the model reads of a document that begins with `text`, int64 [1, T].
+        """Return the model's input for a document that begins with `text`, int64 [1, T].
 
         The first token marks the document's beginning; it is the only one of an empty text.
         """

@@ -46,7 +46,7 @@ def begin_branch(run: RunFolder, identity: RunIdentity, checkpoint: Checkpoint) 
         for file in TENSOR_FILES:
             _link_or_copy(checkpoint.folder / file, partial / file)
         state.write(partial)
-        for path, content in zip((run.metrics, run.samples), _written(checkpoint), strict=True):
+        for path, content in zip((run.metrics, run.samples), _logs_until(checkpoint), strict=True):
             with atomic_file(path) as opened:
                 opened.write(content)
 
@@ -97,7 +97,8 @@ def find_branch_point(run: RunFolder, identity: RunIdentity, max_steps: int) -> 
             f"nothing is left to do after {origin}: TRAIN_MAX_STEPS is {max_steps}",
             "raise TRAIN_MAX_STEPS, the steps of the whole run, or branch from an earlier step",
         )
-    _written(checkpoint)
+    # Raises what would otherwise come only once the new run has a folder.
+    _logs_until(checkpoint)
     return checkpoint
 
 
@@ -124,7 +125,7 @@ def find_checkpoint(
         raise UserError(error.problem, fix) from None
 
 
-def _written(checkpoint: Checkpoint) -> tuple[bytes, bytes]:
+def _logs_until(checkpoint: Checkpoint) -> tuple[bytes, bytes]:
     """Return metrics.jsonl and samples.txt up to a checkpoint; UserError if steps are missing."""
     source, state = RunFolder(checkpoint.folder.parents[1]), checkpoint.state
     try:

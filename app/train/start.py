@@ -153,16 +153,16 @@ def hellaswag_questions(settings: Settings) -> list[Question]:
     return read_questions(settings.hellaswag_file)
 
 
-def held_out_warning(dataset: Dataset, settings: Settings) -> tuple[str, str] | None:
-    """Return why the run will have no held-out loss, and what to do; None if that was asked for."""
+def held_out_warning(dataset: Dataset, settings: Settings) -> Advice | None:
+    """Return why the run will have no held-out loss, and what to do; None if that is intended."""
     manifest = dataset.manifest
     is_intended = not settings.train.val_every or (manifest is not None and not dataset.val)
     lack = None if is_intended else dataset.lack_of_held_out_text(settings.model.context_length)
     return lack and (f"no held-out loss will be measured: {lack[0]}", lack[1])
 
 
-def cooldown_warning(settings: Settings, before: CheckpointState) -> tuple[str, str] | None:
-    """Return that the learning rate jumps back up, and what to do; None if it does not."""
+def cooldown_warning(settings: Settings, before: CheckpointState) -> Advice | None:
+    """Return the warning of a learning rate that jumps back up; None if it does not."""
     began = before.cooldown_start
     planned = planned_steps(settings, before)
     schedule = LRSchedule.from_settings(settings.train, before.warmup_steps, planned)
@@ -178,7 +178,7 @@ def cooldown_warning(settings: Settings, before: CheckpointState) -> tuple[str, 
 
 
 def other_code_warning(checkpoint: Checkpoint) -> Advice | None:
-    """Return which code differs from the checkpoint's, and where that is recorded; None if none."""
+    """Return the warning of code that differs from the checkpoint's; None if none does."""
     changed = changed_files(checkpoint)
     kept = f"the run goes on with it, and {patch_name(checkpoint.step)} records the difference"
     return (f"other code than before: {name_changed(changed)}", kept) if changed else None

@@ -29,7 +29,7 @@ from app.model.architectures import build_config, build_model
 from app.model.language_model import LanguageModel
 from app.runs.checkpoint import open_checkpoint
 from app.tools.export import FILES
-from app.tools.export.reference import published_logits
+from app.tools.export.reference import transformers_logits
 from tests.model.generation import generate
 from tests.newcomer import REPOSITORY, moved_in, run_really, type_in
 from tests.python_process import run_python
@@ -183,7 +183,7 @@ def test_transformers_computes_what_export_has_checked(
     stored = load_file(EXPORT / "model.safetensors")
     weights = {name: value.float() for name, value in stored.items()}
     tokens = torch.arange(CONTEXT_LENGTH)[None]
-    checked = published_logits(read(EXPORT, "config.json"), weights, tokens)
+    checked = transformers_logits(read(EXPORT, "config.json"), weights, tokens)
     theirs = GPT2LMHeadModel.from_pretrained(EXPORT, dtype=torch.float32)
     assert (theirs(tokens).logits - checked).abs().max() < 2e-5 * checked.std()
 

@@ -13,14 +13,14 @@ from app.model.architectures import build_model, to_huggingface
 from app.model.gpt import ACTIVATIONS, GPT, GPTConfig
 from app.model.language_model import LanguageModel, ModelConfig
 from app.model.qwen3 import Qwen3Config
-from app.tools.export.reference import check_is_published, published_logits
+from app.tools.export.reference import check_matches_transformers, transformers_logits
 
 GPT2 = GPTConfig(context_length=64, vocab_size=300, num_layers=3, embd_size=48, num_heads=4)
 QWEN3 = Qwen3Config(64, vocab_size=300, num_layers=3, embd_size=48, num_heads=2, head_dim=32)
 
 
 def check(model: LanguageModel) -> None:
-    check_is_published(model, lambda: None)
+    check_matches_transformers(model, lambda: None)
 
 
 def a_model(config: ModelConfig) -> LanguageModel:
@@ -42,7 +42,7 @@ def a_model(config: ModelConfig) -> LanguageModel:
     ids=str,
 )
 @torch.no_grad()
-def test_the_published_logits_are_those_of_transformers(config: ModelConfig) -> None:
+def test_the_transformers_logits_are_those_of_transformers(config: ModelConfig) -> None:
     model = build_model(config)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -55,7 +55,7 @@ def test_the_published_logits_are_those_of_transformers(config: ModelConfig) -> 
     theirs.tie_weights()
     tokens = torch.randint(config.vocab_size, (2, config.context_length), generator=generator)
     expected = theirs(tokens).logits
-    difference = (published_logits(content, weights, tokens) - expected).abs().max()
+    difference = (transformers_logits(content, weights, tokens) - expected).abs().max()
     assert difference < 2e-5 * expected.std()
 
 
@@ -172,7 +172,7 @@ def test_a_change_that_only_trained_weights_show_is_refused() -> None:
         model.transformer.ln_f.weight.fill_(50)
 
     with pytest.raises(UserError, match="with its own weights its logits differ by up to"):
-        check_is_published(model, load_trained_weights)
+        check_matches_transformers(model, load_trained_weights)
 
 
 def test_a_changed_qwen3_is_refused() -> None:

@@ -59,11 +59,11 @@ def _write(settings: Settings, checkpoint: Checkpoint, folder: Path) -> str:
 
     from app.model.architectures import to_huggingface
     from app.runs.load import load_weights, new_model
-    from app.tools.export.reference import check_is_published
+    from app.tools.export.reference import check_matches_transformers
 
     dtype = getattr(torch, settings.export.dtype)
     model = new_model(checkpoint)
-    check_is_published(model, lambda: load_weights(checkpoint, model))
+    check_matches_transformers(model, lambda: load_weights(checkpoint, model))
     config, weights = to_huggingface(model, dtype, END_OF_TEXT)
     origin = _origin(settings, model, checkpoint)
     # Without max_length, transformers' pipeline writes 256 tokens, whatever the model can take.

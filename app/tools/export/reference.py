@@ -31,7 +31,7 @@ _ROUNDING, _ROUNDING_IF_TRAINED = 1e-4, 1e-2
 
 
 @torch.no_grad()
-def check_is_published(model: LanguageModel, load_weights: Callable[[], object]) -> None:
+def check_matches_transformers(model: LanguageModel, load_weights: Callable[[], object]) -> None:
     """Compare a model's float32 logits of random tokens with those of transformers' class.
 
     Its own weights are not enough: output projections that are still near zero hide what comes
@@ -64,7 +64,7 @@ def _compare(model: LanguageModel, tokens: Tensor, weights_used: str, rounding: 
     try:
         config, weights = to_huggingface(model, torch.float32, END_OF_TEXT)
         name = config["architectures"][0]
-        theirs = published_logits(config, weights, tokens)
+        theirs = transformers_logits(config, weights, tokens)
         difference, spread = float((model(tokens) - theirs).abs().max()), float(theirs.std())
         if not difference <= rounding * spread:
             away = f"{difference:.2g}, with a standard deviation of {spread:.2g}"
@@ -77,7 +77,7 @@ def _compare(model: LanguageModel, tokens: Tensor, weights_used: str, rounding: 
         ) from None
 
 
-def published_logits(
+def transformers_logits(
     config: Mapping[str, Any], weights: Mapping[str, Tensor], tokens: Tensor
 ) -> Tensor:
     """Return the logits [B, T, vocab] of the class that config.json names.
