@@ -112,7 +112,7 @@ def load(
         folder = Path(run)
     else:
         folder = settings.general.data_dir / "runs" / run
-    checkpoint = latest_checkpoint(folder, step)
+    checkpoint = latest_checkpoint(folder, step, use_best=settings.train.use_best)
     # Imported after these checks, because torch takes seconds.
     from app.data.tokenizer import Tokenizer
     from app.hardware.device import select_device

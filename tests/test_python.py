@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from torch.nn import functional as F
 
 from app.errors import UserError
 from app.python import load, prepare, train
+from app.runs.checkpoint import open_checkpoint
 from tests.newcomer import settle
 from tests.python_process import run_python
 from tests.tools.small_run import RUN, SETTINGS
+from tests.tools.written_run import write_run
 
 
 @pytest.fixture
@@ -87,6 +90,19 @@ def test_a_model_is_trained_loaded_and_used(capsys: pytest.CaptureFixture[str]) 
     for wrong in ({"num_samples": 0}, {"temperature": -1.0}):
         with pytest.raises(UserError, match=f"{next(iter(wrong))} is "):
             trained.generate("class", **wrong)
+
+
+@pytest.mark.usefixtures("newcomer")
+def test_the_best_checkpoint_is_loaded_if_the_environment_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Path("data/runs/two")
+    best, last = write_run(run, step=1), write_run(run, step=2, seed=1)
+    folder = run / "checkpoints/step-000002"
+    replace(open_checkpoint(folder).state, val_loss=5.0).write(folder)
+    for variable, model in (("false", last), ("true", best)):
+        monkeypatch.setenv("TRAIN_USE_BEST", variable)
+        assert load("two", device="cpu").model.head_weight.equal(model.head_weight)
 
 
 TRAIN_LONG = """\
