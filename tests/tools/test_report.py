@@ -327,6 +327,12 @@ def test_run_named_twice_is_shown_once(tmp_path: Path) -> None:
     assert Page(path.read_text()).data["runs"] == ["run"]
 
 
+def test_two_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / disk / "run", rows(3)) for disk in ("one", "two")]
+    (path, *_) = write_report(folders)
+    assert Page(path.read_text()).data["runs"] == [*map(str, folders)]
+
+
 def test_text_of_a_run_is_escaped(tmp_path: Path) -> None:
     settings = json.loads(json.dumps(SETTINGS))
     settings["settings"]["train"][HOSTILE] = HOSTILE

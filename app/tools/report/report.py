@@ -1,6 +1,7 @@
 """Entry point of the report."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def report(settings: Settings, *, runs: Sequence[str], serve: bool) -> None:
         serve_report(settings, runs)
         return
     data_dir, out = settings.general.data_dir, settings.report.out
-    named = [data_dir / "runs" / name for name in dict.fromkeys(runs)]
+    named = [*dict.fromkeys(data_dir / "runs" / name for name in runs)]
     for folder in named:
         if not folder.is_dir():
             raise missing_run_error(folder, None)
@@ -52,7 +53,13 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> list[Path
     Raises:
         UserError: there is no such run, or its metrics are missing or damaged.
     """
-    runs = [read_run(folder) for folder in dict.fromkeys(run_dirs)]
+    read = {folder: read_run(folder) for folder in run_dirs}
+    names = [run.name for run in read.values()]
+    # Charts tell runs apart by their names.
+    runs = [
+        replace(run, name=str(folder)) if names.count(run.name) > 1 else run
+        for folder, run in read.items()
+    ]
 
     # Imported after the runs are read, because the modules that draw are slow to import.
     from app.tools.report.charts import charts
