@@ -211,19 +211,12 @@ def test_invalid_body_is_refused(
     assert json.loads(response)["error"]
 
 
-@pytest.mark.parametrize(
-    ("body", "media_type"),
-    (
-        (json.dumps(GOOD).encode(), "application/json; charset=utf-8"),
-        (json.dumps(GOOD).encode(), "Application/JSON"),
-        (json.dumps(GOOD).encode("utf-8-sig"), "application/json"),
-    ),
-)
+@pytest.mark.parametrize("media_type", ("application/json; charset=utf-8", "Application/JSON"))
 def test_a_request_as_other_clients_send_it_is_answered(
-    shared: Playground, body: bytes, media_type: str
+    shared: Playground, media_type: str
 ) -> None:
-    status, _ = shared.request("POST", "/api/generate", body, {"Content-Type": media_type})
-    assert status == 200
+    body, headers = json.dumps(GOOD).encode(), {"Content-Type": media_type}
+    assert shared.request("POST", "/api/generate", body, headers)[0] == 200
 
 
 def test_values_at_their_edges_generate_what_the_command_line_does(shared: Playground) -> None:

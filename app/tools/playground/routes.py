@@ -1,6 +1,5 @@
 """The playground's routes: the page, the list of checkpoints, generated text."""
 
-import codecs
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -69,8 +68,7 @@ def build_app(generator: Generator, settings: Settings, problem: str) -> ASGIApp
         if media_type.strip().lower() != "application/json":
             raise HTTPException(415, "the request must be application/json")
         try:
-            body = (await _read_body(http_request)).removeprefix(codecs.BOM_UTF8)
-            request = GenerateRequest.model_validate_json(body)
+            request = GenerateRequest.model_validate_json(await _read_body(http_request))
         except ClientDisconnect:
             return Response(status_code=400)
         except ValidationError as error:

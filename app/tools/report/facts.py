@@ -133,18 +133,16 @@ def _code(run: Run) -> str:
 
 def times(runs: Sequence[Run]) -> list[Row]:
     """Return where the time went: duration and share of each kind of work."""
-    columns = [run.times() for run in runs]
-    kinds = [kind for kind in columns[0] if any(column[kind] > 0 for column in columns)]
-    return [
-        Row(
-            kind,
-            [
-                f"{format_duration(column[kind])}  ({column[kind] / (run.total_seconds or 1):.1%})"
-                for run, column in zip(runs, columns, strict=True)
-            ],
-        )
-        for kind in kinds
-    ]
+    return _rows(
+        [
+            {kind: _spent(seconds, run.total_seconds) for kind, seconds in run.times().items()}
+            for run in runs
+        ]
+    )
+
+
+def _spent(seconds: float, total: float) -> str:
+    return f"{format_duration(seconds)}  ({seconds / total:.1%})" if seconds > 0 else ""
 
 
 def tables(runs: Sequence[Run]) -> dict[str, list[Row]]:

@@ -117,7 +117,6 @@
   // The page of a server is fetched again while runs train.
   const POLL_MS = 5000;
   const query = () => data.live.chosen.map((name) => `run=${encodeURIComponent(name)}`).join("&") || "run=";
-  let isPolling = false;
 
   function choose(name, isChosen) {
     const others = data.live.chosen.filter((other) => other !== name);
@@ -142,10 +141,8 @@
   }
 
   async function poll() {
-    if (isPolling || document.hidden) return;
-    isPolling = true;
-    await afterDrawing(refresh);
-    isPolling = false;
+    if (!document.hidden) await afterDrawing(refresh);
+    setTimeout(poll, POLL_MS);
   }
 
   function replace(fresh) {
@@ -179,7 +176,7 @@
   connectSliders();
   draw();
   if (data.live) {
-    setInterval(poll, POLL_MS);
-    document.addEventListener("visibilitychange", poll);
+    setTimeout(poll, POLL_MS);
+    document.addEventListener("visibilitychange", () => document.hidden || afterDrawing(refresh));
   }
 })();
