@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import count
 from math import isfinite
 
@@ -15,35 +14,11 @@ from app.distributed.world import World
 from app.errors import NotFiniteError
 from app.hardware.device import Device
 from app.model.language_model import LanguageModel
+from app.runs.metrics import StepRecord
 from app.train.dataloader import BatchLoader
 from app.train.loss_scale import LossScale
 from app.train.lr_schedule import LRSchedule
 from app.train.optimizer import Optimizers
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """The measurements of one optimizer step.
-
-    Attributes:
-        step: its number, from 0
-        train_loss: mean over the step's tokens, nats per token, before the update
-        lr: learning rate
-        grad_norm: global gradient norm before clipping; not finite if the update was skipped
-        seconds: duration of the step
-        data_seconds: part of it spent waiting for batches
-        loss_scale: factor of the loss; None without loss scaling
-        skipped: the gradients overflowed in fp16, and nothing was updated
-    """
-
-    step: int
-    train_loss: float
-    lr: float
-    grad_norm: float
-    seconds: float
-    data_seconds: float
-    loss_scale: float | None = None
-    skipped: bool = False
 
 
 def train_steps(
@@ -60,8 +35,8 @@ def train_steps(
     grad_clip: float,
     loss_scale: LossScale | None = None,
     should_stop: Callable[[bool], bool],
-) -> Iterator[StepResult]:
-    """Train, and yield after each step; the caller's work in between is not timed.
+) -> Iterator[StepRecord]:
+    """Train, and yield the record of each step; the caller's work in between is not timed.
 
     Nothing waits for the device between the start of a step and its one synchronization.
 
@@ -90,7 +65,7 @@ def train_steps(
         # can represent.
         factor = None if used_scale is None else used_scale * accumulation_steps
 
-        loss_sum = torch.zeros((), device=device.torch_device)
+        tokens, loss_sum = 0, torch.zeros((), device=device.torch_device)
         for micro_batch in range(accumulation_steps):
             is_last = micro_batch == accumulation_steps - 1
             if should_stop(is_last):
@@ -101,6 +76,7 @@ def train_steps(
                     loss = parallel.loss(inputs, targets) / accumulation_steps
                 # The gradient of the loss multiplied by the factor.
                 loss.backward(None if factor is None else torch.full_like(loss, factor))
+            tokens += world.size * inputs.numel()
             loss_sum += loss.detach()
         world.sum(loss_sum).div_(world.size)
 
@@ -121,16 +97,17 @@ def train_steps(
 
         # The device may still be updating; the next step's synchronization waits for it.
         seconds = time.perf_counter() - started
-        data_seconds = loader.take_waited_seconds()
-        yield StepResult(
+        yield StepRecord(
             step=step,
+            tokens=(step + 1) * tokens,
             train_loss=train_loss,
             lr=learning_rate,
-            grad_norm=grad_norm,
-            seconds=seconds,
-            data_seconds=data_seconds,
+            grad_norm=None if skipped else grad_norm,
+            step_ms=1000 * seconds,
+            tokens_per_second=tokens / seconds,
+            data_ms=1000 * loader.take_waited_seconds(),
             loss_scale=used_scale,
-            skipped=skipped,
+            skipped=skipped or None,
         )
 
 

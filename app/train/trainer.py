@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing, nullcontext, suppress
+from dataclasses import replace
 
 import torch
 
@@ -28,7 +29,7 @@ from app.train.console import Console, introduction, summary
 from app.train.dataloader import BatchLoader
 from app.train.diagnosis import out_of_memory, write_diagnosis
 from app.train.evaluation import Evaluator
-from app.train.loop import StepResult, train_steps
+from app.train.loop import train_steps
 from app.train.pace import MIN_MEASURED_STEPS, Pace
 from app.train.periodic import MAX_VERIFICATION_SECONDS, PeriodicWork
 from app.train.start import Start
@@ -143,8 +144,8 @@ class Trainer:
             try:
                 self.periodic.finish_interrupted_step()
                 with self.loader:
-                    for result in self.steps():
-                        self.after_step(result)
+                    for record in self.steps():
+                        self.after_step(record)
             except NotFiniteError as error:
                 raise self.diagnosed(error) from None
             except torch.OutOfMemoryError as error:
@@ -185,8 +186,8 @@ class Trainer:
         self.print_line(f"Checkpoint: {saved}")
         self.console.total(self.state.steps_completed * self.cfg.tokens_per_step)
 
-    def steps(self) -> Iterator[StepResult]:
-        """Run the training loop, yielding the result of each step."""
+    def steps(self) -> Iterator[StepRecord]:
+        """Run the training loop, yielding the record of each step."""
         model = self.state.model
         loss = compiled_loss(model, self.device) if self.cfg.compile else model
         return train_steps(
@@ -213,15 +214,15 @@ class Trainer:
             return self.world.any(self.stop.requested)
         return False
 
-    def after_step(self, result: StepResult) -> None:
+    def after_step(self, record: StepRecord) -> None:
         """Print and log a step, then evaluate, sample and save at their intervals."""
-        self.state.steps_completed, self.stop.has_progress = result.step + 1, True
-        is_first = result.step == self.first_step
+        self.state.steps_completed, self.stop.has_progress = record.step + 1, True
+        is_first = record.step == self.first_step
         if not is_first:
             # The first step has waited for the compiler, so it tells nothing about the others.
-            self.pace.add(result.seconds, self.pauses.last)
+            self.pace.add((record.step_ms or 0.0) / 1000, self.pauses.last)
         is_planned = self.fit_to_time(self.time_limit) if self.time_limit else False
-        record = self.record(result)
+        record = self.with_device(record)
         self.console.step(record, self.seconds_left(self.pace))
         if self.cfg.compile and is_first:
             self.print_line(compile_cache_summary())
@@ -257,24 +258,12 @@ class Trainer:
             tokens = self.state.schedule.max_steps * self.cfg.tokens_per_step
             self.console.expect(seconds, tokens, basis)
 
-    def record(self, result: StepResult) -> StepRecord:
-        """Return the record of a step, before evaluation and pauses are added."""
-        tokens_per_second = self.cfg.tokens_per_step / result.seconds
-        flops, peak = self.state.model.flops_per_token() * tokens_per_second, self.device.peak_flops
-        return StepRecord(
-            step=result.step,
-            tokens=(result.step + 1) * self.cfg.tokens_per_step,
-            train_loss=result.train_loss,
-            lr=result.lr,
-            grad_norm=None if result.skipped else result.grad_norm,
-            step_ms=1000 * result.seconds,
-            tokens_per_second=tokens_per_second,
-            mfu=flops / (peak * self.world.size) if peak else None,
-            memory_bytes=self.device.peak_memory_bytes(),
-            data_ms=1000 * result.data_seconds,
-            loss_scale=result.loss_scale,
-            skipped=result.skipped or None,
-        )
+    def with_device(self, record: StepRecord) -> StepRecord:
+        """Return a step's record with what is measured of the device: utilization and memory."""
+        flops = self.state.model.flops_per_token() * (record.tokens_per_second or 0.0)
+        peak = self.device.peak_flops
+        mfu = flops / (peak * self.world.size) if peak else None
+        return replace(record, mfu=mfu, memory_bytes=self.device.peak_memory_bytes())
 
     def diagnosed(self, error: NotFiniteError) -> NotFiniteError:
         """Return the error with the path of its diagnosis, once all ranks have arrived."""

@@ -12,7 +12,8 @@ from app.distributed.data_parallel import DataParallelLoss
 from app.distributed.world import World
 from app.errors import NotFiniteError
 from app.model.gpt import GPT
-from app.train.loop import StepResult, train_steps
+from app.runs.metrics import StepRecord
+from app.train.loop import train_steps
 from app.train.lr_schedule import LRSchedule
 from app.train.optimizer import Optimizers
 from tests.train.tiny_model import (
@@ -38,7 +39,7 @@ def steps(
     grad_clip: float = 0.0,
     learning_rate: float = 1e-2,
     should_stop: Callable[[bool], bool] = lambda _: False,
-) -> Iterator[StepResult]:
+) -> Iterator[StepRecord]:
     with new_loader(SEQUENCES_PER_STEP // accumulation_steps) as loader:
         yield from train_steps(
             model,
@@ -98,6 +99,7 @@ def test_gradients_are_clipped_and_their_norm_is_reported_unclipped(grad_clip: f
     (result,) = steps(model, descent, grad_clip=grad_clip, learning_rate=1.0)
     changes = [new - old for new, old in zip(weights(model), before, strict=True)]
     norm = torch.cat([change.flatten() for change in changes]).norm().item()
+    assert result.grad_norm
     assert result.grad_norm > 0.1
     assert norm == pytest.approx(min(result.grad_norm, grad_clip or math.inf), rel=1e-3)
 
