@@ -10,6 +10,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+import vl_convert
 from PIL import Image
 
 from app.errors import ExitCode, UserError
@@ -17,7 +18,7 @@ from app.locks import locked
 from app.tools.report.charts import charts
 from app.tools.report.facts import comparison, figures
 from app.tools.report.page import page
-from app.tools.report.pictures import picture
+from app.tools.report.pictures import THEMES, VEGA_LITE, picture
 from app.tools.report.report import write_report
 from app.tools.report.run_data import read_run
 from tests.newcomer import settle, type_in
@@ -84,12 +85,24 @@ def test_reports_at_once_are_written_one_after_the_other(
     assert (run / "report" / "report.html").exists()
 
 
-def test_fifty_runs_keep_the_pictures_as_wide_as_a_page(tmp_path: Path) -> None:
+def test_fifty_runs_fit_into_the_pictures(tmp_path: Path) -> None:
     names = [f"run-{number:02}-with-a-name-that-is-rather-long" for number in range(50)]
     runs = [read_run(make_run(tmp_path / name, rows(3))) for name in names]
-    chart = next(chart for chart in charts(runs) if chart.key == "learning_rate")
-    with Image.open(BytesIO(picture(chart))) as image:
-        assert image.width < 3000
+    by_key = {chart.key: chart for chart in charts(runs)}
+    spec = by_key["loss"].spec | {"config": THEMES["light"]}
+    drawn = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
+    assert [f">{name}<" in drawn for name in names] == [True] * 23 + [False] * 27
+    assert ">and 27 more<" in drawn
+    for key, height in (("loss", 1400), ("learning_rate", 900)):
+        with Image.open(BytesIO(picture(by_key[key]))) as image:
+            assert image.width < 3000
+            assert image.height < height, key
+    # As high as its bars, which would cover each other.
+    with Image.open(BytesIO(picture(by_key["time"]))) as image:
+        assert image.height > 50 * 34
+    document = Page(page(runs, [])).text
+    assert document.count("50 runs") == 2
+    assert document.count("124M parameters") == 1
     few = read_run(tmp_path / names[0])
     assert "columns" not in str(charts([few, few])[0].spec)
 

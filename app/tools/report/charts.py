@@ -141,8 +141,9 @@ def _curve(runs: Sequence[Run], curve: _Curve) -> Chart | None:
     measured = [finite(column) for column in values if finite(column).size]
     beside = [curve.beside(column) for column in measured]
     shown = with_margin(np.concatenate(usual + beside))
-    spec = layered(runs, rows, shown, curve.labels, colored([run.name for run in runs]), [])
     is_loss = curve is _TRAIN_LOSS
+    color = colored([run.name for run in runs], is_large=is_loss)
+    spec = layered(runs, rows, shown, curve.labels, color, [])
     full = with_margin(np.concatenate(measured)) if is_loss else None
     return Chart(curve.key, curve.title, curve.unit, spec, full, is_large=is_loss)
 

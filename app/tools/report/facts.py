@@ -15,6 +15,7 @@ from app.tools.report.run_data import Run
 _MACHINE = ("device", "processes", "machine", "versions", "parameters")
 # Settings of commands that did not make the run.
 _OF_TOOLS = ("EVALUATE_", "EXPORT_", "PLAYGROUND_", "REPORT_")
+_MOST_IN_TITLE = 8
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Row:
     def differs(self) -> bool:
         """Return True if the runs' values differ."""
         return len(set(self.values)) > 1
+
+
+def title(names: Sequence[str]) -> str:
+    """Return the names of the runs, or how many there are."""
+    return " · ".join(names) if len(names) <= _MOST_IN_TITLE else f"{len(names)} runs"
 
 
 def describe(run: Run) -> str:

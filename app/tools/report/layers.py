@@ -15,8 +15,8 @@ PLAIN = "format(datum.value, '.6~g')"
 # About the width of a chart in pixels.
 _BUCKETS = {"large": 400, "small": 160}
 _HELD_OUT_POINTS = 200
-# A legend of more runs gets columns of about this many pixels together.
-_RUNS_IN_A_ROW, _LEGEND_WIDTH = 8, 400
+# A legend of more runs gets columns of about this many pixels together, and is cut at the most.
+_RUNS_IN_A_ROW, _LEGEND_WIDTH, _MOST_IN_LEGEND = 8, 460, 24
 _IS_CURVE = [{"filter": "isValid(datum.smooth)"}]
 
 
@@ -87,11 +87,21 @@ def rounded(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def colored(names: Sequence[str]) -> Spec:
-    """Return the encoding of a color per name, with a legend if there are several."""
+def colored(names: Sequence[str], *, is_large: bool = True) -> Spec:
+    """Return the encoding of a color per name, with a legend if there are several.
+
+    Args:
+        names: the names; of many only a large chart has a legend.
+    """
     legend: Spec | None = {"title": None} if len(names) > 1 else None
     if legend and len(names) > _RUNS_IN_A_ROW:
-        legend["columns"] = max(1, _LEGEND_WIDTH // (30 + 7 * max(map(len, names))))
+        legend |= {
+            "columns": max(1, _LEGEND_WIDTH // (30 + 7 * max(map(len, names)))),
+            "symbolLimit": _MOST_IN_LEGEND,
+            # In place of Vega's own words.
+            "labelExpr": r"replace(datum.label, /^…(\d+) entries$/, 'and $1 more')",
+        }
+        legend = legend if is_large else None
     scale = {"domain": list(names)}
     return {"color": {"field": "run", "type": "nominal", "scale": scale, "legend": legend}}
 

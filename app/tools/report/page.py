@@ -53,13 +53,14 @@ def page(
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     template = environment.from_string(_read("page.html"))
     return template.render(
-        title=" · ".join(live.chosen if live else [run.name for run in runs]) or "No run is chosen",
+        title=facts.title(live.chosen if live else [run.name for run in runs])
+        or "No run is chosen",
         live=live,
         problems=problems,
         runs=runs,
         charts=charts,
         sizes=_sizes(charts),
-        describe=facts.describe,
+        descriptions={run.name: facts.describe(run) for run in runs},
         figures=facts.figures(runs[0]) if len(runs) == 1 else [],
         comparison=facts.comparison(runs) if len(runs) > 1 else [],
         times=facts.times(runs) if runs else [],

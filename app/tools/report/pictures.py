@@ -8,7 +8,7 @@ from typing import Any
 import vl_convert
 
 from app.tools.report.charts import Chart
-from app.tools.report.facts import Figure, describe
+from app.tools.report.facts import Figure, describe, title
 from app.tools.report.layers import Spec
 from app.tools.report.run_data import Run
 
@@ -56,9 +56,9 @@ THEMES: dict[str, dict[str, Any]] = {
 
 def picture(chart: Chart, theme: str = "light") -> bytes:
     """Return a chart as a PNG."""
-    title = {"text": chart.title, "subtitle": chart.unit}
-    sized = _sized(chart, _WIDTH, 90 if chart.key == "time" else 420)
-    return _png(sized | {"title": title}, theme)
+    heading = {"text": chart.title, "subtitle": chart.unit}
+    sized = _sized(chart, _WIDTH, {"step": 34} if chart.key == "time" else 420)
+    return _png(sized | {"title": heading}, theme)
 
 
 def overview(runs: Sequence[Run], figures: Sequence[Figure], charts: Sequence[Chart]) -> bytes:
@@ -76,7 +76,7 @@ def overview(runs: Sequence[Run], figures: Sequence[Figure], charts: Sequence[Ch
             rows.append({"hconcat": titled, "spacing": _GAP, "resolve": color})
     if "time" in by_key:
         rows.append(_titled(by_key["time"], _WIDTH - _PADDING, 26 * len(runs)))
-    name = " · ".join(run.name for run in runs)
+    name = title([run.name for run in runs])
     return _png({
         "title": {
             "text": name, "subtitle": [*dict.fromkeys(map(describe, runs))], "fontSize": 22,
@@ -110,11 +110,11 @@ def _figures(figures: Sequence[Figure]) -> Spec:
 
 def _titled(chart: Chart, width: float, height: int) -> Spec:
     # An empty subtitle keeps the charts of a row equally high.
-    title = {"text": chart.title, "subtitle": chart.unit or " ", "offset": 6}
-    return _sized(chart, width, height) | {"title": title}
+    heading = {"text": chart.title, "subtitle": chart.unit or " ", "offset": 6}
+    return _sized(chart, width, height) | {"title": heading}
 
 
-def _sized(chart: Chart, width: float, height: int) -> Spec:
+def _sized(chart: Chart, width: float, height: int | Spec) -> Spec:
     # A picture needs no interaction, and names of parameters must be unique in it.
     layers = [layer for layer in chart.spec.get("layer", []) if "params" not in layer]
     static = chart.spec | ({"layer": layers} if layers else {})
