@@ -1,9 +1,11 @@
 """The page of a report in a real Chromium, from its file, without any network."""
 
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page
 
 from app.tools.report.charts import charts
@@ -123,6 +125,13 @@ def test_theme_is_the_systems_until_one_is_selected(opened: Open, run: Path) -> 
     assert backgrounds["light"] == backgrounds["not dark"]
     assert backgrounds["dark"] == backgrounds["not light"]
     assert len({color for color, _ in backgrounds.values()}) == 2
+
+
+def test_a_long_legend_is_not_cut_on_a_phone(opened: Open, tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"run-with-a-long-name-{n}", rows(30)) for n in range(9)]
+    with Image.open(BytesIO(picture(opened(*runs, width=390)))) as image:
+        edge = image.convert("RGB").crop((image.width - 1, 0, image.width, image.height // 2))
+    assert len(edge.getcolors() or ()) == 1
 
 
 def test_x_axis_can_be_steps_tokens_or_time(opened: Open, run: Path, complaints: list[str]) -> None:

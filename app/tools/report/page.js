@@ -22,7 +22,9 @@
 
   function specOf(key) {
     const { spec, fullY } = data.charts[key];
-    const shown = structuredClone(spec);
+    // A narrow legend has one column.
+    const isNarrow = innerWidth <= 620;
+    const shown = JSON.parse(JSON.stringify(spec, (name, value) => (isNarrow && name === "columns" ? undefined : value)));
     if (shown.layer) {
       shown.encoding.x = structuredClone(data.axes[selected.x]);
       shown.layer[0].params = [...(shown.layer[0].params ?? []), zoom];
