@@ -133,9 +133,11 @@ def test_the_page_fits_the_window(
 ) -> None:
     for number in range(40):
         make_run(runs / f"learning-rate-{number:02}-of-a-sweep", rows(3))
-    url = f"{served.url}/?run=muon&run=adamw&run=none"
+    long = "r" * 200
+    make_run(runs / long, rows(20, 10))
+    url = f"{served.url}/?run=muon&run={long}&run=none"
     with opened(browser, url, theme="dark" if theme == "dark" else "light", size=size) as page:
-        drawn(page, "muon", "adamw")
+        drawn(page, "muon", long)
         assert page.locator(f"html[data-theme={theme}]").count() == 1
         assert page.evaluate("document.documentElement.scrollWidth") == size[0]
         assert page.locator(".note:visible").all_inner_texts() == [

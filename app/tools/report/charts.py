@@ -170,8 +170,8 @@ def _times(runs: Sequence[Run]) -> Chart | None:
                   "axis": {"labels": len(runs) > 1, "grid": False}},
             "order": {"field": "order"},
             "color": {
-                "field": "kind", "type": "nominal", "scale": {"domain": kinds},
-                "legend": {"title": None, "symbolType": "square"},
+                "field": "kind", "type": "nominal", "scale": {"domain": [*times[0]]},
+                "legend": {"title": None, "symbolType": "square", "values": kinds},
             },
             "tooltip": [
                 {"field": "run"}, {"field": "kind"},

@@ -37,7 +37,7 @@ def x_axes(runs: Sequence[Run]) -> dict[str, Spec]:
 
     def axis(field: str, title: str, last: float, labels: str) -> Spec:
         # The margin keeps the last point from being cut off.
-        scale = {"domain": [0, 1.01 * last], "nice": False}
+        scale = {"domain": [0, 1.02 * last], "nice": False}
         encoding = {"field": field, "title": title, "axis": {"labelExpr": labels}}
         return encoding | {"type": "quantitative", "scale": scale}
 
