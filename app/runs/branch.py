@@ -11,7 +11,7 @@ from app.errors import UserError
 from app.files import atomic_file, atomic_folder, filename_in_errors, read_bytes
 from app.runs.checkpoint import TENSOR_FILES, Checkpoint, checkpoint_folder
 from app.runs.checkpoint_state import CorruptCheckpoint
-from app.runs.checkpoints import checkpoint_steps, latest_checkpoint
+from app.runs.checkpoints import checkpoint_steps, latest_checkpoint, state_of
 from app.runs.folder import RunFolder, RunIdentity
 from app.runs.metrics import first_steps
 
@@ -78,7 +78,11 @@ def find_branch_point(run: RunFolder, identity: RunIdentity, max_steps: int) -> 
     start = checkpoint.state.cooldown_start
     if not step and start is not None and start < checkpoint.step:
         steps = checkpoint_steps(source.checkpoints)
-        before = [it for it in steps if it <= start]
+        states = filter(None, (state_of(source.checkpoints, it) for it in steps))
+        # By the plan of its time: a time limit may have moved the cool-down forward since.
+        before = [
+            it.step for it in states if it.cooldown_start is None or it.step <= it.cooldown_start
+        ]
         if not before:
             raise UserError(
                 f"{source.path} has no checkpoint from before its cool-down, after {start} steps",

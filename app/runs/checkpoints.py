@@ -161,7 +161,7 @@ def prune_checkpoints(checkpoints: Path, keep: int) -> None:
     The best has the lowest held-out loss; a longer run can branch from before the cool-down.
     """
     steps = checkpoint_steps(checkpoints)
-    states = {step: state for step in steps if (state := _state_of(checkpoints, step))}
+    states = {step: state for step in steps if (state := state_of(checkpoints, step))}
     losses = {step: it.val_loss for step, it in states.items() if it.val_loss is not None}
     kept = {min(losses, key=lambda step: losses[step], default=None)}
     kept |= {step for step, state in states.items() if step == state.cooldown_start}
@@ -174,11 +174,11 @@ def prune_checkpoints(checkpoints: Path, keep: int) -> None:
 
 def val_loss_of(checkpoints: Path, step: int) -> float | None:
     """Return the held-out loss of a checkpoint; None if it is unknown or the checkpoint damaged."""
-    state = _state_of(checkpoints, step)
+    state = state_of(checkpoints, step)
     return state.val_loss if state else None
 
 
-def _state_of(checkpoints: Path, step: int) -> CheckpointState | None:
+def state_of(checkpoints: Path, step: int) -> CheckpointState | None:
     """Return the state of a checkpoint; None if it is damaged."""
     try:
         return open_checkpoint(checkpoint_folder(checkpoints, step)).state

@@ -135,6 +135,15 @@ def test_without_a_step_it_is_the_last_checkpoint_before_the_cooldown(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_time_limit_that_moves_the_cooldown_forward_leaves_its_checkpoint_a_beginning(
+    tmp_path: Path,
+) -> None:
+    long = make_source(tmp_path / "long", (4, 8, 10), 7)
+    folder = checkpoint_folder(long.checkpoints, 8)
+    replace(open_checkpoint(folder).state, cooldown_start=8).write(folder)
+    assert find(tmp_path, "long").step == 8
+
+
 @pytest.mark.parametrize(("cooldown_start", "step"), ((None, 10), (9, 8)))
 def test_a_branch_goes_on_from_the_end_and_initial_weights_are_the_best(
     tmp_path: Path, cooldown_start: int | None, step: int
