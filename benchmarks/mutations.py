@@ -23,8 +23,8 @@ TESTS = ["tests/data/test_shards.py", "tests/train/test_dataloader.py", "tests/m
 FAULTS = {
     "header offset": (
         "app/data/shards.py",
-        'dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,)',
-        'dtype="<u2", mode="r", offset=256, shape=(count,)',
+        "_open_files()(self), HEADER_BYTES + 2 * begin, 0",
+        "_open_files()(self), 256 + 2 * begin, 0",
     ),
     "target shift": ("app/data/token_stream.py", "tokens[:, 1:]", "tokens[:, :-1]"),
     "attention scale": (
@@ -39,7 +39,7 @@ FAULTS = {
     ),
     "damaged checkpoints": (
         "app/runs/checkpoint.py",
-        "if sha256 != self.state.sha256.get(file):",
+        "if sha256 != self.state.sha256[file]:",
         "if not sha256:",
     ),
     "weight tying": (

@@ -17,6 +17,8 @@ from app.hardware.device import Device
 from benchmarks import memory_table
 from benchmarks.gpu_table import PAGES, page_with_tables
 from benchmarks.gpu_variants import PROGRAM, Call, Case, block, output_layer, step
+from benchmarks.mutations import FAULTS
+from tests.pages import REPOSITORY
 
 SPEC = {
     "model": {
@@ -30,6 +32,11 @@ SPEC = {
     "sequences_per_step": 4,
     "compile": False,
 }
+
+
+def test_what_mutations_break_is_in_the_code() -> None:
+    for fault, (file, right, _) in FAULTS.items():
+        assert (REPOSITORY / file).read_text("utf-8").count(right) == 1, fault
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
