@@ -52,7 +52,7 @@ def begin_branch(run: RunFolder, identity: RunIdentity, checkpoint: Checkpoint) 
 
 
 def find_branch_point(run: RunFolder, identity: RunIdentity, max_steps: int) -> Checkpoint | None:
-    """Find where a run branches from another; None if it is not to, or has a checkpoint.
+    """Find where a run branches from another; None if it does not, or has a checkpoint already.
 
     Args:
         run: not locked yet, because locking creates its folder.
@@ -115,7 +115,7 @@ def find_checkpoint(
     use_best: bool | None = None,
     tries: int = _TRIES,
 ) -> Checkpoint:
-    """Find a checkpoint of another run, as latest_checkpoint, while that may be training."""
+    """Find a checkpoint of another run, which may be training, as latest_checkpoint does."""
     steps = checkpoint_steps(source.checkpoints)
     try:
         return latest_checkpoint(source.path, step, files, variable, use_best=use_best)

@@ -151,7 +151,7 @@ def shorter_run(seconds: float, steps: int, *, on_cpu: bool) -> str:
 
 
 def advise_on_disk(cfg: TrainSettings, model: ModelSettings, free_bytes: int) -> Iterator[Advice]:
-    """Yield what to do if the run's checkpoints, existing ones included, need more than that."""
+    """Yield a warning if a run's checkpoints, existing ones included, take more than that."""
     needed, count = checkpoints_bytes(cfg, model), count_checkpoints(cfg)
     if needed > free_bytes:
         affordable = free_bytes // (needed // count)
@@ -164,13 +164,13 @@ def advise_on_disk(cfg: TrainSettings, model: ModelSettings, free_bytes: int) ->
 
 
 def checkpoints_bytes(cfg: TrainSettings, model: ModelSettings) -> int:
-    """Return what the checkpoints take: weights, and two moments of each, or one with Muon."""
+    """Return the bytes of all checkpoints: weights, and two moments of each, or one with Muon."""
     without = block_weights(model) if cfg.optimizer == "muon" else 0
     return count_checkpoints(cfg) * 4 * (3 * count_parameters(model) - without)
 
 
 def count_checkpoints(cfg: TrainSettings) -> int:
-    """Return how many exist at once: the last, the best, from before a cool-down, a new one."""
+    """Return how many checkpoints exist at once: the last, the best and others, and a new one."""
     has_cooldown = cfg.lr_schedule == "wsd"
     saved = math.ceil(cfg.max_steps / (cfg.checkpoint_every or cfg.max_steps)) + has_cooldown
     return min(saved, cfg.keep_checkpoints + _BESIDES_LATEST + has_cooldown)

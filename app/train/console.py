@@ -22,7 +22,7 @@ _BAR = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} steps, {elapsed} so far{pos
 
 
 class Console:
-    """Prints a line per step; on a terminal also a bar, when it ends and the latest figures.
+    """Prints a line per step; on a terminal also a bar, the time left and the latest figures.
 
     Args:
         first_step: where this start continues the run.
@@ -73,7 +73,7 @@ class Console:
             sys.stdout.flush()
 
     def plan(self, steps: int) -> None:
-        """Show from now on that the run has so many steps."""
+        """Show another number of steps of the run from now on."""
         self._max_steps = self._bar.total = steps
         self._bar.refresh()
 
@@ -106,7 +106,7 @@ class Console:
         )
 
     def expect(self, seconds_left: float, tokens: int, basis: str = "") -> None:
-        """Print what the whole run takes: steps, tokens, time and cost.
+        """Print what the whole run is expected to take: steps, tokens, time and cost.
 
         Args:
             seconds_left: how long the rest of it takes.

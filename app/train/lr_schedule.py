@@ -9,7 +9,7 @@ from app.settings.train import TrainSettings
 
 @dataclass(frozen=True)
 class LRSchedule:
-    """A linear warm-up, then a constant learning rate, a decay, or first one, then the other.
+    """A linear warm-up, then a constant learning rate, a decay, or one after the other.
 
     Attributes:
         peak: highest learning rate

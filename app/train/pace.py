@@ -54,7 +54,7 @@ class Pace:
         return len(self._step_seconds)
 
     def seconds_left(self, steps_completed: int, steps: int) -> float:
-        """Return how long the rest of a run with so many steps takes.
+        """Return the seconds that are left of a run of `steps` steps.
 
         Args:
             steps_completed: the evaluation, samples and checkpoint after them are still to come.

@@ -145,7 +145,7 @@ def print_next_step(settings: Settings) -> None:
 
 
 def hellaswag_questions(settings: Settings) -> list[Question]:
-    """Return the questions that the run is to answer, downloaded if need be; none without any."""
+    """Return HellaSwag's questions, downloaded if need be; none if the run answers none."""
     if not settings.train.hellaswag_every:
         return []
     if settings.train.hellaswag_file is None:

@@ -76,14 +76,14 @@ class TimeLimit:
         return steps if is_change else None
 
     def describe(self, steps: int) -> str:
-        """Return what a plan of so many steps means, for the user."""
+        """Return the line that explains a plan of `steps` steps to the user."""
         limit = f"TRAIN_MAX_HOURS={self._hours:g}"
         if steps == self._max_steps:
             return f"{limit} is enough for all {plural(steps, 'step')} (TRAIN_MAX_STEPS)"
         return f"{limit} is enough for {steps:,} of {plural(self._max_steps, 'step')}"
 
     def summary(self, steps: int, elapsed: float) -> str:
-        """Return how much of the time a run of so many steps has taken."""
+        """Return the line that says how much of its time a run of `steps` steps has taken."""
         took, limit = format_duration(elapsed), format_duration(self._seconds)
         return f"{plural(steps, 'step')} took {took} of {limit} (TRAIN_MAX_HOURS={self._hours:g})"
 
