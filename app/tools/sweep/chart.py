@@ -40,13 +40,11 @@ def sweep_chart(results: Sequence[Result]) -> Chart:
     text = {"type": "text", "text": "diverged", "baseline": "top"}
     spec: Spec = {
         "data": {"values": rows},
-        "encoding": {"x": x_axis},
+        "encoding": {"x": x_axis, **color},
         "layer": [
-            {"transform": trained, "mark": spread, "encoding": {"y": loss, **color}},
-            {"transform": trained, "mark": mean,
-             "encoding": {"y": loss | {"aggregate": "mean"}, **color}},
-            {"transform": trained, "mark": {"type": "point", "size": 45},
-             "encoding": {"y": loss, **color}},
+            {"transform": trained, "mark": spread, "encoding": {"y": loss}},
+            {"transform": trained, "mark": mean, "encoding": {"y": loss | {"aggregate": "mean"}}},
+            {"transform": trained, "mark": {"type": "point", "size": 45}, "encoding": {"y": loss}},
             {"transform": [{"filter": "!isValid(datum.loss)"}], "mark": text,
              "encoding": {"y": {"value": 4}}},
         ],
