@@ -103,7 +103,7 @@ def _loss(run: Run) -> Chart | None:
     usual = with_margin(np.concatenate([usual_range(train), finite(held_out)[-1:]]))
     everything = with_margin(np.concatenate([finite(train), finite(held_out)]))
     color = colored(names)
-    marks = dots(color, are_many=finite(held_out).size > 40)
+    marks = dots(are_many=finite(held_out).size > 40)
     spec = layered([run], rows, usual, PLAIN, color, [marks] if len(names) > 1 else [])
     spec["transform"] += [{"calculate": _SERIES, "as": "run"}]
     return Chart("loss", "Loss", "nats per token", spec, everything, is_large=True)
@@ -120,7 +120,7 @@ def _losses(runs: Sequence[Run]) -> list[Chart | None]:
     # Without the highest tenth: a first value far above the others would squeeze them.
     shown = with_margin(np.append(np.sort(losses)[: -(len(losses) // 10) or None], finite(last)))
     color = colored([run.name for run in runs])
-    marks = dots(color, are_many=len(rows) > 40 * len(runs), line=True)
+    marks = dots(are_many=len(rows) > 40 * len(runs), line=True)
     spec = layered(runs, rows, shown, PLAIN, color, [marks])
     full = with_margin(losses)
     return [

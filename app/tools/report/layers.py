@@ -143,13 +143,16 @@ def layered(
             "y": {"field": "shown", "type": "quantitative"},
             "opacity": {"condition": {"param": "near", "empty": False, "value": 1}, "value": 0},
             "tooltip": tooltip,
-            **color,
         },
     }  # fmt: skip
     # Without the measured values of several runs, which would hide each other.
     curves = {"raw": thin, "smooth": thick} if len(runs) == 1 else {"smooth": thick}
     has_curves = any("smooth" in row for row in rows)
-    layers = [_curve(field, mark, color) for field, mark in curves.items() if has_curves]
+    layers = [
+        {"transform": _IS_CURVE, "mark": mark, "encoding": {"y": {"field": field}}}
+        for field, mark in curves.items()
+        if has_curves
+    ]
     return {
         "data": {"values": rows},
         "transform": [{"calculate": f"datum.seconds / {seconds_per_unit}", "as": "time"}],
@@ -160,21 +163,18 @@ def layered(
                 "scale": {"domain": list(shown), "nice": False},
             },
             "detail": {"field": "run"},
+            **color,
         },
         "layer": [*layers, *more, hover],
     }  # fmt: skip
 
 
-def _curve(field: str, mark: Spec, color: Spec) -> Spec:
-    return {"transform": _IS_CURVE, "mark": mark, "encoding": {"y": {"field": field}, **color}}
-
-
-def dots(color: Spec, *, are_many: bool, line: bool = False) -> Spec:
+def dots(*, are_many: bool, line: bool = False) -> Spec:
     """Return the layer of the held-out losses, as points or as a line with points."""
     dot = {"filled": True, "size": 20 if are_many else 55, "opacity": 1, "clip": True}
     mark = {"type": "line", "clip": True, "point": dot} if line else {"type": "point", **dot}
     return {
         "transform": [{"filter": "isValid(datum.held_out)"}],
         "mark": mark,
-        "encoding": {"y": {"field": "held_out"}, **color},
+        "encoding": {"y": {"field": "held_out"}},
     }
