@@ -61,10 +61,11 @@ keep() {
   keep_run
 }
 
-# Waits for a process and returns its exit code. `wait` alone also returns when a signal arrives.
+# Waits for a process and returns its exit code. bash loses the code if a signal arrives just when a process ends that
+# `wait` waits for, so `wait` only gets the code of one that has ended; a signal may end the first `wait`.
 finish() {
-  while kill -0 "$1" 2>/dev/null; do wait "$1" || true; done
-  wait "$1"
+  while kill -0 "$1" 2>/dev/null; do sleep 0.2 || true; done
+  wait "$1" || wait "$1"
 }
 
 take "$dataset" manifest.json
@@ -94,13 +95,14 @@ fi
 "${train[@]}" &
 training=$! stopped=
 trap 'stopped=yes; kill -TERM "$training" 2>/dev/null || true' TERM INT
+next=0
 while ((node == 0)) && kill -0 "$training" 2>/dev/null; do
-  sleep "${KEEP_SECONDS:-60}" &
-  wait -n "$training" $! || true
-  kill $! 2>/dev/null || true
+  sleep 0.2 || true
+  ((SECONDS >= next)) || continue
   # In the background, because bash handles no signal before a foreground command has ended.
   keep &
   finish $! || true
+  next=$((SECONDS + ${KEEP_SECONDS:-60}))
 done
 code=0
 finish "$training" || code=$?

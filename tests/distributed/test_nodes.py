@@ -28,6 +28,11 @@ SETTINGS = {
 }
 
 
+class Node(Process):
+    # The others wait for one that waits for its reader.
+    in_step = False
+
+
 @dataclass(frozen=True)
 class Machine:
     """A machine: the command that enters it, its address and its network interface."""
@@ -51,7 +56,7 @@ class Machine:
             f"--rdzv-conf={','.join(f'{name}={value}' for name, value in rendezvous.items())}",
             *(f"--local-addr={self.address}", "--max-restarts=3"),
         )
-        return Process(
+        return Node(
             data_dir,
             (*self.enter, sys.executable, *launcher, "-m", "app", "train"),
             **SETTINGS | changes,

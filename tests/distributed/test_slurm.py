@@ -16,11 +16,10 @@ from tests.train.processes import (
     CHECKOUT,
     TINY,
     Unbroken,
-    end,
+    Watched,
     free_port,
     losses,
     measured,
-    wait_for,
 )
 
 pytestmark = pytest.mark.processes
@@ -71,17 +70,15 @@ class Cluster:
             "GLOO_SOCKET_IFNAME": "lo",
         }
 
-    def submit(self, **changes: str) -> subprocess.Popen[str]:
+    def submit(self, **changes: str) -> Watched:
         """Start the job for the first time or again."""
         for file in ("tasks", "requests"):
             (self.folder / file).unlink(missing_ok=True)
-        job = subprocess.Popen(
+        job = Watched(
             ["bash", str(SCRIPT)],
             cwd=self.folder,
             env=self._environment | changes,
-            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
             start_new_session=True,
         )
         self._ending.callback(self._kill, job)
@@ -123,37 +120,37 @@ def test_a_job_that_slurm_stops_saves_is_requeued_and_continues(
     cluster: Cluster, unbroken: Unbroken
 ) -> None:
     stopped = cluster.submit()
-    wait_for(stopped, "step:1/")
+    stopped.wait_for("step:1/")
     cluster.signal(signal.SIGTERM)
-    code, output = end(stopped)
+    code, output = stopped.end()
     assert code != 0
     assert "stopped: " in output
     saved = [path.name for path in (cluster.run_dir / "checkpoints").iterdir()]
     assert saved == [f"step-{len(measured(cluster.run_dir)):06}"]
     assert cluster.is_requeued
 
-    code, output = end(cluster.submit())
+    code, output = cluster.submit().end()
     assert code == 0, output
     assert f"continues at step {int(saved[0].removeprefix('step-'))}" in output
     assert "2 x " in output
     assert not cluster.is_requeued
     torch.testing.assert_close(losses(cluster.run_dir), losses(unbroken()), rtol=0, atol=1e-5)
 
-    code, output = end(cluster.submit())
+    code, output = cluster.submit().end()
     assert code == 0, output
     assert "is finished: all 10 steps are done" in output
 
 
 @pytest.mark.slow
 def test_a_failure_that_would_repeat_is_not_requeued(cluster: Cluster) -> None:
-    code, output = end(cluster.submit(SLURM_GPUS_ON_NODE="many"))
+    code, output = cluster.submit(SLURM_GPUS_ON_NODE="many").end()
     assert code != 0
     assert "Unsupported nproc_per_node value: many" in output
     assert not cluster.is_requeued
 
 
 def test_a_wrong_setting_ends_the_job_before_a_task_starts(cluster: Cluster) -> None:
-    code, output = end(cluster.submit(TRAIN_MAX_STEPS="-1"))
+    code, output = cluster.submit(TRAIN_MAX_STEPS="-1").end()
     assert code != 0
     assert "TRAIN_MAX_STEPS=-1 (environment): must be more than 0" in output
     assert not (cluster.folder / "tasks").exists()

@@ -1,5 +1,6 @@
 """Real `python -m app train` processes, watched through the lines they print."""
 
+import fcntl
 import json
 import os
 import random
@@ -48,6 +49,49 @@ _NOT_INHERITED = {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
 TIMINGS = {"step_ms", "data_ms", *PAUSES, "tokens_per_second", "mfu", "memory_bytes"}
 
 
+class Watched(subprocess.Popen[str]):
+    """A process that cannot print a line before the test has read the last but one.
+
+    Otherwise, when a signal follows a line, the process might be steps further or at its end.
+
+    Args:
+        command: what runs.
+        in_step: False if it may print ahead: the test waits for other processes meanwhile.
+        options: of Popen.
+    """
+
+    def __init__(self, command: Sequence[str], *, in_step: bool = True, **options: Any) -> None:
+        reader, writer = os.pipe2(os.O_CLOEXEC | (os.O_DIRECT if in_step else 0))
+        if in_step:
+            # With O_DIRECT each write takes a page of the pipe, and it gets one page.
+            fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 1)
+        super().__init__(command, stdout=writer, text=True, **options)
+        os.close(writer)
+        self.stdout = os.fdopen(reader)
+        self._ahead = b""
+
+    def wait_for(self, beginning: str) -> str:
+        """Read until a line with this beginning is printed; return everything up to it."""
+        lines = []
+        while line := self._line():
+            lines.append(line)
+            if line.startswith(beginning):
+                return "".join(lines)
+        pytest.fail(f"no line began with {beginning!r}: {''.join(lines)}{self.end()}")
+
+    def _line(self) -> str:
+        assert self.stdout is not None
+        while b"\n" not in self._ahead and (part := os.read(self.stdout.fileno(), 1 << 16)):
+            self._ahead += part
+        line, newline, self._ahead = self._ahead.partition(b"\n")
+        return (line + newline).decode()
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the end; return the exit code and everything printed since."""
+        out, err = self.communicate(timeout=300)
+        return self.returncode, self._ahead.decode() + out + (err or "")
+
+
 class Process:
     """A training process that is watched through the lines it prints.
 
@@ -56,6 +100,8 @@ class Process:
         command: that trains, or launches those that do.
         changes: of TINY's settings, and other variables.
     """
+
+    in_step = True
 
     def __init__(
         self, data_dir: Path, command: Sequence[str] = TRAIN, /, **changes: object
@@ -67,13 +113,12 @@ class Process:
             "DATA_DIR": str(data_dir),
         }
         self.run_dir = data_dir / "runs" / settings["TRAIN_RUN_NAME"]
-        self.process = subprocess.Popen(
+        self.process = Watched(
             command,
+            in_step=self.in_step,
             cwd=data_dir,
             env=environment,
-            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
         )
 
     def signal_at(self, beginning: str, number: signal.Signals) -> None:
@@ -95,27 +140,10 @@ class Process:
         return workers
 
     def wait_for(self, beginning: str) -> str:
-        return wait_for(self.process, beginning)
+        return self.process.wait_for(beginning)
 
     def end(self) -> tuple[int, str]:
-        return end(self.process)
-
-
-def wait_for(process: subprocess.Popen[str], beginning: str) -> str:
-    """Read until a line with this beginning is printed; return everything up to it."""
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith(beginning):
-            return "".join(lines)
-    pytest.fail(f"no line began with {beginning!r}: {''.join(lines)}{end(process)}")
-
-
-def end(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Wait for the end; return the exit code and everything printed since."""
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out + (err or "")
+        return self.process.end()
 
 
 Start = Callable[..., Process]

@@ -18,7 +18,7 @@ from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import (
 from torch.distributed.run import config_from_args, parse_args
 
 from tests.process_tree import children
-from tests.train.processes import CHECKOUT, TINY, Unbroken, end, free_port, measured, wait_for
+from tests.train.processes import CHECKOUT, TINY, Unbroken, Watched, free_port, measured
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
@@ -81,26 +81,26 @@ class Machine:
         (checkout / ".venv").symlink_to(sys.prefix)
         self.data_dir = folder / "data"
         self.run_dir = self.data_dir / "runs" / JOB["TRAIN_RUN_NAME"]
-        self.process = subprocess.Popen(
+        self.process = Watched(
             ["bash", "cloud/spot.sh"],
+            # The others wait for a machine that waits for its reader.
+            in_step="SKYPILOT_NUM_NODES" not in variables,
             cwd=checkout,
             env={
                 **os.environ,
                 **JOB,
                 "DATA_DIR": str(self.data_dir),
                 "BUCKET_DIR": str(bucket),
-                "KEEP_SECONDS": "0.1",
+                "KEEP_SECONDS": "0",
                 "PATH": f"{self.commands}:{os.environ['PATH']}",
                 **variables,
             },
-            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
             start_new_session=True,
         )
 
     def wait_for(self, beginning: str) -> str:
-        return wait_for(self.process, beginning)
+        return self.process.wait_for(beginning)
 
     def allow(self) -> None:
         """Let a copy that waits UNTIL_ALLOWED continue."""
@@ -132,7 +132,7 @@ class Machine:
         self.process.stdout.close()
 
     def end(self) -> tuple[int, str]:
-        return end(self.process)
+        return self.process.end()
 
 
 class Cloud:
@@ -274,7 +274,7 @@ def test_a_checkpoint_stays_in_the_bucket_until_there_is_a_newer_one(cloud: Clou
     takes_one = """[[ $* != *.safetensors* ]] ||
       ! compgen -G "$BUCKET_DIR/runs/run/checkpoints/*/state.json" >/dev/null || exit 1"""
     # No pauses between the last attempts.
-    machine = cloud.machine({"cp": takes_one, "sleep": "[[ $1 == 0.1 ]] || exit 0"})
+    machine = cloud.machine({"cp": takes_one, "sleep": "[[ $1 == 0.2 ]] || exit 0"})
     code, output = machine.end()
     assert code == 1, output
     assert "the last checkpoint could not be copied to the bucket" in output

@@ -15,20 +15,18 @@ from app.errors import ExitCode
 from app.tools.sweep.plan import PlannedRun, plan_sweep
 from app.tools.sweep.processes import train_all
 from tests.train.conftest import rewrite_checkpoint
-from tests.train.processes import TINY, end, wait_for
+from tests.train.processes import TINY, Watched
 
 SWEEP = TINY | {"TRAIN_MAX_STEPS": "4", "TRAIN_CHECKPOINT_EVERY": "2", "TRAIN_SAMPLE_EVERY": "0"}
 SEEDS = "train.seed=0,1,2"
 
 
-def start(*sets: str) -> subprocess.Popen[str]:
+def start(*sets: str) -> Watched:
     words = [word for it in sets for word in ("--set", it)]
-    return subprocess.Popen(
+    return Watched(
         [sys.executable, "-m", "app", "sweep", *words],
         env=os.environ | SWEEP | {"DATADIR": "data"},
-        stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
         start_new_session=True,
     )
 
@@ -41,8 +39,8 @@ def ruin(weights: dict[str, Tensor]) -> None:
 @pytest.mark.processes
 def test_a_killed_sweep_continues_and_goes_on_after_a_run_that_diverges(data_dir: Path) -> None:
     killed = start(SEEDS)
-    wait_for(killed, "run 2 of 3: run-seed1")
-    wait_for(killed, "after 2 steps: saved data/runs/run-seed1")
+    killed.wait_for("run 2 of 3: run-seed1")
+    killed.wait_for("after 2 steps: saved data/runs/run-seed1")
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
     (done,) = json.loads(Path("data/sweeps/run/sweep.json").read_text())["runs"]
@@ -51,7 +49,7 @@ def test_a_killed_sweep_continues_and_goes_on_after_a_run_that_diverges(data_dir
     # Of the interrupted run, so that its next loss is not finite.
     for saved in Path("data/runs/run-seed1/checkpoints").iterdir():
         rewrite_checkpoint(saved, "model.safetensors", ruin)
-    code, printed = end(start(SEEDS))
+    code, printed = start(SEEDS).end()
     assert code == ExitCode.DONE, printed
     assert "data/sweeps/run: 3 runs, 2 to train" in printed
     assert "run-seed0: " not in printed, "a complete run starts again"
@@ -72,13 +70,13 @@ def test_a_killed_sweep_continues_and_goes_on_after_a_run_that_diverges(data_dir
 @pytest.mark.processes
 def test_a_signal_reaches_the_run_which_saves_and_the_sweep_continues(data_dir: Path) -> None:
     stopped = start("train.seed=0,1")
-    wait_for(stopped, "step:1/4")
+    stopped.wait_for("step:1/4")
     stopped.send_signal(signal.SIGTERM)
-    code, printed = end(stopped)
+    code, printed = stopped.end()
     assert code == ExitCode.SIGTERM, printed
     assert "the same command continues" in printed
     assert "run 2 of 2" not in printed
-    code, printed = end(start("train.seed=0,1"))
+    code, printed = start("train.seed=0,1").end()
     assert code == ExitCode.DONE, printed
     assert "data/runs/run-seed0: continues at step " in printed or "is finished" in printed
     before, _, following = printed.partition("next: ")
