@@ -77,7 +77,7 @@ class Preparation:
 
     def end(self, process: subprocess.Popen[str]) -> Ended:
         """Wait for the end of a process."""
-        output, error = process.communicate(timeout=120)
+        output, error = process.communicate(timeout=300)
         return Ended(process.returncode, output, error, self.points()[0])
 
     def run(self, workers: int = 1, fault: Fault | None = None) -> Ended:

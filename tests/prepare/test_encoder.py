@@ -46,7 +46,7 @@ def test_gigatoken_is_used(encoder: DocumentEncoder) -> None:
     assert encoder._reference is None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(texts=st.lists(any_text, max_size=8))
 def test_documents_equal_their_encodings_after_end_of_text(
     encoder: DocumentEncoder, gpt2: tiktoken.Encoding, texts: list[str]
@@ -54,7 +54,7 @@ def test_documents_equal_their_encodings_after_end_of_text(
     assert_reference(encoder, gpt2, texts)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(texts=st.lists(any_text, max_size=8))
 def test_fallback_gives_the_same_tokens(
     reference: DocumentEncoder, gpt2: tiktoken.Encoding, texts: list[str]

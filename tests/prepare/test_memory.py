@@ -42,7 +42,7 @@ def test_reading_batches_does_not_load_the_shard(tmp_path: Path, start: Start) -
         file.write(header)
         file.truncate(1024 + 2 * TOKENS)
     assert open_shard(path).size == TOKENS
-    output, error = start("-c", DRAW, path).communicate(timeout=120)
+    output, error = start("-c", DRAW, path).communicate(timeout=300)
     before, added = map(int, output.split())
     assert before > 10, error
     assert added < 100

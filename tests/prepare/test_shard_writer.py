@@ -119,7 +119,7 @@ sources = st.builds(
 specs = st.builds(spec_of, st.none() | st.integers(1, 40), st.integers(0, 20), st.integers(4, 15))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(source=sources, spec=specs, size=st.integers(1, 7), other_size=st.integers(1, 7))
 def test_stopped_at_every_commit_and_continued_writes_the_same_bytes(
     source: EncodedSource, spec: DatasetSpec, size: int, other_size: int

@@ -83,7 +83,7 @@ def encoder() -> DocumentEncoder:
     return DocumentEncoder()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     texts=st.lists(latin_text, min_size=1, max_size=5),
     kind=st.sampled_from((".txt", ".jsonl")),
