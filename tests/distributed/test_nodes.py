@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train.processes import Process, Unbroken, losses
+from tests.train.processes import Process, Unbroken, free_port, losses
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
@@ -28,20 +28,24 @@ SETTINGS = {
 }
 
 
-class Node(Process):
-    # The others wait for one that waits for its reader.
-    in_step = False
-
-
 @dataclass(frozen=True)
 class Machine:
-    """A machine: the command that enters it, its address and its network interface."""
+    """A machine: the command that enters it, its address, network interface and a free port."""
 
     enter: tuple[str, ...]
     address: str
     interface: str
+    port: int
 
-    def launch(self, data_dir: Path, nodes: str, meeting: "Machine", **changes: object) -> Process:
+    def launch(
+        self,
+        data_dir: Path,
+        nodes: str,
+        meeting: "Machine",
+        *,
+        in_step: bool = False,
+        **changes: object,
+    ) -> Process:
         """Start torchrun here; the rendezvous is on the machine `meeting`."""
         rendezvous = {
             "is_host": str(meeting is self).lower(),
@@ -52,13 +56,15 @@ class Machine:
         }
         launcher = (
             *("-m", "torch.distributed.run", f"--nnodes={nodes}", "--nproc-per-node=1"),
-            *("--rdzv-backend=c10d", "--rdzv-id=test", f"--rdzv-endpoint={meeting.address}:29400"),
+            *("--rdzv-backend=c10d", "--rdzv-id=test"),
+            f"--rdzv-endpoint={meeting.address}:{meeting.port}",
             f"--rdzv-conf={','.join(f'{name}={value}' for name, value in rendezvous.items())}",
             *(f"--local-addr={self.address}", "--max-restarts=3"),
         )
-        return Node(
+        return Process(
             data_dir,
             (*self.enter, sys.executable, *launcher, "-m", "app", "train"),
+            in_step,
             **SETTINGS | changes,
             GLOO_SOCKET_IFNAME=self.interface,
             # Otherwise a replacement of a lost machine looks for the others at its address.
@@ -71,7 +77,9 @@ class Machine:
 def machines() -> Iterator[tuple[Machine, Machine]]:
     names = [f"gpt-compose-{os.getpid()}-{number}" for number in (1, 2)]
     if not all(is_made(f"ip netns add {name}") for name in names):
-        yield Machine((), "127.0.0.2", "lo"), Machine((), "127.0.0.3", "lo")
+        # Tests run side by side.
+        port = free_port()
+        yield Machine((), "127.0.0.2", "lo", port), Machine((), "127.0.0.3", "lo", port)
         return
     try:
         assert is_made(
@@ -82,7 +90,7 @@ def machines() -> Iterator[tuple[Machine, Machine]]:
             assert is_made(f"ip -n {name} link set eth0 up")
             assert is_made(f"ip -n {name} link set lo up")
         one, two = (("ip", "netns", "exec", name) for name in names)
-        yield Machine(one, "10.77.0.1", "eth0"), Machine(two, "10.77.0.2", "eth0")
+        yield Machine(one, "10.77.0.1", "eth0", 29400), Machine(two, "10.77.0.2", "eth0", 29400)
     finally:
         for name in names:
             assert is_made(f"ip netns delete {name}")
@@ -122,9 +130,11 @@ def test_two_machines_take_the_steps_of_one_process(
 def test_when_a_machine_is_lost_the_other_continues_alone(
     machines: tuple[Machine, Machine], data_dir: Path, unbroken: Unbroken
 ) -> None:
+    first, _ = machines
     # TRAIN_RESUME=never applies to the first start only.
     left, lost = (
-        machine.launch(data_dir, "1:2", machines[0], TRAIN_RESUME="never") for machine in machines
+        machine.launch(data_dir, "1:2", first, in_step=machine is first, TRAIN_RESUME="never")
+        for machine in machines
     )
     left.wait_for("2 x CPU")
     left.wait_for("step:9/")
@@ -141,7 +151,8 @@ def test_the_machine_of_rank_zero_can_be_replaced(
 ) -> None:
     first, other = machines
     lost, left = (
-        machine.launch(data_dir, "2", other, TRAIN_RESUME="never") for machine in machines
+        machine.launch(data_dir, "2", other, in_step=machine is first, TRAIN_RESUME="never")
+        for machine in machines
     )
     lost.wait_for("step:9/")
     lose(lost)

@@ -81,14 +81,14 @@ def test_a_rank_that_hangs_is_lost_after_the_timeout(start: Start, unbroken: Unb
     broken = start(
         TRAIN_PROCESSES=2,
         TRAIN_MICRO_BATCH_SIZE=4,
-        TRAIN_RANK_TIMEOUT_SECONDS=5,
+        TRAIN_RANK_TIMEOUT_SECONDS=15,
         TRAIN_RESUME="never",
     )
     broken.wait_for("step:5/")
     os.kill(broken.workers()[1], signal.SIGSTOP)
     code, output = broken.end()
     assert code == 0, output
-    assert "rank 0: another rank has not answered for 5 s" in output, output
+    assert "rank 0: another rank has not answered for 15 s" in output, output
     assert_same_run(broken.run_dir, unbroken(TRAIN_PROCESSES=2, TRAIN_MICRO_BATCH_SIZE=4))
 
 
@@ -206,7 +206,7 @@ def test_the_processes_of_a_killed_launcher_stop(start: Start, has_steps: bool) 
     killed.process.kill()
     code, _ = killed.end()
     assert code == -signal.SIGKILL
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while any(map(is_alive, workers.values())) and time.monotonic() < deadline:
         os.sched_yield()
     assert not any(map(is_alive, workers.values()))

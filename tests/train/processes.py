@@ -98,13 +98,17 @@ class Process:
     Args:
         data_dir: DATA_DIR, and where it runs.
         command: that trains, or launches those that do.
+        in_step: as for Watched.
         changes: of TINY's settings, and other variables.
     """
 
-    in_step = True
-
     def __init__(
-        self, data_dir: Path, command: Sequence[str] = TRAIN, /, **changes: object
+        self,
+        data_dir: Path,
+        command: Sequence[str] = TRAIN,
+        in_step: bool = True,
+        /,
+        **changes: object,
     ) -> None:
         settings = TINY | {name: str(value) for name, value in changes.items()}
         environment = {
@@ -115,7 +119,7 @@ class Process:
         self.run_dir = data_dir / "runs" / settings["TRAIN_RUN_NAME"]
         self.process = Watched(
             command,
-            in_step=self.in_step,
+            in_step=in_step,
             cwd=data_dir,
             env=environment,
             stderr=subprocess.PIPE,
