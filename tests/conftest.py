@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 Say = Callable[[str], None]
@@ -55,6 +56,11 @@ def _forget_the_shell() -> None:
 
 
 _forget_the_shell()
+# On a machine that does much else any example may take seconds.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ class Terminal:
     def run(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> int:
         """Run a command on the terminal until it ends, and return its exit code."""
         with self.start(command, folder, environment) as process:
-            return process.wait(100)
+            return process.wait(300)
 
     @contextmanager
     def start(
@@ -62,9 +62,9 @@ class Terminal:
             process.kill()
             process.wait()
 
-    def wait_for(self, text: str) -> None:
+    def wait_for(self, pattern: bytes) -> None:
         with self._more:
-            assert self._more.wait_for(lambda: text in self.written.decode(errors="ignore"), 100)
+            assert self._more.wait_for(lambda: re.search(pattern, self.written), 300)
 
     def press_ctrl_c(self) -> None:
         os.write(self.keyboard, b"\x03")

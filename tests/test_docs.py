@@ -147,7 +147,7 @@ def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def run_as_typed(script: str, environment: dict[str, str]) -> None:
     """Run the lines of a block in the current folder, up to the first one that fails."""
     command = ["bash", "-euo", "pipefail", "-c", script]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, script + done.stdout + done.stderr
 
 

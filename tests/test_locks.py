@@ -75,7 +75,7 @@ class Processes:
     def refused(self) -> str:
         """Start a process that does not get the lock; return its message."""
         process = self.start()
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
         assert (process.returncode, out) == (2, "")
         return err.removeprefix(warning(self.folder))
 
@@ -118,17 +118,17 @@ def test_a_second_process_is_refused_until_the_first_has_ended(processes: Proces
     message = processes.refused()
     assert message.startswith(f"error: another process is working on {folder}")
     assert "fix: wait for that train to end, or stop it" in message
-    first.communicate("", timeout=60)
+    first.communicate("", timeout=300)
     assert names(folder) == [".lock"]
-    assert processes.holder().communicate("", timeout=60)[0] == ""
+    assert processes.holder().communicate("", timeout=300)[0] == ""
 
 
 def test_a_killed_process_leaves_no_lock(processes: Processes) -> None:
     for _ in range(2):
         holder = processes.holder()
         holder.send_signal(SIGKILL)
-        holder.wait(timeout=60)
-    processes.holder().communicate("", timeout=60)
+        holder.wait(timeout=300)
+    processes.holder().communicate("", timeout=300)
     assert names(processes.folder) == [".lock"]
 
 
@@ -156,10 +156,10 @@ def test_only_one_of_many_has_the_lock(without_flock: Processes) -> None:
     folder = without_flock.folder
     killed = without_flock.holder()
     killed.kill()
-    killed.wait(timeout=60)
+    killed.wait(timeout=300)
     (folder / "count").write_text("0")
     for counter in [without_flock.start(COUNT) for _ in range(6)]:
-        _, err = counter.communicate(timeout=120)
+        _, err = counter.communicate(timeout=300)
         assert counter.returncode == 0, err
     assert (folder / "count").read_text() == "60"
     assert names(folder) == [".lock", "count"]

@@ -31,9 +31,9 @@ def test_ctrl_c_erases_the_bar_and_its_echo(columns: int) -> None:
     with closing(Terminal(columns)) as terminal:
         command = [sys.executable, "-c", PROGRAM, "50"]
         with terminal.start(command, CHECKOUT, os.environ) as process:
-            terminal.wait_for("\a")
+            terminal.wait_for(rb"\a")
             terminal.press_ctrl_c()
-            assert process.wait(100) == 130
+            assert process.wait(300) == 130
         assert "^C" in terminal.written.decode()
         assert terminal.screen() == ["stopped"]
 

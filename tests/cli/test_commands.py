@@ -208,7 +208,7 @@ def test_a_signal_before_the_command_starts_ends_the_program_cleanly(
     # Opening waits for the program to open the other end, and then it waits for us.
     with Path(".env").open("w"):
         started.send_signal(number)
-        _, err = started.communicate(timeout=60)
+        _, err = started.communicate(timeout=300)
     assert (started.returncode, err) == (code, message)
 
 

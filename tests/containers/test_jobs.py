@@ -154,7 +154,7 @@ def test_ctrl_c_saves_and_gives_130(tiny: Engine) -> None:
             assert select.select([screen], [], [], 120)[0], printed
             printed += screen.read(65536).decode()
         screen.write(b"\x03")
-        code = process.wait(timeout=60)
+        code = process.wait(timeout=300)
         printed += screen.read(65536).decode()
     assert code == 128 + signal.SIGINT, printed
     assert saved_by(printed).startswith("runs/interrupted/")

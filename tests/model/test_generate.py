@@ -55,7 +55,7 @@ def test_cleared_cache_is_empty(model: GPT) -> None:
     torch.testing.assert_close(actual, model(torch.tensor([[5, 6]]))[:, -1])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     shape=st.sampled_from((CONFIG, GPTConfig(5, 61, 1, 8, 1), GPTConfig(33, 61, 3, 24, 4))),
     prompt=st.lists(st.integers(0, 60), min_size=1, max_size=40),

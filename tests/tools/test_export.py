@@ -352,7 +352,7 @@ def test_exports_at_once_leave_one_of_them_whole() -> None:
 
     codes = set()
     for process in [start(step) for step in (10, 20, 10)]:
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=300)
         codes.add(process.returncode)
         folder = EXPORT.resolve()
         refusal = f"error: another process is working on {EXPORT}\n"

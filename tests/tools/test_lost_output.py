@@ -148,7 +148,7 @@ def test_playground_serves_where_nobody_reads_its_output() -> None:
     ):
         stack.callback(process.terminate)
         os.close(writing)
-        connection, deadline = HTTPConnection("127.0.0.1", port), time.monotonic() + 60
+        connection, deadline = HTTPConnection("127.0.0.1", port), time.monotonic() + 300
         while connection.sock is None and time.monotonic() < deadline:
             with suppress(ConnectionRefusedError):
                 connection.connect()

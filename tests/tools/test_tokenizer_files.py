@@ -69,7 +69,7 @@ def test_tricky_text_has_tiktokens_tokens(
     assert ordinary == gpt2.encode_ordinary(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.text())
 def test_any_text_has_tiktokens_tokens(
     theirs: PreTrainedTokenizerBase, gpt2: tiktoken.Encoding, text: str

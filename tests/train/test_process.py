@@ -137,7 +137,7 @@ def test_a_lost_terminal_saves_a_checkpoint(data_dir: Path) -> None:
     while not re.search(rb"step:([5-9]|\d\d)", printed):
         printed += os.read(keyboard, 65536)
     os.close(keyboard)
-    assert process.wait(timeout=60) == 143
+    assert process.wait(timeout=300) == 143
     saved = [path.name for path in (data_dir / "runs/run/checkpoints").iterdir()]
     assert f"step-{len(measured(data_dir / 'runs/run')):06d}" in saved
 

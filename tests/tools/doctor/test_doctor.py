@@ -188,7 +188,7 @@ def test_a_signal_ends_doctor_and_its_processes(data_dir: Path, tmp_path: Path) 
                 break
         assert len(processes_of(data_dir)) > 1
         process.send_signal(signal.SIGTERM)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=300)
     assert (process.returncode, error) == (128 + signal.SIGTERM, "stopped: by SIGTERM\n")
     assert processes_of(data_dir) == []
 
