@@ -139,12 +139,11 @@ def _code(run: Run) -> str:
 
 def times(runs: Sequence[Run]) -> list[Row]:
     """Return where the time went: duration and share of each kind of work."""
-    return _rows(
-        [
-            {kind: _spent(seconds, run.total_seconds) for kind, seconds in run.times().items()}
-            for run in runs
-        ]
-    )
+    columns = [
+        {kind: _spent(seconds, run.total_seconds) for kind, seconds in run.times().items()}
+        for run in runs
+    ]
+    return _rows(columns)
 
 
 def _spent(seconds: float, total: float) -> str:
@@ -165,12 +164,11 @@ def tables(runs: Sequence[Run]) -> dict[str, list[Row]]:
 
 
 def _metadata_rows(objects: Sequence[Any], name: Callable[[tuple[str, ...]], str]) -> list[Row]:
-    return _rows(
-        [
-            {name(path): _text(path[-1], value) for path, value in flatten(each) if path}
-            for each in objects
-        ]
-    )
+    columns = [
+        {name(path): _text(path[-1], value) for path, value in flatten(each) if path}
+        for each in objects
+    ]
+    return _rows(columns)
 
 
 def _rows(columns: Sequence[Mapping[str, str]]) -> list[Row]:
