@@ -28,15 +28,21 @@ def compiler(folder: Path, does: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("does", "found", "fix"),
+    ("does", "limits", "found", "fix"),
     (
-        ("exec sleep 1000", "this has not ended after 30 s", "set TRAIN_COMPILE=false"),
-        ("kill -KILL 0", "the process that tried this has died (SIGKILL)", "more memory"),
-        ("exit 1", "torch.compile does not work: CXX=", "set TRAIN_COMPILE=false"),
+        (
+            "exec sleep 1000",
+            {"compile": 30},
+            "this has not ended after 30 s",
+            "set TRAIN_COMPILE=false",
+        ),
+        ("kill -KILL 0", {}, "the process that tried this has died (SIGKILL)", "more memory"),
+        ("exit 1", {}, "torch.compile does not work: CXX=", "set TRAIN_COMPILE=false"),
     ),
 )
 def test_a_compiler_that_hangs_crashes_or_fails(
     does: str,
+    limits: dict[str, float],
     found: str,
     fix: str,
     new_context: NewContext,
@@ -45,7 +51,7 @@ def test_a_compiler_that_hangs_crashes_or_fails(
 ) -> None:
     compiler(tmp_path, does, monkeypatch)
     context = new_context(TRAIN_COMPILE="true")
-    rows = check(context, compile=30)
+    rows = check(context, **limits)
     assert {row.check for row in rows if row.status == "fail"} == {"compile"}, rows
     assert found in rows[-1].found
     assert fix in rows[-1].fix
