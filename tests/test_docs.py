@@ -30,15 +30,24 @@ ELSEWHERE = {
     "with a cloud account": "tests/test_sky.py",
     "with pip": "tests/test_package.py",
 }
-# Shorter runs.
-SHORT = {"TRAIN_MAX_STEPS": "5"}
+# Fewer and smaller steps. Most of the work of a small model is its output layer.
+SMALL = {
+    "MODEL_CONTEXT_LENGTH": "128",
+    "MODEL_EMBD_SIZE": "32",
+    "MODEL_NUM_HEADS": "4",
+    "TRAIN_TOKENS_PER_STEP": "128",
+    "TRAIN_VAL_TOKENS": "256",
+    "SAMPLE_MAX_TOKENS": "20",
+}
 SHORTER = {
     # The warm-up of the demo has 8 steps.
-    "docs/compare-runs.md": {"TRAIN_MAX_STEPS": "10", "TRAIN_COMPILE": "false"},
-    "docs/own-data.md": SHORT,
+    "docs/compare-runs.md": SMALL | {"TRAIN_MAX_STEPS": "10", "TRAIN_COMPILE": "false"},
+    "docs/own-data.md": {"TRAIN_MAX_STEPS": "5", "TRAIN_COMPILE": "false"}
+    | {"TRAIN_VAL_TOKENS": "1024", "SAMPLE_MAX_TOKENS": "20"},
     "docs/sweeps.md": {"PREPARE_TOTAL_TOKENS": "20k", "MODEL_NUM_LAYERS": "1"}
     | {"TRAIN_COMPILE": "false", "TRAIN_MAX_STEPS": "9", "TRAIN_TOKENS_PER_STEP": "128"}
     | {"TRAIN_VAL_TOKENS": "256", "TRAIN_SAMPLE_EVERY": "0"},
+    "docs/tutorial.md": SMALL,
 }
 # A model that needs seconds, for the recipes of large ones.
 TINY = {
@@ -137,7 +146,6 @@ def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "stories").mkdir()
     (tmp_path / "stories" / "pages.jsonl").write_text(lines, encoding="utf-8")
-    monkeypatch.delenv("OMP_NUM_THREADS")
     return os.environ | {
         "HOME": str(tmp_path),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
