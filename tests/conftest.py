@@ -44,6 +44,8 @@ def _forget_the_shell() -> None:
     # Several tests, and the processes they start, share the cores: threads that wait for each
     # other would take them all.
     os.environ |= {"LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
+    # Triton reads it once, when the first of a process's tests imports it.
+    os.environ["TRITON_INTERPRET"] = "1"
     locale.setlocale(locale.LC_ALL, "")
     time.tzset()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,11 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.python_process import run_python
-
-# Read when the kernel's module is imported, at the operator's first call.
-os.environ["TRITON_INTERPRET"] = "1"
-
 from app.model.cross_entropy import (
     VOCAB_MULTIPLE,
     fused_output_loss,
@@ -27,6 +21,7 @@ from app.model.cross_entropy import (
     output_loss,
 )
 from app.model.fp8 import matmul_fp8
+from tests.python_process import run_python
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
 
