@@ -106,7 +106,7 @@ while ((node == 0)) && kill -0 "$training" 2>/dev/null; do
 done
 code=0
 finish "$training" || code=$?
-# torchrun turns every exit code into 1, but SkyPilot must recognise a stop.
+# torchrun turns every exit code into 1, but SkyPilot must recognize a stop.
 [[ $code == 0 || ! $stopped ]] || code=143
 ((node == 0)) || exit "$code"
 

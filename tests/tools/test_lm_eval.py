@@ -175,10 +175,10 @@ def test_lm_eval_hellaswag_is_that_of_the_run(
         for row, question in zip(questions, read_questions(path), strict=True)
     ]
     Path("tasks").mkdir()
-    write_hellaswag("as_labelled", path)
+    write_hellaswag("as_labeled", path)
     write_hellaswag("as_chosen", write_questions(Path("chosen.jsonl"), chosen))
-    results = lm_eval("as_labelled,as_chosen")
-    theirs = [results["as_labelled"][f"{metric},none"] for metric in ("acc_norm", "acc")]
+    results = lm_eval("as_labeled,as_chosen")
+    theirs = [results["as_labeled"][f"{metric},none"] for metric in ("acc_norm", "acc")]
     say(f"acc_norm, acc: lm-eval {theirs}, train {last.hellaswag}")
     counts = HellaSwag(read_questions(path), CONTEXT_LENGTH, 256).correct(model, CPU)
     assert [count / len(questions) for count in sum(counts, torch.zeros(2)).tolist()] == theirs

@@ -46,7 +46,7 @@ _CHECKS: dict[str, Callable[[Context], Iterator[Finding]]] = {
 _LIMIT_SECONDS = 60.0
 _HASHING_SECONDS = 600.0
 # Colors of terminals (ECMA-48, 8.3.117).
-_COLOURS = {"pass": "32", "warn": "33", "fail": "1;31", "skip": "2"}
+_COLORS = {"pass": "32", "warn": "33", "fail": "1;31", "skip": "2"}
 _MIN_WIDTH = 60
 
 
@@ -109,7 +109,7 @@ def format_row(finding: Finding, width: int = sys.maxsize, *, colored: bool = Fa
         row += "\n" + fill(f"fix: {finding.fix}", initial_indent=" " * len(head))
     if not colored:
         return row
-    return f"\x1b[{_COLOURS[finding.status]}m{row[:4]}\x1b[0m{row[4:]}"
+    return f"\x1b[{_COLORS[finding.status]}m{row[:4]}\x1b[0m{row[4:]}"
 
 
 def _heading(settings: Settings) -> str:

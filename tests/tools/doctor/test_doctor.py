@@ -208,7 +208,7 @@ def processes_of(data_dir: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_only_a_terminal_without_no_color_gets_colours(tmp_path: Path) -> None:
+def test_only_a_terminal_without_no_color_gets_colors(tmp_path: Path) -> None:
     for variables, expected in (({}, True), ({"NO_COLOR": "1"}, False)):
         keyboard, terminal = os.openpty()
         fast = {"TRAIN_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": "", **variables}
