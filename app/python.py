@@ -84,7 +84,7 @@ def train(**settings: Setting) -> Run:
     Raises:
         AppError: UserError for wrong settings or data, NotFiniteError, ExhaustedError.
         KeyboardInterrupt: Ctrl-C, after a checkpoint was saved; the same call continues. SIGTERM
-            saves as well, and then ends this process.
+            saves as well, and then ends this process. An error while saving is raised instead.
     """
     return Run(_run_command("train", settings).run_dir.absolute())
 
@@ -194,6 +194,6 @@ def _wait(command: list[str], package_parent: str) -> tuple[int, str]:
                 # By this process: a notebook does not show what another one prints.
                 print(line, end="", flush=True)
         code = process.wait()
-    if received:
+    if received and not error:
         signal.raise_signal(received[0])
     return code, error.removesuffix("\n")

@@ -14,7 +14,7 @@ from app.errors import ExitCode
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Signals this close together are one request: a container may get one Ctrl-C in two ways.
 SAME_REQUEST_SECONDS = 2.0
-_RESEND_SECONDS = 0.5
+RESEND_SECONDS = 0.5
 
 
 def exit_code_of(number: int) -> ExitCode:
@@ -60,11 +60,14 @@ def on_stop_signals(
             insist(number)
 
     def watch() -> None:
-        if not (numbers := os.read(reader, 1)):
+        # Handlers of other signals, which a script may have, write here as well.
+        while (numbers := os.read(reader, 1)) and numbers[0] not in _STOP_SIGNALS:
+            pass
+        if not numbers:
             return
         # Python runs handlers in the main thread only, and a signal just before that thread waits
         # for a lock does not interrupt the wait. Another one does.
-        while requested_at is None and not block_ended.wait(_RESEND_SECONDS):
+        while requested_at is None and not block_ended.wait(RESEND_SECONDS):
             if requested_at is None:
                 signal.pthread_kill(main_thread, numbers[0])
         if not block_ended.wait(limit_seconds):

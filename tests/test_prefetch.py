@@ -23,7 +23,7 @@ def test_results_are_in_order() -> None:
 
 def test_calls_run_at_the_same_time() -> None:
     together = Barrier(3)
-    results = prefetch(lambda _: together.wait(60), range(3), threads=3, max_pending=3)
+    results = prefetch(lambda _: together.wait(300), range(3), threads=3, max_pending=3)
     assert sorted(results) == [0, 1, 2]
 
 

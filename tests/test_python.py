@@ -1,6 +1,7 @@
 """Python's functions: prepare and train in processes of their own, and a trained model."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,6 +122,7 @@ def start_long_training() -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-c", TRAIN_LONG],
         stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
@@ -154,6 +156,22 @@ def test_sigterm_saves_a_checkpoint_and_ends_the_script() -> None:
     assert process.returncode == -signal.SIGTERM
     assert rest.endswith("the same command continues\n")
     assert list(Path("data/runs/small/checkpoints").glob("step-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.usefixtures("newcomer")
+@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
+def test_an_error_while_saving_is_raised_after_a_signal(number: signal.Signals) -> None:
+    process = start_long_training()
+    checkpoints = Path("data/runs/small/checkpoints")
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    checkpoints.write_bytes(b"")
+    process.send_signal(number)
+    rest, _ = process.communicate()
+    assert process.returncode == 1
+    assert "app.errors." in rest.splitlines()[-2], rest
+    assert str(checkpoints) in rest.splitlines()[-2], rest
 
 
 def test_a_package_that_is_imported_later_does_not_hide_its_function() -> None:

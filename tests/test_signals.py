@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from app.signals import on_stop_signals
+from app.signals import RESEND_SECONDS, on_stop_signals
 
 LIMIT_SECONDS = 300.0
 
@@ -30,6 +30,20 @@ def test_signal_that_does_not_wake_the_main_thread_is_sent_again() -> None:
 
     with pytest.raises(Requested):
         wait()
+
+
+def test_other_signals_come_once() -> None:
+    received: list[int] = []
+    second = threading.Event()
+    earlier = signal.signal(signal.SIGUSR1, lambda number, _: received.append(number))
+    try:
+        with on_stop_signals(raise_requested):
+            signal.raise_signal(signal.SIGUSR1)
+            # As long as two requests to stop would take to be sent again.
+            second.wait(2.5 * RESEND_SECONDS)
+    finally:
+        signal.signal(signal.SIGUSR1, earlier)
+    assert received == [signal.SIGUSR1]
 
 
 def test_block_that_takes_too_long_is_timed_out() -> None:

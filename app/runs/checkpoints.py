@@ -165,6 +165,9 @@ def prune_checkpoints(checkpoints: Path, keep: int) -> None:
     losses = {step: it.val_loss for step, it in states.items() if it.val_loss is not None}
     kept = {min(losses, key=lambda step: losses[step], default=None)}
     kept |= {step for step, state in states.items() if step == state.cooldown_start}
+    # A time limit may have moved the cool-down to before steps that were done.
+    before = (step for step, state in states.items() if step <= (state.cooldown_start or 0))
+    kept.add(max(before, default=None))
     for step in steps[:-keep]:
         if step not in kept:
             folder = checkpoint_folder(checkpoints, step)

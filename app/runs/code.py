@@ -160,8 +160,11 @@ def _without_comments(content: str) -> str:
             lines[row - 1] = lines[row - 1][:column]
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            for row in range(node.lineno - 1, node.end_lineno or 0):
-                lines[row] = ""
+            first, last = node.lineno - 1, (node.end_lineno or 0) - 1
+            begins = not lines[first][: node.col_offset].strip()
+            # Other code may share its lines.
+            if begins and len(lines[last].rstrip().encode()) == node.end_col_offset:
+                lines[first : last + 1] = [""] * (last + 1 - first)
     return "\n".join(line.rstrip() for line in lines if line.strip())
 
 

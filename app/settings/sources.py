@@ -45,7 +45,7 @@ def load_settings(flags: Mapping[str, str], command: str) -> Settings:
 
 
 def warn_of_unlikely_names() -> None:
-    """Print a warning for each variable that may have been meant as a setting, but is none."""
+    """Print a warning for each variable that may have been meant as a setting, but is not one."""
     for unlikely in _unknown_names(_environment(), 2) if is_first_process() else ():
         print(f"warning: {unlikely}", file=sys.stderr, flush=True)
 

@@ -150,8 +150,8 @@ class TrainSettings(Group):
     keep_checkpoints: Count = Field(2, ge=1)
     """latest checkpoints to keep, besides the best and the one from before the cool-down"""
     use_best: bool | None = None
-    """whether sample, evaluate and export use the checkpoint with the lowest held-out loss, not the
-    last; by default as it was set when the run was trained"""
+    """whether sample, evaluate, export and load use the checkpoint with the lowest held-out loss,
+    not the last; by default as it was set when the run was trained"""
     processes: Annotated[int | Literal["auto"], count_or("auto", at_most=1024)] = "auto"
     """training processes on this machine; auto: one per GPU; one on a CPU"""
     max_restarts: Count = Field(3, ge=0)

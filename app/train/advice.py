@@ -151,7 +151,7 @@ def shorter_run(seconds: float, steps: int, *, on_cpu: bool) -> str:
 
 
 def advise_on_disk(cfg: TrainSettings, model: ModelSettings, free_bytes: int) -> Iterator[Advice]:
-    """Yield a warning if a run's checkpoints, existing ones included, take more than that."""
+    """Yield a warning if a run's checkpoints, existing ones included, take more than is free."""
     needed, count = checkpoints_bytes(cfg, model), count_checkpoints(cfg)
     if needed > free_bytes:
         affordable = free_bytes // (needed // count)

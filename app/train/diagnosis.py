@@ -45,8 +45,9 @@ def write_diagnosis(
         )
         problem = f"{problem}; {path} has the batch and all norms"
     last = run.last_saved()
-    goes_on = f"continues from {last}" if last else "restarts from the beginning"
-    return NotFiniteError(problem, f"{error.fix}; the run {goes_on}")
+    if last is None:
+        return NotFiniteError(problem, f"{error.fix}; the run restarts from the beginning")
+    return NotFiniteError(problem, f"{error.fix}; the run continues from {last}")
 
 
 def _json(number: float) -> float | str:

@@ -162,7 +162,7 @@ def held_out_warning(dataset: Dataset, settings: Settings) -> Advice | None:
 
 
 def cooldown_warning(settings: Settings, before: CheckpointState) -> Advice | None:
-    """Return the warning of a learning rate that jumps back up; None if it does not."""
+    """Return a warning if the learning rate jumps back up, else None."""
     began = before.cooldown_start
     planned = planned_steps(settings, before)
     schedule = LRSchedule.from_settings(settings.train, before.warmup_steps, planned)
@@ -178,7 +178,7 @@ def cooldown_warning(settings: Settings, before: CheckpointState) -> Advice | No
 
 
 def other_code_warning(checkpoint: Checkpoint) -> Advice | None:
-    """Return the warning of code that differs from the checkpoint's; None if none does."""
+    """Return a warning if code differs from the checkpoint's, else None."""
     changed = changed_files(checkpoint)
     kept = f"the run goes on with it, and {patch_name(checkpoint.step)} records the difference"
     return (f"other code than before: {name_changed(changed)}", kept) if changed else None

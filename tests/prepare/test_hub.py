@@ -368,7 +368,7 @@ def test_a_variable_that_the_hubs_library_cannot_read_is_named(
     variable: str, text: str, problem: str, start: Start
 ) -> None:
     process = start("-m", "app", "prepare", **{variable: text})
-    _, printed = process.communicate(timeout=60)
+    _, printed = process.communicate(timeout=300)
     assert process.returncode == 2, printed
     error, fix = printed.splitlines()
     assert error == f"error: the hub cannot be asked: {problem}"

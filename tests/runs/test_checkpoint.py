@@ -285,6 +285,16 @@ def test_pruning_keeps_what_was_saved_before_a_cooldown(tmp_path: Path, snapshot
     assert checkpoint_steps(tmp_path) == [2, 5, 7]
 
 
+def test_pruning_keeps_what_was_saved_before_a_cooldown_that_a_time_limit_moved(
+    tmp_path: Path, snapshot: Snapshot
+) -> None:
+    for step, cooldown_start in ((70, 90), (80, 90), (90, 79), (100, 79), (110, 79)):
+        state = replace(checkpoint_state(step), cooldown_start=cooldown_start)
+        write_checkpoint(checkpoint_folder(tmp_path, step), snapshot, state)
+        prune_checkpoints(tmp_path, 2)
+    assert checkpoint_steps(tmp_path) == [80, 100, 110]
+
+
 def test_a_checkpoint_whose_replacement_was_killed_is_restored(checkpoints: Path) -> None:
     whole = checkpoints / "step-000008"
     whole.rename(whole.with_name("step-000008.old.partial"))

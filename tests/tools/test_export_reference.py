@@ -42,7 +42,7 @@ def a_model(config: ModelConfig) -> LanguageModel:
     ids=str,
 )
 @torch.no_grad()
-def test_the_transformers_logits_are_those_of_transformers(config: ModelConfig) -> None:
+def test_transformers_logits_are_those_of_its_own_class(config: ModelConfig) -> None:
     model = build_model(config)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():

@@ -110,6 +110,15 @@ def code_hashes(clone: Clone) -> dict[str, str]:
     return hashes
 
 
+def test_code_on_the_line_of_a_docstring_counts(clone: Clone) -> None:
+    draft = clone.folder / "app/train/draft.py"
+    hashes = set()
+    for line in ('"One."; return x', '"Two."; return x', '"Two."; return -x', "...; return x"):
+        draft.write_text(f"def forward(x):\n    {line}\n")
+        hashes.add(code_hashes(clone)["app/train/draft.py"])
+    assert len(hashes) == 4
+
+
 def test_a_hash_changes_with_what_a_file_computes_not_with_its_comments(clone: Clone) -> None:
     before = code_hashes(clone)
     clone.edit(MLP, '    """Return', '    """Now return')

@@ -16,17 +16,19 @@ from torch import Tensor
 
 from app.data.dataset import open_dataset
 from app.errors import NotFiniteError
+from app.hardware.device import select_device
 from app.model.gpt import GPT, GPTConfig
 from app.prepare.pipeline import prepare
 from app.prepare.spec import DatasetSpec, TextSource
 from app.runs.checkpoint import open_checkpoint
 from app.runs.checkpoint_state import PendingWork
 from app.runs.checkpoints import latest_checkpoint
+from app.runs.folder import RunFolder
 from app.runs.metrics import PAUSES
 from app.settings.settings import Settings
 from app.tools.evaluate import evaluate
 from app.tools.inspect import describe
-from app.train.main import train
+from app.train.main import train, with_earlier_precision
 from tests.train.conftest import TinySettings, rewrite_checkpoint
 from tests.train.processes import assert_same_run
 
@@ -196,10 +198,19 @@ def test_a_run_continues_in_the_precision_that_auto_has_chosen(
     capsys.readouterr()
     train(settings)
     assert f", {other}, deterministic; " in capsys.readouterr().out
-    recorded["device"]["name"] = "another CPU"
-    settings.run_dir.joinpath("settings.json").write_text(json.dumps(recorded))
-    train(tiny(TRAIN_PRECISION="auto", TRAIN_MAX_STEPS=5))
-    assert f", {here}, deterministic; " in capsys.readouterr().out
+
+
+def test_a_precision_of_another_device_or_setting_is_not_kept(tiny: TinySettings) -> None:
+    settings, cpu = tiny(TRAIN_PRECISION="auto"), select_device("cpu", "float32", "true")
+    run = RunFolder(settings.run_dir)
+    run.path.mkdir(parents=True)
+    found = []
+    for setting, name in (("auto", cpu.name), ("auto", "another CPU"), ("bf16", cpu.name)):
+        recorded = {"device": {"name": name, "precision": "bf16"}}
+        recorded["settings"] = {"train": {"precision": setting}}  # type: ignore[dict-item]
+        run.settings.write_text(json.dumps(recorded))
+        found.append(with_earlier_precision(cpu, settings.train, run).precision)
+    assert found == ["bf16", "float32", "float32"]
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_continues(

@@ -59,7 +59,8 @@ def _x_axis(name: str, values: Sequence[Any]) -> Spec:
     if name == SEED or len(numbers) < len(values):
         kept = {"sort": [*dict.fromkeys(map(str, values))], "axis": {"labelAngle": 0}}
         return title | {"type": "ordinal"} | kept
-    is_log = min(numbers) > 0 and max(numbers) >= _DECADE * min(numbers)
+    # 3e-4 is less than 10 * 3e-5 in floating point.
+    is_log = min(numbers) > 0 and max(numbers) > 0.999 * _DECADE * min(numbers)
     scale = {"type": "log" if is_log else "linear", "zero": False, "nice": False, "padding": 40}
     axis = {"values": sorted(set(numbers)), "labelExpr": PLAIN}
     return title | {"type": "quantitative", "scale": scale, "axis": axis}

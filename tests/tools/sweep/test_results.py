@@ -118,6 +118,6 @@ def test_any_results_have_a_picture_in_both_themes(results: list[Result]) -> Non
 
 
 def test_the_axis_is_logarithmic_over_a_decade() -> None:
-    for last, scale in ((0.002, "linear"), (0.01, "log")):
-        chart = sweep_chart([result(0.001, 0, 4.0), result(last, 0, 4.0)])
+    for first, last, scale in ((1e-3, 2e-3, "linear"), (1e-3, 1e-2, "log"), (3e-5, 3e-4, "log")):
+        chart = sweep_chart([result(first, 0, 4.0), result(last, 0, 4.0)])
         assert chart.spec["encoding"]["x"]["scale"]["type"] == scale
