@@ -164,10 +164,10 @@ def prune_checkpoints(checkpoints: Path, keep: int) -> None:
     states = {step: state for step in steps if (state := state_of(checkpoints, step))}
     losses = {step: it.val_loss for step, it in states.items() if it.val_loss is not None}
     kept = {min(losses, key=lambda step: losses[step], default=None)}
-    kept |= {step for step, state in states.items() if step == state.cooldown_start}
+    starts = {step: it.cooldown_start for step, it in states.items() if it.cooldown_start}
+    kept |= {step for step, start in starts.items() if step == start}
     # A time limit may have moved the cool-down to before steps that were done.
-    before = (step for step, state in states.items() if step <= (state.cooldown_start or 0))
-    kept.add(max(before, default=None))
+    kept.add(max((step for step, start in starts.items() if step <= start), default=None))
     for step in steps[:-keep]:
         if step not in kept:
             folder = checkpoint_folder(checkpoints, step)
