@@ -335,6 +335,15 @@ def test_every_message_until_the_hub_answers_says_that_there_is_no_such_folder(
     assert given_up.endswith("; and there is no file or folder textz/mine here")
 
 
+def refused(start: Start, variable: str, text: str) -> tuple[str, str, str]:
+    """Return what prepare prints with a variable that it refuses: output, error and fix."""
+    process = start("-m", "app", "prepare", **{variable: text})
+    output, printed = process.communicate(timeout=300)
+    assert process.returncode == 2, printed
+    error, fix = printed.splitlines()
+    return output, error, fix
+
+
 @pytest.mark.parametrize(
     ("variable", "text", "problem"),
     (
@@ -347,13 +356,10 @@ def test_every_message_until_the_hub_answers_says_that_there_is_no_such_folder(
 def test_nonsense_about_the_way_to_the_hub_is_reported_at_once(
     variable: str, text: str, problem: str, start: Start
 ) -> None:
-    process = start("-m", "app", "prepare", **{variable: text})
-    output, error = process.communicate(timeout=300)
-    assert (process.returncode, output) == (2, ""), error
+    output, error, fix = refused(start, variable, text)
+    assert output == ""
     assert error.startswith(f"error: the hub cannot be asked: {problem}")
-    assert error.splitlines()[1:] == [
-        "  fix: correct HF_ENDPOINT, SSL_CERT_FILE or the proxy in the environment"
-    ]
+    assert fix == "  fix: correct HF_ENDPOINT, SSL_CERT_FILE or the proxy in the environment"
 
 
 @pytest.mark.parametrize(
@@ -367,10 +373,7 @@ def test_nonsense_about_the_way_to_the_hub_is_reported_at_once(
 def test_a_variable_that_the_hubs_library_cannot_read_is_named(
     variable: str, text: str, problem: str, start: Start
 ) -> None:
-    process = start("-m", "app", "prepare", **{variable: text})
-    _, printed = process.communicate(timeout=300)
-    assert process.returncode == 2, printed
-    error, fix = printed.splitlines()
+    _, error, fix = refused(start, variable, text)
     assert error == f"error: the hub cannot be asked: {problem}"
     assert fix.startswith("  fix: correct one of the variables ")
     assert variable in fix
