@@ -10,6 +10,7 @@ from app.cli.process import run
 from app.errors import AppError, ExhaustedError, ExitCode, NetworkError, UserError
 from app.failures import check_torch_version, compiler_failure, translate_error
 from tests.python_process import run_python
+from tests.torch_path import needs_torch_compile
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,7 @@ def test_a_gpu_that_torch_has_no_code_for_is_explained() -> None:
     assert "TRAIN_DEVICE=cpu" in error.fix
 
 
+@needs_torch_compile
 def test_a_gpu_that_triton_has_no_code_for_is_explained() -> None:
     # Importing it takes seconds.
     from torch._inductor.exc import GPUTooOldForTriton
@@ -197,6 +199,7 @@ def usual_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@needs_torch_compile
 @pytest.mark.parametrize("text", COMPILER_FAILURES)
 @pytest.mark.usefixtures("usual_compiler")
 def test_a_failure_of_the_compiler_is_told_in_its_own_words(text: str) -> None:
@@ -204,6 +207,7 @@ def test_a_failure_of_the_compiler_is_told_in_its_own_words(text: str) -> None:
     assert (known.problem, known.fix) == COMPILER_FAILURES[text]
 
 
+@needs_torch_compile
 @pytest.mark.parametrize(
     ("variable", "value", "problem", "fix"),
     (
@@ -243,6 +247,7 @@ print(run_and_report(lambda: compiled(torch.ones(1))))
 """
 
 
+@needs_torch_compile
 @pytest.mark.processes
 def test_a_compiler_that_fails_in_a_step_is_not_a_bug() -> None:
     ended = run_python(FAILS_IN_A_STEP)
