@@ -23,6 +23,7 @@ from app.train.compile import (
 )
 from tests.model.generation import generate
 from tests.python_process import run_python
+from tests.torch_path import needs_torch_compile
 
 CONFIG = GPTConfig(context_length=32, vocab_size=50257, num_layers=3, embd_size=32, num_heads=2)
 CPU = torch.device("cpu")
@@ -66,6 +67,7 @@ def losses_of(
     return losses
 
 
+@needs_torch_compile
 @pytest.mark.slow
 def test_compiled_training_equals_uncompiled_training() -> None:
     """For 50 steps, in float32 and in bf16 but for their rounding."""
@@ -78,6 +80,7 @@ def test_compiled_training_equals_uncompiled_training() -> None:
         assert losses == pytest.approx(expected, abs=tolerance)
 
 
+@needs_torch_compile
 @pytest.mark.slow
 def test_all_blocks_of_a_qwen3_share_one_compiled_code() -> None:
     from torch._dynamo.utils import counters
@@ -96,6 +99,7 @@ def test_all_blocks_of_a_qwen3_share_one_compiled_code() -> None:
     assert counters["stats"]["unique_graphs"] == 3
 
 
+@needs_torch_compile
 def test_evaluation_and_sampling_compile_nothing() -> None:
     from torch._dynamo.utils import counters
 
@@ -112,6 +116,7 @@ def test_evaluation_and_sampling_compile_nothing() -> None:
     assert dict(counters["stats"]) == made
 
 
+@needs_torch_compile
 @pytest.mark.slow
 def test_the_cache_keeps_deterministic_code_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
